@@ -1,4 +1,7 @@
-"""The shifts that make tasks out of clean images; each maps floats in [0, 1] of shape (n, channels, 56, 56) to the same."""
+"""The shifts that make tasks out of clean images.
+
+Each maps floats in [0, 1] of shape (n, channels, 56, 56) to the same.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where the testbed's images come from: handwritten digits, cells of photographs, glyphs of fonts; all inside wheels.
 
-A source hands out clean grey or colour images of one split on a 56 x 56 canvas; nothing here knows about shifts or files.
+A source hands out clean grey or colour images of one split on a 56 x 56 canvas; it knows nothing of shifts.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Source(Protocol):
     """Clean images of every class of a task."""
 
     def draw(self, split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Up to ``count`` images of ``split``: floats in [0, 1] of shape (n, channels, 56, 56), and their labels (n,)."""
+        """Draw up to ``count`` images of ``split``: floats in [0, 1], (n, channels, 56, 56), and their labels (n,)."""
         ...
 
 
 def package_file(package: str, *parts: str) -> Path:
-    """A file inside an installed package, found without importing it."""
+    """Find a file inside an installed package without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -62,6 +62,7 @@ class HandwrittenDigits:
     }
 
     def draw(self, split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw from the digits of ``split``."""
         images, labels = _mnist()
         first, last = self.shares[split]
         keep = torch.cat([torch.nonzero(labels == digit).flatten()[first:last] for digit in range(10)])
@@ -80,12 +81,16 @@ def _mnist() -> tuple[Tensor, Tensor]:
 class Photographs:
     """Random crops of one photograph a class; each photograph is cut into cells and every cell belongs to one split."""
 
-    def __init__(self, files: Sequence[tuple[str, str]], mode: str, cell: int, contrast: float):
-        """``files``: (package, path inside it) per class. Crops whose standard deviation is below ``contrast`` are flat
-        (sky, black space) and are taken only where a split has nothing better."""
+    def __init__(self, files: Sequence[tuple[str, str]], mode: str, cell: int, contrast: float) -> None:
+        """Take ``files``: (package, path inside it) per class.
+
+        Crops whose standard deviation is below ``contrast`` are flat (sky, black space) and taken only where a split
+        has nothing better.
+        """
         self.files, self.mode, self.cell, self.contrast = tuple(files), mode, cell, contrast
 
     def draw(self, split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw crops of the cells of ``split``, the same number from every photograph."""
         per_class = -(-count // len(self.files))
         drawn = [self._crops(cells, per_class, generator) for cells in self._cells(split)]
         labels = torch.arange(len(drawn)).repeat_interleave(per_class)
@@ -111,7 +116,7 @@ class Photographs:
 
 @lru_cache(maxsize=64)
 def _photograph_cells(package: str, path: str, mode: str, cell: int) -> tuple[Tensor, ...]:
-    """The cells of a photograph by split, in the order of ``SPLITS``: of every 9, 4 train, 2 calibration, 1 validation, 2 test."""
+    """Cut a photograph into cells, by split in the order of ``SPLITS``: of every 9, 4, 2, 1 and 2."""
     image = Image.open(package_file(package, *path.split("/"))).convert(mode)
     if max(image.size) > 800:  # the retina and the deep field are larger than the rest
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -128,10 +133,11 @@ def _photograph_cells(package: str, path: str, mode: str, cell: int) -> tuple[Te
 class Glyphs:
     """One character a class, rendered in many fonts, with jitter of place, size, slant and ink."""
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str) -> None:
         self.characters = characters
 
     def draw(self, split: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw glyphs, the same number of every character; the splits differ in the jitter alone."""
         banks = [_glyph_bank(character) for character in self.characters]
         per_class = -(-count // len(banks))
         masks = torch.cat([bank[torch.randint(len(bank), (per_class,), generator=generator)] for bank in banks])
@@ -174,7 +180,7 @@ def _font(package: str, path: str) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=512)
 def _glyph_bank(character: str) -> Tensor:
-    """The character, white on black and centred, in every font that has it: uint8 (fonts, 56, 56)."""
+    """Render the character, white on black and centred, in every font that has it: uint8 (fonts, 56, 56)."""
     masks = []
     for package, path in FONTS:
         font = _font(package, path)

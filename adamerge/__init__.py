@@ -1,0 +1,48 @@
+"""adamerge: learn how to merge models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveMerging": "modules",
+    "BlockWise": "parametrizations",
+    "ChunkWise": "parametrizations",
+    "Clamp": "constraints",
+    "Entropy": "objectives",
+    "ImageCalibration": "data",
+    "LayerWise": "parametrizations",
+    "OpenClipClassifier": "backbones",
+    "Projection": "constraints",
+    "Sigmoid": "constraints",
+    "Softmax": "constraints",
+    "TaskVectors": "task_vectors",
+    "TaskWise": "parametrizations",
+    "Ties": "transforms",
+    "export": "export",
+    "load_coefficients": "coefficients",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from adamerge.backbones import OpenClipClassifier
+    from adamerge.coefficients import load_coefficients
+    from adamerge.constraints import Clamp, Projection, Sigmoid, Softmax
+    from adamerge.data import ImageCalibration
+    from adamerge.export import export
+    from adamerge.modules import AdaptiveMerging
+    from adamerge.objectives import Entropy
+    from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
+    from adamerge.task_vectors import TaskVectors
+    from adamerge.transforms import Ties
+
+
+def __getattr__(name: str) -> Any:
+    # lazily, so that `adamerge --help` imports no torch, and `export` no Lightning
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adamerge' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"adamerge.{_HOMES[name]}"), name)

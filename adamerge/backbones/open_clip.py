@@ -1,0 +1,126 @@
+"""open_clip image towers with frozen zero-shot heads made by the base's own text tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
+
+from adamerge.backbones.base import Backbone, Task
+from adamerge.errors import CheckpointError, ConfigError, DataError
+from adamerge.files import read_json
+from adamerge.layout import Layout
+
+
+class ZeroShotHead(nn.Module):
+    """Cosine similarity to class embeddings, times the logit scale.
+
+    Args:
+        weight: ``(classes, width)``: exp(logit_scale) x normalised mean over templates of normalised text embeddings.
+
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(samples, width)``, not normalised, to logits ``(samples, classes)``."""
+        return nn.functional.linear(nn.functional.normalize(features, dim=-1), self.weight)
+
+
+class OpenClipClassifier(Backbone):
+    """An open_clip model as a classifier: image tower, then the zero-shot head of the sample's task.
+
+    Args:
+        architecture: an open_clip name such as ``ViT-B-32-quickgelu``, or a folder with ``open_clip_config.json``.
+        dtype: of the merged copy.
+
+    Raises:
+        ConfigError: open_clip does not know the architecture.
+        CheckpointError: the folder's configuration is unusable.
+
+    Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
+
+    """
+
+    def __init__(self, architecture: str, dtype: str = "float32") -> None:
+        self.architecture, folder = architecture, Path(architecture).expanduser()
+        if folder.is_dir():
+            config, identifier = read_json(folder / "open_clip_config.json"), f"local-dir:{folder}"
+            if not isinstance(config.get("model_cfg"), dict):
+                raise CheckpointError(f"{folder / 'open_clip_config.json'}: 'model_cfg' is missing or not an object")
+            self.model_config: dict[str, Any] = config["model_cfg"]
+        else:
+            known, identifier = open_clip.get_model_config(architecture), architecture
+            if known is None:
+                raise ConfigError(
+                    f"architecture '{architecture}' is neither a folder nor a model that open_clip knows",
+                    todo="python -c 'import open_clip; print(open_clip.list_models())' lists the names",
+                )
+            self.model_config = known
+        try:
+            self.network = open_clip.create_model(identifier, load_weights=False)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error}") from error
+        self.tokenizer = open_clip.get_tokenizer(identifier)
+        self.preprocess_config: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(self.network))
+        self.network.to(getattr(torch, dtype)).eval()
+        self.heads = {}
+        self._transform, self._mean, self._std = _split_normalisation(self.preprocess_config)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """open_clip's state dict, whose names are the on-disk names; it ties nothing."""
+        return self.network.state_dict(keep_vars=True)
+
+    def build_heads(self, tasks: Mapping[str, Task]) -> None:
+        """Encode every prompt once."""
+        self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
+
+    def layout(self) -> Layout:
+        """What ``open_clip.create_model("local-dir:...")`` reads."""
+        config = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess_config}
+        text = json.dumps(config, indent=2, sort_keys=True)
+        return Layout("open_clip_model.safetensors", {"open_clip_config.json": text})
+
+    def preprocess(self, sample: Any) -> Tensor:
+        """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""
+        return self._transform(sample)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """uint8 ``(samples, 3, height, width)`` to features; the same operations as torchvision's, in the same order."""
+        device = inputs.device
+        images = inputs.to(torch.float32).div(255)
+        images = images.sub(self._mean.to(device, non_blocking=True)).div(self._std.to(device, non_blocking=True))
+        features: Tensor = self.network.encode_image(images.to(self.network.logit_scale.dtype))
+        return features
+
+    @torch.no_grad()
+    def _class_embeddings(self, name: str, task: Task) -> Tensor:
+        if not task.classnames or not task.templates:
+            raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
+        prompts = [template.format(classname) for classname in task.classnames for template in task.templates]
+        device = self.network.logit_scale.device
+        tokens = self.tokenizer(prompts).to(device)
+        embeddings = [self.network.encode_text(part, normalize=True).float() for part in tokens.split(256)]
+        means = torch.cat(embeddings).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
+        return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+
+
+def _split_normalisation(config: dict[str, Any]) -> tuple[Compose, Tensor, Tensor]:
+    """open_clip's evaluation transform with uint8 output, and the mean and deviation ``(3, 1, 1)`` it would apply."""
+    steps = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
+    kept = [step for step in steps if not isinstance(step, ToTensor | Normalize)]
+    normalise = next(step for step in steps if isinstance(step, Normalize))
+    return (
+        Compose([*kept, PILToTensor()]),
+        torch.tensor(normalise.mean).view(3, 1, 1),
+        torch.tensor(normalise.std).view(3, 1, 1),
+    )

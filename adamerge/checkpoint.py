@@ -1,0 +1,244 @@
+"""One model's tensors by on-disk name: headers first, one tensor at a time, all weights read once for a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from adamerge.errors import CheckpointError, ExportError
+from adamerge.files import TensorFile, cache_folder, listed, quoted, read_json
+from adamerge.staging import staged_file
+
+MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+# the format's dtype names, and torch's; F6_E2M3 and F6_E3M2 have no torch dtype
+_TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_TORCH |= {"I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32}
+_TORCH |= {"U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
+_TORCH |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2": torch.float8_e5m2}
+_TORCH |= {"F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F4": torch.float4_e2m1fn_x2}
+_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+
+# a float is NaN or Inf exactly when all bits of its exponent are set: looked up in the bits, in any chunk at any speed
+_EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
+_EXPONENTS |= {"BF16": ("<u2", 0xFF << 7)}
+
+_SETTLED = 2.0  # seconds after which a second write is sure to give another mtime, on the coarsest clocks
+
+
+class _NoSuchTensor(CheckpointError, KeyError):
+    """A name the checkpoint lacks: typed for the user, and a KeyError because a Mapping promises one."""
+
+    __str__ = Exception.__str__  # KeyError would print the message quoted
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over all bytes finds: the fingerprint, and how many values of which tensors are NaN or Inf."""
+
+    fingerprint: str
+    nonfinite: Mapping[str, int]
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """One model's tensors by on-disk name, in sorted order; ``location`` is what errors print.
+
+    ``sources`` are the files it reads, none when it is in memory. Tensors are for reading: whoever writes to one may
+    write to what others see. Compare two checkpoints by ``fingerprint``; ``==`` asks whether they are one object.
+    """
+
+    location: str
+    sources: tuple[Path, ...] = ()
+    _entries: Mapping[str, Any]  # by name, in order: where each tensor is
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # Mapping's own would read and compare all tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # Mapping's own would read the tensor
+
+    @abstractmethod
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of one tensor without reading it."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor without reading it; CheckpointError if torch has none such."""
+
+    @abstractmethod
+    def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
+        """Return dtype and shape as the format writes them, and the bytes."""
+
+    @cached_property
+    def _scanned(self) -> Scan:
+        return self._pass()
+
+    def scan(self) -> Scan:
+        """Return fingerprint and non-finite counts; the first call passes once over the bytes, tensor by tensor."""
+        return self._scanned
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all names, dtypes, shapes and values: the same however they are cut into files and named."""
+        return self.scan().fingerprint
+
+    def check(self) -> None:
+        """Raise CheckpointError when weights are NaN or Inf, or a file changed since it was opened."""
+        found = self.scan().nonfinite
+        if found:
+            some = ", ".join(f"{quoted(name)} ({found[name]})" for name in sorted(found)[:10])
+            more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+            what = f"{quoted(self.location)} has NaN or Inf in {len(found)} of {len(self)} tensors: {some}{more}"
+            raise CheckpointError(what, todo="use an earlier checkpoint of that training, or exclude these tensors")
+
+    def _pass(self) -> Scan:
+        digests, nonfinite = [], {}
+        for name in self:
+            dtype, shape, chunks = self._stored(name)
+            digest = hashlib.sha256(json.dumps([name, dtype, shape]).encode() + b"\n")
+            word, exponent = _EXPONENTS.get(dtype, ("", 0))
+            count = 0
+            for chunk in chunks:
+                digest.update(chunk)
+                if word:
+                    bits = numpy.frombuffer(chunk, word) & numpy.array(exponent, word)
+                    if bits.max() == exponent:
+                        count += int((bits == exponent).sum())
+            digests.append(digest.digest())
+            if count:
+                nonfinite[name] = count
+        return Scan(hashlib.sha256(b"".join(sorted(digests))).hexdigest(), nonfinite)
+
+    def _entry(self, name: str) -> Any:
+        if name not in self._entries:
+            raise _NoSuchTensor(f"{quoted(self.location)} has no tensor {quoted(name)}")
+        return self._entries[name]
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """The tensors of one or more safetensors files, memory-mapped; no two files may hold the same name."""
+
+    def __init__(self, location: str, files: Sequence[TensorFile]) -> None:
+        self.location, self._files = location, tuple(files)
+        self.sources = tuple(file.path for file in files)
+        homes: dict[str, TensorFile] = {}
+        for file in files:
+            twice = homes.keys() & file.tensors.keys()
+            if twice:
+                raise CheckpointError(f"{quoted(location)} holds tensors twice: {listed(twice)}", where=file.path)
+            homes |= dict.fromkeys(file.tensors, file)
+        if not homes:
+            raise CheckpointError(f"{quoted(location)} holds no tensors")
+        self._entries = {name: homes[name] for name in sorted(homes)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.dtype(name)  # refuses what torch lacks, in words of ours
+        return self._entries[name].read(name)
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape that torch gives the tensor."""
+        info = self._entry(name).tensors[name]
+        # torch packs two F4 into each element
+        return torch.Size((*info.shape[:-1], info.shape[-1] // 2) if info.dtype == "F4" and info.shape else info.shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor; CheckpointError if torch has none such."""
+        file = self._entry(name)
+        known = _TORCH.get(file.tensors[name].dtype)
+        if known is None:
+            what = f"{quoted(file.path)}: tensor {quoted(name)} has dtype {file.tensors[name].dtype}, which torch lacks"
+            raise CheckpointError(what, todo="exclude it, or use a checkpoint that is not quantised")
+        return known
+
+    def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
+        file = self._entry(name)
+        return file.tensors[name].dtype, file.tensors[name].shape, file.chunks(name)
+
+    def scan(self) -> Scan:
+        """Return fingerprint and non-finite counts; a good result is kept on disk while the files stay the same."""
+        for file in self._files:
+            file.check_unchanged()
+        return self._scanned
+
+    @cached_property
+    def _scanned(self) -> Scan:
+        key = sorted([os.path.realpath(file.path), *file.identity] for file in self._files)
+        kept = cache_folder() / "scans" / f"{_seal(key)[:32]}.json"
+        with suppress(CheckpointError):
+            entry = read_json(kept, limit=1_000_000)
+            # the seal finds torn and edited entries; the key itself is compared, since file names are only hashes
+            if entry.pop("seal", None) == _seal(entry) and entry["files"] == key:
+                return Scan(str(entry["fingerprint"]), {})
+        settled = time.time() - max(file.identity[1] for file in self._files) / 1e9 > _SETTLED
+        scan = self._pass()
+        for file in self._files:
+            file.check_unchanged()
+        # a file younger than the clock's grain can change again and keep its mtime, so it is read again next time
+        if not scan.nonfinite and settled:
+            entry = {"files": key, "fingerprint": scan.fingerprint}
+            with suppress(ExportError), staged_file(kept) as temporary:  # without a cache all works, slower
+                temporary.write_text(json.dumps(entry | {"seal": _seal(entry)}))
+        return scan
+
+
+class StateDict(Checkpoint):
+    """The tensors of a mapping in memory, detached; tensors that share storage under two names count as two."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.location = "the state dict in memory"
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                got = f"{type(name).__name__} -> {type(tensor).__name__}"
+                raise CheckpointError(f"{self.location} has {quoted(name)}", expected="str -> torch.Tensor", got=got)
+            if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in _NAMES:
+                state = "on the meta device" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
+                raise CheckpointError(f"tensor {quoted(name)} of {self.location} has no plain values: it is {state}")
+        if not tensors:
+            raise CheckpointError(f"{self.location} holds no tensors")
+        self._entries = {name: tensors[name].detach() for name in sorted(tensors)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._entry(name)
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of one tensor."""
+        return self[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor."""
+        return self[name].dtype
+
+    def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
+        tensor, shape = self[name], tuple(self[name].shape)
+        if tensor.dtype == torch.float4_e2m1fn_x2 and shape:
+            shape = (*shape[:-1], shape[-1] * 2)
+        return _NAMES[tensor.dtype], shape, _chunks(tensor)
+
+
+def _chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
+    flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for start in range(0, len(flat), size):
+        yield flat[start : start + size]
+
+
+def _seal(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

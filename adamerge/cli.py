@@ -1,0 +1,157 @@
+"""The command line: what a verb needs is imported when it is called, so that ``adamerge --help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from adamerge.errors import AdamergeError
+
+HELP = """adamerge: learn how to merge models
+
+usage: adamerge VERB [arguments]      adamerge VERB --help
+
+  fit      learn merging coefficients     --config POOL --config METHOD [--model.lr=... --trainer.max_steps=...]
+           or go on with a run            --resume RUN
+  test     score a run on labelled data   RUN
+  export   write the merged model         COEFFICIENTS FOLDER
+  inspect  show what a file or run holds  FILE_OR_FOLDER
+  compare  several methods, one table     POOL METHOD [METHOD ...]
+
+A POOL says what is merged and on which data (configs/pools), a METHOD how (configs/methods); they may come in either
+order. A run is a folder, runs/<name>/<id>, with its coefficients, metrics, heat map and summary.
+
+exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5 export, 130 and 143 interrupted
+--debug anywhere shows the full trace of an error.
+"""
+
+
+def fit(arguments: list[str]) -> None:
+    """Learn coefficients, or go on with a run."""
+    parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--allow-resume-difference", action="store_true")
+    own, rest = parser.parse_known_args(arguments)
+    if not rest and own.resume is None:
+        rest = ["--help"]
+    if {"-h", "--help"} & set(rest):
+        print("adamerge fit --resume RUN [--allow-resume-difference] goes on with a run from its last checkpoint.\n")
+    from adamerge.runs import fit as run_fit
+
+    folder = run_fit(rest, own.resume, own.allow_resume_difference)
+    if folder is not None:
+        print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
+
+
+def test(arguments: list[str]) -> None:
+    """Score a run on its labelled test or validation split."""
+    parser = argparse.ArgumentParser(prog="adamerge test", description=test.__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    own = parser.parse_args(arguments)
+    from adamerge.comparison import print_scores, score_run
+
+    print_scores(score_run(own.run, own.split))
+
+
+def export(arguments: list[str]) -> None:
+    """Write the merged model to a folder that open_clip or transformers loads; needs no data and no training libraries."""
+    parser = argparse.ArgumentParser(prog="adamerge export", description=export.__doc__)
+    parser.add_argument("coefficients", type=Path, help="coefficients.safetensors of a run")
+    parser.add_argument("target", type=Path, help="the new folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing folder, once the new one is complete"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as in training")
+    parser.add_argument("--base", help="where the base is now")
+    parser.add_argument("--expert", action="append", default=[], metavar="NAME=PATH", help="where an expert is now")
+    parser.add_argument(
+        "--allow-plugins", action="append", default=[], metavar="PREFIX", help="modules the recipe may name"
+    )
+    parser.add_argument("--allow-other-models", action="store_true", help="apply to models with other fingerprints")
+    own = parser.parse_args(arguments)
+    import torch
+
+    from adamerge.coefficients import load_coefficients
+    from adamerge.export import export as write
+
+    moved = dict(item.partition("=")[::2] for item in own.expert)
+    coefficients = load_coefficients(
+        own.coefficients, own.base, moved, own.allow_plugins, verify=not own.allow_other_models
+    )
+    dtype = getattr(torch, own.dtype) if own.dtype else None
+    print(f"exported: {write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite)}")
+
+
+def inspect(arguments: list[str]) -> None:
+    """Show what a coefficient file, a run's folder or a model holds, without reading weights."""
+    parser = argparse.ArgumentParser(prog="adamerge inspect", description=inspect.__doc__)
+    parser.add_argument("path", help="coefficients.safetensors, a run's folder, or a model")
+    own = parser.parse_args(arguments)
+    from adamerge.inspection import describe_path
+
+    describe_path(own.path)
+
+
+def compare(arguments: list[str]) -> None:
+    """Fit several methods on one pool and print one table, beside the base, the experts and tuned task arithmetic."""
+    parser = argparse.ArgumentParser(
+        prog="adamerge compare", description=compare.__doc__, epilog="Further --key=value go to every fit."
+    )
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("methods", type=Path, nargs="+")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
+    )
+    own, overrides = parser.parse_known_args(arguments)
+    from adamerge.comparison import compare as run_compare
+    from adamerge.comparison import print_table
+
+    print_table(run_compare(own.pool, own.methods, own.folder, overrides))
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "fit": fit,
+    "test": test,
+    "export": export,
+    "inspect": inspect,
+    "compare": compare,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; every expected failure is one readable error and an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        from adamerge import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], VERBS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        print(f"error: there is no verb '{words[0]}'{hint}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        VERBS[words[0]](words[1:])
+    except AdamergeError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

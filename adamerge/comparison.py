@@ -1,0 +1,199 @@
+"""Comparison: several methods on one pool, beside the base, the experts and tuned task arithmetic, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from adamerge.backbones import Backbone
+from adamerge.callbacks import write_json
+from adamerge.coefficients import load_coefficients
+from adamerge.data import Calibration
+from adamerge.errors import ConfigError
+from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step
+from adamerge.files import read_json
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import TaskWise
+from adamerge.runs import ConfigCLI, fit
+from adamerge.task_vectors import TaskVectors
+
+Hits = dict[str, Tensor]
+LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
+REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
+
+
+def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Fit every method (finished fits in ``folder`` are not repeated), score all on the test split.
+
+    ``task_arithmetic_tuned`` is an oracle: its coefficient is the best of 0, 0.05 ... 1 on the TEST labels.
+    ``gap_closed`` is (method - tuned) / (individual - tuned), of the averages.
+
+    Returns:
+        What is written to ``folder/comparison.json``: tasks, methods with per_task, average, gap_closed and labels,
+        and the paired standard error of each method's distance to the oracle.
+
+    Raises:
+        AdamergeError: as ``fit``.
+
+    """
+    runs = {method.stem: _fitted(pool, method, folder, overrides) for method in methods}
+    cli = ConfigCLI(["--config", str(pool), "--config", str(methods[0]), *overrides])
+    vectors = TaskVectors(
+        cli.model.merged.task_vectors.base,
+        cli.model.merged.task_vectors.checkpoints,
+        include=cli.model.merged.task_vectors.include,
+        exclude=cli.model.merged.task_vectors.exclude,
+    )
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test")
+    hits: dict[str, Hits] = {"pretrained": scorer.base(), "individual": scorer.experts()}
+    by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in LAMBDAS}
+    best = max(LAMBDAS, key=lambda value: average(accuracies(by_lambda[value])))
+    hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
+    for name, run in runs.items():
+        coefficients = load_coefficients(run / "coefficients.safetensors")
+        hits[name] = scorer.merged(coefficients.task_vectors, lambda _, c=coefficients: c.parametrization)
+    result = _result(hits, cli.datamodule)
+    result["tuned_lambda"] = best
+    result["runs"] = {name: str(run) for name, run in runs.items()}
+    write_json(folder / "comparison.json", result)
+    return result
+
+
+class Scorer:
+    """Scores merged models on one split, with one backbone and samples decoded once.
+
+    Args:
+        backbone: refilled for every model.
+        data: labelled splits.
+        vectors: base and experts.
+        split: ``test`` or ``validation``.
+
+    """
+
+    def __init__(self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str) -> None:
+        self.backbone, self.data, self.vectors, self.split = backbone, data, vectors, split
+        data.serve(backbone)
+        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False)
+        backbone.build_heads(data.tasks)
+
+    def base(self) -> Hits:
+        """The base alone."""
+        self._plain.fill(self.vectors.base.__getitem__)
+        return self._score(self._plain)
+
+    def experts(self) -> Hits:
+        """Each expert on its own task; a task without an expert of its name is left to the base."""
+        hits = {}
+        for task in self.data.tasks:
+            if task in self.vectors.experts:
+                self._plain.fill_expert(task)
+            else:
+                self._plain.fill(self.vectors.base.__getitem__)
+            hits |= self._score(self._plain, [task])
+        return hits
+
+    def merged(self, vectors: TaskVectors, parametrization: Callable[[TaskVectors], Any]) -> Hits:
+        """A merged model on all tasks."""
+        model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False)
+        with torch.no_grad():
+            model.merge()
+        return self._score(model)
+
+    def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Hits:
+        names = list(self.data.tasks) if tasks is None else tasks
+        return {task: correct(model, task, self.data.eval_dataloader(task, self.split)) for task in names}
+
+
+def score_run(run: Path, split: str) -> dict[str, float]:
+    """Accuracy per task of a run's coefficients on a labelled split; also written into the run's summary.
+
+    Raises:
+        ConfigError: ``run`` is not a run's folder.
+
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
+    cli = ConfigCLI(["--config", str(run / "config.yaml")])
+    coefficients = load_coefficients(run / "coefficients.safetensors")
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
+    scores = accuracies(scorer.merged(coefficients.task_vectors, lambda _: coefficients.parametrization))
+    summary = read_json(run / "summary.json")
+    write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
+    return scores
+
+
+def print_scores(scores: Mapping[str, float]) -> None:
+    """One row per task."""
+    table = Table("task", "accuracy")
+    for task, score in scores.items():
+        table.add_row(task, f"{100 * score:.1f}")
+    table.add_section()
+    table.add_row("average", f"{100 * average(scores):.1f}")
+    Console().print(table)
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """One row per method, best average last but for the experts themselves."""
+    table = Table(
+        "method",
+        *result["tasks"],
+        "average",
+        "gap closed",
+        "to oracle",
+        "labels",
+        title="accuracy on the test split, %",
+    )
+    rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", item[1]["average"]))
+    for name, row in rows:
+        difference, error = row["to_oracle"]
+        label = f"{name} ({result['tuned_lambda']})" if name == "task_arithmetic_tuned" else name
+        table.add_row(
+            label,
+            *(f"{100 * row['per_task'][task]:.1f}" for task in result["tasks"]),
+            f"{100 * row['average']:.1f}",
+            f"{100 * row['gap_closed']:.0f} %",
+            f"{100 * difference:+.1f} ± {100 * error:.1f}",
+            "test, for tuning" if row["labels"] else "no",
+        )
+    console = Console(width=max(Console().width, 60 + 11 * len(result["tasks"])))
+    console.print(table)
+    console.print(
+        "gap closed: share of the way from tuned task arithmetic to the individual experts. "
+        "to oracle: points over tuned task arithmetic, ± one paired standard error."
+    )
+
+
+def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+    """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
+    run = folder / "fits" / method.stem
+    arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    if (run / "summary.json").is_file():
+        if read_json(run / "summary.json").get("status") == "finished":
+            return run
+        fit([], resume=run)
+        return run
+    fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", method.stem])
+    return run
+
+
+def _result(hits: Mapping[str, Hits], data: Calibration) -> dict[str, Any]:
+    scores = {name: accuracies(hit) for name, hit in hits.items()}
+    tuned, ceiling = average(scores["task_arithmetic_tuned"]), average(scores["individual"])
+    methods = {
+        name: {
+            "per_task": per_task,
+            "average": average(per_task),
+            "gap_closed": gap_closed(average(per_task), tuned, ceiling),
+            "labels": name == "task_arithmetic_tuned" or (name not in REFERENCES and data.labelled),
+            "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
+        }
+        for name, per_task in scores.items()
+    }
+    return {"tasks": list(data.tasks), "protocol": data.protocol, "methods": methods}

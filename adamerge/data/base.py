@@ -1,0 +1,303 @@
+"""Calibration data: disjoint splits, each sample decoded once, and batches that depend on (seed, step) alone."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from adamerge.backbones import Backbone, Batch, Task
+from adamerge.errors import ConfigError, DataError
+
+SPLITS = ("train", "calibration", "validation", "test")
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from anything printable; the same on every machine and in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+class Samples(Dataset[Tensor]):
+    """Preprocessed samples of one split, each decoded at its first use and kept in memory that workers share.
+
+    Args:
+        rows: of the split.
+        column: that holds the sample.
+        preprocess: one decoded sample to a tensor; all of one shape.
+        where: task and split, for errors.
+
+    """
+
+    def __init__(self, rows: datasets.Dataset, column: str, preprocess: Callable[[Any], Tensor], where: str) -> None:
+        # only this column: the labels of unlabelled data are never read
+        self.rows, self.column, self.preprocess, self.where = rows.select_columns([column]), column, preprocess, where
+        first = self._decode(0)
+        self._cache = torch.empty(len(rows), *first.shape, dtype=first.dtype).share_memory_()
+        self._known = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not self._known[index]:
+            self._cache[index] = self._decode(index)
+            self._known[index] = True
+        return self._cache[index]
+
+    def _decode(self, index: int) -> Tensor:
+        try:
+            return self.preprocess(self.rows[index][self.column])
+        except Exception as error:
+            raise DataError(
+                f"{self.where}: row {index} cannot be read: {error}", todo="remove the row, or repair the file"
+            ) from error
+
+
+class Steps(Dataset[dict[str, Batch]]):
+    """Step number to the batch of that step: a slice of every task's samples, in an order made of (seed, step) alone.
+
+    Args:
+        samples: of each task.
+        labels: of each task; None for unlabelled objectives.
+        batch_size: samples per task and step, over all processes.
+        seed: of the order.
+        total: number of steps.
+        rank: of this process; it takes every ``world_size``-th sample of the batch.
+        world_size: number of processes.
+
+    """
+
+    def __init__(
+        self,
+        samples: Mapping[str, Samples],
+        labels: Mapping[str, Tensor] | None,
+        batch_size: int,
+        seed: int,
+        total: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.samples, self.labels, self.batch_size, self.seed = samples, labels, batch_size, seed
+        self.total, self.rank, self.world_size = total, rank, world_size
+        self._orders: dict[tuple[str, int], Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, step: int) -> dict[str, Batch]:
+        batch = {}
+        for task, samples in self.samples.items():
+            indices = self.indices(task, step)[self.rank :: self.world_size]
+            inputs = torch.stack([samples[index] for index in indices])
+            batch[task] = Batch(inputs, None if self.labels is None else self.labels[task][indices])
+        return batch
+
+    def indices(self, task: str, step: int) -> list[int]:
+        """Sample numbers of a step: consecutive places in an endless row of shuffled passes over the samples."""
+        first, count = step * self.batch_size, len(self.samples[task])
+        places = range(first, first + self.batch_size)
+        return [int(self._order(task, place // count)[place % count]) for place in places]
+
+    def _order(self, task: str, epoch: int) -> Tensor:
+        if (task, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != task or key[1] >= epoch - 1}
+            generator = torch.Generator().manual_seed(seed_of(self.seed, task, epoch))
+            self._orders[task, epoch] = torch.randperm(len(self.samples[task]), generator=generator)
+        return self._orders[task, epoch]
+
+
+class StepSampler(Sampler[int]):
+    """Steps from the first that is not done yet; a resumed run goes on where it was.
+
+    Args:
+        first: asked when an epoch begins.
+        total: number of steps, done ones included: Lightning counts them.
+
+    """
+
+    def __init__(self, first: Callable[[], int], total: int) -> None:
+        self.first, self.total = first, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first(), self.total))
+
+
+class Labelled(Dataset[tuple[Tensor, int]]):
+    """Samples with their labels, for evaluation."""
+
+    def __init__(self, samples: Samples, labels: Sequence[int]) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.samples[index], self.labels[index]
+
+
+class Calibration(LightningDataModule, ABC):
+    """Unlabelled batches of every task for fitting; labelled validation and test splits for reporting.
+
+    Args:
+        batch_size: samples per task and step, over all processes.
+        seed: of the order of batches and of splits that are drawn.
+        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
+        labelled: hand the labels to the objective; needed by labelled objectives, refused by the others.
+        calibration_samples: use so many of each task's calibration samples; all when None.
+        eval_batch_size: samples per batch in validation and test.
+        workers: processes that decode; 0 decodes in the main process.
+
+    Raises:
+        ConfigError: a number is out of range.
+
+    """
+
+    column: str = "image"
+    label_column: str = "label"
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        seed: int = 0,
+        transductive: bool = False,
+        labelled: bool = False,
+        calibration_samples: int | None = None,
+        eval_batch_size: int = 256,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ConfigError(f"data: {name} must be at least 1, got {value}")
+        if calibration_samples is not None and calibration_samples < 1:
+            raise ConfigError(f"data: calibration_samples must be at least 1, got {calibration_samples}")
+        self.batch_size, self.seed, self.transductive, self.labelled = batch_size, seed, transductive, labelled
+        self.calibration_samples, self.eval_batch_size, self.workers = calibration_samples, eval_batch_size, workers
+        self._splits: dict[str, dict[str, datasets.Dataset]] = {}
+        self._samples: dict[tuple[str, str], Samples] = {}
+        self._backbone: Backbone | None = None
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Mapping[str, Task]:
+        """Class names and templates of every task."""
+
+    @abstractmethod
+    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+        """The four splits of a task, disjoint: train, calibration, validation, test; a split that is not used may lack."""
+
+    def setup(self, stage: str) -> None:
+        """Take the preprocessing from the module that is being trained or tested."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if module is not None:
+            self.serve(module.merged.backbone)
+
+    def serve(self, backbone: Backbone) -> None:
+        """Preprocess samples as this backbone wants them."""
+        self._backbone = backbone
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Which data a run used, for its summary and the model's card."""
+        source = "test" if self.transductive else "calibration"
+        return {
+            "calibration_split": f"{source}, {'labelled' if self.labelled else 'labels never read'}",
+            "transductive": self.transductive,
+            "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.tasks},
+            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self._splits[task]},
+            "seed": self.seed,
+        }
+
+    def rows(self, task: str, split: str) -> datasets.Dataset:
+        """The rows of a split; those of ``calibration`` after ``transductive`` and ``calibration_samples``.
+
+        Raises:
+            DataError: the split is missing or empty.
+
+        """
+        if task not in self._splits:
+            self._splits[task] = dict(self.load(task))
+        wanted = "test" if split == "calibration" and self.transductive else split
+        found = self._splits[task].get(wanted)
+        if found is None or len(found) == 0:
+            raise DataError(
+                f"task '{task}': the {wanted} split is {'missing' if found is None else 'empty'}",
+                expected="at least one sample",
+                got=f"splits { ({name: len(rows) for name, rows in self._splits[task].items()}) }",
+            )
+        if split == "calibration" and self.calibration_samples is not None:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))
+            found = found.select(torch.randperm(len(found), generator=generator)[: self.calibration_samples].tolist())
+        return found
+
+    def samples(self, task: str, split: str) -> Samples:
+        """Preprocessed samples of a split, decoded once however many loaders use them."""
+        if self._backbone is None:
+            raise ConfigError("the data have no backbone to preprocess for", todo="call data.serve(backbone) first")
+        if (task, split) not in self._samples:
+            rows = self.rows(task, split)
+            self._samples[task, split] = Samples(
+                rows, self.column, self._backbone.preprocess, f"task '{task}', {split} split"
+            )
+        return self._samples[task, split]
+
+    def labels(self, task: str, split: str) -> list[int]:
+        """Labels of a split, in the order of its rows."""
+        return list(self.rows(task, split)[self.label_column])
+
+    def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """One batch of every task per step."""
+        trainer = self.trainer
+        if trainer is None or trainer.max_steps < 1:
+            raise ConfigError(
+                "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
+            )
+        steps = Steps(
+            {task: self.samples(task, "calibration") for task in self.tasks},
+            {task: torch.tensor(self.labels(task, "calibration")) for task in self.tasks} if self.labelled else None,
+            self.batch_size,
+            self.seed,
+            trainer.max_steps,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+        return DataLoader(
+            steps,
+            batch_size=None,
+            sampler=StepSampler(lambda: trainer.global_step, trainer.max_steps),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def eval_dataloader(self, task: str, split: str) -> DataLoader[Batch]:
+        """Labelled batches of one task, in the order of its rows."""
+        return DataLoader(
+            Labelled(self.samples(task, split), self.labels(task, split)),
+            batch_size=self.eval_batch_size,
+            collate_fn=_collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """One loader per task, over its validation split."""
+        return [self.eval_dataloader(task, "validation") for task in self.tasks]
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """One loader per task, over its test split."""
+        return [self.eval_dataloader(task, "test") for task in self.tasks]
+
+
+def _collate(items: list[tuple[Tensor, int]]) -> Batch:
+    return Batch(torch.stack([inputs for inputs, _ in items]), torch.tensor([label for _, label in items]))

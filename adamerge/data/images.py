@@ -1,0 +1,158 @@
+"""Image tasks from Hugging Face data sets: on disk, in folders of images, or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from adamerge.backbones import Task
+from adamerge.data.base import Calibration, seed_of
+from adamerge.errors import ConfigError, DataError
+
+
+@dataclass
+class ImageTask:
+    """One task's images and the words for its zero-shot head.
+
+    Args:
+        dataset: a folder written by ``save_to_disk``, a folder of images, or a Hub id.
+        templates: prompts with ``{}`` where the class name goes.
+        classnames: in label order; the data set's own when empty.
+        config: of a Hub data set that has several.
+        test: name of the split for reporting.
+        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        image_column: holds the image.
+        label_column: holds the label, an integer.
+
+    """
+
+    dataset: str
+    templates: list[str]
+    classnames: list[str] = field(default_factory=list)
+    config: str | None = None
+    test: str = "test"
+    train: str = "train"
+    image_column: str = "image"
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class _Words:
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+class ImageCalibration(Calibration):
+    """Image tasks by name.
+
+    A data set with splits ``calibration`` and ``validation`` gives them as they are; otherwise both are drawn from
+    ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by construction.
+
+    Args:
+        tasks: task name to its data.
+        batch_size: samples per task and step, over all processes.
+        seed: of the order of batches and of splits that are drawn.
+        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
+        labelled: hand the labels to the objective.
+        calibration_samples: use so many of each task's calibration samples; all when None.
+        eval_batch_size: samples per batch in validation and test.
+        workers: processes that decode; 0 decodes in the main process.
+        calibration_fraction: of ``train``, where the data set has no split of that name.
+        validation_fraction: likewise.
+
+    Raises:
+        ConfigError: no tasks, or fractions out of range.
+        DataError: a data set cannot be read, or lacks a column.
+
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, ImageTask],
+        batch_size: int = 16,
+        seed: int = 0,
+        transductive: bool = False,
+        labelled: bool = False,
+        calibration_samples: int | None = None,
+        eval_batch_size: int = 256,
+        workers: int = 0,
+        calibration_fraction: float = 0.1,
+        validation_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers)
+        if not tasks:
+            raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, templates}}", got="{}")
+        if min(calibration_fraction, validation_fraction) <= 0 or calibration_fraction + validation_fraction >= 1:
+            raise ConfigError(
+                "data: calibration_fraction and validation_fraction must be positive and sum to less than 1",
+                got=f"{calibration_fraction} and {validation_fraction}",
+            )
+        self.sources = tasks
+        self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Class names of the configuration, or else of the data sets."""
+        return {task: _Words(self._classnames(task), tuple(source.templates)) for task, source in self.sources.items()}
+
+    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+        """Read the data set, check its columns, and draw what splits it lacks."""
+        source = self.sources[task]
+        found = self._read(task)
+        columns = {source.image_column: self.column, source.label_column: self.label_column}
+        for split, rows in found.items():
+            for column in columns:
+                if column not in rows.column_names:
+                    raise DataError(
+                        f"task '{task}': split '{split}' of {source.dataset} has no column '{column}'",
+                        expected=f"columns {list(columns)}",
+                        got=rows.column_names,
+                    )
+        renamed = {old: new for old, new in columns.items() if old != new}
+        splits = {split: rows.rename_columns(renamed) for split, rows in found.items()}
+        if source.test in splits:
+            splits["test"] = splits.pop(source.test)
+        if not {"calibration", "validation"} <= splits.keys() and source.train in splits:
+            splits |= self._draw(task, splits.pop(source.train))
+        return splits
+
+    def _draw(self, task: str, rows: datasets.Dataset) -> dict[str, datasets.Dataset]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, task, "splits"))
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        first = round(len(rows) * self.calibration_fraction)
+        second = first + round(len(rows) * self.validation_fraction)
+        return {
+            "calibration": rows.select(order[:first]),
+            "validation": rows.select(order[first:second]),
+            "train": rows.select(order[second:]),
+        }
+
+    def _classnames(self, task: str) -> tuple[str, ...]:
+        if self.sources[task].classnames:
+            return tuple(self.sources[task].classnames)
+        feature = self.rows(task, "test").features[self.label_column]
+        if not isinstance(feature, datasets.ClassLabel):
+            raise DataError(
+                f"task '{task}': the data set names no classes", todo="list classnames in the configuration"
+            )
+        return tuple(feature.names)
+
+    def _read(self, task: str) -> dict[str, Any]:
+        source = self.sources[task]
+        folder = Path(source.dataset).expanduser()
+        try:
+            if (folder / "dataset_dict.json").is_file():
+                return dict(datasets.load_from_disk(str(folder)))
+            if folder.is_dir():
+                return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+            return dict(datasets.load_dataset(source.dataset, source.config))
+        except Exception as error:
+            raise DataError(
+                f"task '{task}': the data set {source.dataset} cannot be read: {error}",
+                todo="give a folder that exists, or a Hub id while online (HF_HUB_OFFLINE unset)",
+            ) from error

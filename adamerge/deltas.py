@@ -1,0 +1,186 @@
+"""Deltas of one tensor, all experts: dense, or read from disk; combined by coefficients, and contracted with a gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Groups(ABC):
+    """Which elements of one tensor share a coefficient: ``g`` of theta0[e] + sum_k w[k, g(e)] tau_k[e]."""
+
+    count: int
+    """Coefficients of one expert for this tensor."""
+
+    @abstractmethod
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """``out += sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count)."""
+
+    @abstractmethod
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Sum of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, count)."""
+
+
+class Whole(Groups):
+    """All elements of the tensor share one coefficient."""
+
+    count = 1
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """``out += coefficients[:, 0] @ rows``."""
+        out.addmv_(rows.t(), coefficients[:, 0])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """``rows @ gradient``."""
+        return torch.mv(rows, gradient).unsqueeze(1)
+
+
+class Chunks(Groups):
+    """Contiguous runs of the flattened tensor, sizes differing by one at most, so that none is ever empty.
+
+    Args:
+        count: chunks of a tensor; at most its number of elements.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
+
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def slices(self, numel: int) -> list[slice]:
+        """The ``count`` runs of a tensor of ``numel`` elements."""
+        edges = [i * numel // self.count for i in range(self.count + 1)]
+        return [slice(a, b) for a, b in pairwise(edges)]
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """One product per chunk."""
+        for group, chunk in enumerate(self.slices(out.numel())):
+            out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """One product per chunk."""
+        parts = [torch.mv(rows[:, chunk], gradient[chunk]) for chunk in self.slices(gradient.numel())]
+        return torch.stack(parts, dim=1)
+
+
+class Deltas(ABC):
+    """What each expert changed in one tensor: ``tau_k``, conceptually ``(experts, *shape)``, in fp32 when read.
+
+    Attributes:
+        shape: of the tensor itself.
+        device: where combinations are computed.
+
+    """
+
+    shape: torch.Size
+    device: torch.device
+
+    @abstractmethod
+    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block."""
+
+    def dense(self) -> Tensor:
+        """All of them at once: ``(experts, *shape)`` in fp32."""
+        return torch.cat(list(self.blocks(torch.float32))).view(-1, *self.shape)
+
+    def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
+        """``sum_k c[k, g(e)] tau_k[e]``: coefficients ``(experts, groups.count)`` to a tensor of ``shape``.
+
+        Differentiable in the coefficients. Computed in their dtype (fp32), outside autocast.
+        """
+        combined: Tensor = _Combine.apply(coefficients, self, groups)
+        return combined
+
+    def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
+        """The transpose of ``combine``: a gradient of ``shape`` to ``(experts, groups.count)``."""
+        flat = gradient.reshape(-1)
+        return torch.cat([groups.contract(block, flat) for block in self.blocks(gradient.dtype)])
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, deltas: Deltas, groups: Groups) -> Tensor:
+        ctx.deltas, ctx.groups = deltas, groups
+        out = torch.zeros(deltas.shape.numel(), dtype=coefficients.dtype, device=deltas.device)
+        first = 0
+        with torch.autocast(out.device.type, enabled=False):
+            for block in deltas.blocks(coefficients.dtype):
+                groups.accumulate(out, block, coefficients[first : first + len(block)])
+                first += len(block)
+        return out.view(deltas.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        # contracted here, so autograd keeps no expert's copy of this tensor
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return ctx.deltas.contract(gradients[0], ctx.groups), None, None
+
+
+class DenseDeltas(Deltas):
+    """Stored deltas.
+
+    Args:
+        values: ``(experts, *shape)``.
+
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.shape, self.device = values.shape[1:], values.device
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """One block with every expert."""
+        yield self.values.reshape(len(self.values), -1).to(dtype)
+
+
+class StreamedDeltas(Deltas):
+    """Deltas of raw tensors, subtracted anew at each read, one expert in memory at a time.
+
+    Args:
+        base: gives the base's tensor of this name.
+        experts: each gives one expert's tensor of this name.
+        shape: of the tensor.
+        device: where combinations are computed.
+
+    """
+
+    def __init__(
+        self,
+        base: Callable[[], Tensor],
+        experts: Sequence[Callable[[], Tensor]],
+        shape: torch.Size,
+        device: torch.device,
+    ) -> None:
+        self.base, self.experts, self.shape, self.device = base, experts, shape, device
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """One block per expert."""
+        base = self.base().to(self.device, dtype)
+        for expert in self.experts:
+            # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
+            yield torch.sub(expert().to(self.device, non_blocking=True), base).to(dtype).view(1, -1)
+
+
+class TransformedDeltas(Deltas):
+    """Deltas that a function of all experts' deltas changes at each read.
+
+    Args:
+        inner: the deltas as they are.
+        transform: ``(experts, numel)`` in fp32 to the same shape.
+
+    """
+
+    def __init__(self, inner: Deltas, transform: Callable[[Tensor], Tensor]) -> None:
+        self.inner, self.transform = inner, transform
+        self.shape, self.device = inner.shape, inner.device
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """One block with every expert: such functions look across experts."""
+        # always from fp32: thresholds are of fp32 magnitudes, whatever dtype the caller computes in
+        yield self.transform(torch.cat(list(self.inner.blocks(torch.float32)))).to(dtype)

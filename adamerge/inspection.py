@@ -1,0 +1,61 @@
+"""Inspection: what a coefficient file, a run or a model holds, from headers and metadata alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from adamerge.coefficients import read_coefficients
+from adamerge.files import read_json
+from adamerge.sources import open_checkpoint
+
+
+def describe_path(path: str) -> None:
+    """Print what ``path`` is.
+
+    Raises:
+        CheckpointError: it is no model.
+        CoefficientsError: it is a damaged coefficient file.
+
+    """
+    folder = Path(path)
+    if (folder / "coefficients.safetensors").is_file():
+        if (folder / "summary.json").is_file():
+            summary = read_json(folder / "summary.json")
+            Console().print(f"run {folder}: {summary.get('status')} after {summary.get('step')} steps")
+        folder = folder / "coefficients.safetensors"
+    if folder.is_file() and folder.name.endswith("coefficients.safetensors"):
+        _describe_coefficients(folder)
+    else:
+        _describe_model(path)
+
+
+def _describe_coefficients(path: Path) -> None:
+    metadata, values = read_coefficients(path)
+    console = Console()
+    console.print(f"[bold]{path}[/bold]: coefficients after {metadata['step']} steps, adamerge {metadata['version']}")
+    console.print(f"base: {metadata['base']['source']} (sha256 {metadata['base']['fingerprint'][:16]})")
+    for task, entry in metadata["experts"].items():
+        console.print(f"expert {task}: {entry['source']} (sha256 {entry['fingerprint'][:16]})")
+    for part in (*metadata["transforms"], metadata["parametrization"]):
+        console.print(f"{part['class_path']} {part['init_args']}")
+    console.print(f"data: {metadata['protocol'] or 'none'}")
+    table = Table("group", *metadata["experts"], title="raw values, before the constraint (mean over a group's chunks)")
+    for group, value in values.items():
+        table.add_row(group, *(f"{row.mean().item():.4f}" for row in value))
+    console.print(table)
+
+
+def _describe_model(path: str) -> None:
+    checkpoint = open_checkpoint(path)
+    table = Table("tensor", "shape", "dtype", title=checkpoint.location)
+    for name in checkpoint:
+        table.add_row(name, str(tuple(checkpoint.shape(name))), str(checkpoint.dtype(name)).removeprefix("torch."))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{len(checkpoint)} tensors, {sum(math.prod(checkpoint.shape(name)) for name in checkpoint):,} elements"
+    )

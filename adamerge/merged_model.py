@@ -1,0 +1,177 @@
+"""The merged model: a backbone's own parameters, refilled from base, deltas and coefficients; knows devices and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from adamerge.errors import CheckpointError
+from adamerge.parametrizations import Parametrization
+from adamerge.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from adamerge.backbones import Backbone  # only for annotations: export must not load the networks' libraries
+
+
+def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(base.float() + update).to(dtype)``: the one place where a merged tensor is made.
+
+    Args:
+        base: as stored; a narrower dtype is widened inside the addition.
+        update: of the same shape, fp32.
+        dtype: of the result.
+
+    """
+    return torch.add(base, update).to(dtype)
+
+
+class MergedModel(nn.Module):
+    """theta(w), realised in the backbone's own parameters; only the parametrization is a submodule.
+
+    ``merge()`` refills them, ordinary ``backward()`` calls accumulate ``G = dL/dtheta`` in their ``.grad``, and
+    ``pull_back(loss)`` gives the scalar whose backward contracts ``G`` with the task vectors, once.
+
+    Args:
+        backbone: the network; its floating-point parameters become the merged copy.
+        task_vectors: base and experts.
+        parametrization: holds the coefficients.
+        resident: hold the deltas in memory (experts x model size), or read them at each merge.
+
+    Raises:
+        CheckpointError: the base's tensors are not those of the backbone.
+
+    """
+
+    def __init__(
+        self, backbone: Backbone, task_vectors: TaskVectors, parametrization: Parametrization, resident: bool = True
+    ) -> None:
+        super().__init__()
+        self.parametrization = parametrization
+        # kept off the module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
+        self.__dict__["backbone"] = backbone
+        self.task_vectors, self.resident = task_vectors, resident
+        self._tensors = dict(backbone.tensors())
+        self._edges: dict[str, GradientEdge] = {}
+        self._placed: torch.device | None = None
+        self._compare()
+        backbone.network.eval().requires_grad_(False)
+        self.fill(task_vectors.base.__getitem__)
+        for name in task_vectors:
+            self._tensors[name].requires_grad_(True)
+            # G accumulates in fp32 whatever the dtype of the copy
+            self._tensors[name].grad_dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coefficients are, and the copy with them."""
+        return next(self.parametrization.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the merged copy."""
+        return next(iter(self._tensors.values())).dtype
+
+    def fill(self, source: Callable[[str], Tensor]) -> None:
+        """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(source(name))
+        torch.clear_autocast_cache()
+
+    def fill_expert(self, task: str) -> None:
+        """Fill the copy with one expert; tensors that are not merged stay the base's."""
+        base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
+        self.fill(lambda name: (expert if name in self.task_vectors else base)[name])
+
+    def merge(self) -> None:
+        """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``."""
+        self._place()
+        self._edges = {}
+        with torch.autocast(self.device.type, enabled=False):
+            for name, deltas in self.task_vectors.items():
+                update = self.parametrization(name, deltas)
+                if update.requires_grad:
+                    # the edge keeps the way back to the coefficients and lets go of the update itself
+                    self._edges[name] = get_gradient_edge(update)
+                tensor = self._tensors[name]
+                with torch.no_grad():
+                    tensor.copy_(merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype))
+                tensor.grad = None
+        # autocast caches casts of parameters by identity and would serve the previous merge
+        torch.clear_autocast_cache()
+
+    def pull_back(self, loss: Tensor) -> Tensor:
+        """A scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
+
+        Args:
+            loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
+
+        """
+        scalar: Tensor = _PullBack.apply(loss, self, *self.parametrization.parameters())
+        return scalar
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
+        return self.backbone.features(inputs)
+
+    def _contract(self) -> list[Tensor]:
+        """``dL/dw`` of every parameter of the parametrization, from the accumulated ``G``; which is then let go."""
+        pairs = [(edge, self._tensors[name].grad) for name, edge in self._edges.items()]
+        edges = [edge for edge, gradient in pairs if gradient is not None]
+        gradients = [gradient for _, gradient in pairs if gradient is not None]
+        parameters = list(self.parametrization.parameters())
+        with torch.autocast(self.device.type, enabled=False):
+            found = torch.autograd.grad(edges, parameters, gradients, allow_unused=True) if edges else ()
+        self._edges = {}
+        for name in self.task_vectors:
+            self._tensors[name].grad = None
+        missing = (None,) * (len(parameters) - len(found))
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(parameters, (*found, *missing), strict=True)
+        ]
+
+    def _place(self) -> None:
+        """Follow the coefficients to their device, and hold the deltas there when they are to be resident."""
+        if self._placed == self.device:
+            return
+        self._placed = self.device
+        self.backbone.to(self.device)
+        self._tensors = dict(self.backbone.tensors())
+        self.task_vectors = (self.task_vectors.resident if self.resident else self.task_vectors.to)(self.device)
+
+    def _compare(self) -> None:
+        base = self.task_vectors.base
+        missing = [name for name in self._tensors if name not in base]
+        extra = [name for name in base if name not in self._tensors]
+        if missing or extra:
+            name = (missing or extra)[0]
+            raise CheckpointError(
+                f"base {base.location} {'lacks' if missing else 'has unexpected'} '{name}'",
+                expected=f"the {len(self._tensors)} tensors of {type(self.backbone).__name__}",
+                got=f"{len(missing)} missing, {len(extra)} unexpected",
+                todo="check that the backbone's architecture is the base's",
+            )
+        for name, tensor in self._tensors.items():
+            if base.shape(name) != tensor.shape:
+                raise CheckpointError(
+                    f"base {base.location}: '{name}' has another shape than in the backbone",
+                    expected=tuple(tensor.shape),
+                    got=tuple(base.shape(name)),
+                    todo="check that the backbone's architecture is the base's",
+                )
+
+
+class _PullBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, merged: MergedModel, *parameters: Tensor) -> Tensor:
+        ctx.merged = merged
+        return loss.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * scale[0] for gradient in ctx.merged._contract())

@@ -1,0 +1,172 @@
+"""Adaptive merging: all coefficients descend the objective's gradient together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from adamerge.backbones import Backbone, Batch
+from adamerge.errors import ConfigError, DivergedError
+from adamerge.evaluation import prediction_spread
+from adamerge.modules.base import MergingModule
+from adamerge.objectives import Objective
+from adamerge.parametrizations import ParametrizationFactory
+from adamerge.penalties import Penalty
+from adamerge.task_vectors import TaskVectors
+
+
+class AdaptiveMerging(MergingModule):
+    """Minimises ``sum over tasks of weighted means of the objective + penalty`` over the coefficients.
+
+    Each step merges once, runs every task's batch (jointly, or in micro-batches), and contracts the accumulated gradient
+    with the task vectors once, however many tasks there are.
+
+    Args:
+        backbone: the network.
+        task_vectors: base and experts.
+        parametrization: which elements share a coefficient.
+        objective: what drives the coefficients; None keeps the initial ones and opens no data.
+        lr: learning rate, of every parameter group.
+        optimizer: of the coefficients.
+        penalty: on the coefficients.
+        task_weights: weight of a task's mean in the sum; 1 where a task is not named.
+        micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
+        resident: hold the deltas in memory, or read them from disk at each step.
+        init_from: a coefficient file of the same groups and experts to start from.
+
+    Raises:
+        ConfigError: a number is out of range.
+        CheckpointError: base, experts and backbone do not fit together.
+        CoefficientsError: ``init_from`` does not fit.
+        DivergedError: during the fit: a loss or gradient became non-finite.
+
+    Reference: AdaMerging (Yang et al., 2024), https://arxiv.org/abs/2310.02575.
+
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task_vectors: TaskVectors,
+        parametrization: ParametrizationFactory,
+        objective: Objective | None = None,
+        lr: float = 1e-3,
+        optimizer: OptimizerCallable = Adam,
+        penalty: Penalty | None = None,
+        task_weights: dict[str, float] | None = None,
+        micro_batch: int | None = None,
+        resident: bool = True,
+        init_from: str | Path | None = None,
+    ) -> None:
+        if lr <= 0:
+            raise ConfigError(f"model.lr must be positive, got {lr}")
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
+        super().__init__(backbone, task_vectors, parametrization, objective, resident, init_from)
+        self.lr, self.optimizer, self.penalty = lr, optimizer, penalty
+        self.task_weights, self.micro_batch = task_weights or {}, micro_batch
+        self._bad: Tensor | None = None
+        self._losses: dict[str, Tensor] = {}
+        self._before: list[Tensor] = []
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser, with the constraint's projection and the guard hooked to its steps."""
+        optimizer = self.optimizer(self.merged.parametrization.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        optimizer.register_step_post_hook(self._settle)
+        return optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Stop when the step before was not finite: its update was undone, so the last good coefficients stand."""
+        # one step late: the flag was computed a whole step ago, so reading it waits for nothing
+        if self._bad is not None and bool(self._bad):
+            losses = {task: float(loss) for task, loss in self._losses.items()}
+            guilty = [task for task, loss in losses.items() if not torch.isfinite(torch.tensor(loss))]
+            raise DivergedError(
+                f"step {self.global_step}: the {'loss' if guilty else 'gradient'} is not finite"
+                + (f" for task '{guilty[0]}'" if guilty else ""),
+                expected="finite numbers",
+                got=f"losses {losses}",
+                todo="lower model.lr, or look at the samples of that step; the last good coefficients were kept",
+            )
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
+        """One merge, one backward pass per micro-batch into the merged copy, one scalar for the coefficients."""
+        assert self.objective is not None
+        self.merged.merge()
+        weights = {task: self.objective.weight(part) for task, part in batch.items()}
+        totals = self._reduce(torch.stack([weight.sum() for weight in weights.values()]))
+        scales = {
+            task: self.task_weights.get(task, 1.0) * weights[task] / totals[i] * self.trainer.world_size
+            for i, task in enumerate(batch)
+        }
+        losses = {task: torch.zeros((), device=self.device) for task in batch}
+        spread: dict[str, tuple[Tensor, Tensor]] = {}
+        for features, parts in self._forward(batch):
+            loss = torch.zeros((), device=self.device)
+            for task, rows, samples in parts:
+                output = self.merged.backbone.output(features[rows], task)
+                part = Batch(*(None if field is None else field[samples] for field in batch[task]))
+                task_loss = (self.objective(output, part) * scales[task][samples]).sum()
+                losses[task] += task_loss.detach()
+                spread[task] = prediction_spread(output.logits.detach())
+                loss = loss + task_loss
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._losses = losses
+        total = self.merged.pull_back(torch.stack(list(losses.values())).sum())
+        if self.penalty is not None:
+            penalty = self.penalty(self.merged.parametrization)
+            self.log("train/penalty", penalty.detach())
+            total = total + penalty
+        self._log_step(losses, spread, total)
+        return total
+
+    def _forward(self, batch: dict[str, Batch]) -> Iterator[tuple[Tensor, list[tuple[str, slice, slice]]]]:
+        """Features of one micro-batch at a time, and for each task in it: its rows there, its samples in the batch."""
+        inputs = torch.cat([part.inputs for part in batch.values()])
+        size = self.micro_batch or len(inputs)
+        for start in range(0, len(inputs), size):
+            chunk = inputs[start : start + size]
+            parts, first = [], 0
+            for task, part in batch.items():
+                low, high = max(first, start), min(first + len(part.inputs), start + len(chunk))
+                if low < high:
+                    parts.append((task, slice(low - start, high - start), slice(low - first, high - first)))
+                first += len(part.inputs)
+            yield self.merged(chunk), parts
+
+    def _reduce(self, totals: Tensor) -> Tensor:
+        """Sum over processes."""
+        reduced = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        return reduced if isinstance(reduced, Tensor) else totals
+
+    def _log_step(self, losses: dict[str, Tensor], spread: dict[str, tuple[Tensor, Tensor]], total: Tensor) -> None:
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log_dict({f"train/loss/{task}": loss for task, loss in losses.items()})
+        self.log_dict({f"train/marginal_entropy/{task}": marginal for task, (marginal, _) in spread.items()})
+        self.log_dict({f"train/top_class_share/{task}": share for task, (_, share) in spread.items()})
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """If a gradient is not finite, remember it on the device and let the gradient be zero."""
+        parameters = list(self.merged.parametrization.parameters())
+        finite = torch.stack([torch.isfinite(p.grad).all() for p in parameters]).all()
+        bad = ~finite if self._bad is None else self._bad | ~finite
+        self._bad = bad
+        self._before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad = torch.where(bad, 0.0, p.grad)  # type: ignore[arg-type]
+
+    def _settle(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After a step: project, and undo the step if it was not finite."""
+        with torch.no_grad():
+            self.merged.parametrization.project_()
+            for parameter, before in zip(self.merged.parametrization.parameters(), self._before, strict=True):
+                parameter.copy_(torch.where(self._bad, before, parameter))  # type: ignore[arg-type]
+        self._before = []

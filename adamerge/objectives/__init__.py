@@ -1,0 +1,6 @@
+"""Objectives: what drives the coefficients; one file an idea."""
+
+from adamerge.objectives.base import Objective
+from adamerge.objectives.entropy import Entropy
+
+__all__ = ["Entropy", "Objective"]

@@ -1,0 +1,139 @@
+"""The linear family: theta0 + sum_k phi(w[k, g]) tau_k; its members differ in which elements share a coefficient."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from adamerge.constraints import Constraint, Free
+from adamerge.deltas import Chunks, Deltas, Groups, Whole
+from adamerge.errors import ConfigError
+from adamerge.parametrizations.base import Parametrization
+from adamerge.task_vectors import TaskVectors
+
+
+class Linear(Parametrization):
+    """One trainable matrix ``w`` ``(experts, all coefficients of an expert)``; each tensor uses the columns of its group.
+
+    Args:
+        task_vectors: names and shapes decide the groups.
+        init: the initial coefficient; None for 1 / experts, the weight average.
+        constraint: from ``w`` to coefficients.
+
+    Raises:
+        ConfigError: the constraint cannot hold the initial coefficient.
+
+    """
+
+    def __init__(
+        self, task_vectors: TaskVectors, init: float | None = 0.3, constraint: Constraint | None = None
+    ) -> None:
+        super().__init__()
+        self.init, self.constraint = init, constraint if constraint is not None else Free()
+        self._groups: dict[str, Groups] = {name: self.groups(name, task_vectors) for name in task_vectors}
+        self._columns: dict[str, slice] = {}
+        self._group_of = {name: self.group(name) for name in task_vectors}
+        total = 0
+        for name, group in self._group_of.items():
+            if group not in self._columns:
+                self._columns[group] = slice(total, total + self._groups[name].count)
+                total += self._groups[name].count
+        experts = len(task_vectors.experts)
+        self.initial = 1 / experts if init is None else init
+        self.w = nn.Parameter(torch.full((experts, total), self.constraint.raw(self.initial), dtype=torch.float32))
+
+    @abstractmethod
+    def group(self, name: str) -> str:
+        """Name of the group whose coefficients tensor ``name`` uses."""
+
+    def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
+        """How the elements of tensor ``name`` share its group's coefficients."""
+        return Whole()
+
+    def forward(self, name: str, deltas: Deltas) -> Tensor:
+        """``sum_k phi(w[k, g]) tau_k``."""
+        return deltas.combine(self.constraint(self.w[:, self._columns[self._group_of[name]]]), self._groups[name])
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """``phi(w)`` of each group."""
+        return {group: self.constraint(self.w[:, columns]) for group, columns in self._columns.items()}
+
+    def values(self) -> dict[str, Tensor]:
+        """``w`` of each group."""
+        return {group: self.w.detach()[:, columns] for group, columns in self._columns.items()}
+
+    def project_(self) -> None:
+        """Project ``w``."""
+        self.constraint.project_(self.w.detach())
+
+
+class TaskWise(Linear):
+    """One coefficient per expert, for the whole model.
+
+    Reference: AdaMerging (Yang et al., 2024), https://arxiv.org/abs/2310.02575; constant, it is task arithmetic
+    (Ilharco et al., 2023), https://arxiv.org/abs/2212.04089.
+    """
+
+    def group(self, name: str) -> str:
+        """The one group."""
+        return "model"
+
+
+class BlockWise(Linear):
+    """One coefficient per expert and block: the name up to its first integer; what has none goes by its top module."""
+
+    def group(self, name: str) -> str:
+        """``visual.transformer.resblocks.3`` for ``visual.transformer.resblocks.3.mlp.c_fc.weight``."""
+        numbered = re.match(r".*?\.\d+(?=\.|$)", name)
+        return numbered.group() if numbered else name.split(".")[0]
+
+
+class LayerWise(Linear):
+    """One coefficient per expert and parameter tensor: what the papers call layer-wise (weight and bias each have theirs).
+
+    Reference: AdaMerging (Yang et al., 2024), https://arxiv.org/abs/2310.02575, section 3.2.
+    """
+
+    def group(self, name: str) -> str:
+        """The tensor itself."""
+        return name
+
+
+class ChunkWise(Linear):
+    """Several coefficients per expert and parameter tensor, one per contiguous chunk of the flattened tensor.
+
+    Args:
+        task_vectors: names and shapes decide the groups.
+        init: the initial coefficient; None for 1 / experts.
+        constraint: from ``w`` to coefficients.
+        chunks: of each tensor; a tensor with fewer elements gets one per element.
+
+    Raises:
+        ConfigError: chunks is below 1, or the constraint cannot hold the initial coefficient.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+
+    """
+
+    def __init__(
+        self,
+        task_vectors: TaskVectors,
+        init: float | None = 0.3,
+        constraint: Constraint | None = None,
+        chunks: int = 2,
+    ) -> None:
+        if chunks < 1:
+            raise ConfigError(f"ChunkWise: chunks must be at least 1, got {chunks}")
+        self.chunks = chunks
+        super().__init__(task_vectors, init, constraint)
+
+    def group(self, name: str) -> str:
+        """The tensor itself."""
+        return name
+
+    def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
+        """Contiguous chunks."""
+        return Chunks(max(1, min(self.chunks, task_vectors.shape(name).numel())))

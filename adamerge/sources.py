@@ -1,0 +1,119 @@
+"""From what users write to a checkpoint: a file, a folder, an index of shards, a Hub id, a state dict."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
+from adamerge.errors import CheckpointError
+from adamerge.files import TensorFile, listed, quoted, read_json
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
+_PART = r"[a-zA-Z0-9][\w.-]{0,95}"
+# the ending of a weights file tells that a path was meant
+_HUB_ID = re.compile(rf"(?!.*\.(safetensors|bin|pt|pth|ckpt)$){_PART}/{_PART}(@[\w./-]+)?", re.ASCII)
+
+
+def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor]) -> Checkpoint:
+    """Open a safetensors file, a model folder, a hub id ``org/name[@revision]`` or a mapping; a Checkpoint is returned.
+
+    Text is a hub id when nothing local has that name and it has the form of one. What cannot be used is a
+    CheckpointError that names the file, before any tensor is read.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return StateDict(source)
+    place = os.path.expanduser(source)
+    try:
+        if not os.path.lexists(place):
+            if isinstance(source, str) and _HUB_ID.fullmatch(source):
+                return SafetensorsCheckpoint(source, _open_folder(_download(source)))
+            raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
+        if os.path.isdir(place):
+            return SafetensorsCheckpoint(place, _open_folder(Path(place)))
+        return SafetensorsCheckpoint(place, [TensorFile(Path(place))])
+    except OSError as error:  # a folder that may not be listed
+        raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
+
+
+def _download(source: str) -> Path:
+    name, _, revision = source.partition("@")
+    try:
+        from huggingface_hub import snapshot_download  # here, because local models need no hub
+
+        wanted, nested = ["*.safetensors", "*.json"], ["*/*"]
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=nested))
+    except Exception as error:  # the client raises its own errors, the network's, the disk's and some plain ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"{quoted(source)} is no local file or folder, and the Hugging Face hub does not give it: {reason}"
+        todo = "check name and network (with HF_HUB_OFFLINE=1 only the hub's cache is used), or give a local path"
+        raise CheckpointError(what, todo=todo) from error
+
+
+def _pick(names: Sequence[str], *preferred: str) -> str | None:
+    return next((name for name in preferred if name in names), names[0] if len(names) == 1 else None)
+
+
+def _open_folder(folder: Path) -> list[TensorFile]:
+    names = sorted(os.listdir(folder))
+    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    index = _pick(indexes, "model.safetensors.index.json")
+    if index is not None:
+        return _open_shards(folder, index, weights)
+    if len(indexes) > 1:
+        raise CheckpointError(f"{quoted(folder)} has several indexes: {listed(indexes)}", todo="keep one of them")
+    only = _pick(weights, "model.safetensors", "open_clip_model.safetensors")
+    if only is not None:
+        return [TensorFile(folder / only)]
+    if weights:
+        what = f"{quoted(folder)} has several safetensors files and no index: {listed(weights)}"
+        raise CheckpointError(what, todo="name one of them, or download the index too")
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    if pickles:
+        what = f"{quoted(folder)} has its weights only as pickle, which may run code when opened: {listed(pickles)}"
+        raise CheckpointError(what, todo="look for a safetensors version, or convert it with code you trust")
+    raise CheckpointError(f"{quoted(folder)} has no .safetensors file", got=listed(names) or "an empty folder")
+
+
+def _is_plain(shard: object) -> bool:
+    # by the letters alone: in the hub's cache, good shards are links that lead out of the folder
+    if not isinstance(shard, str) or not shard.endswith(".safetensors") or shard.startswith(".") or len(shard) > 200:
+        return False
+    return all(letter.isprintable() and letter not in "/\\:" for letter in shard)
+
+
+def _open_shards(folder: Path, index: str, weights: Sequence[str]) -> list[TensorFile]:
+    """Open the shards that an index names, and require that it lists exactly what they hold."""
+    place = quoted(folder / index)
+    names = read_json(folder / index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{place} has no 'weight_map' from tensors to shards")
+    hostile = [str(shard) for shard in names.values() if not _is_plain(shard)]
+    if hostile:
+        expected = "names of .safetensors files beside the index"
+        raise CheckpointError(f"{place} names what is no shard: {listed(set(hostile))}", expected=expected)
+    shards = sorted(set(names.values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        what = f"{place} names {len(missing)} of {len(shards)} shards that do not exist: {listed(missing)}"
+        raise CheckpointError(what, todo="copy or download them")
+    files = [TensorFile(folder / shard) for shard in shards]
+    # model-00002-of-00003 belongs to model-00001-of-00003, also when the index does not name it
+    series = {match.groups() for match in map(_NUMBERED.fullmatch, shards) if match}
+    others = (_NUMBERED.fullmatch(name) for name in weights if name not in shards)
+    strangers = [TensorFile(folder / other[0]) for other in others if other and other.groups() in series]
+    present = {(name, file.path.name) for file in [*files, *strangers] for name in file.tensors}
+    absent, hidden = names.items() - present, present - names.items()
+    if absent or hidden:
+        some = f"listed but absent: {listed(name for name, _ in absent) or 'none'}"
+        more = f"present but not listed there: {listed(name for name, _ in hidden) or 'none'}"
+        raise CheckpointError(f"{place} does not fit its shards; {some}; {more}", todo="download both again")
+    return files

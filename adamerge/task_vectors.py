@@ -1,0 +1,189 @@
+"""Task vectors: what each expert changed, tau_k = theta_k - theta_0, read one tensor at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adamerge.checkpoint import MERGEABLE, Checkpoint
+from adamerge.deltas import Deltas, DenseDeltas, StreamedDeltas, TransformedDeltas
+from adamerge.errors import CheckpointError, ConfigError
+from adamerge.sources import open_checkpoint
+from adamerge.transforms import State, Transform
+
+COUNTERS = frozenset({torch.int64, torch.bool})
+"""Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""
+
+Source = str | Path | Mapping[str, Tensor]
+
+
+class TaskVectors(Mapping[str, Deltas]):
+    """Tensor name to ``Deltas``, for every floating-point tensor of the base that ``include`` and ``exclude`` leave.
+
+    Tensors they do not leave are the base's in the merged model, and need not exist in the experts.
+
+    Args:
+        base: file, folder, Hub id (``org/name[@revision]``) or state dict of the model the experts come from.
+        experts: task name to the expert's file, folder, Hub id or state dict.
+        transforms: applied in this order, at each read.
+        include: glob patterns of tensor names to merge; all when empty.
+        exclude: glob patterns of tensor names to leave at the base.
+        states: what the transforms learned earlier, one per transform; learned now where None.
+
+    Raises:
+        CheckpointError: a file is unusable, or an expert's tensors do not match the base's.
+        ConfigError: no experts, or no tensor left to merge.
+
+    """
+
+    def __init__(
+        self,
+        base: Source,
+        experts: Mapping[str, Source],
+        transforms: Sequence[Transform] = (),
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        states: Sequence[State] | None = None,
+    ) -> None:
+        if not experts:
+            raise ConfigError("experts: there are none", expected="a mapping {task: path or hub id}", got="nothing")
+        self.base = open_checkpoint(base)
+        self.checkpoints: dict[str, Checkpoint] = {task: open_checkpoint(source) for task, source in experts.items()}
+        self.transforms, self.include, self.exclude = tuple(transforms), tuple(include), tuple(exclude)
+        self.device = torch.device("cpu")
+        self._stored: dict[str, Tensor] = {}
+        self._stored_base: dict[str, Tensor] = {}
+        self._names = [name for name in self.base if self._selects(name) and self.base.dtype(name) not in COUNTERS]
+        self._selected = frozenset(self._names)
+        for task, checkpoint in self.checkpoints.items():
+            self._compare(task, checkpoint)
+        if not self._names:
+            raise ConfigError(
+                f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
+            )
+        self._states: list[State] | None = None if states is None else list(states)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Task names of the experts, in the order of the coefficients' first dimension."""
+        return tuple(self.checkpoints)
+
+    @property
+    def states(self) -> list[State]:
+        """What each transform learned from all tensors; learned at the first use."""
+        if self._states is None:
+            learned: list[State] = []
+            for transform in self.transforms:
+                learned.append(transform.prepare({name: self._read(name, learned) for name in self._names}))
+            self._states = learned
+        return self._states
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Deltas:
+        if name not in self._selected:
+            raise KeyError(name)
+        if name in self._stored:
+            return DenseDeltas(self._stored[name])
+        return self._read(name, self.states)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._selected
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of tensor ``name``, from the header."""
+        return self.base.shape(name)
+
+    def base_tensor(self, name: str) -> Tensor:
+        """The base's tensor, as stored, on ``device``."""
+        if name in self._stored_base:
+            return self._stored_base[name]
+        return self.base[name].to(self.device, non_blocking=True)
+
+    def to(self, device: torch.device | str) -> TaskVectors:
+        """The same task vectors, combined on ``device``; still read from where they are."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved._stored, moved._stored_base = {}, {}
+        return moved
+
+    def resident(self, device: torch.device | str) -> TaskVectors:
+        """The same task vectors held on ``device`` as transformed fp32 deltas: experts x size of the model."""
+        held = self.to(device)
+        held._stored_base = {name: self.base[name].to(device) for name in self._names}
+        held._stored = {name: held._read(name, self.states).dense() for name in self._names}
+        return held
+
+    def check(self) -> None:
+        """Read every weight once.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite, a file changed since it was opened, an expert equals the base
+                or another expert.
+
+        """
+        self.base.check()
+        seen = {self.base.fingerprint: "the base"}
+        for task, checkpoint in self.checkpoints.items():
+            checkpoint.check()
+            twin = seen.setdefault(checkpoint.fingerprint, f"expert '{task}'")
+            if twin != f"expert '{task}'":
+                raise CheckpointError(
+                    f"expert '{task}' ({checkpoint.location}) has the same weights as {twin}",
+                    todo="remove it: its coefficient could not be learned",
+                )
+
+    def _selects(self, name: str) -> bool:
+        included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def _compare(self, task: str, checkpoint: Checkpoint) -> None:
+        """Refuse an expert whose merged tensors are not those of the base, by name, shape and kind of number."""
+        for name in self._names:
+            if name not in checkpoint:
+                raise CheckpointError(
+                    f"expert '{task}' lacks '{name}' (base has {len(self.base)} tensors, this one {len(checkpoint)})",
+                    where=checkpoint.location,
+                    todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
+                )
+            if checkpoint.shape(name) != self.base.shape(name):
+                raise CheckpointError(
+                    f"expert '{task}': '{name}' has another shape than in the base",
+                    where=checkpoint.location,
+                    expected=tuple(self.base.shape(name)),
+                    got=tuple(checkpoint.shape(name)),
+                    todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
+                )
+            for who, model in ((f"expert '{task}'", checkpoint), ("the base", self.base)):
+                if model.dtype(name) not in MERGEABLE:
+                    raise CheckpointError(
+                        f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
+                        where=model.location,
+                        expected="float64, float32, float16 or bfloat16",
+                        got=model.dtype(name),
+                        todo=f"pass exclude=['{name}'], or dequantise the checkpoint",
+                    )
+        extra = [name for name in checkpoint if self._selects(name) and name not in self.base]
+        if extra:
+            raise CheckpointError(
+                f"expert '{task}' has {len(extra)} tensors that the base lacks, first '{extra[0]}'",
+                where=checkpoint.location,
+                todo=f"pass exclude=['{extra[0]}'], or check which base the expert was trained from",
+            )
+
+    def _read(self, name: str, states: Sequence[State]) -> Deltas:
+        readers = [partial(checkpoint.__getitem__, name) for checkpoint in self.checkpoints.values()]
+        deltas: Deltas = StreamedDeltas(partial(self.base_tensor, name), readers, self.shape(name), self.device)
+        for transform, state in zip(self.transforms, states, strict=False):
+            deltas = TransformedDeltas(deltas, partial(transform.apply, name, state=state))
+        return deltas

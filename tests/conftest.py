@@ -1,0 +1,75 @@
+"""Tiny stand-ins: an open_clip base with random weights, experts near it, and image tasks made of noise."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+PREPROCESS = {"size": [16, 16], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+CLASSES = {"colours": ["red", "green", "blue"], "shapes": ["circle", "square", "star", "line"]}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch, tmp_path_factory):
+    """No test talks to a server, or leaves its scans in the user's cache."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def build_open_clip_folder(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))
+    torch.manual_seed(seed)
+    weights = open_clip.create_model(f"local-dir:{folder}", load_weights=False).state_dict()
+    # random biases and norms too: zeros would hide a wrong sign
+    weights = {name: value + 0.02 * torch.randn_like(value) for name, value in weights.items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return weights
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory):
+    """A base folder and one expert file per task of CLASSES; experts move the image tower only."""
+    root = tmp_path_factory.mktemp("pool")
+    base = build_open_clip_folder(root / "base")
+    experts = {}
+    for seed, task in enumerate(CLASSES):
+        torch.manual_seed(100 + seed)
+        moved = {
+            name: value + 0.05 * torch.randn_like(value) for name, value in base.items() if name.startswith("visual.")
+        }
+        save_file(moved, root / f"{task}.safetensors")
+        experts[task] = str(root / f"{task}.safetensors")
+    return {"base": str(root / "base"), "experts": experts, "include": ["visual.*"]}
+
+
+def noise_images(classes: list[str], count: int, seed: int) -> datasets.Dataset:
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    rows = {
+        "image": [Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)],
+        "label": generator.integers(0, len(classes), count).tolist(),
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    return datasets.Dataset.from_dict(rows, features)
+
+
+@pytest.fixture(scope="session")
+def image_folders(tmp_path_factory):
+    """A saved data set per task of CLASSES, with train and test splits."""
+    root = tmp_path_factory.mktemp("images")
+    for seed, (task, classes) in enumerate(CLASSES.items()):
+        splits = {"train": noise_images(classes, 60, 10 * seed), "test": noise_images(classes, 24, 10 * seed + 1)}
+        datasets.DatasetDict(splits).save_to_disk(root / task)
+    return {task: str(root / task) for task in CLASSES}

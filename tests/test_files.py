@@ -1,0 +1,423 @@
+"""Doors under attack: damaged and hostile files are told apart, and no interrupted write leaves half a file."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from safetensors import SafetensorError, safe_open
+
+from adamerge.errors import CheckpointError, ExportError
+from adamerge.files import TensorFile, cache_folder, read_json, staged_file, staged_folder
+
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "b": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
+    "a": {"dtype": "BF16", "shape": [3], "data_offsets": [8, 14]},
+    "none": {"dtype": "I64", "shape": [0, 5], "data_offsets": [14, 14]},
+}
+
+
+def packed(header: object, data: bytes = bytes(range(14))) -> bytes:
+    """Return the bytes of a safetensors file."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return a path inside an empty folder."""
+    return tmp_path / "model.safetensors"
+
+
+def refusal(path: Path) -> str:
+    """Open a file that must be refused, and return the message; its first line names the file."""
+    with pytest.raises(CheckpointError) as caught:
+        TensorFile(path)
+    assert str(path) in str(caught.value).splitlines()[0]
+    return str(caught.value)
+
+
+def test_a_sound_file_is_read(path: Path) -> None:
+    """Names come in file order; tensors and chunks are the bytes of the file."""
+    path.write_bytes(packed(HEADER))
+    file = TensorFile(path)
+    assert list(file.tensors) == ["b", "a", "none"] and file.metadata == {"format": "pt"}
+    assert file.tensors["b"].nbytes == 8 and file.tensors["b"].numel == 2 and file.tensors["none"].numel == 0
+    assert bytes(file.read("a").view(dtype=file.read("a").view(-1).dtype).untyped_storage()) == bytes(range(8, 14))
+    assert file.read("none").shape == (0, 5)
+    assert b"".join(bytes(chunk) for chunk in file.chunks("b", size=3)) == bytes(range(8))
+    assert list(file.chunks("none")) == []
+    with pytest.raises(CheckpointError, match="model.safetensors' has no tensor 'c'"):
+        file.read("c")
+
+
+def test_every_truncation_is_told(path: Path) -> None:
+    """A file cut at any byte is refused; where the header is whole, the message counts the bytes."""
+    whole = packed(HEADER)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        message = refusal(path)
+        assert length < 9 or (f"got {length} bytes" in message and "truncated" in message)
+    path.write_bytes(whole + b"!")
+    assert "goes on after its last tensor" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
+        (pickle.dumps({"a": [1] * 99}), "pickle"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "pickle"),
+        (b"<html><body>Not Found</body></html>", "not a safetensors file"),
+        ((101_000_000).to_bytes(8, "little") + b"{}", "101000000"),
+        (b"", "only 0 bytes"),
+        (packed(b"{" + b'"a":{' * 5000, b""), "not valid JSON"),
+        (packed(b'{"a":{},"a":{}}', b""), "twice"),
+        (packed(b'{"\xff":1}', b""), "not valid JSON"),
+        (packed(b'{"\\ud800":1}', b""), "tensor '\\ud800'"),
+        (packed({"__metadata__": {"a": 1}}, b""), "__metadata__"),
+    ],
+)
+def test_strangers_are_named(path: Path, content: bytes, message: str) -> None:
+    """What is not safetensors is recognised, and the message says what to do."""
+    path.write_bytes(content)
+    assert message in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dtype", "F17", "unknown dtype 'F17'"),
+        ("dtype", ["F32"], "unknown dtype"),
+        ("dtype", "F64", "does not take"),
+        ("shape", [2, 2], "does not take"),
+        ("shape", [True, 2], "list of sizes"),
+        ("shape", [-1, -2], "list of sizes"),
+        ("shape", [2**63, 2], "list of sizes"),
+        ("shape", [1] * 65, "list of sizes"),
+        ("data_offsets", [8, 0], "data_offsets"),
+        ("data_offsets", [0], "data_offsets"),
+        ("data_offsets", [4, 12], "ends at"),
+        ("data_offsets", [0.0, 8.0], "data_offsets"),
+        ("more", 1, "entry"),
+    ],
+)
+def test_wrong_entries_name_the_tensor(path: Path, key: str, value: object, message: str) -> None:
+    """A header that lies about one tensor is refused in that tensor's name."""
+    path.write_bytes(packed(HEADER | {"b": HEADER["b"] | {key: value}}))
+    first = refusal(path).splitlines()[0]
+    assert message in first and ("tensor 'b'" in first or "ends at" in first)
+
+
+def test_no_pickle_is_opened(path: Path, tmp_path: Path) -> None:
+    """A pickle that would create a file is refused with advice, bare or zipped, and creates none."""
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Callable, tuple]:
+            return os.mkdir, (str(canary),)
+
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("archive/data.pkl", pickle.dumps(Evil()))
+    for content in (pickle.dumps(Evil()), archive.getvalue()):
+        path.write_bytes(content)
+        assert "convert it" in refusal(path)
+    assert not canary.exists()
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, a pipe and an impossible path give one kind of error, and nothing hangs."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "no such file" in refusal(tmp_path / "missing.safetensors")
+    assert "not a regular file" in refusal(tmp_path)
+    assert "not a regular file" in refusal(tmp_path / "pipe")
+    assert "cannot be read" in refusal(tmp_path / ("n" * 300))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        TensorFile(tmp_path / "a\0b")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=some.lists(some.tuples(some.integers(0, 400), some.integers(0, 2), some.binary(max_size=3)), max_size=4),
+    relabel=some.booleans(),
+)
+def test_mutated_files_are_refused_or_sound(path: Path, edits: list[tuple[int, int, bytes]], relabel: bool) -> None:
+    """Whatever bytes are changed: a CheckpointError naming the file, or a file that safetensors itself accepts."""
+    content = bytearray(packed(HEADER))
+    for at, cut, new in edits:
+        content[at : at + cut] = new
+    if relabel:  # so that the header's length is right again, and the damage lies in the JSON
+        content = bytearray(packed(bytes(content[8:-14]), bytes(content[-14:])))
+    path.write_bytes(content)
+    try:
+        file = TensorFile(path)
+    except CheckpointError as error:
+        assert str(path) in str(error).splitlines()[0]
+        return
+    with safe_open(path, framework="numpy") as reference:
+        assert sorted(reference.keys()) == sorted(file.tensors)
+
+
+def test_a_changed_file_is_noticed(path: Path) -> None:
+    """Another size, time or inode than at opening, or no file, ends every kind of access."""
+    for change in (
+        lambda: path.write_bytes(packed(HEADER)[:-3]),
+        lambda: os.utime(path, ns=(1, 1)),
+        lambda: os.replace(path.with_name("other"), path),
+        path.unlink,
+    ):
+        path.write_bytes(packed(HEADER))
+        path.with_name("other").write_bytes(packed(HEADER))
+        file = TensorFile(path)
+        file.check_unchanged()
+        change()
+        for access in (file.check_unchanged, lambda f=file: f.read("b"), lambda f=file: list(f.chunks("b"))):
+            with pytest.raises(CheckpointError, match=r"model\.safetensors'"):
+                access()
+
+
+def test_reading_takes_no_memory_of_its_own(path: Path) -> None:
+    """A 200 MB tensor, every page touched, adds nothing to the anonymous memory of the process."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [50_000_000], "data_offsets": [0, 200_000_000]}}).encode()
+    path.write_bytes(packed(header, b""))
+    os.truncate(path, 8 + len(header) + 200_000_000)
+    file = TensorFile(path)
+    file.read("a")[:1].sum()
+
+    def anonymous() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+    before = anonymous()
+    tensor = file.read("a")
+    assert tensor[::1024].sum() == 0
+    assert anonymous() - before < 20_000
+    tensor[:1] = 7  # even whoever forgets that tensors are for reading does not change the file
+    assert TensorFile(path).read("a")[0] == 0
+
+
+def test_read_json(tmp_path: Path) -> None:
+    """An object is read; everything else is refused in the file's name."""
+    path = tmp_path / "config.json"
+    for content, message in ((b"[1]", "not a JSON object"), (b"{", "not valid JSON"), (b'{"a": "' + b"x" * 99, "big")):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"config.json'.*{message}"):
+            read_json(path, limit=90)
+    path.write_bytes(b'{"a": Infinity}')  # real configurations have it
+    assert read_json(path) == {"a": float("inf")}
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_json(tmp_path / "missing.json")
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The XDG variable is followed when it is absolute."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for value, expected in (("/else", "/else/adamerge"), ("else", "/home/somebody/.cache/adamerge")):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert str(cache_folder()) == expected
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return names of temporaries."""
+    return [path.name for path in folder.iterdir() if ".adamerge-" in path.name]
+
+
+@contextmanager
+def mask(value: int) -> Iterator[None]:
+    """Set the umask for a while."""
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def mode(path: Path) -> int:
+    """Return the permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_staged_file(tmp_path: Path) -> None:
+    """Success replaces the target, with the umask's mode and through a symlink; an exception changes nothing."""
+    target, link = tmp_path / "new" / "a.txt", tmp_path / "link"
+    link.symlink_to(target)
+    with mask(0o027), staged_file(link) as temporary:
+        temporary.write_text("one")
+        temporary.chmod(0o600)
+        assert not target.exists()
+    assert target.read_text() == "one" and mode(target) == 0o640 and link.is_symlink()
+    for failure in (KeyboardInterrupt(), ZeroDivisionError()):
+        with pytest.raises(type(failure)), staged_file(target) as temporary:
+            temporary.write_text("two")
+            raise failure
+    with pytest.raises(ExportError, match="a.txt' cannot be written"), staged_file(target):
+        pass  # nothing was written, so nothing may replace the target
+    assert target.read_text() == "one" and leftovers(target.parent) == []
+
+
+def test_staged_file_refuses(tmp_path: Path) -> None:
+    """A pipe and a folder are left alone; what the system says becomes an ExportError with the target's name."""
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ExportError, match="not a regular file"), staged_file(target):
+            pytest.fail("the body ran")
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="a' cannot be written"), staged_file(tmp_path / "file" / "a"):
+        pytest.fail("the body ran")
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+    for error in (OSError(errno.ENOSPC, "full"), full):
+        with pytest.raises(ExportError, match="(?s)a' cannot be written: No space left.*bytes free"):
+            with staged_file(tmp_path / "a"):
+                raise error
+    assert leftovers(tmp_path) == []
+
+
+def test_staged_folder(tmp_path: Path) -> None:
+    """Everything arrives at once with the umask's modes; --overwrite replaces all; an exception changes nothing."""
+    target = tmp_path / "deep" / "merged"
+    with mask(0o027), staged_folder(target, overwrite=False) as folder:
+        (folder / "sub").mkdir(mode=0o700)
+        (folder / "sub" / "a").touch(mode=0o600)
+        assert not target.exists()
+    assert [mode(path) for path in (target, target / "sub", target / "sub" / "a")] == [0o750, 0o750, 0o640]
+    with pytest.raises(ExportError, match="--overwrite"), staged_folder(target, overwrite=False):
+        pytest.fail("the body ran")
+    with pytest.raises(ZeroDivisionError), staged_folder(target, overwrite=True) as folder:
+        (folder / "b").touch()
+        raise ZeroDivisionError
+    assert (target / "sub" / "a").exists()
+    (tmp_path / "link").symlink_to(target)
+    with staged_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "b").touch()
+    assert os.listdir(target) == ["b"] and (tmp_path / "link").is_symlink() and leftovers(target.parent) == []
+
+
+def test_staged_folder_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs, files, the home and the working folder are never replaced, and the body does not run."""
+    model = tmp_path / "models" / "base"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").touch()
+    (tmp_path / "link").symlink_to(model)
+    targets = [model, model / "merged", model.parent, tmp_path / "link" / "merged", model / "model.safetensors"]
+    for target in targets:
+        for source in (model, tmp_path / "link"):
+            with pytest.raises(ExportError, match="the input"):
+                with staged_folder(target, overwrite=True, inputs=[source]):
+                    pytest.fail("the body ran")
+    with pytest.raises(ExportError, match="contains the input"):
+        with staged_folder(model, overwrite=True, inputs=[model / "model.safetensors"]):
+            pytest.fail("the body ran")
+    monkeypatch.chdir(model)
+    refused = {model / "model.safetensors": "not a folder", model.parent: "replaced", Path("/"): "replaced"}
+    for target, message in refused.items():
+        with pytest.raises(ExportError, match=message), staged_folder(target, overwrite=True):
+            pytest.fail("the body ran")
+    assert os.listdir(model) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("broken", ["rename", "fsync"])
+def test_a_failed_commit_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """When any one of the commit's renames or syncs fails, the old folder stands, and nothing else is left."""
+    target, real = tmp_path / "merged", getattr(os, broken)
+    target.mkdir()
+    (target / "old").touch()
+    for failing in range(2 if broken == "rename" else 3):
+        calls = iter(range(99))
+
+        def fail(*args: object, calls: Iterator[int] = calls, failing: int = failing) -> None:
+            if next(calls) == failing:
+                raise OSError(errno.EIO, "broken")
+            real(*args)
+
+        monkeypatch.setattr(os, broken, fail)
+        with pytest.raises(ExportError, match="merged' cannot"), staged_folder(target, overwrite=True) as new:
+            (new / "new").touch()
+        assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["merged"]
+
+
+CHILD = """
+import itertools, os, resource, signal, sys
+from pathlib import Path
+from adamerge.files import staged_file, staged_folder
+from adamerge.errors import ExportError
+target, die_at = Path(sys.argv[1]), int(sys.argv[2])
+if die_at < 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        with staged_file(target) as temporary:
+            temporary.write_bytes(bytes(2000))
+    except ExportError as error:
+        sys.exit(str(error))
+steps = itertools.count()
+for name in ("mkdir", "fchmod", "fsync", "rename"):
+    def step(*args, real=getattr(os, name), **more):
+        if next(steps) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+    setattr(os, name, step)
+with staged_folder(target, overwrite=True) as folder:
+    for name in "ab":
+        (folder / name).write_text("new")
+"""
+
+
+def child(target: Path, die_at: int) -> subprocess.CompletedProcess[str]:
+    """Run an export that kills itself before its n-th system call, or one under a file-size limit."""
+    command = [sys.executable, "-c", CHILD, str(target), str(die_at)]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+
+
+def test_a_killed_export_loses_nothing(tmp_path: Path) -> None:
+    """Killed at each step: the target is the old, the new or absent, never half; the next export tidies up."""
+    target = tmp_path / "merged"
+    seen = []
+    for die_at in range(99):
+        target.mkdir()
+        for name in "ab":
+            (target / name).write_text("old")
+        done = child(target, die_at)
+        seen.append({(target / name).read_text() for name in "ab"} if target.exists() else None)
+        with pytest.raises(ExportError, match="--overwrite"), staged_folder(target, overwrite=False):
+            pytest.fail("the body ran: the old folder was not put back")
+        assert len({(target / name).read_text() for name in "ab"}) == 1
+        assert os.listdir(tmp_path) == ["merged"]
+        for path in [*target.iterdir()]:
+            path.unlink()
+        target.rmdir()
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+    assert {"old"} in seen and {"new"} in seen and None in seen and seen[-1] == {"new"}
+    assert all(state in ({"old"}, {"new"}, None) for state in seen)
+
+
+def test_the_living_are_not_swept(tmp_path: Path) -> None:
+    """Two exports to one target at a time keep out of each other's temporaries."""
+    with staged_file(tmp_path / "a") as first, staged_file(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first" and leftovers(tmp_path) == []
+
+
+def test_a_size_limit_is_an_export_error(tmp_path: Path) -> None:
+    """A write that the system cuts off leaves the old file and a message."""
+    target = tmp_path / "a"
+    target.write_text("old")
+    done = child(target, -1)
+    assert "a' cannot be written: File too large" in done.stderr
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["a"]
