@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    groups = list(table)
+    groups = sorted(table, key=_natural)
     experts = list(table[groups[0]])
     values = [[sum(table[group][task]) / len(table[group][task]) for task in experts] for group in groups]
     size = (2.5 + 0.75 * len(experts) + 0.06 * max(map(len, groups)), 1.4 + 0.19 * max(len(groups), 4))
@@ -68,6 +69,11 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
     with staged_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts block 10 after block 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -186,7 +192,8 @@ class Summary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how it ended."""
-        status = {DivergedError: "diverged", CollapsedError: "collapsed"}.get(type(exception), "failed")
+        statuses: dict[type, str] = {DivergedError: "diverged", CollapsedError: "collapsed"}
+        status = statuses.get(type(exception), "failed")
         if trainer.is_global_zero:
             what = exception.what if isinstance(exception, AdamergeError) else repr(exception)
             self._content["error"] = what

@@ -235,7 +235,7 @@ class StateDict(Checkpoint):
 
 
 def _chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
-    flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     for start in range(0, len(flat), size):
         yield flat[start : start + size]
 

@@ -245,12 +245,12 @@ def _nested(spec: Any, plugins: Sequence[str]) -> Any:
 
 def _public_path(kind: Any) -> str:
     """The shortest module path under which a class can be imported."""
-    parts = kind.__module__.split(".")
+    name, parts = kind.__qualname__, kind.__module__.split(".")
     for length in range(1, len(parts)):
         module = ".".join(parts[:length])
-        if getattr(importlib.import_module(module), kind.__name__, None) is kind:
-            return f"{module}.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+        if getattr(importlib.import_module(module), name, None) is kind:
+            return f"{module}.{name}"
+    return f"{kind.__module__}.{name}"
 
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:

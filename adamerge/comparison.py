@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from adamerge.backbones import Backbone
@@ -20,7 +20,7 @@ from adamerge.errors import ConfigError
 from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
-from adamerge.parametrizations import TaskWise
+from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
 from adamerge.runs import ConfigCLI, fit
 from adamerge.task_vectors import TaskVectors
 
@@ -37,7 +37,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
 
     Returns:
         What is written to ``folder/comparison.json``: tasks, methods with per_task, average, gap_closed and labels,
-        and the paired standard error of each method's distance to the oracle.
+        and each method's distance to the oracle and to the experts with its paired standard error.
 
     Raises:
         AdamergeError: as ``fit``.
@@ -58,7 +58,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
     for name, run in runs.items():
         coefficients = load_coefficients(run / "coefficients.safetensors")
-        hits[name] = scorer.merged(coefficients.task_vectors, lambda _, c=coefficients: c.parametrization)
+        hits[name] = scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization))
     result = _result(hits, cli.datamodule)
     result["tuned_lambda"] = best
     result["runs"] = {name: str(run) for name, run in runs.items()}
@@ -90,7 +90,7 @@ class Scorer:
 
     def experts(self) -> Hits:
         """Each expert on its own task; a task without an expert of its name is left to the base."""
-        hits = {}
+        hits: Hits = {}
         for task in self.data.tasks:
             if task in self.vectors.experts:
                 self._plain.fill_expert(task)
@@ -99,7 +99,7 @@ class Scorer:
             hits |= self._score(self._plain, [task])
         return hits
 
-    def merged(self, vectors: TaskVectors, parametrization: Callable[[TaskVectors], Any]) -> Hits:
+    def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Hits:
         """A merged model on all tasks."""
         model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False)
         with torch.no_grad():
@@ -109,6 +109,10 @@ class Scorer:
     def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Hits:
         names = list(self.data.tasks) if tasks is None else tasks
         return {task: correct(model, task, self.data.eval_dataloader(task, self.split)) for task in names}
+
+
+def _given(parametrization: Parametrization, vectors: TaskVectors) -> Parametrization:
+    return parametrization
 
 
 def score_run(run: Path, split: str) -> dict[str, float]:
@@ -123,7 +127,7 @@ def score_run(run: Path, split: str) -> dict[str, float]:
     cli = ConfigCLI(["--config", str(run / "config.yaml")])
     coefficients = load_coefficients(run / "coefficients.safetensors")
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
-    scores = accuracies(scorer.merged(coefficients.task_vectors, lambda _: coefficients.parametrization))
+    scores = accuracies(scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization)))
     summary = read_json(run / "summary.json")
     write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
     return scores
@@ -140,29 +144,22 @@ def print_scores(scores: Mapping[str, float]) -> None:
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """One row per method, best average last but for the experts themselves."""
-    table = Table(
-        "method",
-        *result["tasks"],
-        "average",
-        "gap closed",
-        "to oracle",
-        "labels",
-        title="accuracy on the test split, %",
-    )
+    """One row per method, worst average first, the experts themselves last."""
+    headings = ["method", *result["tasks"], "average", "gap closed", "to oracle", "labels"]
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title="accuracy on the test split, %")
     rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", item[1]["average"]))
     for name, row in rows:
         difference, error = row["to_oracle"]
-        label = f"{name} ({result['tuned_lambda']})" if name == "task_arithmetic_tuned" else name
+        tuned = name == "task_arithmetic_tuned"
         table.add_row(
-            label,
+            f"{name} ({result['tuned_lambda']})" if tuned else name,
             *(f"{100 * row['per_task'][task]:.1f}" for task in result["tasks"]),
             f"{100 * row['average']:.1f}",
-            f"{100 * row['gap_closed']:.0f} %",
+            f"{100 * row['gap_closed'] + 0.0:.0f} %",
             f"{100 * difference:+.1f} ± {100 * error:.1f}",
-            "test, for tuning" if row["labels"] else "no",
+            "test labels" if tuned else "used" if row["labels"] else "no",
         )
-    console = Console(width=max(Console().width, 60 + 11 * len(result["tasks"])))
+    console = Console(width=max(Console().width, 90 + 12 * len(result["tasks"])))
     console.print(table)
     console.print(
         "gap closed: share of the way from tuned task arithmetic to the individual experts. "
@@ -193,6 +190,7 @@ def _result(hits: Mapping[str, Hits], data: Calibration) -> dict[str, Any]:
             "gap_closed": gap_closed(average(per_task), tuned, ceiling),
             "labels": name == "task_arithmetic_tuned" or (name not in REFERENCES and data.labelled),
             "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
+            "to_individual": paired_step(hits[name], hits["individual"]),
         }
         for name, per_task in scores.items()
     }

@@ -117,7 +117,7 @@ def _write_weights(path: Path, coefficients: Coefficients, dtype: torch.dtype) -
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> str:

@@ -9,8 +9,9 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -50,7 +51,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe would wait forever
             raise CheckpointError(f"{quoted(path)} is not a regular file")

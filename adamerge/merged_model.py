@@ -51,8 +51,8 @@ class MergedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.parametrization = parametrization
-        # kept off the module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
-        self.__dict__["backbone"] = backbone
+        # a backbone is no nn.Module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
+        self.backbone = backbone
         self.task_vectors, self.resident = task_vectors, resident
         self._tensors = dict(backbone.tensors())
         self._edges: dict[str, GradientEdge] = {}

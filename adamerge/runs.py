@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import platform
 import secrets
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +105,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         if not (resume / "config.yaml").is_file():
             raise ConfigError(f"{resume} is not a run's folder: it has no config.yaml")
         arguments = ["--config", str(resume / "config.yaml")]
+    _quieten()
     cli = ConfigCLI(arguments)
     module: AdaptiveMerging = cli.model
     data: Calibration = cli.datamodule
@@ -175,10 +178,20 @@ def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
     write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
 
 
+def _quieten() -> None:
+    """Leave out what libraries say that is no news to our users."""
+    for text in ("args parameter is intended", "LeafSpec", "exists and is not empty", "does not have many workers"):
+        warnings.filterwarnings("ignore", f".*{text}.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def _name(arguments: Sequence[str]) -> str:
     """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
     paths = [arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument in {"--config", "-c"}]
     paths += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    paths.sort(key=lambda path: Path(path).parent.name != "pools")  # the pool first, in whatever order they were given
     stems = [Path(path).stem for path in paths if Path(path).parent.name != "trainer"]
     return "-".join(stems) or "run"
 
@@ -264,7 +277,7 @@ def _keep_metrics(logger: CSVLogger, path: Path, step: int) -> None:
     with path.open(encoding="utf-8", newline="") as file:
         rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
     kept = [row for row in rows if int(row["step"]) < step]
-    logger.experiment.metrics.extend(kept)  # type: ignore[arg-type]
+    logger.experiment.metrics.extend(kept)
     logger.save()
 
 
@@ -287,7 +300,7 @@ def _wandb(folder: Path) -> PatientWandb | None:
         )
         return PatientWandb(experiment=run)
 
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or wandb.api.api_key is not None
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
     try:
         return start("online" if mode == "online" and has_key else "offline")
     except Exception as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ class ZeroShotHead(nn.Module):
         weight: ``(classes, width)``: exp(logit_scale) x normalised mean over templates of normalised text embeddings.
 
     """
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -67,7 +71,8 @@ class OpenClipClassifier(Backbone):
                 )
             self.model_config = known
         try:
-            self.network = open_clip.create_model(identifier, load_weights=False)
+            with _without_warning():  # that there are no weights yet: they are filled in right after
+                self.network: Any = open_clip.create_model(identifier, load_weights=False)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error}") from error
         self.tokenizer = open_clip.get_tokenizer(identifier)
@@ -95,12 +100,15 @@ class OpenClipClassifier(Backbone):
         return self._transform(sample)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """uint8 ``(samples, 3, height, width)`` to features; the same operations as torchvision's, in the same order."""
-        device = inputs.device
-        images = inputs.to(torch.float32).div(255)
-        images = images.sub(self._mean.to(device, non_blocking=True)).div(self._std.to(device, non_blocking=True))
-        features: Tensor = self.network.encode_image(images.to(self.network.logit_scale.dtype))
+        """uint8 ``(samples, 3, height, width)`` to features."""
+        features: Tensor = self.network.encode_image(self.normalise(inputs).to(self.network.logit_scale.dtype))
         return features
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """uint8 ``(samples, 3, height, width)`` to the fp32 images that open_clip's own evaluation transform gives."""
+        images = inputs.to(torch.float32).div(255)
+        mean, std = (value.to(inputs.device, non_blocking=True) for value in (self._mean, self._std))
+        return images.sub(mean).div(std)
 
     @torch.no_grad()
     def _class_embeddings(self, name: str, task: Task) -> Tensor:
@@ -112,6 +120,16 @@ class OpenClipClassifier(Backbone):
         embeddings = [self.network.encode_text(part, normalize=True).float() for part in tokens.split(256)]
         means = torch.cat(embeddings).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
         return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _split_normalisation(config: dict[str, Any]) -> tuple[Compose, Tensor, Tensor]:

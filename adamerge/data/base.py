@@ -280,7 +280,7 @@ class Calibration(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def eval_dataloader(self, task: str, split: str) -> DataLoader[Batch]:
+    def eval_dataloader(self, task: str, split: str) -> DataLoader[Any]:
         """Labelled batches of one task, in the order of its rows."""
         return DataLoader(
             Labelled(self.samples(task, split), self.labels(task, split)),
@@ -290,11 +290,11 @@ class Calibration(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per task, over its validation split."""
         return [self.eval_dataloader(task, "validation") for task in self.tasks]
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
+    def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per task, over its test split."""
         return [self.eval_dataloader(task, "test") for task in self.tasks]
 

@@ -113,12 +113,13 @@ class AdaptiveMerging(MergingModule):
             loss = torch.zeros((), device=self.device)
             for task, rows, samples in parts:
                 output = self.merged.backbone.output(features[rows], task)
-                part = Batch(*(None if field is None else field[samples] for field in batch[task]))
+                inputs, labels = batch[task]
+                part = Batch(inputs[samples], None if labels is None else labels[samples])
                 task_loss = (self.objective(output, part) * scales[task][samples]).sum()
                 losses[task] += task_loss.detach()
                 spread[task] = prediction_spread(output.logits.detach())
                 loss = loss + task_loss
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self._losses = losses
         total = self.merged.pull_back(torch.stack(list(losses.values())).sum())
         if self.penalty is not None:
@@ -156,12 +157,13 @@ class AdaptiveMerging(MergingModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """If a gradient is not finite, remember it on the device and let the gradient be zero."""
         parameters = list(self.merged.parametrization.parameters())
-        finite = torch.stack([torch.isfinite(p.grad).all() for p in parameters]).all()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         bad = ~finite if self._bad is None else self._bad | ~finite
         self._bad = bad
         self._before = [p.detach().clone() for p in parameters]
-        for p in parameters:
-            p.grad = torch.where(bad, 0.0, p.grad)  # type: ignore[arg-type]
+        for gradient in gradients:
+            gradient.copy_(torch.where(bad, 0.0, gradient))
 
     def _settle(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After a step: project, and undo the step if it was not finite."""

@@ -146,6 +146,7 @@ class MergingModule(LightningModule, ABC):
             self._metrics[task].to(self.device).reset()
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        assert batch.labels is not None
         task = self.tasks[dataloader_idx]
         output = self.merged.backbone.output(self.merged(batch.inputs), task)
         self._metrics[task].update(output.logits, batch.labels)

@@ -1,0 +1,124 @@
+"""The demo: merge the testbed's experts in several ways, compare them, export the best one, reload it elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from adamerge.callbacks import write_json
+from adamerge.coefficients import load_coefficients
+from adamerge.comparison import compare, print_table
+from adamerge.export import export
+from adamerge.files import read_json
+from adamerge.merged_model import MergedModel
+from adamerge.runs import ConfigCLI
+
+POOL = Path("configs/pools/testbed_images.yaml")
+METHODS = (
+    "weight_average",
+    "ties",
+    "adamerging_task_wise",
+    "adamerging_layer_wise",
+    "adamerging_plusplus_layer_wise",
+)
+FOLDER = Path("runs/demo")
+PAPER_GAP_CLOSED = 0.51  # AdaMerging, ViT-B/32: (80.1 - 69.1) / (90.5 - 69.1)
+SAMPLES_COMPARED = 64
+
+# open_clip alone, as a stranger would: weights, configuration, tokenizer and both towers come from the folder
+RELOAD = """
+import json, sys
+import open_clip, torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+folder, images, words, found = sys.argv[1:]
+model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+classnames, templates = json.loads(words)
+with torch.no_grad():
+    prompts = tokenizer([template.format(name) for name in classnames for template in templates])
+    words = model.encode_text(prompts, normalize=True).view(len(classnames), len(templates), -1).mean(dim=1)
+    features = model.encode_image(load_file(images)["images"], normalize=True)
+    save_file({"logits": model.logit_scale.exp() * features @ normalize(words, dim=-1).T}, found)
+"""
+
+
+def main() -> None:
+    """Run everything from scratch and say where it is."""
+    start = time.monotonic()
+    console = Console()
+    if not POOL.is_file():
+        raise SystemExit(f"run this from the project's folder: {POOL} is not here")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    overrides = sys.argv[1:]
+    console.print(f"methods: {', '.join(METHODS)}\npool: {POOL}\noverrides of the configs: {overrides or 'none'}")
+    result = compare(POOL, [Path(f"configs/methods/{name}.yaml") for name in METHODS], FOLDER, overrides)
+    best = _best_by_validation(result)
+    folder = export(load_coefficients(Path(result["runs"][best]) / "coefficients.safetensors"), FOLDER / "merged")
+    difference, largest = _reload_elsewhere(Path(result["runs"][best]), folder)
+    result |= {"seconds": time.monotonic() - start, "export_max_abs_diff": difference, "exported": best}
+    result |= {"export_max_abs_logit": largest, "overrides": list(overrides)}
+    write_json(FOLDER / "comparison.json", result)
+    print_table(result)
+    ours = result["methods"]["adamerging_layer_wise"]["gap_closed"]
+    heatmap = Path(result["runs"][best]) / "heatmap.png"
+    console.print(
+        f"gap closed by adamerging_layer_wise: {100 * ours:.0f} % here, {100 * PAPER_GAP_CLOSED:.0f} % in the paper "
+        f"(ViT-B/32, 8 tasks, on the test inputs themselves)\n"
+        f"best on the validation split: {best}; exported to {folder}, reloaded by open_clip in a new process: logits "
+        f"differ by {difference:.1e} at most (largest logit {largest:.1f})\n"
+        f"heat map: {heatmap}\nall figures: {FOLDER / 'comparison.json'}\nruns: {FOLDER / 'fits'}\n"
+        f"took {result['seconds']:.0f} s"
+    )
+    if difference > 1e-5 * max(1.0, largest):
+        raise SystemExit("the exported model does not give the trainer's logits")
+
+
+def _best_by_validation(result: dict[str, Any]) -> str:
+    """The learned method with the best accuracy on the validation split; test labels choose nothing here."""
+    scores = {}
+    for name, run in result["runs"].items():
+        metrics = read_json(Path(run) / "summary.json")["metrics"]
+        if "validation/accuracy" in metrics:
+            scores[name] = metrics["validation/accuracy"]
+    return max(scores, key=lambda name: scores[name])
+
+
+def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
+    """Largest difference between the trainer's logits and those of the folder reloaded by open_clip, and largest logit."""
+    cli = ConfigCLI(["--config", str(run / "config.yaml")])
+    coefficients = load_coefficients(run / "coefficients.safetensors")
+    backbone: Any = cli.model.merged.backbone
+    data = cli.datamodule
+    data.serve(backbone)
+    task = next(iter(data.tasks))
+    model = MergedModel(backbone, coefficients.task_vectors, coefficients.parametrization, resident=False)
+    backbone.build_heads({task: data.tasks[task]})
+    inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
+    with torch.no_grad():
+        model.merge()
+        logits = backbone.output(model(inputs), task).logits
+    given, found = folder.parent / "given.safetensors", folder.parent / "found.safetensors"
+    save_file({"images": backbone.normalise(inputs)}, given)
+    words = json.dumps([list(data.tasks[task].classnames), list(data.tasks[task].templates)])
+    command: Sequence[str] = [sys.executable, "-c", RELOAD, str(folder), str(given), words, str(found)]
+    subprocess.run(command, check=True)
+    reloaded = load_file(found)["logits"]
+    given.unlink()
+    found.unlink()
+    return float((logits - reloaded).abs().max()), float(logits.abs().max())
+
+
+if __name__ == "__main__":
+    main()
