@@ -23,7 +23,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 bench: setup
-	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini python_files='bench_*.py' -s
+	$(BIN)/python tests/benchmarks/step.py
 
 lint: setup
 	$(BIN)/ruff check .

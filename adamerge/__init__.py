@@ -12,9 +12,15 @@ _HOMES = {
     "BlockWise": "parametrizations",
     "ChunkWise": "parametrizations",
     "Clamp": "constraints",
+    "Coefficients": "coefficients",
+    "DistanceToInitial": "penalties",
     "Entropy": "objectives",
+    "Free": "constraints",
     "ImageCalibration": "data",
+    "ImageTask": "data",
     "LayerWise": "parametrizations",
+    "MergedModel": "merged_model",
+    "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Projection": "constraints",
     "Sigmoid": "constraints",
@@ -22,21 +28,22 @@ _HOMES = {
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "Ties": "transforms",
-    "export": "export",
     "load_coefficients": "coefficients",
+    "save_coefficients": "coefficients",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from adamerge.backbones import OpenClipClassifier
-    from adamerge.coefficients import load_coefficients
-    from adamerge.constraints import Clamp, Projection, Sigmoid, Softmax
-    from adamerge.data import ImageCalibration
-    from adamerge.export import export
+    from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+    from adamerge.constraints import Clamp, Free, Projection, Sigmoid, Softmax
+    from adamerge.data import ImageCalibration, ImageTask
+    from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
-    from adamerge.objectives import Entropy
+    from adamerge.objectives import Entropy, Objective
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
+    from adamerge.penalties import DistanceToInitial
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import Ties
 

@@ -121,6 +121,48 @@ class CoefficientFile(Callback):
             save_coefficients(pl_module.coefficients(), self.path)
 
 
+class CollapseGuard(Callback):
+    """Stops a fit whose predictions for a task collapsed onto one class: entropy is then low and the model useless.
+
+    Every ``every`` steps it looks at the mean over them of each task's most frequent class's share of the batch and of the
+    batch's marginal entropy. A task that was one-sided from the start, as with one-class calibration data, is left alone.
+
+    Args:
+        every: steps between two looks; the device is waited for only then.
+        share: of the batch that one class must take.
+        spread: normalised marginal entropy that must be left.
+    """
+
+    def __init__(self, every: int = 25, share: float = 0.95, spread: float = 0.1) -> None:
+        self.every, self.share, self.spread = every, share, spread
+        self._sums: dict[str, torch.Tensor] = {}
+        self._healthy: set[str] = set()
+        self._steps = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add up; look now and then."""
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("train/top_class_share/", "train/marginal_entropy/")):
+                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._steps += 1
+        if self._steps % self.every == 0:
+            means = {name: float(total) / self.every for name, total in self._sums.items()}
+            self._sums = {}
+            for task in batch:
+                share, spread = means[f"train/top_class_share/{task}"], means[f"train/marginal_entropy/{task}"]
+                if share < self.share or spread > self.spread:
+                    self._healthy.add(task)
+                elif task in self._healthy:
+                    raise CollapsedError(
+                        f"step {trainer.global_step}: predictions for task '{task}' collapsed onto one class",
+                        expected=f"a largest class below {self.share:.0%} of a batch",
+                        got=f"{share:.0%}, marginal entropy {spread:.3f} of log(classes)",
+                        todo="use fewer steps, a lower model.lr, model.penalty, or normalise the entropy",
+                    )
+
+
 class PatientWandb(WandbLogger):
     """A wandb logger whose failures are reported once and never end a run."""
 

@@ -65,7 +65,7 @@ class Coefficients:
             }
 
 
-def save_coefficients(coefficients: Coefficients, path: Path) -> None:
+def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
     """Write the file atomically; the same coefficients give the same bytes.
 
     Raises:
@@ -92,7 +92,7 @@ def save_coefficients(coefficients: Coefficients, path: Path) -> None:
         "protocol": dict(coefficients.protocol),
     }
     values = {f"w/{group}": value.contiguous().cpu() for group, value in coefficients.parametrization.values().items()}
-    with staged_file(path) as temporary:
+    with staged_file(Path(path)) as temporary:
         temporary.write_bytes(safetensors.torch.save(values, {METADATA_KEY: json.dumps(metadata)}))
 
 

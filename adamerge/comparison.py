@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,9 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
         AdamergeError: as ``fit``.
 
     """
+    for config in (pool, *methods):
+        if not config.is_file():
+            raise ConfigError(f"no such configuration: {config}")
     runs = {method.stem: _fitted(pool, method, folder, overrides) for method in methods}
     cli = ConfigCLI(["--config", str(pool), "--config", str(methods[0]), *overrides])
     vectors = TaskVectors(
@@ -169,14 +173,16 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
-    run = folder / "fits" / method.stem
     arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    # a change of the configuration is another fit, never one found finished
+    recipe = b"\0".join((pool.read_bytes(), method.read_bytes(), *(override.encode() for override in overrides)))
+    run = folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
     if (run / "summary.json").is_file():
         if read_json(run / "summary.json").get("status") == "finished":
             return run
         fit([], resume=run)
         return run
-    fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", method.stem])
+    fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", run.name])
     return run
 
 

@@ -23,7 +23,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import adamerge
-from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, PatientWandb, Summary, draw_heatmap, write_json
+from adamerge.callbacks import (
+    AtomicCheckpoints,
+    CoefficientFile,
+    CollapseGuard,
+    PatientWandb,
+    Summary,
+    draw_heatmap,
+    write_json,
+)
 from adamerge.coefficients import save_coefficients
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
@@ -43,6 +51,7 @@ class ConfigCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
+        _quieten()
         super().__init__(
             AdaptiveMerging,
             Calibration,
@@ -105,7 +114,6 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         if not (resume / "config.yaml").is_file():
             raise ConfigError(f"{resume} is not a run's folder: it has no config.yaml")
         arguments = ["--config", str(resume / "config.yaml")]
-    _quieten()
     cli = ConfigCLI(arguments)
     module: AdaptiveMerging = cli.model
     data: Calibration = cli.datamodule
@@ -158,7 +166,7 @@ def _search(
     )
     trainer = cli.trainer_with(
         logger=loggers,
-        callbacks=[checkpoints, CoefficientFile(folder), Summary(folder)],
+        callbacks=[checkpoints, CollapseGuard(), CoefficientFile(folder), Summary(folder)],
         plugins=[AtomicCheckpoints()],
         default_root_dir=str(folder),
     )

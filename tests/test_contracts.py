@@ -1,0 +1,505 @@
+"""One sweep over every transform, parametrization, constraint and objective that the package has or will have.
+
+A new part is found by itself; what it must bring is its formula in float64, written here from the paper.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import adamerge.constraints
+import adamerge.objectives
+import adamerge.parametrizations
+import adamerge.penalties
+import adamerge.transforms
+from adamerge.backbones import Backbone, Batch, Output
+from adamerge.coefficients import Coefficients, build, build_factory, describe, load_coefficients, save_coefficients
+from adamerge.constraints import Constraint, Free
+from adamerge.layout import Layout
+from adamerge.merged_model import MergedModel, merged_tensor
+from adamerge.objectives import Objective
+from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
+from adamerge.penalties import Penalty
+from adamerge.task_vectors import TaskVectors
+from adamerge.transforms import Transform
+
+SHAPES = {
+    "blocks.0.weight": (5, 7), "blocks.0.bias": (7,), "blocks.1.weight": (3, 4, 2), "head.weight": (2, 9),
+    "logit_scale": (), "single": (1,),
+}  # fmt: skip
+EXPERTS = {"first": torch.float32, "second": torch.bfloat16, "third": torch.float64}
+
+
+def finals(package: object, kind: type) -> list[type]:
+    """Every class of a module or package that can be made: a subclass of ``kind`` without abstract methods."""
+    modules = [package]
+    for found in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        modules.append(importlib.import_module(f"{package.__name__}.{found.name}"))
+    classes = {
+        member
+        for module in modules
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, kind) and not inspect.isabstract(member) and member.__module__.startswith("adamerge.")
+    }
+    return sorted(classes, key=lambda member: member.__name__)
+
+
+TRANSFORMS = finals(adamerge.transforms, Transform)
+PARAMETRIZATIONS = finals(adamerge.parametrizations, Parametrization)
+CONSTRAINTS = finals(adamerge.constraints, Constraint)
+OBJECTIVES = finals(adamerge.objectives, Objective)
+PENALTIES = finals(adamerge.penalties, Penalty)
+REACHES_ANYTHING = [kind for kind in CONSTRAINTS if kind.__name__ in {"Free", "Clamp", "Projection"}]
+
+# the formulas, in float64 and from the papers ------------------------------------------------------------------------
+
+PHI: dict[str, Callable[[Tensor], Tensor]] = {
+    "Free": lambda w: w,
+    "Clamp": lambda w: torch.minimum(torch.maximum(w, torch.zeros_like(w)), torch.ones_like(w)),
+    "Projection": lambda w: w,
+    "Sigmoid": lambda w: 1 / (1 + torch.exp(-w)),
+    "Softmax": lambda w: torch.exp(w) / torch.exp(w).sum(dim=0, keepdim=True),
+}
+
+
+def two_chunks(name: str, numel: int) -> list[tuple[str, int]]:
+    if numel == 1:
+        return [(name, 0)]
+    return [(name, 0)] * (numel // 2) + [(name, 1)] * (numel - numel // 2)
+
+
+BLOCKS = {"blocks.0.weight": "blocks.0", "blocks.0.bias": "blocks.0", "blocks.1.weight": "blocks.1"}
+BLOCKS |= {"head.weight": "head", "logit_scale": "logit_scale", "single": "single"}
+# of each element of a flattened tensor: the group it belongs to, and its place there
+GROUP_OF: dict[str, Callable[[str, int], list[tuple[str, int]]]] = {
+    "TaskWise": lambda name, numel: [("model", 0)] * numel,
+    "BlockWise": lambda name, numel: [(BLOCKS[name], 0)] * numel,
+    "LayerWise": lambda name, numel: [(name, 0)] * numel,
+    "ChunkWise": two_chunks,
+}
+
+
+def ties(taus: dict[str, Tensor], keep: float = 0.2) -> dict[str, Tensor]:
+    """TIES with a disjoint sum on one long vector per expert."""
+    long = torch.cat(list(taus.values()), dim=1)
+    size = long.shape[1]
+    rank = max(size - math.floor(keep * size), 1)
+    thresholds = torch.stack([torch.kthvalue(row.abs(), rank).values for row in long])
+    trimmed = torch.where(long.abs() >= thresholds[:, None], long, 0.0)
+    elected = torch.sign(trimmed.sum(dim=0))
+    elected = torch.where(elected == 0, torch.sign(elected.sum()), elected)
+    kept = torch.where(torch.sign(trimmed) == elected, trimmed, 0.0)
+    return dict(zip(taus, kept.split([tau.shape[1] for tau in taus.values()], dim=1), strict=True))
+
+
+TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {"None": lambda taus: taus, "Ties": ties}
+
+
+# a loss that needs no network ----------------------------------------------------------------------------------------
+
+
+class Probe(Backbone):
+    """``loss(x) = x * sum_e (a[e] theta[e] + theta[e]^2 / 2)``: its gradient is known and touches every element."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.network = nn.Module()
+        self.names = {f"p{i}": name for i, name in enumerate(SHAPES)}
+        self.slopes = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        for key, name in self.names.items():
+            self.network.register_parameter(key, nn.Parameter(torch.zeros(SHAPES[name])))
+        self.heads = {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self.network, key) for key, name in self.names.items()}
+
+    def build_heads(self, tasks: object) -> None:
+        raise AssertionError("no heads here")
+
+    def layout(self) -> Layout:
+        return Layout()
+
+    def preprocess(self, sample: Tensor) -> Tensor:
+        return sample
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return inputs * sum((self.slopes[name] * t + t * t / 2).sum() for name, t in self.tensors().items())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, object]:
+    """A base and three experts of three dtypes, as files."""
+    root = tmp_path_factory.mktemp("contract")
+    generator = torch.Generator().manual_seed(0)
+
+    def write(name: str, weights: dict[str, Tensor], dtype: torch.dtype) -> str:
+        save_file({key: value.to(dtype).contiguous() for key, value in weights.items()}, root / f"{name}.safetensors")
+        return str(root / f"{name}.safetensors")
+
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    experts = {
+        task: write(task, {n: v + 0.5 * torch.randn(v.shape, generator=generator) for n, v in base.items()}, dtype)
+        for task, dtype in EXPERTS.items()
+    }
+    return {"base": write("base", base, torch.float32), "experts": experts}
+
+
+def transforms_of(kind: type | None) -> list[Transform]:
+    return [] if kind is None else [kind()]
+
+
+def stored(path: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: value.double() for name, value in load_file(path).items()}
+
+
+def taus_of(files: dict, experts: list[str] | None = None) -> dict[str, Tensor]:
+    """``(experts, numel)`` in float64; an fp32 subtraction first, since thresholds are of fp32 magnitudes."""
+    base = stored(files["base"])
+    models = [stored(files["experts"][task]) for task in experts or files["experts"]]
+    return {
+        name: torch.stack([(model[name] - base[name]).float().double().reshape(-1) for model in models])
+        for name in sorted(base)
+    }
+
+
+def random_values(parametrization: Parametrization, low: float = -0.4, high: float = 1.4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return {
+        group: low + (high - low) * torch.rand(value.shape, generator=generator)
+        for group, value in parametrization.values().items()
+    }
+
+
+def named(kind: type | None) -> str:
+    return "None" if kind is None else kind.__name__
+
+
+sweep = [
+    pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named),
+    pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named),
+    pytest.mark.parametrize("constraint", CONSTRAINTS, ids=named),
+]
+
+
+def over_all(test: Callable) -> Callable:
+    return functools.reduce(lambda decorated, mark: mark(decorated), sweep, test)
+
+
+def formula(table: dict, kind: type | None) -> Callable:
+    if named(kind) not in table:
+        pytest.fail(f"{named(kind)} is new: write its formula, in float64, into this file")
+    return table[named(kind)]
+
+
+def theta(files: dict, transform: type | None, kind: type, constraint: type, values: dict[str, Tensor]) -> dict:
+    """theta0 + sum_k phi(w[k, g(e)]) tau'_k[e], element by element in float64."""
+    phi, group_of = formula(PHI, constraint), formula(GROUP_OF, kind)
+    coefficients = {group: phi(value) for group, value in values.items()}
+    found = {}
+    for name, tau in formula(TRANSFORMED, transform)(taus_of(files)).items():
+        columns = [coefficients[group][:, place] for group, place in group_of(name, tau.shape[1])]
+        update = (torch.stack(columns, dim=1) * tau).sum(dim=0)
+        found[name] = stored(files["base"])[name] + update.view(SHAPES[name])
+    return found
+
+
+def test_the_sweep_finds_the_parts_that_there_are():
+    assert {named(kind) for kind in TRANSFORMS} >= {"Ties"}
+    assert {named(kind) for kind in PARAMETRIZATIONS} >= {"TaskWise", "BlockWise", "LayerWise", "ChunkWise"}
+    assert {named(kind) for kind in CONSTRAINTS} >= {"Free", "Clamp", "Projection", "Sigmoid", "Softmax"}
+    assert {named(kind) for kind in OBJECTIVES} >= {"Entropy"}
+
+
+@over_all
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, resident):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    parametrization = kind(vectors, constraint=constraint())
+    parametrization.load_values(random_values(parametrization))
+    assert {p.dtype for p in parametrization.parameters()} == {torch.float32}
+    backbone = Probe()
+    merged = MergedModel(backbone, vectors, parametrization, resident)
+    merged.merge()
+
+    values = {group: value.double().requires_grad_(True) for group, value in parametrization.values().items()}
+    expected = theta(files, transform, kind, constraint, values)
+    for name, tensor in backbone.tensors().items():
+        assert (tensor.detach().double() - expected[name].detach()).abs().max() < 1e-6
+
+    loss = merged(torch.tensor([1.5, -0.25])).sum()
+    loss.backward()
+    scalar = merged.pull_back(loss.detach())
+    assert float(scalar.detach()) == float(loss.detach())
+    scalar.backward()
+
+    (1.25 * sum((backbone.slopes[n].double() * t + t * t / 2).sum() for n, t in expected.items())).backward()
+    gradient = parametrization.w.grad.clone()
+    with torch.no_grad():  # the gradient takes the shape of the values, by whatever columns a group has
+        parametrization.w.copy_(gradient)
+    found = parametrization.values()
+    largest = max(float(value.grad.abs().max()) for value in values.values())
+    assert largest > 1e-2
+    for group, value in values.items():
+        assert (found[group].double() - value.grad).abs().max() <= 1e-6 * largest, group
+    if constraint.__name__ == "Clamp":
+        outside = torch.cat([((v < 0) | (v > 1)).flatten() for v in values.values()])
+        flat = torch.cat([v.flatten() for v in found.values()])
+        assert outside.any() and not flat[outside].any() and flat[~outside].any()
+
+
+@over_all
+def test_gradient_agrees_with_finite_differences_in_float64(files, transform, kind, constraint):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    # 0.37: away from the bounds, where a clamp has no derivative
+    parametrization = kind(vectors, init=0.37, constraint=constraint()).double()
+    slopes = {name: torch.randn(SHAPES[name], dtype=torch.float64) for name in vectors}
+    parameters = list(parametrization.parameters())
+
+    def loss() -> Tensor:
+        updates = {name: parametrization(name, vectors[name]) for name in vectors}
+        return sum((slopes[name] * update + update**2).sum() for name, update in updates.items())
+
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
+        assert gradient.abs().max() > 1e-2
+        for index in range(0, parameter.numel(), max(1, parameter.numel() // 7)):
+            flat = parameter.data.view(-1)
+            before, step = float(flat[index]), 1e-5
+            with torch.no_grad():
+                flat[index] = before + step
+                up = float(loss())
+                flat[index] = before - step
+                down = float(loss())
+                flat[index] = before
+            slope = (up - down) / (2 * step)
+            assert abs(slope - float(gradient.view(-1)[index])) <= 1e-7 * max(1.0, float(gradient.abs().max()))
+
+
+@over_all
+def test_every_part_starts_where_it_says(files, transform, kind, constraint):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    for init in (0.25, None):
+        parametrization = kind(vectors, init=init, constraint=constraint())
+        for group, value in parametrization.coefficients().items():
+            assert torch.allclose(value, torch.full_like(value, parametrization.initial), atol=1e-6), group
+        if init is None:
+            assert parametrization.initial == pytest.approx(1 / 3)
+
+
+@over_all
+def test_merging_is_deterministic_and_of_the_tensors_shape_in_fp32(files, transform, kind, constraint):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    parametrization = kind(vectors, constraint=constraint())
+    parametrization.load_values(random_values(parametrization))
+    with torch.no_grad():
+        for name in vectors:
+            update = parametrization(name, vectors[name])
+            assert update.shape == SHAPES[name] and update.dtype == torch.float32 and torch.isfinite(update).all()
+            assert torch.equal(update, parametrization(name, vectors[name]))
+
+
+@pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
+def test_update_is_linear_in_the_coefficients(files, transform, kind):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    parametrization = kind(vectors)
+
+    def updates(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        parametrization.load_values(values)
+        with torch.no_grad():
+            return {name: parametrization(name, vectors[name]).double() for name in vectors}
+
+    one, two = random_values(parametrization), random_values(parametrization, -1.0, 0.3)
+    both = updates({group: 2 * one[group] - 3 * two[group] for group in one})
+    first, second = updates(one), updates(two)
+    for name in vectors:
+        assert (both[name] - (2 * first[name] - 3 * second[name])).abs().max() < 2e-6 * 5
+
+
+@pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
+@pytest.mark.parametrize("constraint", REACHES_ANYTHING, ids=named)
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, resident):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    parametrization = kind(vectors, constraint=constraint())
+    values = parametrization.values()
+    backbone = Probe()
+    merged = MergedModel(backbone, vectors, parametrization, resident)
+    parametrization.load_values({group: torch.zeros_like(value) for group, value in values.items()})
+    merged.merge()
+    base = stored(files["base"])
+    for name, tensor in backbone.tensors().items():
+        assert torch.equal(tensor.detach().view(torch.int32), base[name].float().view(torch.int32))
+    kept = formula(TRANSFORMED, transform)(taus_of(files))
+    for index in range(len(EXPERTS)):
+        one = {group: torch.zeros_like(value) for group, value in values.items()}
+        for value in one.values():
+            value[index] = 1.0
+        parametrization.load_values(one)
+        merged.merge()
+        for name, tensor in backbone.tensors().items():
+            expert = base[name] + kept[name][index].view(SHAPES[name])
+            scale = torch.maximum(base[name].abs(), expert.abs()).float()
+            ulp = torch.nextafter(scale, torch.tensor(math.inf)) - scale
+            assert ((tensor.detach().double() - expert).abs() <= ulp).all(), name
+
+
+@over_all
+def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint):
+    shuffled = ["third", "first", "second"]
+    there = [list(files["experts"]).index(task) for task in shuffled]
+    plain = TaskVectors(**files, transforms=transforms_of(transform))
+    other = TaskVectors(files["base"], {t: files["experts"][t] for t in shuffled}, transforms_of(transform))
+    one, two = kind(plain, constraint=constraint()), kind(other, constraint=constraint())
+    values = random_values(one)
+    one.load_values(values)
+    two.load_values({group: value[there] for group, value in values.items()})
+    assert plain.experts != other.experts
+    with torch.no_grad():
+        for name in plain:
+            assert torch.allclose(one(name, plain[name]), two(name, other[name]), rtol=1e-6, atol=1e-6)
+
+
+@over_all
+def test_coefficient_file_keeps_everything(files, transform, kind, constraint, tmp_path):
+    vectors = TaskVectors(**files, transforms=transforms_of(transform), exclude=["single"])
+    parametrization = kind(vectors, init=0.4, constraint=constraint())
+    parametrization.load_values(random_values(parametrization))
+    protocol = {"calibration_split": "none", "numbers": [1, 2.5, None, True]}
+    layout = Layout("w.safetensors", {"a.json": "{}"})
+    first, second, third = (tmp_path / f"{number}.safetensors" for number in range(3))
+    save_coefficients(Coefficients(vectors, parametrization, layout, torch.bfloat16, 17, protocol), first)
+    save_coefficients(Coefficients(vectors, parametrization, layout, torch.bfloat16, 17, protocol), second)
+    assert first.read_bytes() == second.read_bytes()
+    # the file decides the order of experts, whatever order they are pointed to in
+    moved = dict(reversed(files["experts"].items()))
+    loaded = load_coefficients(first, experts=moved)
+    save_coefficients(loaded, third)
+    assert first.read_bytes() == third.read_bytes()
+    assert (loaded.layout, loaded.dtype, loaded.step, loaded.protocol) == (layout, torch.bfloat16, 17, protocol)
+    assert loaded.task_vectors.experts == vectors.experts and list(loaded.task_vectors) == list(vectors)
+    assert describe(loaded.parametrization) == describe(parametrization)
+    with torch.no_grad():
+        for name in vectors:
+            ours, theirs = parametrization(name, vectors[name]), loaded.parametrization(name, loaded.task_vectors[name])
+            assert torch.equal(ours, theirs)
+
+
+# parts by themselves ------------------------------------------------------------------------------------------------
+
+OTHER_ARGUMENTS = {
+    "Ties": {"keep": 0.45}, "Clamp": {"low": -0.5, "high": 1.5}, "Projection": {"low": -0.25, "high": 0.75},
+    "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
+    "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True},
+    "DistanceToInitial": {"weight": 0.5, "power": 2.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*TRANSFORMS, *CONSTRAINTS, *PARAMETRIZATIONS, *OBJECTIVES, *PENALTIES], ids=named)
+def test_constructor_arguments_are_attributes_and_describe_builds_them_again(files, kind):
+    vectors = TaskVectors(**files)
+    names = [name for name in inspect.signature(kind).parameters if name != "task_vectors"]
+    given = OTHER_ARGUMENTS.get(kind.__name__, {})
+    assert set(given) <= set(names) and (given or set(names) <= {"constraint"}), "give it arguments in OTHER_ARGUMENTS"
+    build_it = functools.partial(kind, vectors) if issubclass(kind, Parametrization) else kind
+    if "constraint" in names:
+        given = {**given, "constraint": adamerge.constraints.Projection(-0.5, 2.0)}
+    part = build_it(**given)
+    for name in names:
+        assert hasattr(part, name), f"{kind.__name__}.{name} is needed to write the recipe"
+    for name, value in given.items():
+        assert getattr(part, name) == value
+    spec = json.loads(json.dumps(describe(part)))
+    found, plain = getattr(importlib.import_module(spec["class_path"].rpartition(".")[0]), kind.__name__), set(names)
+    assert found is kind and spec["init_args"].keys() == plain
+    if issubclass(kind, Parametrization):
+        again = build_factory(spec, Parametrization)(vectors)
+    else:
+        again = build(spec, kind)
+    assert type(again) is kind and json.loads(json.dumps(describe(again))) == spec
+
+
+def test_a_factory_is_described_and_built_as_a_factory(files):
+    spec = json.loads(json.dumps(describe(functools.partial(ChunkWise, init=0.2, chunks=4, constraint=Free()))))
+    assert spec["class_path"] == "adamerge.parametrizations.ChunkWise"
+    built = build_factory(spec, Parametrization)(TaskVectors(**files))
+    assert (type(built), built.init, built.chunks, type(built.constraint)) == (ChunkWise, 0.2, 4, Free)
+
+
+def test_one_chunk_is_layer_wise_bit_for_bit(files):
+    vectors = TaskVectors(**files)
+    chunked, whole = ChunkWise(vectors, chunks=1), LayerWise(vectors)
+    values = random_values(whole)
+    chunked.load_values(values)
+    whole.load_values(values)
+    for name in vectors:
+        one, two = chunked(name, vectors[name]), whole(name, vectors[name])
+        assert torch.equal(one, two)
+        slope = torch.randn(one.shape)
+        ours = torch.autograd.grad(one, chunked.w, slope)[0]
+        assert torch.equal(ours, torch.autograd.grad(two, whole.w, slope)[0]) and ours.any()
+
+
+def test_merged_tensor_is_one_fp32_sum_then_one_cast():
+    base, update = torch.tensor([1.0, 256.0], dtype=torch.bfloat16), torch.tensor([2.0**-8 + 2.0**-20, 1.5])
+    expected = (base.double() + update.double()).to(torch.bfloat16)
+    assert torch.equal(merged_tensor(base, update, torch.bfloat16), expected)
+    assert expected.tolist() != (base + update.to(torch.bfloat16)).tolist()  # what a sum in bfloat16 would have given
+
+
+# objectives ---------------------------------------------------------------------------------------------------------
+
+# logits of two samples and three classes, and each sample's loss worked out by hand
+QUARTER = [math.log(0.5), math.log(0.25), math.log(0.25)]
+HAND = {"Entropy": ([[0.0, 0.0, 0.0], QUARTER], [math.log(3), 1.5 * math.log(2)])}
+
+
+class Untouchable:
+    """Labels that may not be looked at."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise AssertionError(f"labels were used: {name}")
+
+    def __getitem__(self, index: object) -> object:
+        raise AssertionError("labels were indexed")
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES, ids=named)
+def test_objective_is_the_hand_computed_number_without_labels(kind):
+    if kind.__name__ not in HAND:
+        pytest.fail(f"{kind.__name__} is new: work out two samples by hand, for HAND")
+    logits, expected = HAND[kind.__name__]
+    objective = kind()
+    tensor = torch.tensor(logits, requires_grad=True)
+    output = Output(logits=tensor, features=torch.zeros(2, 4))
+    batch = Batch(torch.zeros(2, 3), None)
+    losses = objective(output, batch)
+    assert losses.shape == (2,) and losses.dtype == torch.float32
+    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+    assert objective.weight(batch).tolist() == [1.0, 1.0]
+    if not kind.labelled:
+        assert torch.equal(objective(output, Batch(batch.inputs, Untouchable())), losses)
+    logits64 = tensor.detach().double().requires_grad_(True)
+    p = logits64.softmax(dim=-1)
+    if kind.__name__ == "Entropy":
+        reference = torch.autograd.grad(-(p * p.log()).sum(), logits64)[0]
+        assert torch.allclose(torch.autograd.grad(losses.sum(), tensor)[0].double(), reference, atol=1e-6)
+
+
+def test_paths_in_recipes_are_the_public_ones():
+    assert describe(Free())["class_path"] == "adamerge.constraints.Free"
+    assert all(Path(inspect.getfile(kind)).name != "base.py" for kind in [*TRANSFORMS, *PARAMETRIZATIONS, *OBJECTIVES])
