@@ -7,11 +7,21 @@ import sys
 from functools import cache
 
 import pytest
+import torch
 
 from adamerge.testbed.image_tasks import IMAGE_TASKS, load_image_task, task_images
 
 SPLITS = ("train", "calibration", "validation", "test")
 AT_LEAST = {"train": 3000, "calibration": 500, "validation": 250, "test": 1000}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Drawing gains little from threads, and loses much where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @cache
@@ -64,7 +74,7 @@ def test_the_same_bytes_under_another_hash_seed():
         "    images, labels = task_images(IMAGE_TASKS[name], 'validation')\n"
         "    print(hashlib.sha256(images.numpy().tobytes() + bytes(labels.tolist())).hexdigest())\n"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     here = []
     for name in ("textures", "greek"):
