@@ -21,6 +21,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import adamerge
 from adamerge.callbacks import (
@@ -39,6 +40,7 @@ from adamerge.files import read_json
 from adamerge.modules import AdaptiveMerging
 
 WANDB_PATIENCE = 20  # seconds for the server's first answer
+RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
 
 
@@ -122,18 +124,21 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         cli.trainer_with(callbacks=[], logger=False).fit(module, data)
         return None
     if module.objective is not None:
+        if cli.settings.trainer.max_steps < 1:
+            raise ConfigError(
+                "trainer.max_steps is not set: how long should the fit be?", todo="--trainer.max_steps=500"
+            )
         for task in data.tasks:
             data.rows(task, "calibration")
-    folder = resume or Path(cli.settings.runs) / (cli.settings.name or _name(arguments)) / (
-        cli.settings.id or _new_id()
-    )
-    if resume is None and (folder / "config.yaml").exists():
+    name, identity = cli.settings.name or _name(arguments), cli.settings.id or os.environ.get(RUN_ID) or _new_id()
+    folder = resume or Path(cli.settings.runs) / name / identity
+    if resume is None and (folder / "config.yaml").exists() and _is_first_process():
         raise ConfigError(
             f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if resume is None:
+        if resume is None and _is_first_process():
             cli.parser.save(cli.config, folder / "config.yaml", skip_check=True, overwrite=True)
         if module.objective is None:
             _write_initial(module, folder)
@@ -146,13 +151,6 @@ def _search(
     cli: ConfigCLI, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
-    history = CSVLogger(folder, name="", version="")
-    if checkpoint is not None:
-        _keep_metrics(history, folder / "metrics.csv", _step(checkpoint))
-    loggers: list[Any] = [history]
-    wandb = _wandb(folder)
-    if wandb is not None:
-        loggers.append(wandb)
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
         filename="{step}",
@@ -165,16 +163,29 @@ def _search(
         save_on_train_epoch_end=False,
     )
     trainer = cli.trainer_with(
-        logger=loggers,
-        callbacks=[checkpoints, CollapseGuard(), CoefficientFile(folder), Summary(folder)],
+        logger=False,
+        callbacks=[
+            *(cli.config_init.trainer.callbacks or ()),
+            checkpoints,
+            CollapseGuard(),
+            CoefficientFile(folder),
+            Summary(folder),
+        ],
         plugins=[AtomicCheckpoints()],
         default_root_dir=str(folder),
     )
     environment = _environment(trainer)
     if checkpoint is not None and not allow_difference:
         _compare_environment(folder, environment)
-    write_json(folder / "environment.json", environment)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    if _is_first_process():
+        write_json(folder / "environment.json", environment)
+    history = CSVLogger(folder, name="", version="")
+    if checkpoint is not None and _is_first_process():
+        _keep_metrics(history, folder / "metrics.csv", _step(checkpoint))
+    wandb = _wandb(folder)
+    trainer.loggers = [history] if wandb is None else [history, wandb]
+    with _announced(folder.name):
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
 
 def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
@@ -204,6 +215,23 @@ def _name(arguments: Sequence[str]) -> str:
     return "-".join(stems) or "run"
 
 
+def _is_first_process() -> bool:
+    """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@contextmanager
+def _announced(identity: str) -> Iterator[None]:
+    """The processes that Lightning starts for this fit inherit the environment, and with it the run's id."""
+    before = os.environ.get(RUN_ID)
+    os.environ[RUN_ID] = identity
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RUN_ID]
+
+
 def _new_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
 
@@ -215,8 +243,8 @@ def _checkpoint_interval(max_steps: int) -> int:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process group at a time in a run's folder."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        yield  # the first rank of this machine holds the lock for all
+    if not _is_first_process():
+        yield  # the first process holds the lock for all
         return
     lock, holder = FileLock(folder / ".lock"), folder / ".holder"
     try:
@@ -292,7 +320,7 @@ def _keep_metrics(logger: CSVLogger, path: Path, step: int) -> None:
 def _wandb(folder: Path) -> PatientWandb | None:
     """A logger as the environment says: online, offline or disabled; offline when there is no key or no server."""
     mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "disabled" or int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if mode == "disabled" or not _is_first_process():
         return None
     import wandb
 

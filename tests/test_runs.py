@@ -24,6 +24,7 @@ from running import (
     fit_words,
     pool_config,
     same_coefficients,
+    without_pictures,
     write_yaml,
 )
 
@@ -35,6 +36,7 @@ FILES = {"config.yaml", "environment.json", "coefficients.safetensors", "metrics
 @pytest.fixture
 def pool_file(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
     return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
@@ -138,7 +140,7 @@ def test_resume_refuses_overrides_and_strange_folders(pool_file, tmp_path, capfd
 
 
 def test_resume_under_other_threads_needs_a_flag(pool_file, capfd):
-    run = fit(fit_words(pool_file, "--id=a"))
+    run = fit(fit_words(pool_file, "--id=a", "--trainer.log_every_n_steps=1"))
     path = run / "environment.json"
     recorded = json.loads(path.read_text())
     path.write_text(json.dumps({**recorded, "threads": 77}))
@@ -217,6 +219,7 @@ def test_warm_start(pool_file, capfd):
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "weight_average"])
 def test_a_method_without_objective_opens_no_data(method, pool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
     images = dict.fromkeys(pool["experts"], str(tmp_path / "no_such_images"))
     file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, images))
     run = fit(["--config", str(file), "--config", str(METHODS / f"{method}.yaml"), "--id=a"])
@@ -260,8 +263,11 @@ class Fits:
         )
 
     def until_step(self, name: str, step: int, process: subprocess.Popen) -> None:
-        wanted, end = self.run(name) / "checkpoints" / f"step={step}.ckpt", time.monotonic() + 100
-        while not wanted.exists() and process.poll() is None and time.monotonic() < end:
+        end = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < end:
+            names = [path.stem for path in (self.run(name) / "checkpoints").glob("step=*.ckpt")]
+            if any(int(found.partition("=")[2]) >= step for found in names):
+                return
             time.sleep(0.02)
 
 

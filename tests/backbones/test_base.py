@@ -1,0 +1,54 @@
+"""A backbone of one's own: heads per task, batches without labels unless they are given."""
+
+import pytest
+import torch
+from torch import nn
+
+from adamerge.backbones import Backbone, Batch, Output
+from adamerge.layout import Layout
+
+
+class Plain(Backbone):
+    def __init__(self):
+        self.network = nn.Linear(2, 2)
+        self.heads = {"one": nn.Linear(2, 3), "two": nn.Linear(2, 5)}
+
+    def tensors(self):
+        return self.network.state_dict(keep_vars=True)
+
+    def build_heads(self, tasks):
+        return
+
+    def layout(self):
+        return Layout()
+
+    def preprocess(self, sample):
+        return sample
+
+    def features(self, inputs):
+        return self.network(inputs)
+
+
+def test_each_task_has_its_head_and_keeps_the_features():
+    backbone, features = Plain(), torch.randn(4, 2)
+    for task, classes in (("one", 3), ("two", 5)):
+        output = backbone.output(features, task)
+        assert isinstance(output, Output) and output.logits.shape == (4, classes) and output.features is features
+        assert torch.equal(output.logits, backbone.heads[task](features))
+    with pytest.raises(KeyError):
+        backbone.output(features, "three")
+
+
+def test_moving_takes_network_and_heads_along():
+    backbone = Plain()
+    backbone.to(torch.device("meta"))
+    assert backbone.network.weight.is_meta and all(head.weight.is_meta for head in backbone.heads.values())
+
+
+def test_a_batch_has_no_labels_unless_they_are_given():
+    assert Batch(torch.zeros(1)).labels is None
+
+
+def test_every_abstract_method_is_needed():
+    for name in ("tensors", "build_heads", "layout", "preprocess", "features"):
+        assert name in Backbone.__abstractmethods__

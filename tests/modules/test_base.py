@@ -1,0 +1,146 @@
+"""What every search shares: checks against trainer and data, validation accuracy per task, the warm start."""
+
+import pytest
+import torch
+from conftest import CLASSES
+from lightning import LightningDataModule, Trainer
+
+from adamerge.coefficients import save_coefficients
+from adamerge.errors import CoefficientsError, ConfigError
+from adamerge.evaluation import accuracies, correct
+from adamerge.objectives import Objective
+from adamerge.parametrizations import LayerWise, TaskWise
+
+from .test_adaptive import QUIET, fitted, images, module_of, w
+
+
+class Supervised(Objective):
+    """Cross-entropy, which needs labels."""
+
+    labelled = True
+
+    def forward(self, output, batch):
+        return torch.nn.functional.cross_entropy(output.logits.float(), batch.labels, reduction="none")
+
+
+def test_validation_accuracy_per_task_is_logged(pool, image_folders):
+    module, data = module_of(pool), images(image_folders)
+    trainer = Trainer(max_steps=2, max_epochs=1, log_every_n_steps=1, **QUIET)
+    trainer.fit(module, data)
+    logged = {key: float(value) for key, value in trainer.logged_metrics.items() if key.startswith("validation/")}
+    assert logged.keys() == {"validation/accuracy", *(f"validation/accuracy/{task}" for task in CLASSES)}
+    with torch.no_grad():
+        module.merged.merge()
+    expected = accuracies(
+        {task: correct(module.merged, task, data.eval_dataloader(task, "validation")) for task in CLASSES}
+    )
+    for task in CLASSES:
+        assert logged[f"validation/accuracy/{task}"] == pytest.approx(expected[task], abs=1e-6)
+    assert logged["validation/accuracy"] == pytest.approx(sum(expected.values()) / 2, abs=1e-6)
+
+
+def test_test_stage(pool, image_folders):
+    module, data = module_of(pool), images(image_folders)
+    logged = {}
+    for part in Trainer(**QUIET).test(module, data, verbose=False):
+        logged |= part
+    with torch.no_grad():
+        module.merged.merge()
+    for task in CLASSES:
+        hits = correct(module.merged, task, data.eval_dataloader(task, "test"))
+        assert logged[f"test/accuracy/{task}"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
+
+
+def test_validating_in_between_does_not_disturb_the_fit(pool, image_folders):
+    quiet = w(fitted(module_of(pool), images(image_folders), steps=4))
+    module = module_of(pool)
+    trainer = Trainer(max_steps=4, max_epochs=1, val_check_interval=1, **QUIET)
+    trainer.fit(module, images(image_folders))
+    assert torch.equal(w(module), quiet)
+
+
+def test_the_heads_are_the_bases(pool, image_folders):
+    """Built once, from the base's text tower, whatever the coefficients are by then."""
+    module, data = module_of(pool), images(image_folders)
+    fitted(module, data, steps=1)
+    before = {task: head.weight.clone() for task, head in module.merged.backbone.heads.items()}
+    fitted(module, data, steps=3)
+    assert all(torch.equal(head.weight, before[task]) for task, head in module.merged.backbone.heads.items())
+
+
+def test_labelled_objectives_and_unlabelled_data_are_refused_and_the_other_way_round(pool, image_folders):
+    with pytest.raises(ConfigError, match="Supervised needs labels"):
+        fitted(module_of(pool, objective=Supervised()), images(image_folders))
+    with pytest.raises(ConfigError, match="Entropy must not see labels"):
+        fitted(module_of(pool), images(image_folders, labelled=True))
+    module = module_of(pool, objective=Supervised())
+    fitted(module, images(image_folders, labelled=True))
+    assert not torch.equal(w(module), torch.full_like(w(module), 0.3))
+    assert "labelled" in module.coefficients().protocol["calibration_split"]
+
+
+def test_labels_do_not_touch_an_unlabelled_fit(pool, image_folders, tmp_path):
+    import datasets
+
+    found = [w(fitted(module_of(pool), images(image_folders)))]
+    for how in (lambda row: {"label": 0}, lambda row: {"label": (row["label"] + 1) % 3}):
+        folders = {}
+        for task, folder in image_folders.items():
+            target = tmp_path / f"{task}{len(found)}"
+            datasets.load_from_disk(folder).map(how).save_to_disk(target)
+            folders[task] = str(target)
+        found.append(w(fitted(module_of(pool), images(folders))))
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_round_coefficients_are_refused(precision, pool, image_folders):
+    with pytest.raises(ConfigError, match=precision):
+        fitted(module_of(pool), images(image_folders), precision=precision)
+
+
+def test_other_data_modules_are_refused(pool):
+    class Stranger(LightningDataModule):
+        def train_dataloader(self):
+            return []
+
+    with pytest.raises(ConfigError, match="Calibration"):
+        fitted(module_of(pool), Stranger())
+
+
+def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(pool, image_folders):
+    only = {"colours": image_folders["colours"]}
+    with pytest.raises(ConfigError, match="shapes"):
+        fitted(module_of(pool), images(only))
+    one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
+    fitted(module_of(one), images(image_folders))
+
+
+def test_warm_start_goes_by_names(pool, image_folders, tmp_path):
+    path = tmp_path / "coefficients.safetensors"
+    first = fitted(module_of(pool, lr=3.0), images(image_folders))
+    save_coefficients(first.coefficients(), path)
+    again = module_of(pool, init_from=path)
+    assert torch.equal(w(again), w(first))
+    turned = {**pool, "experts": dict(reversed(pool["experts"].items()))}
+    assert torch.equal(w(module_of(turned, init_from=str(path))), w(first).flip(0))
+    assert not torch.equal(w(first)[0], w(first)[1])
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(pool, image_folders, tmp_path):
+    path = tmp_path / "coefficients.safetensors"
+    save_coefficients(module_of(pool, LayerWise).coefficients(), path)
+    with pytest.raises(CoefficientsError, match=r"coefficients\.safetensors"):
+        module_of(pool, TaskWise, init_from=path)
+    fewer = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
+    with pytest.raises(CoefficientsError, match="experts"):
+        module_of(fewer, init_from=path)
+    with pytest.raises(CoefficientsError, match="gone"):
+        module_of(pool, init_from=tmp_path / "gone.safetensors")
+
+
+def test_the_protocol_travels_with_the_coefficients(pool, image_folders):
+    module = fitted(module_of(pool), images(image_folders, transductive=True))
+    made = module.coefficients()
+    assert made.step == 3 and made.protocol["transductive"] is True
+    assert module_of(pool).coefficients().protocol == {}

@@ -1,0 +1,270 @@
+"""Callbacks: the heat map, how a run's end is told, the guard's last good state, trackers that fail, safe checkpoints."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from running import child, coefficients, command, fit_words, pool_config, without_pictures, write_yaml
+
+from adamerge.backbones import OpenClipClassifier, Output
+from adamerge.callbacks import AtomicCheckpoints, CollapseGuard, PatientWandb, draw_heatmap, write_json
+from adamerge.errors import CheckpointError, CollapsedError
+from adamerge.modules import AdaptiveMerging
+from adamerge.objectives import Entropy
+
+TABLE = {f"visual.transformer.resblocks.{n}.ln_1.weight": {"a": [0.1 * n], "b": [0.3, 0.5]} for n in range(11)}
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+
+
+def test_heat_map_is_a_picture_of_every_group(tmp_path):
+    path = tmp_path / "heatmap.png"
+    draw_heatmap(TABLE, path)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        width, height = picture.size
+        colours = picture.convert("RGB").getcolors(1 << 24)
+    assert 300 < width < 3000 and 300 < height < 3000 and 2000 < path.stat().st_size < 500_000
+    assert len(colours) > 20, "an empty picture"
+    draw_heatmap({f"g{n}": {"a": [0.3], "b": [0.2]} for n in range(60)}, path)
+    with Image.open(path) as picture:
+        assert picture.size[1] > height, "more groups need a taller picture"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1.0])
+def test_heat_map_of_one_number(value, tmp_path):
+    draw_heatmap({"model": {"a": [value]}}, tmp_path / "heatmap.png", "not learned")
+    assert (tmp_path / "heatmap.png").stat().st_size > 1000
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1, (float("inf"), 2.5)], "z": {"w": -float("inf")}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1, [None, 2.5]], "z": {"w": None}}
+
+
+class Disturb(Entropy):
+    """Entropy, times a factor at one step of the fit."""
+
+    factor, at = float("nan"), 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, output, batch):
+        step, self.calls = self.calls // 2, self.calls + 1  # two tasks a step
+        return super().forward(output, batch) * (self.factor if step == self.at else 1.0)
+
+
+def disturbed(monkeypatch, factor: float, at: int) -> str:
+    monkeypatch.setattr(Disturb, "factor", factor)
+    monkeypatch.setattr(Disturb, "at", at)
+    return f"--model.objective={__name__}.Disturb"
+
+
+def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
+    words = fit_words(pool_file, "--name=good", f"--id={steps}", "--model.lr=0.01", steps=steps)
+    assert command(capfd, "fit", *words).code == 0
+    return coefficients(Path("runs/good") / str(steps))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [0, pytest.param(2, marks=pytest.mark.slow), 5])
+def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):
+    """Step ``at`` (from 0) is the first bad one; 5 is the last step of all."""
+    objective = disturbed(monkeypatch, factor, at)
+    words = fit_words(pool_file, "--name=bad", "--id=a", "--model.lr=0.01", objective, steps=6)
+    outcome = command(capfd, "fit", *words)
+    run = Path("runs/bad/a")
+    assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
+    assert f"step {at + 1}" in outcome.error and ("colours" in outcome.error or "shapes" in outcome.error)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "diverged" and f"step {at + 1}" in summary["error"]
+    found = coefficients(run)
+    assert all(torch.isfinite(value).all() for value in found.values())
+    if at:
+        good = values_after(pool_file, capfd, at)
+        assert all(torch.equal(value, good[name]) for name, value in found.items())
+    else:
+        assert all((value == 0.3).all() for value in found.values())
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        assert torch.isfinite(torch.load(path, weights_only=True)["state_dict"]["merged.parametrization.w"]).all()
+
+
+def test_a_diverged_run_does_not_become_a_finished_one_by_resuming(pool_file, monkeypatch, capfd):
+    objective = disturbed(monkeypatch, float("nan"), 5)
+    words = fit_words(pool_file, "--name=bad", "--id=a", objective, steps=6)
+    command(capfd, "fit", *words)
+    monkeypatch.setattr(Disturb, "at", 0)
+    outcome = command(capfd, "fit", "--resume", "runs/bad/a")
+    status = json.loads(Path("runs/bad/a/summary.json").read_text())["status"]
+    assert (outcome.code, status) in {(4, "diverged"), (0, "diverged"), (2, "diverged")}
+
+
+def ended(pool_file, capfd, monkeypatch, error: BaseException) -> tuple[int | None, dict]:
+    plain = AdaptiveMerging.training_step
+
+    def step(self, batch, batch_idx):
+        if self.global_step == 2:
+            raise error
+        assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "running"
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdaptiveMerging, "training_step", step)
+    code = None
+    try:
+        code = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", steps=4)).code
+    except type(error):
+        pass
+    return code, json.loads(Path("runs/n/a/summary.json").read_text())
+
+
+def test_summary_of_a_run_that_collapsed(pool_file, capfd, monkeypatch):
+    code, summary = ended(pool_file, capfd, monkeypatch, CollapsedError("one class for all of task 'shapes'"))
+    assert (code, summary["status"], summary["step"]) == (4, "collapsed", 2)
+    assert summary["error"] == "one class for all of task 'shapes'"
+
+
+def test_summary_of_a_run_that_failed(pool_file, capfd, monkeypatch):
+    code, summary = ended(pool_file, capfd, monkeypatch, RuntimeError("the network is on fire"))
+    assert code is None, "a bug of the program keeps its trace"
+    assert summary["status"] == "failed" and "on fire" in summary["error"]
+    assert coefficients(Path("runs/n/a"))
+
+
+class Broken:
+    """A wandb run whose every use raises."""
+
+    id, name = "broken", "broken"
+
+    def __getattr__(self, name: str):
+        raise RuntimeError("the service is gone")
+
+
+def test_a_tracker_that_raises_is_left_out_and_said_once(pool_file, monkeypatch, capfd):
+    monkeypatch.setattr("adamerge.runs._wandb", lambda folder: PatientWandb(experiment=Broken()))
+    words = fit_words(pool_file, "--name=n", "--id=a", "--trainer.log_every_n_steps=1")
+    outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert (outcome.out + outcome.err).count("wandb stopped working") == 1
+    assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "finished"
+    assert len(Path("runs/n/a/metrics.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, io = tmp_path / "last.ckpt", AtomicCheckpoints()
+    io.save_checkpoint({"global_step": 1}, path)
+
+    def torn(checkpoint, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(Exception, match="last.ckpt"):
+        io.save_checkpoint({"global_step": 2}, path)
+    assert io.load_checkpoint(path)["global_step"] == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path):
+    code = (
+        "import os, pathlib, torch\nfrom adamerge.callbacks import AtomicCheckpoints\n"
+        "path, plain = pathlib.Path('last.ckpt'), torch.save\nio = AtomicCheckpoints()\n"
+        "io.save_checkpoint({'global_step': 1}, path)\n"
+        "def die(value, target):\n    pathlib.Path(target).write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
+        "torch.save = die\nio.save_checkpoint({'global_step': 2}, path)"
+    )
+    assert child(["-c", code], tmp_path).returncode == -signal.SIGKILL
+    assert AtomicCheckpoints().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
+    assert len(list(tmp_path.iterdir())) == 2, "the torn file has another name"
+    AtomicCheckpoints().save_checkpoint({"global_step": 3}, tmp_path / "last.ckpt")
+    assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"], "and is swept by the next"
+
+
+def test_a_corrupt_checkpoint_is_a_typed_error_that_names_it(tmp_path):
+    path, io = tmp_path / "step=3.ckpt", AtomicCheckpoints()
+    io.save_checkpoint({"global_step": 3, "w": torch.arange(50)}, path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"step=3\.ckpt"):
+            io.load_checkpoint(path)
+
+
+class Fit:
+    """Stands for a trainer whose metrics are given."""
+
+    global_step = 0
+
+    def __init__(self) -> None:
+        self.callback_metrics = {}
+
+    def step(self, guard: CollapseGuard, **tasks: tuple[float, float]) -> None:
+        self.global_step += 1
+        for task, (share, spread) in tasks.items():
+            self.callback_metrics[f"train/top_class_share/{task}"] = torch.tensor(share)
+            self.callback_metrics[f"train/marginal_entropy/{task}"] = torch.tensor(spread)
+        guard.on_train_batch_end(self, None, None, dict.fromkeys(tasks), self.global_step - 1)
+
+
+GOOD, GONE = (0.3, 0.9), (1.0, 0.01)
+
+
+def test_a_task_that_collapses_is_named():
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(5):
+        fit.step(guard, a=GOOD, b=GOOD)
+    with pytest.raises(CollapsedError, match=r"step 10: .*task 'b'"):
+        for _ in range(10):
+            fit.step(guard, a=GOOD, b=GONE)
+
+
+def test_one_sided_from_the_start_or_for_a_moment_is_no_collapse():
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(30):
+        fit.step(guard, one_class_data=GONE)
+    for step in range(30):
+        fit.step(guard, one_class_data=GONE, b=GONE if step % 5 == 2 else GOOD)
+
+
+def test_the_guard_remembers_across_a_resume():
+    """Healthy before the kill, collapsed after it: without its memory the guard would take it for one-sided data."""
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(5):
+        fit.step(guard, a=GOOD)
+    resumed = CollapseGuard(every=5)
+    resumed.load_state_dict(guard.state_dict())
+    with pytest.raises(CollapsedError):
+        for _ in range(10):
+            fit.step(resumed, a=GONE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_sure_predictions_of_many_classes_are_no_collapse(micro_batch, pool_file, monkeypatch, capfd):
+    """With micro-batches too: the share of the most frequent class of ONE sample is always all of it."""
+    plain, calls = OpenClipClassifier.output, []
+
+    def surer(self, features, task):
+        """Sample i of a forward pass is class i, unsure at first and sure later."""
+        calls.append(task)
+        found = plain(self, features, task)
+        first = len(calls) // 2 if micro_batch else 0
+        wanted = (torch.arange(len(features)) + first) % found.logits.shape[-1]
+        sharpness = 0.1 if len(calls) < 50 else 50.0
+        one_hot = torch.nn.functional.one_hot(wanted, found.logits.shape[-1]) * sharpness
+        return Output(found.logits * 1e-3 + one_hot, found.features)
+
+    monkeypatch.setattr(OpenClipClassifier, "output", surer)
+    size = [f"--model.micro_batch={micro_batch}"] if micro_batch else []
+    words = fit_words(pool_file, "--name=n", "--id=a", *size, steps=50)
+    outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0, outcome.err[-1000:]

@@ -1,0 +1,402 @@
+"""The coefficient file: damage, strangers and other models are refused by name; nothing else is ever raised."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from safetensors.torch import load_file, save_file
+
+from adamerge.coefficients import (
+    Coefficients,
+    build,
+    build_factory,
+    load_coefficients,
+    read_coefficients,
+    save_coefficients,
+)  # fmt: skip
+from adamerge.constraints import Constraint, Projection
+from adamerge.errors import AdamergeError, CheckpointError, CoefficientsError
+from adamerge.layout import Layout
+from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
+from adamerge.task_vectors import TaskVectors
+from adamerge.transforms import Ties, Transform
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a.weight": torch.randn(3, 2, generator=generator), "b": torch.randn(2, generator=generator)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict:
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "cars", "dtd")):
+        save_file(weights(seed), root / f"{name}.safetensors")
+    return {"base": str(root / "base.safetensors"),
+            "experts": {name: str(root / f"{name}.safetensors") for name in ("cars", "dtd")}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(models, tmp_path_factory) -> Path:
+    vectors = TaskVectors(**models, transforms=[Ties(0.5)])
+    parametrization = LayerWise(vectors, constraint=Projection())
+    parametrization.load_values({"a.weight": torch.tensor([[0.1], [0.2]]), "b": torch.tensor([[0.3], [0.4]])})
+    path = tmp_path_factory.mktemp("saved") / "coefficients.safetensors"
+    coefficients = Coefficients(vectors, parametrization, Layout("w.safetensors", {"c.json": "{}"}), step=5)
+    save_coefficients(coefficients, path)
+    return path
+
+
+def rewritten(saved: Path, target: Path, change: Callable[[dict], object], values: dict | None = None) -> Path:
+    """The file with changed metadata, otherwise intact."""
+    metadata, tensors = read_coefficients(saved)
+    metadata = json.loads(json.dumps(metadata))
+    replaced = change(metadata)
+    tensors = {f"w/{group}": value for group, value in tensors.items()} if values is None else values
+    text = json.dumps(metadata if replaced is None else replaced)
+    target.write_bytes(safetensors.torch.save(tensors, {"adamerge": text}))
+    return target
+
+
+def set_(*path: object) -> Callable[[dict], None]:
+    *keys, last, value = path
+
+    def change(metadata: dict) -> None:
+        for key in keys:
+            metadata = metadata[key]
+        metadata[last] = value
+
+    return change
+
+
+# contents ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_by_name_after_the_constraint(saved):
+    table = load_coefficients(saved).table()
+    assert table.keys() == {"a.weight", "b"}
+    assert table["b"] == {"cars": [pytest.approx(0.3)], "dtd": [pytest.approx(0.4)]}
+
+
+def test_the_file_is_fp32_and_readable_without_this_package(saved):
+    with safetensors.safe_open(saved, "pt") as file:
+        assert sorted(file.keys()) == ["w/a.weight", "w/b"]
+        assert file.get_tensor("w/b").dtype == torch.float32
+        metadata = json.loads(file.metadata()["adamerge"])
+    assert metadata["format"] == 1 and list(metadata["experts"]) == ["cars", "dtd"]
+    assert metadata["parametrization"]["init_args"]["constraint"]["init_args"] == {"low": 0.0, "high": 1.0}
+    assert len(metadata["states"][0]["thresholds"]) == 2
+
+
+def test_saving_replaces_the_file_whole(saved, models, tmp_path):
+    target = tmp_path / "deep" / "c.safetensors"
+    loaded = load_coefficients(saved)
+    save_coefficients(loaded, target)
+    save_coefficients(loaded, target)
+    assert target.read_bytes() == saved.read_bytes() and [p.name for p in target.parent.iterdir()] == [target.name]
+
+
+# other models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["base", "cars", "dtd"])
+def test_one_changed_weight_is_refused_by_name(saved, models, tmp_path, who):
+    other = load_file(models["base"] if who == "base" else models["experts"][who])
+    other["b"][1] = torch.nextafter(other["b"][1], torch.tensor(math.inf))
+    save_file(other, tmp_path / "other.safetensors")
+    moved = (
+        {"base": tmp_path / "other.safetensors"}
+        if who == "base"
+        else {"experts": {who: tmp_path / "other.safetensors"}}
+    )
+    name = "the base" if who == "base" else f"expert '{who}'"
+    with pytest.raises(CoefficientsError, match=f"{name} at .*other.safetensors is not the model") as found:
+        load_coefficients(saved, **moved)
+    assert found.value.expected != found.value.got and "--allow-other-models" in found.value.todo
+    assert load_coefficients(saved, **moved, verify=False).step == 5
+
+
+def test_swapped_experts_are_refused(saved, models):
+    experts = {"cars": models["experts"]["dtd"], "dtd": models["experts"]["cars"]}
+    with pytest.raises(CoefficientsError, match="expert 'cars' at .*dtd.safetensors is not the model"):
+        load_coefficients(saved, experts=experts)
+
+
+def test_moved_models_are_found_where_one_says_and_unknown_names_are_refused(saved, models, tmp_path):
+    save_file(load_file(models["experts"]["cars"]), tmp_path / "moved.safetensors")
+    loaded = load_coefficients(saved, experts={"cars": tmp_path / "moved.safetensors"})
+    assert loaded.task_vectors.checkpoints["cars"].location.endswith("moved.safetensors")
+    with pytest.raises(CoefficientsError, match="has no expert 'boats'"):
+        load_coefficients(saved, experts={"boats": tmp_path / "moved.safetensors"})
+
+
+def test_a_model_that_is_gone_is_named(saved, tmp_path):
+    file = rewritten(saved, tmp_path / "c", set_("experts", "dtd", "source", "/nowhere/dtd.safetensors"))
+    with pytest.raises(CheckpointError, match="/nowhere/dtd.safetensors"):
+        load_coefficients(file)
+
+
+# damage --------------------------------------------------------------------------------------------------------------
+
+
+def test_truncation_at_every_byte_is_a_coefficients_error_naming_the_file(saved, tmp_path):
+    content, path = saved.read_bytes(), tmp_path / "short.safetensors"
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CoefficientsError, match="short.safetensors"):
+            read_coefficients(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(CoefficientsError):
+        read_coefficients(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\x80\x04pickle", b"PK\x03\x04" + b"\0" * 99])
+def test_what_is_no_such_file_is_a_coefficients_error(tmp_path, content):
+    path = tmp_path / "c.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CoefficientsError, match="c.safetensors"):
+        load_coefficients(path)
+
+
+def test_a_folder_and_a_model_are_no_coefficient_files(models, tmp_path):
+    for path in (tmp_path, models["base"]):
+        with pytest.raises(CoefficientsError):
+            load_coefficients(path)
+
+
+def attempt(path: Path, models: dict) -> object:
+    """What loading gives: the coefficients, or the typed error; any other exception is the test's failure."""
+    try:
+        return load_coefficients(path, models["base"], models["experts"])
+    except CoefficientsError as error:
+        return error
+
+
+def test_every_flipped_byte_loads_or_is_a_coefficients_error(saved, models, tmp_path):
+    content, path = saved.read_bytes(), tmp_path / "flipped.safetensors"
+    refused = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 7)]) + content[place + 1 :])
+        refused += isinstance(attempt(path, models), CoefficientsError)
+    assert refused > 0.4 * len(content)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some.lists(some.tuples(some.floats(0, 1, exclude_max=True), some.integers(0, 255)), min_size=1, max_size=4))
+def test_random_bytes_load_or_are_a_coefficients_error(saved, models, tmp_path, edits):
+    content = bytearray(saved.read_bytes())
+    for place, value in edits:
+        content[int(place * len(content))] = value
+    path = tmp_path / "random.safetensors"
+    path.write_bytes(content)
+    attempt(path, models)
+
+
+def test_a_flipped_bit_never_changes_the_coefficients_in_silence(saved, models, tmp_path):
+    content, path = saved.read_bytes(), tmp_path / "flipped.safetensors"
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    silent = []
+    for place in range(start, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        if not isinstance(attempt(path, models), CoefficientsError):
+            silent.append(place)
+    assert not silent, f"{len(silent)} of {len(content) - start} bytes of the values may change unnoticed"
+
+
+DAMAGE = {
+    "version": set_("format", 2),
+    "no version": lambda m: m.pop("format") and None,
+    "a field too many": set_("extra", 1),
+    "a field too few": lambda m: m.pop("step") and None,
+    "not an object": lambda m: [1],
+    "no object at all": lambda m: "text",
+    "experts a list": set_("experts", ["cars", "dtd"]),
+    "experts a number": set_("experts", 3),
+    "no experts": set_("experts", {}),
+    "expert not an object": set_("experts", "cars", "here"),
+    "expert without source": lambda m: m["experts"]["cars"].pop("source") and None,
+    "expert without fingerprint": lambda m: m["experts"]["cars"].pop("fingerprint") and None,
+    "base without fingerprint": lambda m: m["base"].pop("fingerprint") and None,
+    "fingerprint a number": set_("base", "fingerprint", 5),
+    "base a number": set_("base", 5),
+    "an expert too few": lambda m: m["experts"].pop("dtd") and None,
+    "include a number": set_("include", 5),
+    "include nothing": set_("include", ["nothing.*"]),
+    "exclude a tensor": set_("exclude", ["b"]),
+    "transforms null": set_("transforms", None),
+    "transform a number": set_("transforms", [5]),
+    "transform without class": set_("transforms", [{"init_args": {}}]),
+    "transform without arguments": set_("transforms", 0, {"class_path": "adamerge.Ties"}),
+    "transform of another kind": set_("transforms", 0, "class_path", "adamerge.Clamp"),
+    "abstract transform": set_("transforms", 0, {"class_path": "adamerge.transforms.Transform", "init_args": {}}),
+    "argument out of range": set_("transforms", 0, "init_args", {"keep": 7}),
+    "argument of another type": set_("transforms", 0, "init_args", {"keep": "half"}),
+    "unknown argument": set_("transforms", 0, "init_args", {"kept": 0.2}),
+    "states too few": set_("states", []),
+    "states too many": set_("states", [{}, {}]),
+    "states of other names": set_("states", [{"limits": [0.0, 0.0], "majority": [1.0]}]),
+    "states too short": set_("states", [{"thresholds": [0.0], "majority": [1.0]}]),
+    "states of text": set_("states", [{"thresholds": ["0", "0"], "majority": [1.0]}]),
+    "parametrization of another grain": set_("parametrization", "class_path", "adamerge.TaskWise"),
+    "parametrization missing": set_("parametrization", None),
+    "abstract parametrization": set_("parametrization", "class_path", "adamerge.parametrizations.Linear"),
+    "no such class": set_("parametrization", "class_path", "adamerge.parametrizations.Nothing"),
+    "no such module": set_("parametrization", "class_path", "adamerge.nothing.Nothing"),
+    "a function": set_("parametrization", "class_path", "adamerge.export.export"),
+    "class path a number": set_("parametrization", "class_path", 5),
+    "class path without a module": set_("parametrization", "class_path", "LayerWise"),
+    "class path empty": set_("parametrization", "class_path", ""),
+    "arguments a list": set_("parametrization", "init_args", [1]),
+    "constraint a text": set_("parametrization", "init_args", "constraint", "Clamp"),
+    "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", "adamerge.constraints.Interval"),
+    "constraint a layout": set_(
+        "parametrization", "init_args", "constraint", {"class_path": "adamerge.layout.Layout", "init_args": {}}
+    ),
+    "init far too big": set_("parametrization", "init_args", "init", 10**400),
+    "init outside": set_("parametrization", "init_args", "init", 7.0),
+    "dtype of no such name": set_("dtype", "float31"),
+    "dtype a number": set_("dtype", 32),
+    "dtype a module": set_("dtype", "nn"),
+    "dtype a function": set_("dtype", "load"),
+    "dtype of integers": set_("dtype", "int64"),
+    "dtype of bits": set_("dtype", "bool"),
+    "layout null": set_("layout", None),
+    "layout files a list": set_("layout", "files", ["c.json"]),
+    "step a text": set_("step", "five"),
+    "protocol a list": set_("protocol", [1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_recipe_is_a_coefficients_error(saved, models, tmp_path, damage):
+    file = rewritten(saved, tmp_path / "c.safetensors", DAMAGE[damage])
+    with pytest.raises(CoefficientsError, match="c.safetensors|recipe"):
+        load_coefficients(file, models["base"], models["experts"] if "expert" not in damage else None)
+
+
+VALUES = {
+    "another section": {"x/b": torch.zeros(2, 1)},
+    "no section": {"b": torch.zeros(2, 1)},
+    "half precision": {"w/b": torch.zeros(2, 1, dtype=torch.bfloat16)},
+    "one dimension": {"w/b": torch.zeros(2)},
+    "not a number": {"w/b": torch.tensor([[math.nan], [0.0]])},
+    "infinite": {"w/b": torch.tensor([[math.inf], [0.0]])},
+    "a group too few": {"w/b": torch.zeros(2, 1)},
+    "a group too many": {"w/b": torch.zeros(2, 1), "w/a.weight": torch.zeros(2, 1), "w/c": torch.zeros(2, 1)},
+    "experts too many": {"w/b": torch.zeros(3, 1), "w/a.weight": torch.zeros(3, 1)},
+    "chunks too many": {"w/b": torch.zeros(2, 2), "w/a.weight": torch.zeros(2, 1)},
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_values_that_do_not_belong_are_a_coefficients_error(saved, tmp_path, values):
+    file = rewritten(saved, tmp_path / "c.safetensors", lambda m: None, VALUES[values])
+    with pytest.raises(CoefficientsError, match="c.safetensors"):
+        load_coefficients(file)
+
+
+# strangers ------------------------------------------------------------------------------------------------------------
+
+CANARY = """
+from pathlib import Path
+Path(__file__).with_suffix(".sang").touch()
+from adamerge.constraints import Free
+from adamerge.transforms import Transform
+class Canary(Transform):
+    def apply(self, name, deltas, state):
+        return deltas
+"""
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A module of someone else that leaves a trace when it is imported, at any of several names."""
+    names = ("canary_module", "adamergeevil", "adamerge_plugins")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(CANARY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield lambda: sorted(path.stem for path in tmp_path.glob("*.sang"))
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["canary_module", "adamergeevil", "adamerge_plugins"])
+@pytest.mark.parametrize("where", ["transform", "parametrization", "nested", "deep"])
+def test_foreign_classes_are_refused_and_never_imported(saved, models, tmp_path, canary, name, where):
+    spec = {"class_path": f"{name}.Canary", "init_args": {}}
+    change = {
+        "transform": set_("transforms", [spec]),
+        "parametrization": set_("parametrization", spec),
+        "nested": set_("parametrization", "init_args", "constraint", spec),
+        "deep": set_("parametrization", "init_args", "constraint", "init_args", {"low": spec}),
+    }[where]
+    file = rewritten(saved, tmp_path / "c.safetensors", change)
+    with pytest.raises(CoefficientsError, match=f"'{name}.Canary', which is not part of adamerge") as found:
+        load_coefficients(file)
+    assert canary() == [] and name not in sys.modules
+    assert f"--allow-plugins {name}" in found.value.todo
+    read_coefficients(file)
+    assert canary() == []
+
+
+def test_an_allowed_prefix_lets_exactly_it_in(saved, tmp_path, canary):
+    change = set_("transforms", [{"class_path": "canary_module.Canary", "init_args": {}}])
+    file = rewritten(saved, tmp_path / "c.safetensors", change)
+    for prefix in ("canary", "canary_module.sub", "", "anary_module"):
+        with pytest.raises(CoefficientsError, match="not part of adamerge"):
+            load_coefficients(file, plugins=[prefix])
+    assert canary() == []
+    loaded = load_coefficients(file, plugins=["canary_module"])
+    assert type(loaded.task_vectors.transforms[0]).__module__ == "canary_module" and canary() == ["canary_module"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["os.system", "builtins.eval", "adamerge.export.json.JSONDecoder", "adamerge..os.system", "adamerge.errors.x.y"],
+)
+@pytest.mark.parametrize("kind", [Transform, Constraint, Parametrization])
+def test_nothing_but_parts_is_built(path, kind):
+    with pytest.raises(CoefficientsError):
+        build({"class_path": path, "init_args": {}}, kind)
+    with pytest.raises(CoefficientsError):
+        build_factory({"class_path": path, "init_args": {}}, kind)
+
+
+def test_the_program_itself_is_no_part(monkeypatch):
+    """``adamerge.__main__`` runs the command line when it is imported."""
+    monkeypatch.setattr(sys, "argv", ["adamerge", "--help"])
+    with pytest.raises(CoefficientsError):
+        build({"class_path": "adamerge.__main__.Ties", "init_args": {}}, Transform)
+
+
+def test_a_part_must_be_of_its_kind(saved):
+    with pytest.raises(CoefficientsError, match="not a Transform"):
+        build({"class_path": "adamerge.Clamp", "init_args": {}}, Transform)
+    spec = {
+        "class_path": "adamerge.ChunkWise",
+        "init_args": {"constraint": {"class_path": "adamerge.Ties", "init_args": {}}},
+    }
+    with pytest.raises((CoefficientsError, AdamergeError, TypeError, AttributeError)):
+        build_factory(spec, Parametrization)(load_coefficients(saved).task_vectors)
+
+
+def test_a_parametrization_inside_another_is_built_as_a_factory():
+    class Outer(Parametrization):
+        pass
+
+    spec = {
+        "class_path": "adamerge.LayerWise",
+        "init_args": {"init": {"class_path": "adamerge.ChunkWise", "init_args": {}}},
+    }
+    assert build_factory(spec, Parametrization).keywords["init"].func is ChunkWise

@@ -1,0 +1,163 @@
+"""Comparison: one table of several methods, from fits that are kept, resumed and never repeated."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES
+from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
+
+from adamerge.comparison import LAMBDAS, REFERENCES, Scorer, compare
+from adamerge.evaluation import gap_closed
+from adamerge.parametrizations import TaskWise
+from adamerge.runs import ConfigCLI
+
+TASK_WISE = METHODS / "adamerging_task_wise.yaml"
+OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.lr=0.05")
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+
+
+@pytest.fixture
+def few_lambdas(monkeypatch):
+    """Nine fewer merges than the whole grid needs."""
+    monkeypatch.setattr("adamerge.comparison.LAMBDAS", [0.0, 0.3, 1.0])
+
+
+def test_the_grid():
+    assert [n / 20 for n in range(21)] == LAMBDAS
+
+
+def test_from_end_to_end(pool_file, few_lambdas, capfd):
+    words = [pool_file, TASK_ARITHMETIC, TASK_WISE, "--folder", "table"]
+    outcome = command(capfd, "compare", *words, *OVERRIDES)
+    assert outcome.code == 0, outcome.err[-2000:]
+    result = json.loads(Path("table/comparison.json").read_text())
+    assert result["tasks"] == list(CLASSES)
+    assert set(result["methods"]) == {*REFERENCES, "task_arithmetic", "adamerging_task_wise"}
+    for name, row in result["methods"].items():
+        assert row.keys() >= {"per_task", "average", "gap_closed", "labels"}
+        assert list(row["per_task"]) == list(CLASSES)
+        assert row["average"] == pytest.approx(sum(row["per_task"].values()) / 2)
+        assert row["labels"] is (name == "task_arithmetic_tuned")
+        assert name in outcome.out
+    methods = result["methods"]
+    assert methods["task_arithmetic"]["per_task"] == methods["task_arithmetic_0.3"]["per_task"]
+    tuned, ceiling = methods["task_arithmetic_tuned"]["average"], methods["individual"]["average"]
+    for row in methods.values():
+        if ceiling == tuned:
+            assert row["gap_closed"] is None
+        else:
+            assert row["gap_closed"] == pytest.approx((row["average"] - tuned) / (ceiling - tuned))
+    assert tuned >= max(methods["pretrained"]["average"], methods["task_arithmetic_0.3"]["average"])
+    assert methods["task_arithmetic_tuned"]["to_oracle"] == [0, 0]
+    assert "gap closed" in outcome.out and "labels" in outcome.out
+
+    kept = {path: path.stat().st_mtime_ns for path in Path("table/fits").rglob("*") if path.is_file()}
+    again = compare(pool_file, [TASK_ARITHMETIC, TASK_WISE], Path("table"), OVERRIDES)
+    assert {path: path.stat().st_mtime_ns for path in Path("table/fits").rglob("*") if path.is_file()} == kept
+    assert (
+        json.loads(json.dumps(again["methods"]["adamerging_task_wise"]["per_task"]))
+        == (methods["adamerging_task_wise"]["per_task"])
+    )
+
+
+def test_gap_closed_by_hand():
+    assert gap_closed(0.7, 0.6, 0.8) == pytest.approx(0.5)
+    assert gap_closed(0.6, 0.6, 0.8) == 0 and gap_closed(0.8, 0.6, 0.8) == 1
+    assert gap_closed(0.5, 0.6, 0.8) == pytest.approx(-0.5)
+    assert math.isnan(gap_closed(0.5, 0.6, 0.6))
+
+
+def test_the_scores_are_those_of_a_loop_by_hand(pool_file, pool):
+    """Base, experts and task arithmetic, each with a network loaded by open_clip alone."""
+    import open_clip
+    from safetensors.torch import load_file
+
+    cli = ConfigCLI(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)])
+    vectors = cli.model.merged.task_vectors
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test")
+    found = {
+        "base": scorer.base(),
+        "expert": scorer.experts(),
+        "merged": scorer.merged(vectors, lambda v: TaskWise(v, init=0.3)),
+    }
+    assert found["base"].keys() == CLASSES.keys() == found["expert"].keys()
+    network = open_clip.create_model(f"local-dir:{pool['base']}").eval()
+    base = {name: value.clone() for name, value in network.state_dict().items()}
+    experts = {task: load_file(path) for task, path in pool["experts"].items()}
+    summed = {
+        name: value + 0.3 * sum(expert[name] - value for expert in experts.values())
+        for name, value in base.items()
+        if name.startswith("visual.")
+    }
+    backbone = scorer.backbone
+    for task in CLASSES:
+        weights = {"base": {}, "expert": experts[task], "merged": summed}
+        for who, state in weights.items():
+            network.load_state_dict({**base, **state})
+            hits = []
+            with torch.no_grad():
+                for inputs, labels in cli.datamodule.eval_dataloader(task, "test"):
+                    features = network.encode_image((inputs / 255 - backbone._mean) / backbone._std, normalize=True)
+                    hits.append((features @ backbone.heads[task].weight.T).argmax(-1) == labels)
+            assert torch.equal(torch.cat(hits), found[who][task]), (who, task)
+
+
+def run_in(folder: str) -> Path:
+    """The one fit in a comparison's folder."""
+    (run,) = (Path(folder) / "fits").iterdir()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["a checkpoint and a summary", "the configuration alone"])
+def test_a_killed_fit_is_gone_on_with(left, pool_file, few_lambdas, capfd):
+    assert command(capfd, "compare", pool_file, TASK_WISE, "--folder", "whole", *OVERRIDES).code == 0
+    assert command(capfd, "compare", pool_file, TASK_WISE, "--folder", "torn", *OVERRIDES).code == 0
+    run = run_in("torn")
+    (run / "coefficients.safetensors").unlink()
+    (run / "checkpoints/last.ckpt").unlink()
+    (run / "checkpoints/step=3.ckpt").unlink()
+    if left == "the configuration alone":
+        for path in (run / "summary.json", run / "environment.json", *(run / "checkpoints").iterdir()):
+            path.unlink()
+    else:
+        (run / "summary.json").write_text(json.dumps({"status": "running", "step": 0}))
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, "--folder", "torn", *OVERRIDES)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert run_in("torn") == run, "no second run was made"
+    one, other = ((run_in(folder) / "coefficients.safetensors").read_bytes() for folder in ("whole", "torn"))
+    assert one == other
+
+
+def test_a_finished_fit_of_another_configuration_is_not_passed_off_as_this_one(pool_file, few_lambdas, capfd):
+    words = ["compare", pool_file, TASK_WISE, "--folder", "table", *QUICK, "--trainer.max_steps=3"]
+    for lr in ("0.001", "0.2"):
+        assert command(capfd, *words, f"--model.lr={lr}").code == 0
+        run = Path(json.loads(Path("table/comparison.json").read_text())["runs"]["adamerging_task_wise"])
+        assert f"lr: {lr}" in (run / "config.yaml").read_text()
+
+
+def test_faults_are_told_before_anything_is_fitted(pool_file, capfd):
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, "gone.yaml", "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and "gone.yaml" in outcome.error
+    assert not Path("table").exists()
+    outcome = command(capfd, "compare", "gone_pool.yaml", TASK_WISE, "--folder", "table")
+    assert outcome.code == 2 and "gone_pool.yaml" in outcome.error and not Path("table").exists()
+
+
+def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):
+    other = tmp_path / "mine" / TASK_WISE.name
+    other.parent.mkdir()
+    other.write_text(TASK_ARITHMETIC.read_text())
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, other, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and "adamerging_task_wise" in outcome.error

@@ -1,0 +1,128 @@
+"""The configurations: each says what it is, names what exists, and runs, with the pool before or after the method."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import METHODS, ROOT, command, pool_config, same_coefficients, without_pictures, write_yaml
+
+CONFIGS = ROOT / "configs"
+METHOD_FILES = sorted(METHODS.rglob("*.yaml"))
+POOL_FILES = sorted((CONFIGS / "pools").glob("*.yaml"))
+TRAINER_FILES = sorted((CONFIGS / "trainer").glob("*.yaml"))
+QUICK = ("--trainer.enable_progress_bar=false", "--data.batch_size=4")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(CONFIGS).as_posix()
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+
+
+def header_of(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(n for n, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (key, leaf) of a configuration."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from entries(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from entries(value, key)
+    else:
+        yield key, node
+
+
+def test_there_is_something_to_test():
+    assert len(METHOD_FILES) >= 9 and POOL_FILES and TRAINER_FILES
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
+def test_a_method_opens_with_what_it_is(path):
+    header = header_of(path)
+    assert "https://arxiv.org/abs/" in header or "no paper" in header.lower() or path.stem == "weight_average"
+    assert f"adamerge fit --config configs/pools/testbed_images.yaml --config configs/{name_of(path)}" in header
+    assert "%" in header or "not in the paper" in header, "the number to expect, or that there is none"
+    assert "seconds" in header or "minutes" in header, "how long it takes"
+
+
+@pytest.mark.parametrize("path", [*POOL_FILES, *TRAINER_FILES], ids=name_of)
+def test_pools_and_trainers_open_with_their_command(path):
+    header = header_of(path)
+    assert len(header) > 40 and "adamerge fit --config " in header
+
+
+@pytest.mark.parametrize("path", [*METHOD_FILES, *POOL_FILES, *TRAINER_FILES], ids=name_of)
+def test_every_class_exists(path):
+    for key, value in entries(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        if key == "class_path":
+            module, _, name = value.rpartition(".")
+            assert isinstance(getattr(importlib.import_module(module), name), type), value
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
+def test_a_method_says_nothing_of_models_and_data(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert content.keys() <= {"model", "trainer"}
+    assert not content["model"].keys() & {"backbone"}
+    assert not content["model"].get("task_vectors", {}).keys() & {"base", "experts", "include", "exclude"}
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
+def test_a_method_runs_in_either_order(path, pool_file, capfd):
+    pool_words, method_words = ["--config", str(pool_file)], ["--config", str(path)]
+    steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", *QUICK]
+    for name, words in (("a", pool_words + method_words), ("b", method_words + pool_words)):
+        outcome = command(capfd, "fit", *words, *steps, "--name=n", f"--id={name}")
+        assert outcome.code == 0, outcome.err[-2000:]
+        assert json.loads((Path("runs/n") / name / "summary.json").read_text())["status"] == "finished"
+    assert same_coefficients(Path("runs/n/a"), Path("runs/n/b"))
+
+
+@pytest.mark.parametrize("path", [path for path in TRAINER_FILES if path.stem != "gpu"], ids=name_of)
+def test_a_trainer_runs(path, pool_file, capfd):
+    words = ["--config", pool_file, "--config", METHODS / "adamerging_task_wise.yaml", "--config", path]
+    steps = [] if path.stem == "debug" else ["--trainer.max_steps=2"]
+    outcome = command(capfd, "fit", *words, *steps, *QUICK, "--id=a")
+    assert outcome.code == 0, outcome.err[-2000:]
+    summary = json.loads(Path("runs/tiny-adamerging_task_wise/a/summary.json").read_text())
+    assert summary["status"] == "finished" and summary["step"] == (3 if path.stem == "debug" else 2)
+
+
+def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
+    words = ["--config", pool_file, "--config", METHODS / "adamerging_task_wise.yaml"]
+    outcome = command(capfd, "fit", *words, "--config", CONFIGS / "trainer/gpu.yaml", "--print_config")
+    assert outcome.code == 0 and "bf16-mixed" in outcome.out and "workers: 4" in outcome.out
+
+
+@pytest.mark.parametrize("path", POOL_FILES, ids=name_of)
+def test_a_pool_names_what_is_there(path, monkeypatch):
+    from adamerge.runs import ConfigCLI
+
+    monkeypatch.chdir(ROOT)
+    vectors = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task_vectors"]
+    if not Path(vectors["base"]).exists():
+        pytest.skip(f"{vectors['base']} is not there yet")
+    cli = ConfigCLI(["--config", str(path), "--config", str(METHODS / "task_arithmetic.yaml")])
+    assert cli.model.merged.task_vectors.experts == tuple(vectors["experts"])
+    assert set(vectors["experts"]) <= set(cli.datamodule.tasks)
+
+
+def test_the_testbeds_tasks_and_experts_have_the_same_names():
+    from adamerge.testbed.data import TestbedImages
+
+    vectors = yaml.safe_load((CONFIGS / "pools/testbed_images.yaml").read_text())["model"]["task_vectors"]
+    assert set(vectors["experts"]) == set(TestbedImages().tasks)

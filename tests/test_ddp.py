@@ -1,0 +1,113 @@
+"""Two processes: the same coefficients on both, and the same as one process finds on the same batches."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import child, coefficients, environment, fit_words, pool_config, write_yaml
+
+SCRIPT = """
+import json, sys
+from functools import partial
+import torch
+from lightning import Trainer
+from torch.optim import SGD
+from adamerge import TaskVectors
+from adamerge.backbones import OpenClipClassifier
+from adamerge.data import ImageCalibration, ImageTask
+from adamerge.modules import AdaptiveMerging
+from adamerge.objectives import Entropy
+from adamerge.parametrizations import LayerWise
+from adamerge.penalties import DistanceToInitial
+
+given = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+pool = given["pool"]
+tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in given["images"].items()}
+data = ImageCalibration(tasks, batch_size=given["batch_size"])
+vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
+penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
+module = AdaptiveMerging(
+    OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), 0.5, partial(SGD, lr=1.0), penalty,
+    micro_batch=given["micro_batch"],
+)
+parallel = {"devices": 2, "strategy": "ddp"} if given["devices"] == 2 else {"devices": 1}
+trainer = Trainer(
+    max_steps=4, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=0,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **parallel,
+)
+trainer.fit(module, data)
+w = module.merged.parametrization.w.detach()
+torch.save(w, f"{given['out']}_{trainer.global_rank}.pt")
+"""
+
+
+def fitted(folder: Path, pool, images, name: str, **settings) -> list[torch.Tensor]:
+    script = folder / "fit.py"
+    script.write_text(SCRIPT)
+    given = {"pool": pool, "images": images, "out": name, "batch_size": 6, "penalty": False, "micro_batch": None}
+    done = child([script, json.dumps({**given, **settings})], folder, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_*.pt"))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        # uneven ranks: 4 and 3 of 7 samples, in micro-batches, with a penalty that must not count twice
+        pytest.param({"batch_size": 7, "micro_batch": 3, "penalty": True}, marks=pytest.mark.slow),
+    ],
+    ids=["even", "uneven"],
+)
+def test_two_processes_find_what_one_finds(settings, pool, image_folders, tmp_path):
+    (alone,) = fitted(tmp_path, pool, image_folders, "alone", devices=1, **settings)
+    first, second = fitted(tmp_path, pool, image_folders, "both", devices=2, **settings)
+    assert torch.equal(first, second), "the ranks drifted apart"
+    assert (alone - 0.3).abs().max() > 1e-4, "something was learned"
+    assert (first - alone).abs().max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
+    """One folder, one lock, one set of files, though each process runs the same command."""
+    file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    sgd = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5", "--data.batch_size=6"]
+    for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel)):
+        line = ["-m", "adamerge", "fit", *fit_words(file, "--name=n", *sgd, *words, steps=4), f"--id={name}"]
+        done = child(line, tmp_path, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = coefficients(tmp_path / "runs/n/two"), coefficients(tmp_path / "runs/n/one")
+    assert all((value - expected[name]).abs().max() <= 1e-6 for name, value in found.items())
+    assert sorted(path.name for path in (tmp_path / "runs/n").iterdir()) == ["one", "two"]
+    assert json.loads((tmp_path / "runs/n/two/environment.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_the_default_id_is_one_for_both_processes(pool, image_folders, tmp_path):
+    file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = child(["-m", "adamerge", "fit", *fit_words(file, "--name=n", *parallel)], tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "runs/n").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_fault_in_two_processes_ends_both(pool, image_folders, tmp_path):
+    config = pool_config(pool, image_folders)
+    config["model"]["task_vectors"]["experts"]["colours"] = str(tmp_path / "gone.safetensors")
+    file = write_yaml(tmp_path / "tiny.yaml", config)
+    parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    line = [sys.executable, "-m", "adamerge", "fit", *fit_words(file, *parallel)]
+    with subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, error = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            raise
+    assert process.returncode == 3 and "gone.safetensors" in error and not (tmp_path / "runs").exists()

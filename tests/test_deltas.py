@@ -1,0 +1,169 @@
+"""Deltas: what is combined and contracted is the formula's, whatever the storage, the dtype and autocast."""
+
+import weakref
+
+import pytest
+import torch
+
+from adamerge.deltas import Chunks, DenseDeltas, StreamedDeltas, TransformedDeltas, Whole
+
+SHAPE = torch.Size((4, 5, 3))
+
+
+@pytest.fixture
+def models():
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(SHAPE, generator=generator)
+    return base, [base + 0.3 * torch.randn(SHAPE, generator=generator) for _ in range(3)]
+
+
+def storages(base, experts):
+    streamed = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], SHAPE, torch.device("cpu"))
+    dense = DenseDeltas(torch.stack([e.float() - base.float() for e in experts]))
+    return {"dense": dense, "streamed": streamed, "transformed": TransformedDeltas(streamed, lambda rows: rows * 1.0)}
+
+
+def columns_of(groups, numel):
+    """Of each element: its coefficient's column; written out once more, from the definition of even chunks."""
+    if isinstance(groups, Whole):
+        return torch.zeros(numel, dtype=torch.long)
+    bounds = [i * numel // groups.count for i in range(groups.count + 1)]
+    return torch.tensor([i for i in range(groups.count) for _ in range(bounds[i + 1] - bounds[i])])
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+@pytest.mark.parametrize("groups", [Whole(), Chunks(1), Chunks(2), Chunks(7), Chunks(60)], ids=lambda g: str(g.count))
+def test_combine_and_its_transpose_are_the_formula(models, kind, groups):
+    base, experts = models
+    deltas = storages(base, experts)[kind]
+    coefficients = torch.randn(3, groups.count, requires_grad=True)
+    slope = torch.randn(SHAPE)
+    combined = deltas.combine(coefficients, groups)
+    combined.backward(slope)
+
+    tau = torch.stack([e.double() - base.double() for e in experts]).view(3, -1)
+    exact = coefficients.detach().double().requires_grad_(True)
+    expected = (exact[:, columns_of(groups, 60)] * tau).sum(dim=0)
+    expected.backward(slope.double().flatten())
+    assert combined.shape == SHAPE and combined.dtype == torch.float32
+    assert (combined.detach().flatten().double() - expected.detach()).abs().max() < 1e-6
+    assert (coefficients.grad.double() - exact.grad).abs().max() <= 1e-6 * exact.grad.abs().max()
+    assert torch.equal(deltas.contract(slope, groups), coefficients.grad)
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+def test_gradcheck_in_float64(models, kind):
+    base, experts = models
+    deltas = storages(base, experts)[kind]
+    for groups in (Whole(), Chunks(7)):
+        coefficients = torch.randn(3, groups.count, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda c, g=groups: deltas.combine(c, g), coefficients)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 59, 60])
+def test_chunks_cover_every_element_once_and_are_even(count):
+    slices = Chunks(count).slices(60)
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(60))
+    sizes = [s.stop - s.start for s in slices]
+    assert len(slices) == count and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3)])
+def test_scalars_and_empty_tensors(shape):
+    deltas = DenseDeltas(torch.ones(2, *shape))
+    update = deltas.combine(torch.tensor([[0.25], [0.5]]), Whole())
+    assert update.shape == torch.Size(shape) and torch.equal(update, torch.full(shape, 0.75))
+    assert deltas.contract(torch.ones(shape), Whole()).tolist() == [[float(update.numel())]] * 2
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("expert_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_streamed_subtracts_in_fp32_whatever_is_stored(models, base_dtype, expert_dtype):
+    base, experts = models[0].to(base_dtype), [e.to(expert_dtype) for e in models[1]]
+    deltas = storages(base, experts)["streamed"]
+    found = torch.cat(list(deltas.blocks(torch.float32)))
+    expected = torch.stack([e.double() - base.double() for e in experts]).view(3, -1)
+    # one rounding of the inputs to fp32 at most, one of the difference: far from a difference in half precision
+    assert found.dtype == torch.float32 and (found.double() - expected).abs().max() < 4e-7
+    if expert_dtype in (torch.bfloat16, torch.float16) and base_dtype == expert_dtype:
+        halves = torch.stack([e - base for e in experts]).view(3, -1)
+        assert not torch.equal(found, halves.float())
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+def test_autocast_leaves_forward_and_backward_in_fp32(models, kind):
+    base, experts = models
+    deltas = storages(base, experts)[kind]
+    coefficients = torch.full((3, 2), 0.3, requires_grad=True)
+    slope = torch.randn(SHAPE)
+    plain = deltas.combine(coefficients, Chunks(2))
+    wanted = torch.autograd.grad(plain, coefficients, slope)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = deltas.combine(coefficients, Chunks(2))
+        found = torch.autograd.grad(inside, coefficients, slope)[0]
+    assert torch.equal(inside, plain) and inside.dtype == torch.float32
+    assert torch.equal(found, wanted) and found.dtype == torch.float32
+
+
+def test_streamed_holds_one_expert_at_a_time(models):
+    base, experts = models
+    deltas = storages(base, experts)["streamed"]
+    alive = []
+    for block in deltas.blocks(torch.float32):
+        assert block.shape == (1, 60)
+        assert not any(reference() is not None for reference in alive)
+        alive.append(weakref.ref(block))
+        del block
+    assert len(alive) == 3
+
+
+def test_streamed_reads_again_each_time_and_never_between(models):
+    base, experts = models
+    reads = []
+
+    def read(index):
+        reads.append(index)
+        return experts[index]
+
+    deltas = StreamedDeltas(lambda: base, [lambda i=i: read(i) for i in range(3)], SHAPE, torch.device("cpu"))
+    assert reads == []
+    coefficients = torch.ones(3, 1, requires_grad=True)
+    combined = deltas.combine(coefficients, Whole())
+    assert reads == [0, 1, 2]
+    combined.sum().backward()
+    assert reads == [0, 1, 2, 0, 1, 2]
+
+
+def test_dense_stacks_experts_in_order(models):
+    base, experts = models
+    for deltas in storages(base, experts).values():
+        assert deltas.dense().shape == (3, *SHAPE)
+        assert torch.equal(deltas.dense(), torch.stack([e - base for e in experts]))
+
+
+def test_storages_give_the_same_bits(models):
+    """Training holds deltas, export reads them: both must merge to the same number."""
+    generator = torch.Generator().manual_seed(3)
+    size = torch.Size((257, 131))
+    base = torch.randn(size, generator=generator)
+    experts = [base + 0.01 * torch.randn(size, generator=generator) for _ in range(7)]
+    streamed = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], size, torch.device("cpu"))
+    dense = DenseDeltas(streamed.dense())
+    coefficients = torch.rand(7, 3, generator=generator)
+    for groups in (Whole(), Chunks(3)):
+        part = coefficients[:, : groups.count].contiguous()
+        one, two = dense.combine(part, groups), streamed.combine(part, groups)
+        assert torch.equal(one, two), f"{int((one != two).sum())} of {one.numel()} elements differ"
+
+
+def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
+    base, experts = models
+    seen = []
+
+    def transform(rows):
+        seen.append((tuple(rows.shape), rows.dtype))
+        return rows
+
+    deltas = TransformedDeltas(storages(base, experts)["streamed"], transform)
+    assert next(iter(deltas.blocks(torch.float64))).dtype == torch.float64
+    assert seen == [((3, 60), torch.float32)]

@@ -1,0 +1,38 @@
+"""Errors: one family, whose message finishes the debugging, and whose exit code says whose fault it is."""
+
+import inspect
+
+import pytest
+
+from adamerge import errors
+
+FAMILY = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+CODES = {
+    "AdamergeError": 3, "ConfigError": 2, "CheckpointError": 3, "CoefficientsError": 3, "DataError": 3,
+    "DivergedError": 4, "CollapsedError": 4, "ExportError": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILY, ids=lambda kind: kind.__name__)
+def test_family_and_exit_codes(kind):
+    assert issubclass(kind, errors.AdamergeError) and kind.exit_code == CODES[kind.__name__]
+    assert kind.__doc__ and kind.exit_code not in (0, 1)
+
+
+def test_every_field_is_a_line_and_an_attribute():
+    error = errors.CheckpointError("what", where="here", expected=3, got=0, todo="do it")
+    assert str(error).splitlines() == ["what", "  where: here", "  expected 3, got 0", "  what to do: do it"]
+    assert (error.what, error.where, error.expected, error.got, error.todo) == ("what", "here", 3, 0, "do it")
+
+
+def test_the_first_line_stands_alone():
+    assert str(errors.DataError("what")) == "what"
+    assert str(errors.DataError("what", got=0)).splitlines()[1] == "  expected None, got 0"
+
+
+def test_siblings_do_not_catch_each_other():
+    with pytest.raises(errors.CoefficientsError):
+        try:
+            raise errors.CoefficientsError("it")
+        except errors.CheckpointError:
+            pytest.fail("a sibling caught it")

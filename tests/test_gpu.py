@@ -1,0 +1,65 @@
+"""One step on a GPU: the coefficients are where the trainer put them, in fp32, and the merge is the CPU's."""
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_a_bf16_mixed_step_on_cuda(pool, image_folders, resident):
+    from lightning import Trainer
+
+    from adamerge.backbones import OpenClipClassifier
+    from adamerge.data import ImageCalibration
+    from adamerge.data.images import ImageTask
+    from adamerge.merged_model import MergedModel
+    from adamerge.modules import AdaptiveMerging
+    from adamerge.objectives import Entropy
+    from adamerge.parametrizations import LayerWise
+    from adamerge.task_vectors import TaskVectors
+
+    data = ImageCalibration({t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
+    vectors = TaskVectors(**pool)
+    module = AdaptiveMerging(
+        OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, resident=resident
+    )
+    devices = []
+    step = module.training_step
+
+    def watched(*arguments):
+        loss = step(*arguments)
+        devices.extend({tensor.device.type for tensor in module.merged.backbone.tensors().values()})
+        assert module.merged.parametrization.w.device.type == loss.device.type == "cuda"
+        return loss
+
+    module.training_step = watched
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    Trainer(
+        max_steps=1, accelerator="gpu", devices=1, precision="bf16-mixed", limit_val_batches=0,
+        use_distributed_sampler=False, **quiet,
+    ).fit(module, data)  # fmt: skip
+    assert set(devices) == {"cuda"}
+    learned = module.merged.parametrization.w.detach()
+    assert learned.dtype == torch.float32 and torch.isfinite(learned).all()
+    assert (learned.cpu() - 0.3).abs().max() > 1e-2
+
+    def merged_on(device: str) -> dict[str, torch.Tensor]:
+        parametrization = LayerWise(vectors)
+        with torch.no_grad():
+            parametrization.w.copy_(learned.cpu())
+        merged = MergedModel(OpenClipClassifier(pool["base"]), vectors, parametrization, resident).to(device)
+        merged.merge()
+        return {name: tensor.detach().cpu() for name, tensor in merged.backbone.tensors().items()}
+
+    ours, theirs = merged_on("cuda"), merged_on("cpu")
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, rtol=1e-6, atol=1e-6), name

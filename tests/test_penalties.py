@@ -1,0 +1,53 @@
+"""Penalties: the distance to the initial coefficients, as a number and as a gradient."""
+
+import pytest
+import torch
+
+from adamerge.constraints import Sigmoid, Softmax
+from adamerge.errors import ConfigError
+from adamerge.parametrizations import ChunkWise, TaskWise
+from adamerge.penalties import DistanceToInitial
+from adamerge.task_vectors import TaskVectors
+
+
+@pytest.fixture
+def vectors():
+    return TaskVectors({"a": torch.zeros(4)}, {"one": {"a": torch.ones(4)}, "two": {"a": 2 * torch.ones(4)}})
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1.0, (0.2 + 0.5) / 2), (2.0, (0.04 + 0.25) / 2)])
+def test_it_is_the_weighted_mean_distance(vectors, power, expected):
+    parametrization = TaskWise(vectors, init=0.3)
+    parametrization.load_values({"model": torch.tensor([[0.5], [-0.2]])})
+    penalty = DistanceToInitial(weight=3.0, power=power)(parametrization)
+    assert float(penalty.detach()) == pytest.approx(3 * expected, rel=1e-6)
+    penalty.backward()
+    slopes = [0.5, -0.5] if power == 1 else [0.2, -0.5]
+    assert parametrization.w.grad.flatten().tolist() == pytest.approx([3 * s for s in slopes], rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_it_is_zero_with_a_finite_gradient_at_the_start(vectors, power):
+    parametrization = TaskWise(vectors, init=0.25)
+    penalty = DistanceToInitial(power=power)(parametrization)
+    assert float(penalty.detach()) == 0.0
+    penalty.backward()
+    assert parametrization.w.grad.tolist() == [[0.0], [0.0]]
+
+
+def test_it_counts_every_coefficient_alike_and_after_the_constraint(vectors):
+    parametrization = ChunkWise(vectors, init=0.5, constraint=Sigmoid(), chunks=2)
+    parametrization.load_values({"a": torch.tensor([[0.0, 1.0], [0.0, 0.0]])})
+    expected = (1 / (1 + torch.exp(torch.tensor(-1.0, dtype=torch.float64))) - 0.5) / 4
+    assert float(DistanceToInitial()(parametrization).detach()) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_it_is_zero_at_the_start_under_softmax_too(vectors):
+    penalty = DistanceToInitial()(TaskWise(vectors, init=0.3, constraint=Softmax()))
+    assert float(penalty.detach()) == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize(("weight", "power"), [(-1.0, 1.0), (1.0, 0.5)])
+def test_numbers_out_of_range_are_refused(weight, power):
+    with pytest.raises(ConfigError, match="DistanceToInitial"):
+        DistanceToInitial(weight, power)
