@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
+from adamerge.files import read_json
+from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
 from adamerge.staging import staged_file
-
-Table = Mapping[str, Mapping[str, list[float]]]
+from adamerge.tracking import PatientWandb
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -36,44 +34,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     with staged_file(path) as temporary:
         temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") -> None:
-    """A picture of the coefficients: experts across, groups down (the mean of a group's chunks), values written small.
-
-    Args:
-        table: group name to expert name to the group's coefficients.
-        path: of the PNG.
-        title: above it.
-
-    """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    groups = sorted(table, key=_natural)
-    experts = list(table[groups[0]])
-    values = [[sum(table[group][task]) / len(table[group][task]) for task in experts] for group in groups]
-    size = (2.5 + 0.75 * len(experts) + 0.06 * max(map(len, groups)), 1.4 + 0.19 * max(len(groups), 4))
-    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    low, high = min(0.0, *map(min, values)), max(1e-6, *map(max, values))
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
-    axes.set_xticks(range(len(experts)), experts, rotation=40, ha="right")
-    axes.set_yticks(range(len(groups)), groups, fontsize=7)
-    if len(groups) * len(experts) <= 1000:
-        for row, line in enumerate(values):
-            for column, value in enumerate(line):
-                colour = "black" if value > (low + high) / 2 else "white"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5, color=colour)
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, shrink=0.6)
-    with staged_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts block 10 after block 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -104,8 +64,8 @@ class CoefficientFile(Callback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "coefficients.safetensors"
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, draw and log."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, draw and log; also when a resumed run finds that all its steps are done."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             coefficients = pl_module.coefficients()
             save_coefficients(coefficients, self.path)
@@ -139,6 +99,15 @@ class CollapseGuard(Callback):
         self._healthy: set[str] = set()
         self._steps = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"sums": self._sums, "healthy": sorted(self._healthy), "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._sums, self._healthy = state_dict["sums"], set(state_dict["healthy"])
+        self._steps = state_dict["steps"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -148,7 +117,9 @@ class CollapseGuard(Callback):
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._steps += 1
         if self._steps % self.every == 0:
-            means = {name: float(total) / self.every for name, total in self._sums.items()}
+            # every process must come to the same verdict
+            reduced = {name: trainer.strategy.reduce(total, reduce_op="mean") for name, total in self._sums.items()}
+            means = {name: float(total) / self.every for name, total in reduced.items()}
             self._sums = {}
             for task in batch:
                 share, spread = means[f"train/top_class_share/{task}"], means[f"train/marginal_entropy/{task}"]
@@ -163,51 +134,6 @@ class CollapseGuard(Callback):
                     )
 
 
-class PatientWandb(WandbLogger):
-    """A wandb logger whose failures are reported once and never end a run."""
-
-    _failed = False
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log, or give up for good."""
-        self._try(lambda: WandbLogger.log_metrics(self, metrics, step))
-
-    def give(self, coefficients: Coefficients, path: Path, heatmap: Path) -> None:
-        """Log the coefficients as an artifact and the heat map as a picture and a table."""
-        import wandb
-
-        def log() -> None:
-            vectors = coefficients.task_vectors
-            fingerprints = {task: checkpoint.fingerprint for task, checkpoint in vectors.checkpoints.items()}
-            metadata = {"step": coefficients.step, "base": vectors.base.fingerprint, "experts": fingerprints}
-            artifact = wandb.Artifact(f"coefficients-{self.experiment.id}", "merge-coefficients", metadata=metadata)
-            artifact.add_file(str(path))
-            self.experiment.log_artifact(artifact)
-            rows = [
-                [group, task, index, value]
-                for group, experts in coefficients.table().items()
-                for task, values in experts.items()
-                for index, value in enumerate(values)
-            ]
-            table = wandb.Table(columns=["group", "expert", "chunk", "coefficient"], data=rows)
-            self.experiment.log({"coefficients/heatmap": wandb.Image(str(heatmap)), "coefficients/table": table})
-
-        self._try(log)
-
-    def finalize(self, status: str) -> None:
-        """Close what can be closed."""
-        self._try(lambda: WandbLogger.finalize(self, status))
-
-    def _try(self, action: Any) -> None:
-        if self._failed:
-            return
-        try:
-            action()
-        except Exception as error:
-            self._failed = True
-            print(f"wandb stopped working and is left out from here on ({error}); metrics.csv goes on")
-
-
 class Summary(Callback):
     """Keeps ``summary.json``: status, figures per task, timings, peak memory and the data protocol.
 
@@ -220,14 +146,17 @@ class Summary(Callback):
         self.path = folder / "summary.json"
         self._start = time.monotonic()
         self._content: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the run has begun."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             self._content = {"protocol": pl_module.coefficients().protocol}
+            if self.path.is_file():  # a resumed run whose steps are all done measures nothing anew
+                self._metrics = read_json(self.path).get("metrics", {})
             self._write(trainer, "running")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that it is done."""
         if trainer.is_global_zero:
             self._write(trainer, "finished")
@@ -243,8 +172,13 @@ class Summary(Callback):
 
     def _write(self, trainer: Trainer, status: str) -> None:
         seconds = time.monotonic() - self._start
-        metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
-        content = {"status": status, "step": trainer.global_step, "seconds": round(seconds, 3), "metrics": metrics}
+        self._metrics |= {name: float(value) for name, value in trainer.logged_metrics.items()}
+        content = {
+            "status": status,
+            "step": trainer.global_step,
+            "seconds": round(seconds, 3),
+            "metrics": self._metrics,
+        }
         if torch.cuda.is_available():
             content["peak_device_bytes"] = torch.cuda.max_memory_allocated()
         write_json(self.path, {**content, **self._content})

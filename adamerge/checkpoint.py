@@ -29,7 +29,8 @@ _TORCH |= {"I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torc
 _TORCH |= {"U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
 _TORCH |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2": torch.float8_e5m2}
 _TORCH |= {"F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F4": torch.float4_e2m1fn_x2}
-_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+FORMAT_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in _TORCH.items()}
+"""What the safetensors format calls a dtype."""
 
 # a float is NaN or Inf exactly when all bits of its exponent are set: looked up in the bits, in any chunk at any speed
 _EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
@@ -209,7 +210,7 @@ class StateDict(Checkpoint):
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 got = f"{type(name).__name__} -> {type(tensor).__name__}"
                 raise CheckpointError(f"{self.location} has {quoted(name)}", expected="str -> torch.Tensor", got=got)
-            if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in _NAMES:
+            if tensor.is_meta or tensor.layout != torch.strided or tensor.dtype not in FORMAT_NAMES:
                 state = "on the meta device" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}"
                 raise CheckpointError(f"tensor {quoted(name)} of {self.location} has no plain values: it is {state}")
         if not tensors:
@@ -231,7 +232,7 @@ class StateDict(Checkpoint):
         tensor, shape = self[name], tuple(self[name].shape)
         if tensor.dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] * 2)
-        return _NAMES[tensor.dtype], shape, _chunks(tensor)
+        return FORMAT_NAMES[tensor.dtype], shape, _chunks(tensor)
 
 
 def _chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:

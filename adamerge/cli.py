@@ -126,7 +126,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; every expected failure is one readable error and an exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    try:
+        code = _run([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+    except AdamergeError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as error:
+        # Lightning's way of saying that the process was asked to end
+        if type(error).__name__ == "SIGTERMException":
+            print("terminated; go on with: adamerge fit --resume RUN", file=sys.stderr)
+            return 143
+        raise
+    return code
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
         return 0
@@ -142,16 +165,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         print(f"error: there is no verb '{words[0]}'{hint}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    try:
-        VERBS[words[0]](words[1:])
-    except AdamergeError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    VERBS[words[0]](words[1:])
     return 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,34 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.constraints import Constraint
-from adamerge.errors import AdamergeError, CoefficientsError
+from adamerge.errors import AdamergeError, CoefficientsError, ConfigError
 from adamerge.files import TensorFile
 from adamerge.layout import Layout
 from adamerge.parametrizations import Parametrization
+from adamerge.recipe import build, build_factory, describe
 from adamerge.staging import staged_file
 from adamerge.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 
 FORMAT = 1
 METADATA_KEY = "adamerge"
-BUILDABLE = (Constraint, Parametrization, Transform)
-FIELDS = {
-    "format", "version", "step", "base", "experts", "include", "exclude", "transforms", "states", "parametrization",
-    "dtype", "layout", "protocol",
-}  # fmt: skip
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+FIELDS: dict[str, type] = {
+    "format": int,
+    "version": str,
+    "step": int,
+    "base": dict,
+    "experts": dict,
+    "include": list,
+    "exclude": list,
+    "transforms": list,
+    "states": list,
+    "parametrization": dict,
+    "dtype": str,
+    "layout": dict,
+    "protocol": dict,
+    "digest": str,
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         "protocol": dict(coefficients.protocol),
     }
     values = {f"w/{group}": value.contiguous().cpu() for group, value in coefficients.parametrization.values().items()}
+    metadata["digest"] = _digest(metadata, values)
     with staged_file(Path(path)) as temporary:
         temporary.write_bytes(safetensors.torch.save(values, {METADATA_KEY: json.dumps(metadata)}))
 
@@ -134,19 +145,16 @@ def load_coefficients(
             metadata["exclude"],
             metadata["states"],
         )
-        factory = build_factory(metadata["parametrization"], Parametrization, plugins)
-        parametrization: Parametrization = factory(vectors)
+        parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)
         parametrization.load_values(values)
-        layout = Layout(
-            str(metadata["layout"]["weights"]), {str(k): str(v) for k, v in metadata["layout"]["files"].items()}
-        )
-        dtype = getattr(torch, metadata["dtype"])
-    except AdamergeError:
-        raise
+    except ConfigError as error:
+        raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CoefficientsError(f"{path}: the recipe does not fit the values: {error}") from error
     if verify:
         _compare_fingerprints(path, metadata, vectors)
+    layout = Layout(metadata["layout"]["weights"], metadata["layout"]["files"])
+    dtype = getattr(torch, metadata["dtype"])
     return Coefficients(vectors, parametrization, layout, dtype, metadata["step"], metadata["protocol"])
 
 
@@ -170,8 +178,7 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CoefficientsError(f"{path} is not a coefficient file: no '{METADATA_KEY}' metadata") from error
     if found != FORMAT:
         raise CoefficientsError(f"{path}: unknown format version", expected=FORMAT, got=found, todo="update adamerge")
-    if metadata.keys() != FIELDS:
-        raise CoefficientsError(f"{path}: unknown or missing fields {sorted(FIELDS ^ metadata.keys())}")
+    _check_metadata(path, metadata)
     values = {}
     for name, info in file.tensors.items():
         section, _, group = name.partition("/")
@@ -184,73 +191,50 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         values[group] = file.read(name)
         if not torch.isfinite(values[group]).all():
             raise CoefficientsError(f"{path}: '{name}' holds NaN or infinity")
+    if metadata["digest"] != _digest(metadata, {f"w/{group}": value for group, value in values.items()}):
+        raise CoefficientsError(
+            f"{path} is damaged: its content does not match its digest", todo="restore it from a copy"
+        )
     return metadata, values
 
 
-def describe(part: Any) -> Any:
-    """A part as plain data: ``{"class_path", "init_args"}``; its constructor's arguments are its attributes of that name."""
-    if isinstance(part, str | int | float | bool | None):
-        return part
-    if isinstance(part, list | tuple):
-        return [describe(item) for item in part]
-    if isinstance(part, functools.partial):
-        return {"class_path": _public_path(part.func), "init_args": {k: describe(v) for k, v in part.keywords.items()}}
-    names = [name for name in inspect.signature(type(part)).parameters if name != "task_vectors"]
-    return {
-        "class_path": _public_path(type(part)),
-        "init_args": {name: describe(getattr(part, name)) for name in names},
-    }
+def _digest(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
+    """sha256 over everything in the file but itself."""
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(values):
+        found.update(json.dumps([name, list(values[name].shape)]).encode())
+        found.update(values[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
-def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
-    """The part that ``describe`` described.
-
-    Raises:
-        CoefficientsError: its class is not a ``kind``, or not of ``adamerge`` or an allowed prefix.
-
-    """
-    return build_factory(spec, kind, plugins)()
-
-
-def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callable[..., Any]:
-    """Like ``build``, before the call."""
-    class_path = spec["class_path"]
-    module, _, name = class_path.rpartition(".")
-    if not any(f"{module}.".startswith(f"{prefix.rstrip('.')}.") for prefix in ("adamerge", *plugins)):
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Every field is there and of its kind."""
+    if metadata.keys() != FIELDS.keys():
+        raise CoefficientsError(f"{path}: unknown or missing fields {sorted(FIELDS.keys() ^ metadata.keys())}")
+    for name, kind in FIELDS.items():
+        if type(metadata[name]) is not kind:
+            raise CoefficientsError(f"{path}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200])
+    models = {"base": metadata["base"], **metadata["experts"]}
+    for who, entry in models.items():
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("source", "fingerprint"))):
+            raise CoefficientsError(f"{path}: model '{who}'", expected="source and fingerprint", got=repr(entry)[:200])
+    files = metadata["layout"].get("files")
+    if not (
+        isinstance(metadata["layout"].get("weights"), str)
+        and isinstance(files, dict)
+        and all(isinstance(content, str) for content in files.values())
+    ):
         raise CoefficientsError(
-            f"the recipe names '{class_path}', which is not part of adamerge",
-            todo=f"if you trust it, pass --allow-plugins {module.split('.')[0]}",
+            f"{path}: field 'layout'", expected="weights and files", got=repr(metadata["layout"])[:200]
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CoefficientsError(f"the recipe names '{class_path}', which does not exist: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise CoefficientsError(f"the recipe names '{class_path}', which is not a {kind.__name__}")
-    arguments = {}
-    for key, value in spec["init_args"].items():
-        nested = isinstance(value, dict) and value.keys() == {"class_path", "init_args"}
-        arguments[key] = _nested(value, plugins) if nested else value
-    return functools.partial(found, **arguments)
-
-
-def _nested(spec: Any, plugins: Sequence[str]) -> Any:
-    """A part inside a part: another parametrization stays a factory, everything else is built."""
-    factory = build_factory(spec, object, plugins)
-    kind = factory.func  # type: ignore[attr-defined]
-    if not issubclass(kind, BUILDABLE):
-        raise CoefficientsError(f"the recipe names '{spec['class_path']}', which is not a part of a recipe")
-    return factory if issubclass(kind, Parametrization) else factory()
-
-
-def _public_path(kind: Any) -> str:
-    """The shortest module path under which a class can be imported."""
-    name, parts = kind.__qualname__, kind.__module__.split(".")
-    for length in range(1, len(parts)):
-        module = ".".join(parts[:length])
-        if getattr(importlib.import_module(module), name, None) is kind:
-            return f"{module}.{name}"
-    return f"{kind.__module__}.{name}"
+    patterns = [*metadata["include"], *metadata["exclude"]]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise CoefficientsError(f"{path}: include and exclude", expected="patterns", got=repr(patterns)[:200])
+    if metadata["dtype"] not in DTYPES or metadata["step"] < 0:
+        raise CoefficientsError(
+            f"{path}: dtype or step", expected=f"one of {DTYPES}, 0 or more", got=(metadata["dtype"], metadata["step"])
+        )
 
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:

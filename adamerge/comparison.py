@@ -16,13 +16,14 @@ from torch import Tensor
 from adamerge.backbones import Backbone
 from adamerge.callbacks import write_json
 from adamerge.coefficients import load_coefficients
+from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
-from adamerge.runs import ConfigCLI, fit
+from adamerge.runs import fit
 from adamerge.task_vectors import TaskVectors
 
 Hits = dict[str, Tensor]
@@ -47,6 +48,9 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     for config in (pool, *methods):
         if not config.is_file():
             raise ConfigError(f"no such configuration: {config}")
+    stems = [method.stem for method in methods]
+    if len(set(stems)) < len(stems):
+        raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of the files")
     runs = {method.stem: _fitted(pool, method, folder, overrides) for method in methods}
     cli = ConfigCLI(["--config", str(pool), "--config", str(methods[0]), *overrides])
     vectors = TaskVectors(
@@ -177,9 +181,9 @@ def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) ->
     # a change of the configuration is another fit, never one found finished
     recipe = b"\0".join((pool.read_bytes(), method.read_bytes(), *(override.encode() for override in overrides)))
     run = folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
-    if (run / "summary.json").is_file():
-        if read_json(run / "summary.json").get("status") == "finished":
-            return run
+    if (run / "summary.json").is_file() and read_json(run / "summary.json").get("status") == "finished":
+        return run
+    if (run / "config.yaml").is_file():
         fit([], resume=run)
         return run
     fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", run.name])

@@ -71,6 +71,6 @@ def prediction_spread(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     probabilities = logits.float().softmax(dim=-1)
     mean = probabilities.mean(dim=0)
-    marginal = -(mean * mean.clamp_min(1e-30).log()).sum() / math.log(logits.shape[-1])
+    marginal = -(mean * mean.clamp_min(1e-30).log()).sum() / math.log(max(logits.shape[-1], 2))
     counts = torch.zeros_like(mean).index_add_(0, probabilities.argmax(dim=-1), torch.ones_like(probabilities[:, 0]))
     return marginal, counts.max() / len(logits)

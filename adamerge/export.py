@@ -14,25 +14,14 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 import adamerge
+from adamerge.checkpoint import FORMAT_NAMES
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import CoefficientsError, ExportError
-from adamerge.files import TensorFile
+from adamerge.files import TensorFile, quoted
 from adamerge.merged_model import merged_tensor
 from adamerge.staging import staged_folder
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
-STORED_AS = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def export(
@@ -57,8 +46,10 @@ def export(
     vectors = coefficients.task_vectors
     models = [vectors.base, *vectors.checkpoints.values()]
     for name in (coefficients.layout.weights, *coefficients.layout.files):
-        if Path(name).name != name or name in {"", ".", ".."}:
-            raise CoefficientsError(f"the coefficient file names an unsafe file '{name}'", expected="a plain file name")
+        if Path(name).name != name or name in {"", ".", ".."} or not (name.isascii() and name.isprintable()):
+            raise CoefficientsError(
+                f"the coefficient file names an unsafe file {quoted(name)}", expected="a plain file name"
+            )
     inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
     with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
         for model in models:
@@ -100,7 +91,7 @@ def _write_weights(path: Path, coefficients: Coefficients, dtype: torch.dtype) -
     for name in base:
         stored = dtype if base.dtype(name).is_floating_point else base.dtype(name)
         start, end = end, end + base.shape(name).numel() * stored.itemsize
-        header[name] = {"dtype": STORED_AS[stored], "shape": list(base.shape(name)), "data_offsets": [start, end]}
+        header[name] = {"dtype": FORMAT_NAMES[stored], "shape": list(base.shape(name)), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     hashes = {}

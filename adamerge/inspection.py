@@ -6,11 +6,18 @@ import math
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adamerge.coefficients import read_coefficients
 from adamerge.files import read_json
 from adamerge.sources import open_checkpoint
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command line end as after any closed pipe."""
+        raise BrokenPipeError
 
 
 def describe_path(path: str) -> None:
@@ -25,7 +32,7 @@ def describe_path(path: str) -> None:
     if (folder / "coefficients.safetensors").is_file():
         if (folder / "summary.json").is_file():
             summary = read_json(folder / "summary.json")
-            Console().print(f"run {folder}: {summary.get('status')} after {summary.get('step')} steps")
+            _Console().print(f"run {escape(str(folder))}: {summary.get('status')} after {summary.get('step')} steps")
         folder = folder / "coefficients.safetensors"
     if folder.is_file() and folder.name.endswith("coefficients.safetensors"):
         _describe_coefficients(folder)
@@ -35,26 +42,34 @@ def describe_path(path: str) -> None:
 
 def _describe_coefficients(path: Path) -> None:
     metadata, values = read_coefficients(path)
-    console = Console()
-    console.print(f"[bold]{path}[/bold]: coefficients after {metadata['step']} steps, adamerge {metadata['version']}")
-    console.print(f"base: {metadata['base']['source']} (sha256 {metadata['base']['fingerprint'][:16]})")
+    console = _Console()
+    console.print(
+        f"[bold]{escape(str(path))}[/bold]: coefficients after {metadata['step']} steps, adamerge {metadata['version']}"
+    )
+    console.print(f"base: {escape(metadata['base']['source'])} (sha256 {metadata['base']['fingerprint'][:16]})")
     for task, entry in metadata["experts"].items():
-        console.print(f"expert {task}: {entry['source']} (sha256 {entry['fingerprint'][:16]})")
+        console.print(f"expert {escape(task)}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
     for part in (*metadata["transforms"], metadata["parametrization"]):
-        console.print(f"{part['class_path']} {part['init_args']}")
-    console.print(f"data: {metadata['protocol'] or 'none'}")
-    table = Table("group", *metadata["experts"], title="raw values, before the constraint (mean over a group's chunks)")
+        console.print(escape(f"{part['class_path']} {part['init_args']}"))
+    console.print(escape(f"data: {metadata['protocol'] or 'none'}"))
+    table = Table(
+        "group",
+        *map(escape, metadata["experts"]),
+        title="raw values, before the constraint (mean over a group's chunks)",
+    )
     for group, value in values.items():
-        table.add_row(group, *(f"{row.mean().item():.4f}" for row in value))
+        table.add_row(escape(group), *(f"{row.mean().item():.4f}" for row in value))
     console.print(table)
 
 
 def _describe_model(path: str) -> None:
     checkpoint = open_checkpoint(path)
-    table = Table("tensor", "shape", "dtype", title=checkpoint.location)
+    table = Table("tensor", "shape", "dtype", title=escape(checkpoint.location))
     for name in checkpoint:
-        table.add_row(name, str(tuple(checkpoint.shape(name))), str(checkpoint.dtype(name)).removeprefix("torch."))
-    console = Console()
+        table.add_row(
+            escape(name), str(tuple(checkpoint.shape(name))), str(checkpoint.dtype(name)).removeprefix("torch.")
+        )
+    console = _Console()
     console.print(table)
     console.print(
         f"{len(checkpoint)} tensors, {sum(math.prod(checkpoint.shape(name)) for name in checkpoint):,} elements"

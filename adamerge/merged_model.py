@@ -73,7 +73,7 @@ class MergedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the merged copy."""
-        return next(iter(self._tensors.values())).dtype
+        return self._tensors[next(iter(self.task_vectors))].dtype
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
@@ -111,6 +111,8 @@ class MergedModel(nn.Module):
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
 
         """
+        if not self._edges:
+            raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
         scalar: Tensor = _PullBack.apply(loss, self, *self.parametrization.parameters())
         return scalar
 

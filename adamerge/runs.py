@@ -1,14 +1,11 @@
-"""One folder a run: made, locked, resumed; with the loggers, callbacks and the record of where it ran."""
+"""One folder a run: made, locked, resumed, with the record of where it ran."""
 
 from __future__ import annotations
 
-import csv
-import logging
 import os
 import platform
 import secrets
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,83 +13,26 @@ from typing import Any
 
 import lightning
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import adamerge
-from adamerge.callbacks import (
-    AtomicCheckpoints,
-    CoefficientFile,
-    CollapseGuard,
-    PatientWandb,
-    Summary,
-    draw_heatmap,
-    write_json,
-)
+from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary, write_json
 from adamerge.coefficients import save_coefficients
+from adamerge.configuration import ConfigCLI, config_files
 from adamerge.data import Calibration
-from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
+from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
+from adamerge.tracking import start_metrics, start_wandb
 
-WANDB_PATIENCE = 20  # seconds for the server's first answer
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
-
-
-class ConfigCLI(LightningCLI):
-    """The configuration of a run: ``--config POOL --config METHOD`` and overrides, to model, data and trainer settings.
-
-    Args:
-        args: command line.
-
-    """
-
-    def __init__(self, args: Sequence[str]) -> None:
-        _quieten()
-        super().__init__(
-            AdaptiveMerging,
-            Calibration,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            run=False,
-            args=list(args),
-            parser_kwargs={"prog": "adamerge fit", "exit_on_error": True},
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Where the run's folder is."""
-        parser.add_argument("--runs", default="runs", help="folder of all runs")
-        parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the configs' names")
-        parser.add_argument("--id", type=str | None, default=None, help="of this run of that name; by default the time")
-        parser.set_defaults(
-            {
-                "trainer.max_epochs": 1,
-                "trainer.log_every_n_steps": 10,
-                "trainer.num_sanity_val_steps": 0,
-                "trainer.use_distributed_sampler": False,
-                "trainer.enable_model_summary": False,
-            }
-        )
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Later: the run's folder is made only when everything else has been checked."""
-        return None  # type: ignore[return-value]
-
-    def trainer_with(self, **kwargs: Any) -> Trainer:
-        """The configured trainer, with these arguments added."""
-        return super().instantiate_trainer(**kwargs)
-
-    @property
-    def settings(self) -> Any:
-        """The parsed configuration."""
-        return self.config
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
@@ -108,49 +48,62 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
 
     Raises:
         AdamergeError: what can be wrong with configuration, models or data; nothing has been written then.
-
+        KeyboardInterrupt: interrupted; the run can be resumed.
+        SIGTERMException: terminated; likewise.
     """
     if resume is not None:
         if arguments:
             raise ConfigError(f"--resume takes the run's own configuration, and cannot change {arguments[0]}")
         if not (resume / "config.yaml").is_file():
             raise ConfigError(f"{resume} is not a run's folder: it has no config.yaml")
+        _refuse_ended(resume)
         arguments = ["--config", str(resume / "config.yaml")]
     cli = ConfigCLI(arguments)
     module: AdaptiveMerging = cli.model
     data: Calibration = cli.datamodule
+    settings = cli.config
     module.merged.task_vectors.check()
-    if cli.settings.trainer.fast_dev_run:
-        cli.trainer_with(callbacks=[], logger=False).fit(module, data)
-        return None
     if module.objective is not None:
-        if cli.settings.trainer.max_steps < 1:
+        if settings.trainer.max_steps < 1 and not settings.trainer.fast_dev_run:
             raise ConfigError(
                 "trainer.max_steps is not set: how long should the fit be?", todo="--trainer.max_steps=500"
             )
-        for task in data.tasks:
-            data.rows(task, "calibration")
-    name, identity = cli.settings.name or _name(arguments), cli.settings.id or os.environ.get(RUN_ID) or _new_id()
-    folder = resume or Path(cli.settings.runs) / name / identity
+        module.check(data, str(settings.trainer.precision))
+        data.check(module.merged.backbone)
+    if settings.trainer.fast_dev_run:
+        if module.objective is not None:
+            cli.trainer_with([], logger=False).fit(module, data)
+        return None
+    name, identity = settings.name or _name(arguments), settings.id or os.environ.get(RUN_ID) or _new_id()
+    folder = resume or Path(settings.runs) / name / identity
     if resume is None and (folder / "config.yaml").exists() and _is_first_process():
         raise ConfigError(
             f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
         )
+    trainer = _trainer(cli, folder) if module.objective is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if resume is None and _is_first_process():
-            cli.parser.save(cli.config, folder / "config.yaml", skip_check=True, overwrite=True)
-        if module.objective is None:
+            cli.parser.save(settings, folder / "config.yaml", skip_none=False, skip_check=True, overwrite=True)
+        if trainer is None:
             _write_initial(module, folder)
         else:
-            _search(cli, module, data, folder, resume is not None, allow_resume_difference)
+            _search(trainer, module, data, folder, resume is not None, allow_resume_difference)
     return folder
 
 
-def _search(
-    cli: ConfigCLI, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
-) -> None:
-    checkpoint = _last_checkpoint(folder) if resumed else None
+def _refuse_ended(folder: Path) -> None:
+    """A run that diverged or collapsed would only do so again."""
+    status = read_json(folder / "summary.json").get("status") if (folder / "summary.json").is_file() else None
+    if status in {"diverged", "collapsed"}:
+        raise ConfigError(
+            f"{folder} has {status}, and would again",
+            todo="start a new run, with a lower --model.lr; --model.init_from takes this one's coefficients",
+        )
+
+
+def _trainer(cli: ConfigCLI, folder: Path) -> Trainer:
+    steps = cli.config.trainer.max_steps
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
         filename="{step}",
@@ -158,34 +111,41 @@ def _search(
         mode="max",
         save_top_k=2,
         save_last=True,
-        every_n_train_steps=_checkpoint_interval(cli.settings.trainer.max_steps),
+        every_n_train_steps=max(1, min(50, steps // 10)),
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    trainer = cli.trainer_with(
+    return cli.trainer_with(
+        [checkpoints, CollapseGuard(), CoefficientFile(folder), Summary(folder)],
         logger=False,
-        callbacks=[
-            *(cli.config_init.trainer.callbacks or ()),
-            checkpoints,
-            CollapseGuard(),
-            CoefficientFile(folder),
-            Summary(folder),
-        ],
         plugins=[AtomicCheckpoints()],
         default_root_dir=str(folder),
+        log_every_n_steps=min(cli.config.trainer.log_every_n_steps, steps),
     )
+
+
+def _search(
+    trainer: Trainer, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
+) -> None:
+    checkpoint = _last_checkpoint(folder) if resumed else None
     environment = _environment(trainer)
     if checkpoint is not None and not allow_difference:
         _compare_environment(folder, environment)
     if _is_first_process():
         write_json(folder / "environment.json", environment)
-    history = CSVLogger(folder, name="", version="")
-    if checkpoint is not None and _is_first_process():
-        _keep_metrics(history, folder / "metrics.csv", _step(checkpoint))
-    wandb = _wandb(folder)
-    trainer.loggers = [history] if wandb is None else [history, wandb]
-    with _announced(folder.name):
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        metrics = start_metrics(folder, 0 if checkpoint is None else _step(checkpoint))
+        wandb = start_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        trainer.loggers = [metrics] if wandb is None else [metrics, wandb]
+    try:
+        with _announced(folder.name):
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        raise
+    except SystemExit as error:
+        # Lightning turns an interrupt into an exit with status 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
@@ -197,22 +157,11 @@ def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
     write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
 
 
-def _quieten() -> None:
-    """Leave out what libraries say that is no news to our users."""
-    for text in ("args parameter is intended", "LeafSpec", "exists and is not empty", "does not have many workers"):
-        warnings.filterwarnings("ignore", f".*{text}.*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def _name(arguments: Sequence[str]) -> str:
     """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
-    paths = [arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument in {"--config", "-c"}]
-    paths += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    paths.sort(key=lambda path: Path(path).parent.name != "pools")  # the pool first, in whatever order they were given
-    stems = [Path(path).stem for path in paths if Path(path).parent.name != "trainer"]
-    return "-".join(stems) or "run"
+    paths = [Path(path) for path in config_files(arguments)]
+    paths.sort(key=lambda path: path.parent.name != "pools")  # the pool first, in whatever order they were given
+    return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"
 
 
 def _is_first_process() -> bool:
@@ -234,10 +183,6 @@ def _announced(identity: str) -> Iterator[None]:
 
 def _new_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-
-
-def _checkpoint_interval(max_steps: int) -> int:
-    return max(1, min(50, max_steps // 10))
 
 
 @contextmanager
@@ -304,48 +249,3 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _step(checkpoint: Path) -> int:
     step: int = AtomicCheckpoints().load_checkpoint(checkpoint)["global_step"]
     return step
-
-
-def _keep_metrics(logger: CSVLogger, path: Path, step: int) -> None:
-    """Carry the rows of the steps that are not run again over into the new file."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-    kept = [row for row in rows if int(row["step"]) < step]
-    logger.experiment.metrics.extend(kept)
-    logger.save()
-
-
-def _wandb(folder: Path) -> PatientWandb | None:
-    """A logger as the environment says: online, offline or disabled; offline when there is no key or no server."""
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "disabled" or not _is_first_process():
-        return None
-    import wandb
-
-    def start(how: str) -> PatientWandb:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "adamerge"),
-            name=f"{folder.parent.name}/{folder.name}",
-            id=folder.name,
-            resume="allow" if how == "online" else None,
-            dir=folder,
-            mode=how,  # type: ignore[arg-type]
-            settings=wandb.Settings(init_timeout=WANDB_PATIENCE, silent=True),
-        )
-        return PatientWandb(experiment=run)
-
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False)
-    try:
-        return start("online" if mode == "online" and has_key else "offline")
-    except Exception as error:
-        print(f"wandb: {str(error).splitlines()[0] if str(error) else type(error).__name__}; logging offline instead")
-    try:
-        return start("offline")
-    except Exception as error:
-        print(f"wandb is left out: {error}; metrics.csv has everything")
-        return None
-
-
-__all__ = ["AdamergeError", "ConfigCLI", "fit"]

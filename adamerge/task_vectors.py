@@ -68,6 +68,13 @@ class TaskVectors(Mapping[str, Deltas]):
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
         self._states: list[State] | None = None if states is None else list(states)
+        if self._states is not None:
+            if len(self._states) != len(self.transforms):
+                raise ConfigError(
+                    "states: one per transform is needed", expected=len(self.transforms), got=len(self._states)
+                )
+            for transform, state in zip(self.transforms, self._states, strict=True):
+                transform.check_state(state, len(self.experts))
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -132,16 +139,17 @@ class TaskVectors(Mapping[str, Deltas]):
                 or another expert.
 
         """
-        self.base.check()
-        seen = {self.base.fingerprint: "the base"}
-        for task, checkpoint in self.checkpoints.items():
-            checkpoint.check()
-            twin = seen.setdefault(checkpoint.fingerprint, f"expert '{task}'")
-            if twin != f"expert '{task}'":
-                raise CheckpointError(
-                    f"expert '{task}' ({checkpoint.location}) has the same weights as {twin}",
-                    todo="remove it: its coefficient could not be learned",
-                )
+        models = {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
+        seen: dict[str, Checkpoint] = {}
+        for who, model in models.items():
+            model.check()
+            for other, twin in seen.items():
+                if all(torch.equal(model[name], twin[name]) for name in self._names):
+                    raise CheckpointError(
+                        f"{who} ({model.location}) has the same weights as {other}",
+                        todo="remove it: its coefficient could not be learned",
+                    )
+            seen[who] = model
 
     def _selects(self, name: str) -> bool:
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)

@@ -10,10 +10,12 @@ from PIL import Image
 from running import child, coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.backbones import OpenClipClassifier, Output
-from adamerge.callbacks import AtomicCheckpoints, CollapseGuard, PatientWandb, draw_heatmap, write_json
+from adamerge.callbacks import AtomicCheckpoints, CollapseGuard, write_json
 from adamerge.errors import CheckpointError, CollapsedError
+from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
+from adamerge.tracking import PatientWandb
 
 TABLE = {f"visual.transformer.resblocks.{n}.ln_1.weight": {"a": [0.1 * n], "b": [0.3, 0.5]} for n in range(11)}
 
@@ -150,7 +152,7 @@ class Broken:
 
 
 def test_a_tracker_that_raises_is_left_out_and_said_once(pool_file, monkeypatch, capfd):
-    monkeypatch.setattr("adamerge.runs._wandb", lambda folder: PatientWandb(experiment=Broken()))
+    monkeypatch.setattr("adamerge.runs.start_wandb", lambda folder, settings: PatientWandb(experiment=Broken()))
     words = fit_words(pool_file, "--name=n", "--id=a", "--trainer.log_every_n_steps=1")
     outcome = command(capfd, "fit", *words)
     assert outcome.code == 0, outcome.err[-2000:]

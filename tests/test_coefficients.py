@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from adamerge.coefficients import (
     Coefficients,
-    build,
-    build_factory,
+    _digest,
     load_coefficients,
     read_coefficients,
     save_coefficients,
@@ -28,6 +27,7 @@ from adamerge.constraints import Constraint, Projection
 from adamerge.errors import AdamergeError, CheckpointError, CoefficientsError
 from adamerge.layout import Layout
 from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
+from adamerge.recipe import build, build_factory
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties, Transform
 
@@ -58,12 +58,15 @@ def saved(models, tmp_path_factory) -> Path:
 
 
 def rewritten(saved: Path, target: Path, change: Callable[[dict], object], values: dict | None = None) -> Path:
-    """The file with changed metadata, otherwise intact."""
+    """The file with changed metadata, otherwise intact, and signed again: not damage but another recipe."""
     metadata, tensors = read_coefficients(saved)
     metadata = json.loads(json.dumps(metadata))
     replaced = change(metadata)
     tensors = {f"w/{group}": value for group, value in tensors.items()} if values is None else values
-    text = json.dumps(metadata if replaced is None else replaced)
+    metadata = metadata if replaced is None else replaced
+    if isinstance(metadata, dict) and isinstance(metadata.get("digest"), str):
+        metadata["digest"] = _digest(metadata, tensors)
+    text = json.dumps(metadata)
     target.write_bytes(safetensors.torch.save(tensors, {"adamerge": text}))
     return target
 
@@ -237,7 +240,7 @@ DAMAGE = {
     "transforms null": set_("transforms", None),
     "transform a number": set_("transforms", [5]),
     "transform without class": set_("transforms", [{"init_args": {}}]),
-    "transform without arguments": set_("transforms", 0, {"class_path": "adamerge.Ties"}),
+    "transform without arguments": set_("transforms", 0, {"class_path": "adamerge.transforms.Ties"}),
     "transform of another kind": set_("transforms", 0, "class_path", "adamerge.Clamp"),
     "abstract transform": set_("transforms", 0, {"class_path": "adamerge.transforms.Transform", "init_args": {}}),
     "argument out of range": set_("transforms", 0, "init_args", {"keep": 7}),
@@ -382,10 +385,10 @@ def test_the_program_itself_is_no_part(monkeypatch):
 
 def test_a_part_must_be_of_its_kind(saved):
     with pytest.raises(CoefficientsError, match="not a Transform"):
-        build({"class_path": "adamerge.Clamp", "init_args": {}}, Transform)
+        build({"class_path": "adamerge.constraints.Clamp", "init_args": {}}, Transform)
     spec = {
-        "class_path": "adamerge.ChunkWise",
-        "init_args": {"constraint": {"class_path": "adamerge.Ties", "init_args": {}}},
+        "class_path": "adamerge.parametrizations.ChunkWise",
+        "init_args": {"constraint": {"class_path": "adamerge.transforms.Ties", "init_args": {}}},
     }
     with pytest.raises((CoefficientsError, AdamergeError, TypeError, AttributeError)):
         build_factory(spec, Parametrization)(load_coefficients(saved).task_vectors)
@@ -396,7 +399,7 @@ def test_a_parametrization_inside_another_is_built_as_a_factory():
         pass
 
     spec = {
-        "class_path": "adamerge.LayerWise",
-        "init_args": {"init": {"class_path": "adamerge.ChunkWise", "init_args": {}}},
+        "class_path": "adamerge.parametrizations.LayerWise",
+        "init_args": {"init": {"class_path": "adamerge.parametrizations.ChunkWise", "init_args": {}}},
     }
     assert build_factory(spec, Parametrization).keywords["init"].func is ChunkWise

@@ -110,7 +110,7 @@ def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
 
 @pytest.mark.parametrize("path", POOL_FILES, ids=name_of)
 def test_a_pool_names_what_is_there(path, monkeypatch):
-    from adamerge.runs import ConfigCLI
+    from adamerge.configuration import ConfigCLI
 
     monkeypatch.chdir(ROOT)
     vectors = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task_vectors"]

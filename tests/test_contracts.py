@@ -24,13 +24,14 @@ import adamerge.parametrizations
 import adamerge.penalties
 import adamerge.transforms
 from adamerge.backbones import Backbone, Batch, Output
-from adamerge.coefficients import Coefficients, build, build_factory, describe, load_coefficients, save_coefficients
+from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.constraints import Constraint, Free
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel, merged_tensor
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
 from adamerge.penalties import Penalty
+from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Transform
 
@@ -437,6 +438,8 @@ def test_constructor_arguments_are_attributes_and_describe_builds_them_again(fil
     spec = json.loads(json.dumps(describe(part)))
     found, plain = getattr(importlib.import_module(spec["class_path"].rpartition(".")[0]), kind.__name__), set(names)
     assert found is kind and spec["init_args"].keys() == plain
+    if kind in {*OBJECTIVES, *PENALTIES}:
+        return  # no part of a recipe: a coefficient file may not name it
     again = build_factory(spec, Parametrization)(vectors) if issubclass(kind, Parametrization) else build(spec, kind)
     assert type(again) is kind and json.loads(json.dumps(describe(again))) == spec
 

@@ -37,7 +37,7 @@ class ZeroShotHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(samples, width)``, not normalised, to logits ``(samples, classes)``."""
-        return nn.functional.linear(nn.functional.normalize(features, dim=-1), self.weight)
+        return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
 class OpenClipClassifier(Backbone):
@@ -73,8 +73,8 @@ class OpenClipClassifier(Backbone):
         try:
             with _without_warning():  # that there are no weights yet: they are filled in right after
                 self.network: Any = open_clip.create_model(identifier, load_weights=False)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error!r}") from error
         self.tokenizer = open_clip.get_tokenizer(identifier)
         self.preprocess_config: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(self.network))
         self.network.to(getattr(torch, dtype)).eval()

@@ -47,7 +47,14 @@ class Samples(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         if not self._known[index]:
-            self._cache[index] = self._decode(index)
+            decoded = self._decode(index)
+            if decoded.shape != self._cache.shape[1:]:
+                raise DataError(
+                    f"{self.where}: row {index} has another shape than row 0 after preprocessing",
+                    expected=tuple(self._cache.shape[1:]),
+                    got=tuple(decoded.shape),
+                )
+            self._cache[index] = decoded
             self._known[index] = True
         return self._cache[index]
 
@@ -176,9 +183,13 @@ class Calibration(LightningDataModule, ABC):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ConfigError(f"data: {name} must be at least 1, got {value}")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("workers", workers, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"data: {name} must be at least {least}, got {value}")
         if calibration_samples is not None and calibration_samples < 1:
             raise ConfigError(f"data: calibration_samples must be at least 1, got {calibration_samples}")
         self.batch_size, self.seed, self.transductive, self.labelled = batch_size, seed, transductive, labelled
@@ -251,9 +262,28 @@ class Calibration(LightningDataModule, ABC):
             )
         return self._samples[task, split]
 
+    def check(self, backbone: Backbone) -> None:
+        """Open every task's calibration split and decode one sample, before anything is written.
+
+        Raises:
+            DataError: a split is missing or empty, or cannot be decoded.
+        """
+        self.serve(backbone)
+        for task in self.tasks:
+            self.samples(task, "calibration")
+
     def labels(self, task: str, split: str) -> list[int]:
-        """Labels of a split, in the order of its rows."""
-        return list(self.rows(task, split)[self.label_column])
+        """Labels of a split, in the order of its rows.
+
+        Raises:
+            DataError: it has none.
+        """
+        rows = self.rows(task, split)
+        if self.label_column not in rows.column_names:
+            raise DataError(
+                f"task '{task}': the {split} split has no labels", expected=self.label_column, got=rows.column_names
+            )
+        return list(rows[self.label_column])
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """One batch of every task per step."""
@@ -261,6 +291,12 @@ class Calibration(LightningDataModule, ABC):
         if trainer is None or trainer.max_steps < 1:
             raise ConfigError(
                 "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
+            )
+        if trainer.world_size > self.batch_size:
+            raise ConfigError(
+                f"data: batch_size {self.batch_size} is shared by {trainer.world_size} processes",
+                expected=f"at least {trainer.world_size}",
+                got=self.batch_size,
             )
         steps = Steps(
             {task: self.samples(task, "calibration") for task in self.tasks},

@@ -106,15 +106,21 @@ class ImageCalibration(Calibration):
         found = self._read(task)
         columns = {source.image_column: self.column, source.label_column: self.label_column}
         for split, rows in found.items():
-            for column in columns:
+            # labels may lack where they are never read
+            needed = columns if split == source.test else [source.image_column]
+            for column in needed:
                 if column not in rows.column_names:
                     raise DataError(
                         f"task '{task}': split '{split}' of {source.dataset} has no column '{column}'",
-                        expected=f"columns {list(columns)}",
+                        expected=f"columns {list(needed)}",
                         got=rows.column_names,
                     )
-        renamed = {old: new for old, new in columns.items() if old != new}
-        splits = {split: rows.rename_columns(renamed) for split, rows in found.items()}
+        splits = {
+            split: rows.rename_columns(
+                {old: new for old, new in columns.items() if old != new and old in rows.column_names}
+            )
+            for split, rows in found.items()
+        }
         if source.test in splits:
             splits["test"] = splits.pop(source.test)
         if not {"calibration", "validation"} <= splits.keys() and source.train in splits:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from adamerge.backbones import Backbone, Batch
+from adamerge.data import Calibration
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import prediction_spread
 from adamerge.modules.base import MergingModule
@@ -64,7 +65,7 @@ class AdaptiveMerging(MergingModule):
         resident: bool = True,
         init_from: str | Path | None = None,
     ) -> None:
-        if lr <= 0:
+        if not 0 < lr < float("inf"):
             raise ConfigError(f"model.lr must be positive, got {lr}")
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
@@ -83,9 +84,25 @@ class AdaptiveMerging(MergingModule):
         optimizer.register_step_post_hook(self._settle)
         return optimizer
 
+    def check(self, data: Calibration, precision: str) -> None:
+        """As for every module; and weights belong to tasks that there are."""
+        super().check(data, precision)
+        unknown = sorted(self.task_weights.keys() - data.tasks.keys())
+        if unknown:
+            raise ConfigError(
+                f"model.task_weights names '{unknown[0]}'", expected=f"tasks of {list(data.tasks)}", got=unknown
+            )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stop when the step before was not finite: its update was undone, so the last good coefficients stand."""
         # one step late: the flag was computed a whole step ago, so reading it waits for nothing
+        self._stop_if_not_finite()
+
+    def on_train_epoch_end(self) -> None:
+        """The last step has no next batch."""
+        self._stop_if_not_finite()
+
+    def _stop_if_not_finite(self) -> None:
         if self._bad is not None and bool(self._bad):
             losses = {task: float(loss) for task, loss in self._losses.items()}
             guilty = [task for task, loss in losses.items() if not torch.isfinite(torch.tensor(loss))]
@@ -108,7 +125,7 @@ class AdaptiveMerging(MergingModule):
             for i, task in enumerate(batch)
         }
         losses = {task: torch.zeros((), device=self.device) for task in batch}
-        spread: dict[str, tuple[Tensor, Tensor]] = {}
+        logits: dict[str, list[Tensor]] = {task: [] for task in batch}
         for features, parts in self._forward(batch):
             loss = torch.zeros((), device=self.device)
             for task, rows, samples in parts:
@@ -117,7 +134,7 @@ class AdaptiveMerging(MergingModule):
                 part = Batch(inputs[samples], None if labels is None else labels[samples])
                 task_loss = (self.objective(output, part) * scales[task][samples]).sum()
                 losses[task] += task_loss.detach()
-                spread[task] = prediction_spread(output.logits.detach())
+                logits[task].append(output.logits.detach())
                 loss = loss + task_loss
             loss.backward()
         self._losses = losses
@@ -126,7 +143,7 @@ class AdaptiveMerging(MergingModule):
             penalty = self.penalty(self.merged.parametrization)
             self.log("train/penalty", penalty.detach())
             total = total + penalty
-        self._log_step(losses, spread, total)
+        self._log_step(losses, {task: prediction_spread(torch.cat(parts)) for task, parts in logits.items()}, total)
         return total
 
     def _forward(self, batch: dict[str, Batch]) -> Iterator[tuple[Tensor, list[tuple[str, slice, slice]]]]:

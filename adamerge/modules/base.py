@@ -67,15 +67,26 @@ class MergingModule(LightningModule, ABC):
         return tuple(self._data().tasks)
 
     def setup(self, stage: str) -> None:
-        """Check what only the trainer knows, and make the heads from the base's weights."""
-        precision = str(self.trainer.precision)
+        """Check, and make the heads from the base's weights."""
+        data = self._data()
+        if stage == "fit":
+            self.check(data, str(self.trainer.precision))
+        if not self.merged.backbone.heads:
+            self.merged.fill(self.merged.task_vectors.base.__getitem__)
+            self.merged.backbone.build_heads(data.tasks)
+
+    def check(self, data: Calibration, precision: str) -> None:
+        """See whether model, data and precision fit together, before anything is written.
+
+        Raises:
+            ConfigError: they do not.
+        """
         if precision in UNSUITABLE_PRECISION:
             raise ConfigError(
                 f"trainer.precision={precision}: {UNSUITABLE_PRECISION[precision]}",
                 todo="use bf16-mixed, or 32-true; backbone.dtype sets the merged copy's own dtype",
             )
-        data = self._data()
-        if stage == "fit" and self.objective is not None and self.objective.labelled != data.labelled:
+        if self.objective is not None and self.objective.labelled != data.labelled:
             raise ConfigError(
                 f"{type(self.objective).__name__} {'needs' if self.objective.labelled else 'must not see'} labels",
                 expected=f"data.labelled={self.objective.labelled}",
@@ -86,9 +97,6 @@ class MergingModule(LightningModule, ABC):
             raise ConfigError(
                 f"expert '{unknown[0]}' has no data", expected=f"a task of {list(data.tasks)}", got=unknown
             )
-        if not self.merged.backbone.heads:
-            self.merged.fill(self.merged.task_vectors.base.__getitem__)
-            self.merged.backbone.build_heads(data.tasks)
 
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""

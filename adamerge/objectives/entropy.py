@@ -28,4 +28,4 @@ class Entropy(Objective):
         """Logits ``(samples, classes)`` to entropies ``(samples,)``."""
         log_probabilities = output.logits.float().log_softmax(dim=-1)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-        return entropy / math.log(output.logits.shape[-1]) if self.normalise else entropy
+        return entropy / math.log(max(output.logits.shape[-1], 2)) if self.normalise else entropy

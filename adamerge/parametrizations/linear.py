@@ -42,8 +42,9 @@ class Linear(Parametrization):
                 self._columns[group] = slice(total, total + self._groups[name].count)
                 total += self._groups[name].count
         experts = len(task_vectors.experts)
-        self.initial = 1 / experts if init is None else init
-        self.w = nn.Parameter(torch.full((experts, total), self.constraint.raw(self.initial), dtype=torch.float32))
+        raw = self.constraint.raw(1 / experts if init is None else init)
+        self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
+        self.initial = float(self.constraint(self.w.detach())[0, 0])  # a softmax shares equally, whatever init is
 
     @abstractmethod
     def group(self, name: str) -> str:

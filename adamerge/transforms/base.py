@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from adamerge.deltas import Deltas
+from adamerge.errors import ConfigError
 
 State = dict[str, list[float]]
 """What a transform learned from all tensors: a few numbers, stored in the coefficient file."""
@@ -19,6 +20,15 @@ class Transform(ABC):
     def prepare(self, vectors: Mapping[str, Deltas]) -> State:
         """Look at all tensors once, one at a time, and return the few numbers that ``apply`` needs."""
         return {}
+
+    def check_state(self, state: State, experts: int) -> None:
+        """See whether ``state`` is one that ``prepare`` could have returned for so many experts.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if state and type(self).prepare is Transform.prepare:
+            raise ConfigError(f"{type(self).__name__} keeps no state, got {state}")
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:

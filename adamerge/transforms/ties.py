@@ -50,6 +50,14 @@ class Ties(Transform):
             majority += float(_elected(_trimmed(_flat(deltas), thresholds)).sum(dtype=torch.float64))
         return {"thresholds": thresholds.tolist(), "majority": [float(torch.tensor(majority).sign())]}
 
+    def check_state(self, state: State, experts: int) -> None:
+        """One threshold per expert, and one sign."""
+        wanted = {"thresholds": experts, "majority": 1}
+        if {key: len(values) for key, values in state.items()} != wanted or not all(
+            isinstance(value, float) for values in state.values() for value in values
+        ):
+            raise ConfigError(f"Ties: not a state of {experts} thresholds and one majority sign: {state}")
+
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
         """The kept entries of each expert."""
         trimmed = _trimmed(deltas, torch.tensor(state["thresholds"], device=deltas.device))
@@ -67,7 +75,8 @@ def _trimmed(deltas: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _elected(trimmed: Tensor) -> Tensor:
-    return trimmed.sum(dim=0).sign()
+    # in float64, where the order of the experts cannot decide a sign
+    return trimmed.sum(dim=0, dtype=torch.float64).sign().to(trimmed.dtype)
 
 
 def _kth_smallest_magnitudes(vectors: Mapping[str, Deltas], rank: int) -> Tensor:

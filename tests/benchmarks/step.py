@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     own = parser.parse_args()
     found = measure(own.arch, own.experts, own.batch, own.storage, own.rounds)
-    table = Table("figure", "value", title=f"{own.arch}, {own.experts} experts, {own.storage}, batch {own.batch} per task")
+    table = Table(
+        "figure", "value", title=f"{own.arch}, {own.experts} experts, {own.storage}, batch {own.batch} per task"
+    )
     for name, value in found.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)

@@ -1,0 +1,152 @@
+"""Configuration: YAML files and overrides to model, data and trainer settings, with errors that name the key."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from adamerge.data import Calibration
+from adamerge.errors import AdamergeError, ConfigError
+from adamerge.modules import AdaptiveMerging
+
+WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
+
+
+class ConfigCLI(LightningCLI):
+    """The configuration of a run: ``--config POOL --config METHOD`` and overrides, in either order of the files.
+
+    Args:
+        args: as on the command line.
+
+    Raises:
+        ConfigError: a file, a key or a value cannot be used.
+        AdamergeError: a part refused its arguments.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        _quieten()
+        for path in config_files(args):
+            _check_file(Path(path))
+        try:
+            super().__init__(
+                AdaptiveMerging,
+                Calibration,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                run=False,
+                args=list(args),
+                parser_kwargs={"prog": "adamerge fit", "exit_on_error": False},
+            )
+        except (argparse.ArgumentError, ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise self._readable(error) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
+        parser.add_argument("--runs", default="runs", help="folder of all runs")
+        parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the configs' names")
+        parser.add_argument("--id", type=str | None, default=None, help="of this run of that name; by default the time")
+        parser.set_defaults(
+            {
+                "trainer.max_epochs": 1,
+                "trainer.log_every_n_steps": 10,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.use_distributed_sampler": False,
+                "trainer.enable_model_summary": False,
+            }
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Later, with ``trainer_with``: callbacks must know the run's folder."""
+        return None  # type: ignore[return-value]
+
+    def trainer_with(self, callbacks: Sequence[Any], **kwargs: Any) -> Trainer:
+        """The configured trainer, with these arguments and callbacks added.
+
+        Raises:
+            ConfigError: Lightning refuses a setting.
+        """
+        callbacks = [*(self.config_init.trainer.callbacks or ()), *callbacks]
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {_short(str(error))}") from error
+
+    def _readable(self, error: BaseException) -> AdamergeError:
+        """The typed error inside a library's, or its message with the key first."""
+        seen: BaseException | None = error
+        while seen is not None:
+            if isinstance(seen, AdamergeError):
+                return seen
+            seen = seen.__cause__ or seen.__context__
+        message = str(error)
+        todo = None
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)|Key ['\"]([\w.]+)['\"] is not expected", message)
+        unknown = unknown or re.search(r"Option '([\w.]+)' is not accepted", message)
+        if unknown:
+            name = next(group for group in unknown.groups() if group)
+            known = [key for action in self.parser._actions for key in [str(action.dest)]]
+            near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
+                name.rpartition(".")[2], [key.rpartition(".")[2] for key in known], 1
+            )
+            todo = f"did you mean '{near[0]}'?" if near else "adamerge fit --help lists the keys"
+        return ConfigError(f"configuration: {_short(message)}", todo=todo)
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The files given with ``--config``, in order."""
+    found = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word in {"--config", "-c"}]
+    return found + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+
+
+def _check_file(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such configuration file: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
+        )
+
+
+def _short(message: str) -> str:
+    """One line of a message of many; where alternatives were tried, what was wrong with the first."""
+    problem = re.search(
+        r"Problem with given class_path '([^']*)':\s*(.*?)(?=\n\s*- Expected a <class 'NoneType'>|$)", message, re.S
+    )
+    key = re.search(r'Parser key "([^"]*)"', message)
+    if problem:
+        message = f"{key[1] + ': ' if key else ''}{problem[1]}: {problem[2]}"
+    line = " ".join(message.split())
+    return line if len(line) <= WIDEST_LINE else line[:WIDEST_LINE] + " …"
+
+
+def _quieten() -> None:
+    """Leave out what libraries say that is no news to our users."""
+    for text in (
+        "args parameter is intended",
+        "LeafSpec",
+        "exists and is not empty",
+        "does not have many workers",
+        "smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

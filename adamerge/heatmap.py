@@ -1,0 +1,52 @@
+"""The heat map: what was learned, as a picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+from adamerge.staging import staged_file
+
+Table = Mapping[str, Mapping[str, list[float]]]
+"""Group name to expert name to the group's coefficients."""
+
+
+def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") -> None:
+    """A picture of the coefficients: experts across, groups down (the mean of a group's chunks), values written small.
+
+    Args:
+        table: group name to expert name to the group's coefficients.
+        path: of the PNG.
+        title: above it.
+
+    """
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    groups = sorted(table, key=_natural)
+    experts = list(table[groups[0]])
+    values = [[sum(table[group][task]) / len(table[group][task]) for task in experts] for group in groups]
+    size = (2.5 + 0.75 * len(experts) + 0.06 * max(map(len, groups)), 1.4 + 0.19 * max(len(groups), 4))
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    low, high = min(0.0, *map(min, values)), max(1e-6, *map(max, values))
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+    axes.set_xticks(range(len(experts)), experts, rotation=40, ha="right")
+    axes.set_yticks(range(len(groups)), groups, fontsize=7)
+    if len(groups) * len(experts) <= 1000:
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                colour = "black" if value > (low + high) / 2 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5, color=colour)
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, shrink=0.6)
+    with staged_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts block 10 after block 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,87 @@
+"""Recipes: transforms, parametrization and constraint as plain data, and back; nothing but such parts can be built."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adamerge.constraints import Constraint
+from adamerge.errors import CoefficientsError
+from adamerge.parametrizations import Parametrization
+from adamerge.transforms import Transform
+
+PARTS = (Constraint, Parametrization, Transform)
+HOMES = ("adamerge.constraints", "adamerge.parametrizations", "adamerge.transforms")
+"""Modules that a recipe may name; others only with their prefix in ``plugins``."""
+
+
+def describe(part: Any) -> Any:
+    """A part as plain data: ``{"class_path", "init_args"}``; its constructor's arguments are its attributes of that name."""
+    if isinstance(part, str | int | float | bool | None):
+        return part
+    if isinstance(part, list | tuple):
+        return [describe(item) for item in part]
+    if isinstance(part, functools.partial):
+        return {"class_path": _public_path(part.func), "init_args": {k: describe(v) for k, v in part.keywords.items()}}
+    names = [name for name in inspect.signature(type(part)).parameters if name != "task_vectors"]
+    return {
+        "class_path": _public_path(type(part)),
+        "init_args": {name: describe(getattr(part, name)) for name in names},
+    }
+
+
+def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
+    """The part that ``describe`` described.
+
+    Raises:
+        CoefficientsError: its class is not a ``kind``, or not of ``adamerge`` or an allowed prefix.
+
+    """
+    return build_factory(spec, kind, plugins)()
+
+
+def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callable[..., Any]:
+    """Like ``build``, before the call."""
+    try:
+        class_path, init_args = spec["class_path"], dict(spec["init_args"])
+        module, _, name = class_path.rpartition(".")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CoefficientsError(f"the recipe holds {spec!r:.200}, which describes no part") from error
+    if not any(f"{module}.".startswith(f"{prefix.rstrip('.')}.") for prefix in (*HOMES, *plugins)):
+        raise CoefficientsError(
+            f"the recipe names '{class_path}', which is not part of adamerge's recipes",
+            todo=f"if you trust it, pass --allow-plugins {module.split('.')[0]}",
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CoefficientsError(f"the recipe names '{class_path}', which does not exist: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise CoefficientsError(f"the recipe names '{class_path}', which is not a {kind.__name__}")
+    arguments = {}
+    for key, value in init_args.items():
+        nested = isinstance(value, dict) and value.keys() == {"class_path", "init_args"}
+        arguments[key] = _nested(value, plugins) if nested else value
+    return functools.partial(found, **arguments)
+
+
+def _nested(spec: Any, plugins: Sequence[str]) -> Any:
+    """A part inside a part: another parametrization stays a factory, everything else is built."""
+    factory = build_factory(spec, object, plugins)
+    kind = factory.func  # type: ignore[attr-defined]
+    if not issubclass(kind, PARTS):
+        raise CoefficientsError(f"the recipe names '{spec['class_path']}', which is not a part of a recipe")
+    return factory if issubclass(kind, Parametrization) else factory()
+
+
+def _public_path(kind: Any) -> str:
+    """The shortest path under which a package offers the class: ``adamerge.transforms.Ties``."""
+    name, parts = kind.__qualname__, kind.__module__.split(".")
+    for length in range(2, len(parts)):
+        module = ".".join(parts[:length])
+        if getattr(importlib.import_module(module), name, None) is kind:
+            return f"{module}.{name}"
+    return f"{kind.__module__}.{name}"
