@@ -58,7 +58,6 @@ class CoefficientFile(Callback):
 
     Args:
         folder: of the run.
-
     """
 
     def __init__(self, folder: Path) -> None:
@@ -139,7 +138,6 @@ class Summary(Callback):
 
     Args:
         folder: of the run.
-
     """
 
     def __init__(self, folder: Path) -> None:

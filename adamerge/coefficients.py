@@ -55,7 +55,6 @@ class Coefficients:
         dtype: of the merged copy they were learned on.
         step: optimiser steps they were learned for.
         protocol: which data were used, and how.
-
     """
 
     task_vectors: TaskVectors
@@ -80,7 +79,6 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
 
     Raises:
         ExportError: the file cannot be written.
-
     """
     vectors = coefficients.task_vectors
     metadata = {
@@ -126,7 +124,6 @@ def load_coefficients(
     Raises:
         CoefficientsError: the file is corrupt, of an unknown version, names foreign classes, or belongs to other models.
         CheckpointError: a model cannot be opened.
-
     """
     path = Path(path)
     metadata, values = read_coefficients(path)
@@ -163,7 +160,6 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         CoefficientsError: not a coefficient file, another version, unknown or missing fields, or non-finite values.
-
     """
     try:
         file = TensorFile(path)

@@ -43,7 +43,6 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
 
     Raises:
         AdamergeError: as ``fit``.
-
     """
     for config in (pool, *methods):
         if not config.is_file():
@@ -82,7 +81,6 @@ class Scorer:
         data: labelled splits.
         vectors: base and experts.
         split: ``test`` or ``validation``.
-
     """
 
     def __init__(self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str) -> None:
@@ -128,7 +126,6 @@ def score_run(run: Path, split: str) -> dict[str, float]:
 
     Raises:
         ConfigError: ``run`` is not a run's folder.
-
     """
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")

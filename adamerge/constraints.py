@@ -24,7 +24,6 @@ class Constraint(ABC):
 
         Raises:
             ConfigError: no ``w`` has it.
-
         """
 
     def project_(self, w: Tensor) -> None:
@@ -53,7 +52,6 @@ class Interval(Constraint):
 
     Raises:
         ConfigError: low is not below high.
-
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:

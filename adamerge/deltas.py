@@ -47,7 +47,6 @@ class Chunks(Groups):
         count: chunks of a tensor; at most its number of elements.
 
     Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
-
     """
 
     def __init__(self, count: int) -> None:
@@ -75,7 +74,6 @@ class Deltas(ABC):
     Attributes:
         shape: of the tensor itself.
         device: where combinations are computed.
-
     """
 
     shape: torch.Size
@@ -127,7 +125,6 @@ class DenseDeltas(Deltas):
 
     Args:
         values: ``(experts, *shape)``.
-
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -147,7 +144,6 @@ class StreamedDeltas(Deltas):
         experts: each gives one expert's tensor of this name.
         shape: of the tensor.
         device: where combinations are computed.
-
     """
 
     def __init__(
@@ -173,7 +169,6 @@ class TransformedDeltas(Deltas):
     Args:
         inner: the deltas as they are.
         transform: ``(experts, numel)`` in fp32 to the same shape.
-
     """
 
     def __init__(self, inner: Deltas, transform: Callable[[Tensor], Tensor]) -> None:

@@ -12,7 +12,6 @@ class AdamergeError(Exception):
         expected: what a correct input holds there.
         got: what was found instead.
         todo: one line that says what to do.
-
     """
 
     exit_code = 3

@@ -19,7 +19,6 @@ def correct(merged: MergedModel, task: str, batches: Iterable[Batch]) -> Tensor:
 
     Returns:
         bool ``(samples,)`` on the CPU, in the order of the batches.
-
     """
     found = []
     for inputs, labels in batches:
@@ -67,7 +66,6 @@ def prediction_spread(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Entropy of the mean prediction divided by ``log(classes)``, and the share of the most frequent class; scalars.
-
     """
     probabilities = logits.float().softmax(dim=-1)
     mean = probabilities.mean(dim=0)

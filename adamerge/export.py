@@ -41,7 +41,6 @@ def export(
     Raises:
         ExportError: the target exists, cannot be written, or does not read back as it was written.
         CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
-
     """
     vectors = coefficients.task_vectors
     models = [vectors.base, *vectors.checkpoints.values()]
@@ -83,7 +82,6 @@ def _write_weights(path: Path, coefficients: Coefficients, dtype: torch.dtype) -
 
     Returns:
         sha256 of every tensor's bytes, as computed, by name.
-
     """
     base = coefficients.task_vectors.base
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

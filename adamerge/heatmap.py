@@ -21,7 +21,6 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
         table: group name to expert name to the group's coefficients.
         path: of the PNG.
         title: above it.
-
     """
     matplotlib.use("agg")
     from matplotlib import pyplot

@@ -26,7 +26,6 @@ def describe_path(path: str) -> None:
     Raises:
         CheckpointError: it is no model.
         CoefficientsError: it is a damaged coefficient file.
-
     """
     folder = Path(path)
     if (folder / "coefficients.safetensors").is_file():

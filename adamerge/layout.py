@@ -13,7 +13,6 @@ class Layout:
     Attributes:
         weights: file name of the weights.
         files: name and content of the text files that go beside them.
-
     """
 
     weights: str = "model.safetensors"

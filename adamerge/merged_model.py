@@ -24,7 +24,6 @@ def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
         base: as stored; a narrower dtype is widened inside the addition.
         update: of the same shape, fp32.
         dtype: of the result.
-
     """
     return torch.add(base, update).to(dtype)
 
@@ -43,7 +42,6 @@ class MergedModel(nn.Module):
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
-
     """
 
     def __init__(
@@ -109,7 +107,6 @@ class MergedModel(nn.Module):
 
         Args:
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
-
         """
         if not self._edges:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")

@@ -30,7 +30,6 @@ class DistanceToInitial(Penalty):
         ConfigError: a number is out of range.
 
     Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, whose regulariser is the L1 form.
-
     """
 
     def __init__(self, weight: float = 1.0, power: float = 1.0) -> None:

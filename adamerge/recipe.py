@@ -38,7 +38,6 @@ def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
 
     Raises:
         CoefficientsError: its class is not a ``kind``, or not of ``adamerge`` or an allowed prefix.
-
     """
     return build_factory(spec, kind, plugins)()
 

@@ -39,7 +39,6 @@ class TaskVectors(Mapping[str, Deltas]):
     Raises:
         CheckpointError: a file is unusable, or an expert's tensors do not match the base's.
         ConfigError: no experts, or no tensor left to merge.
-
     """
 
     def __init__(
@@ -137,7 +136,6 @@ class TaskVectors(Mapping[str, Deltas]):
         Raises:
             CheckpointError: a weight is NaN or infinite, a file changed since it was opened, an expert equals the base
                 or another expert.
-
         """
         models = {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
         seen: dict[str, Checkpoint] = {}

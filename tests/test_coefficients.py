@@ -354,7 +354,9 @@ def test_foreign_classes_are_refused_and_never_imported(saved, models, tmp_path,
 
 
 def test_an_allowed_prefix_lets_exactly_it_in(saved, tmp_path, canary):
-    change = set_("transforms", [{"class_path": "canary_module.Canary", "init_args": {}}])
+    def change(metadata: dict) -> None:
+        metadata["transforms"], metadata["states"] = [{"class_path": "canary_module.Canary", "init_args": {}}], [{}]
+
     file = rewritten(saved, tmp_path / "c.safetensors", change)
     for prefix in ("canary", "canary_module.sub", "", "anary_module"):
         with pytest.raises(CoefficientsError, match="not part of adamerge"):

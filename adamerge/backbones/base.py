@@ -19,7 +19,6 @@ class Batch(NamedTuple):
     Attributes:
         inputs: preprocessed, ``(samples, ...)``.
         labels: ``(samples,)``; None for objectives that are not labelled, so that labels cannot reach them.
-
     """
 
     inputs: Tensor
@@ -33,7 +32,6 @@ class Output:
     Attributes:
         logits: ``(samples, classes)`` of the task's frozen head.
         features: ``(samples, width)`` before the head.
-
     """
 
     logits: Tensor
@@ -58,7 +56,6 @@ class Backbone(ABC):
     Attributes:
         network: the module; always in eval mode.
         heads: frozen head of each task, on the device of the network.
-
     """
 
     network: nn.Module

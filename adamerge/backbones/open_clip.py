@@ -26,7 +26,6 @@ class ZeroShotHead(nn.Module):
 
     Args:
         weight: ``(classes, width)``: exp(logit_scale) x normalised mean over templates of normalised text embeddings.
-
     """
 
     weight: Tensor
@@ -52,7 +51,6 @@ class OpenClipClassifier(Backbone):
         CheckpointError: the folder's configuration is unusable.
 
     Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
-
     """
 
     def __init__(self, architecture: str, dtype: str = "float32") -> None:

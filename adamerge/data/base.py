@@ -32,7 +32,6 @@ class Samples(Dataset[Tensor]):
         column: that holds the sample.
         preprocess: one decoded sample to a tensor; all of one shape.
         where: task and split, for errors.
-
     """
 
     def __init__(self, rows: datasets.Dataset, column: str, preprocess: Callable[[Any], Tensor], where: str) -> None:
@@ -79,6 +78,8 @@ class Steps(Dataset[dict[str, Batch]]):
         rank: of this process; it takes every ``world_size``-th sample of the batch.
         world_size: number of processes.
 
+    Raises:
+        ConfigError: there are more processes than samples in a batch.
     """
 
     def __init__(
@@ -91,6 +92,12 @@ class Steps(Dataset[dict[str, Batch]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if world_size > batch_size:
+            raise ConfigError(
+                f"data: batch_size {batch_size} is shared by {world_size} processes",
+                expected=f"at least {world_size}",
+                got=batch_size,
+            )
         self.samples, self.labels, self.batch_size, self.seed = samples, labels, batch_size, seed
         self.total, self.rank, self.world_size = total, rank, world_size
         self._orders: dict[tuple[str, int], Tensor] = {}
@@ -126,7 +133,6 @@ class StepSampler(Sampler[int]):
     Args:
         first: asked when an epoch begins.
         total: number of steps, done ones included: Lightning counts them.
-
     """
 
     def __init__(self, first: Callable[[], int], total: int) -> None:
@@ -166,7 +172,6 @@ class Calibration(LightningDataModule, ABC):
 
     Raises:
         ConfigError: a number is out of range.
-
     """
 
     column: str = "image"
@@ -234,7 +239,6 @@ class Calibration(LightningDataModule, ABC):
 
         Raises:
             DataError: the split is missing or empty.
-
         """
         if task not in self._splits:
             self._splits[task] = dict(self.load(task))
@@ -291,12 +295,6 @@ class Calibration(LightningDataModule, ABC):
         if trainer is None or trainer.max_steps < 1:
             raise ConfigError(
                 "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
-            )
-        if trainer.world_size > self.batch_size:
-            raise ConfigError(
-                f"data: batch_size {self.batch_size} is shared by {trainer.world_size} processes",
-                expected=f"at least {trainer.world_size}",
-                got=self.batch_size,
             )
         steps = Steps(
             {task: self.samples(task, "calibration") for task in self.tasks},

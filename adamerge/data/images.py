@@ -28,7 +28,6 @@ class ImageTask:
         train: name of the split from which calibration and validation are drawn, where the data set lacks them.
         image_column: holds the image.
         label_column: holds the label, an integer.
-
     """
 
     dataset: str
@@ -68,7 +67,6 @@ class ImageCalibration(Calibration):
     Raises:
         ConfigError: no tasks, or fractions out of range.
         DataError: a data set cannot be read, or lacks a column.
-
     """
 
     def __init__(

@@ -48,7 +48,6 @@ class AdaptiveMerging(MergingModule):
         DivergedError: during the fit: a loss or gradient became non-finite.
 
     Reference: AdaMerging (Yang et al., 2024), https://arxiv.org/abs/2310.02575.
-
     """
 
     def __init__(

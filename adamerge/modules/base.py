@@ -42,7 +42,6 @@ class MergingModule(LightningModule, ABC):
     Raises:
         CheckpointError: base, experts and backbone do not fit together.
         CoefficientsError: ``init_from`` does not fit.
-
     """
 
     def __init__(

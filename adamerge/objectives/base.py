@@ -15,7 +15,6 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         labelled: whether ``batch.labels`` are needed; where False, the batch has none.
-
     """
 
     labelled: bool = False

@@ -17,7 +17,6 @@ class Entropy(Objective):
         normalise: divide by ``log(classes)``, so that tasks with many classes do not dominate the sum over tasks.
 
     Reference: AdaMerging (Yang et al., 2024), https://arxiv.org/abs/2310.02575, equation 4.
-
     """
 
     def __init__(self, normalise: bool = False) -> None:

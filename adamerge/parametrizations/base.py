@@ -39,7 +39,6 @@ class Parametrization(nn.Module, ABC):
         Raises:
             KeyError: the groups are not exactly those of this parametrization.
             ValueError: a shape differs.
-
         """
         own = self.values()
         if own.keys() != values.keys():

@@ -25,7 +25,6 @@ class Linear(Parametrization):
 
     Raises:
         ConfigError: the constraint cannot hold the initial coefficient.
-
     """
 
     def __init__(
@@ -116,7 +115,6 @@ class ChunkWise(Linear):
         ConfigError: chunks is below 1, or the constraint cannot hold the initial coefficient.
 
     Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
-
     """
 
     def __init__(

@@ -32,7 +32,6 @@ class Ties(Transform):
 
     Reference: TIES (Yadav et al., 2023), https://arxiv.org/abs/2306.01708; the sum instead of the mean is that of
     AdaMerging++ (Yang et al., 2024), https://arxiv.org/abs/2310.02575.
-
     """
 
     def __init__(self, keep: float = 0.2) -> None:
