@@ -1,4 +1,4 @@
-# Every target makes .venv from pyproject.toml when it is not there. Without make, see "Install" in README.md.
+# Every target makes .venv from pyproject.toml when it is not there. Without make, see "Two commands" in README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,10 +9,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveMerging": "modules",
+    "Backbone": "backbones",
     "BlockWise": "parametrizations",
+    "Calibration": "data",
     "ChunkWise": "parametrizations",
     "Clamp": "constraints",
     "Coefficients": "coefficients",
+    "Constraint": "constraints",
     "DistanceToInitial": "penalties",
     "Entropy": "objectives",
     "Free": "constraints",
@@ -22,12 +25,15 @@ _HOMES = {
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
+    "Parametrization": "parametrizations",
+    "Penalty": "penalties",
     "Projection": "constraints",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "Ties": "transforms",
+    "Transform": "transforms",
     "load_coefficients": "coefficients",
     "save_coefficients": "coefficients",
 }
@@ -35,17 +41,17 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from adamerge.backbones import OpenClipClassifier
+    from adamerge.backbones import Backbone, OpenClipClassifier
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-    from adamerge.constraints import Clamp, Free, Projection, Sigmoid, Softmax
-    from adamerge.data import ImageCalibration, ImageTask
+    from adamerge.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
+    from adamerge.data import Calibration, ImageCalibration, ImageTask
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy, Objective
-    from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
-    from adamerge.penalties import DistanceToInitial
+    from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
+    from adamerge.penalties import DistanceToInitial, Penalty
     from adamerge.task_vectors import TaskVectors
-    from adamerge.transforms import Ties
+    from adamerge.transforms import Ties, Transform
 
 
 def __getattr__(name: str) -> Any:

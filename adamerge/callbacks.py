@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
+import resource
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,11 @@ from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
-from adamerge.modules import MergingModule
-from adamerge.staging import staged_file
+from adamerge.modules import AdaptiveMerging, MergingModule
+from adamerge.staging import staged_file, write_json
 from adamerge.tracking import PatientWandb
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically; NaN becomes null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    with staged_file(path) as temporary:
-        temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -111,17 +97,20 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up; look now and then."""
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(("train/top_class_share/", "train/marginal_entropy/")):
-                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        if not isinstance(pl_module, AdaptiveMerging):
+            return
+        for task, (spread, share) in pl_module.spread.items():
+            if len(batch[task].inputs) < FEWEST_SAMPLES:
+                continue  # a sample or two are always of one class
+            both = torch.stack([share, spread]).detach()
+            self._sums[task] = self._sums.get(task, torch.zeros_like(both)) + both
         self._steps += 1
         if self._steps % self.every == 0:
             # every process must come to the same verdict
-            reduced = {name: trainer.strategy.reduce(total, reduce_op="mean") for name, total in self._sums.items()}
-            means = {name: float(total) / self.every for name, total in reduced.items()}
+            reduced = {task: trainer.strategy.reduce(total, reduce_op="mean") for task, total in self._sums.items()}
+            means = {task: [value / self.every for value in total.tolist()] for task, total in reduced.items()}
             self._sums = {}
-            for task in batch:
-                share, spread = means[f"train/top_class_share/{task}"], means[f"train/marginal_entropy/{task}"]
+            for task, (share, spread) in means.items():
                 if share < self.share or spread > self.spread:
                     self._healthy.add(task)
                 elif task in self._healthy:
@@ -177,6 +166,7 @@ class Summary(Callback):
             "seconds": round(seconds, 3),
             "metrics": self._metrics,
         }
+        content["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if torch.cuda.is_available():
             content["peak_device_bytes"] = torch.cuda.max_memory_allocated()
         write_json(self.path, {**content, **self._content})

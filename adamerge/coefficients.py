@@ -64,6 +64,21 @@ class Coefficients:
     step: int = 0
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """See whether the recipe can be written, before a fit and not after it.
+
+        Raises:
+            ConfigError: a part's constructor arguments are not attributes of the same name, or not plain data.
+        """
+        for part in (*self.task_vectors.transforms, self.parametrization):
+            try:
+                json.dumps(describe(part))
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{type(part).__name__} cannot be written into a coefficient file: {error}",
+                    todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
+                ) from error
+
     def table(self) -> dict[str, dict[str, list[float]]]:
         """Group name to expert name to coefficients, after the constraint."""
         experts = self.task_vectors.experts
@@ -85,9 +100,9 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         "format": FORMAT,
         "version": adamerge.__version__,
         "step": coefficients.step,
-        "base": {"source": vectors.base.location, "fingerprint": vectors.base.fingerprint},
+        "base": {"source": _lasting(vectors.base.location), "fingerprint": vectors.base.fingerprint},
         "experts": {
-            task: {"source": checkpoint.location, "fingerprint": checkpoint.fingerprint}
+            task: {"source": _lasting(checkpoint.location), "fingerprint": checkpoint.fingerprint}
             for task, checkpoint in vectors.checkpoints.items()
         },
         "include": list(vectors.include),
@@ -103,6 +118,12 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
     metadata["digest"] = _digest(metadata, values)
     with staged_file(Path(path)) as temporary:
         temporary.write_bytes(safetensors.torch.save(values, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def _lasting(location: str) -> str:
+    """The path from wherever one stands; what is no path is as it was."""
+    path = Path(location).expanduser()
+    return str(path.absolute()) if path.exists() else location
 
 
 def load_coefficients(

@@ -9,26 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
 from adamerge.backbones import Backbone
-from adamerge.callbacks import write_json
-from adamerge.coefficients import load_coefficients
-from adamerge.configuration import ConfigCLI
+from adamerge.coefficients import Coefficients, load_coefficients
+from adamerge.configuration import ConfigCLI, config_files
 from adamerge.data import Calibration
-from adamerge.errors import ConfigError
+from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
 from adamerge.runs import fit
+from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 
 Hits = dict[str, Tensor]
-LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
+"""What every comparison holds besides the methods asked for."""
+LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
 
 
 def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,7 +52,12 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     stems = [method.stem for method in methods]
     if len(set(stems)) < len(stems):
         raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of the files")
-    runs = {method.stem: _fitted(pool, method, folder, overrides) for method in methods}
+    runs = {}
+    for method in methods:
+        try:
+            runs[method.stem] = _fitted(pool, method, folder, overrides)
+        except (CollapsedError, DivergedError) as error:
+            print(f"{method.stem} is left out: {error.what}")
     cli = ConfigCLI(["--config", str(pool), "--config", str(methods[0]), *overrides])
     vectors = TaskVectors(
         cli.model.merged.task_vectors.base,
@@ -63,10 +70,12 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in LAMBDAS}
     best = max(LAMBDAS, key=lambda value: average(accuracies(by_lambda[value])))
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
+    protocols: dict[str, Mapping[str, Any]] = {}
     for name, run in runs.items():
-        coefficients = load_coefficients(run / "coefficients.safetensors")
+        coefficients = _coefficients(run)
+        protocols[name] = coefficients.protocol
         hits[name] = scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization))
-    result = _result(hits, cli.datamodule)
+    result = _result(hits, list(cli.datamodule.tasks), protocols)
     result["tuned_lambda"] = best
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
@@ -86,7 +95,9 @@ class Scorer:
     def __init__(self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str) -> None:
         self.backbone, self.data, self.vectors, self.split = backbone, data, vectors, split
         data.serve(backbone)
-        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False).to(self.device)
+        self._plain.fill(vectors.base.__getitem__)
         backbone.build_heads(data.tasks)
 
     def base(self) -> Hits:
@@ -107,7 +118,7 @@ class Scorer:
 
     def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Hits:
         """A merged model on all tasks."""
-        model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False)
+        model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False).to(self.device)
         with torch.no_grad():
             model.merge()
         return self._score(model)
@@ -130,7 +141,7 @@ def score_run(run: Path, split: str) -> dict[str, float]:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
     cli = ConfigCLI(["--config", str(run / "config.yaml")])
-    coefficients = load_coefficients(run / "coefficients.safetensors")
+    coefficients = _coefficients(run)
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
     scores = accuracies(scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization)))
     summary = read_json(run / "summary.json")
@@ -176,7 +187,8 @@ def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) ->
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
     arguments = ["--config", str(pool), "--config", str(method), *overrides]
     # a change of the configuration is another fit, never one found finished
-    recipe = b"\0".join((pool.read_bytes(), method.read_bytes(), *(override.encode() for override in overrides)))
+    files = [pool, method, *map(Path, config_files(overrides))]
+    recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
     run = folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
     if (run / "summary.json").is_file() and read_json(run / "summary.json").get("status") == "finished":
         return run
@@ -187,7 +199,21 @@ def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) ->
     return run
 
 
-def _result(hits: Mapping[str, Hits], data: Calibration) -> dict[str, Any]:
+def _coefficients(run: Path) -> Coefficients:
+    """A run's coefficients; its own configuration, which is the user's code, says which modules they may name."""
+    configuration = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return load_coefficients(run / "coefficients.safetensors", plugins=sorted(_modules(configuration)))
+
+
+def _modules(configuration: Any) -> set[str]:
+    if isinstance(configuration, dict):
+        own = configuration.get("class_path")
+        found = {own.rpartition(".")[0]} if isinstance(own, str) and "." in own else set()
+        return found.union(*map(_modules, configuration.values()))
+    return set().union(*map(_modules, configuration)) if isinstance(configuration, list) else set()
+
+
+def _result(hits: Mapping[str, Hits], tasks: list[str], protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     scores = {name: accuracies(hit) for name, hit in hits.items()}
     tuned, ceiling = average(scores["task_arithmetic_tuned"]), average(scores["individual"])
     methods = {
@@ -195,10 +221,11 @@ def _result(hits: Mapping[str, Hits], data: Calibration) -> dict[str, Any]:
             "per_task": per_task,
             "average": average(per_task),
             "gap_closed": gap_closed(average(per_task), tuned, ceiling),
-            "labels": name == "task_arithmetic_tuned" or (name not in REFERENCES and data.labelled),
+            "labels": name == REFERENCES[-1] or bool(protocols.get(name, {}).get("labelled")),
+            "protocol": protocols.get(name, {}),
             "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
             "to_individual": paired_step(hits[name], hits["individual"]),
         }
         for name, per_task in scores.items()
     }
-    return {"tasks": list(data.tasks), "protocol": data.protocol, "methods": methods}
+    return {"tasks": tasks, "methods": methods}

@@ -160,7 +160,7 @@ class StreamedDeltas(Deltas):
         base = self.base().to(self.device, dtype)
         for expert in self.experts:
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
-            yield torch.sub(expert().to(self.device, non_blocking=True), base).to(dtype).view(1, -1)
+            yield torch.sub(expert().to(self.device, non_blocking=True), base).to(dtype).reshape(1, -1)
 
 
 class TransformedDeltas(Deltas):

@@ -61,7 +61,7 @@ class DivergedError(AdamergeError):
 
 
 class CollapsedError(AdamergeError):
-    """The merged model predicts one class for everything; the last good coefficients were kept."""
+    """The merged model predicts one class for everything; the coefficients of that moment were kept."""
 
     exit_code = 4
 

@@ -24,7 +24,7 @@ def correct(merged: MergedModel, task: str, batches: Iterable[Batch]) -> Tensor:
     for inputs, labels in batches:
         if labels is None:
             raise DataError(f"task '{task}': evaluation needs labels, and the batch has none")
-        output = merged.backbone.output(merged(inputs.to(merged.device)), task)
+        output = merged.backbone.output(merged(inputs.to(merged.device, non_blocking=True)), task)
         found.append(output.logits.argmax(dim=-1) == labels.to(merged.device))
     if not found:
         raise DataError(f"task '{task}': there is nothing to evaluate on")

@@ -59,6 +59,12 @@ class MergedModel(nn.Module):
         backbone.network.eval().requires_grad_(False)
         self.fill(task_vectors.base.__getitem__)
         for name in task_vectors:
+            if not isinstance(self._tensors[name], nn.Parameter):
+                raise CheckpointError(
+                    f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
+                    where=task_vectors.base.location,
+                    todo=f"pass exclude=['{name}']: buffers stay the base's",
+                )
             self._tensors[name].requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             self._tensors[name].grad_dtype = torch.float32
@@ -75,6 +81,7 @@ class MergedModel(nn.Module):
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
+        self._follow()
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(source(name))
@@ -134,14 +141,20 @@ class MergedModel(nn.Module):
             for parameter, gradient in zip(parameters, (*found, *missing), strict=True)
         ]
 
+    @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
+    def _follow(self) -> None:
+        """Move the backbone to the coefficients' device."""
+        if self._tensors[next(iter(self.task_vectors))].device != self.device:
+            self.backbone.to(self.device)
+            self._tensors = dict(self.backbone.tensors())
+
+    @torch.inference_mode(False)
     def _place(self) -> None:
         """Follow the coefficients to their device, and hold the deltas there when they are to be resident."""
-        if self._placed == self.device:
-            return
-        self._placed = self.device
-        self.backbone.to(self.device)
-        self._tensors = dict(self.backbone.tensors())
-        self.task_vectors = (self.task_vectors.resident if self.resident else self.task_vectors.to)(self.device)
+        self._follow()
+        if self._placed != self.device:
+            self.task_vectors = (self.task_vectors.resident if self.resident else self.task_vectors.to)(self.device)
+            self._placed = self.device
 
     def _compare(self) -> None:
         base = self.task_vectors.base

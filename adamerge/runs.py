@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import adamerge
-from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary, write_json
+from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.configuration import ConfigCLI, config_files
 from adamerge.data import Calibration
@@ -29,6 +29,7 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
+from adamerge.staging import write_json
 from adamerge.tracking import start_metrics, start_wandb
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
@@ -68,6 +69,8 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             raise ConfigError(
                 "trainer.max_steps is not set: how long should the fit be?", todo="--trainer.max_steps=500"
             )
+        if settings.trainer.accumulate_grad_batches not in {None, 1}:
+            raise ConfigError("trainer.accumulate_grad_batches would shorten the fit", todo="use --model.micro_batch")
         module.check(data, str(settings.trainer.precision))
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:
@@ -80,6 +83,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         raise ConfigError(
             f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
         )
+    module.coefficients().check()  # what cannot be written after the fit is known before it
     trainer = _trainer(cli, folder) if module.objective is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -98,7 +102,7 @@ def _refuse_ended(folder: Path) -> None:
     if status in {"diverged", "collapsed"}:
         raise ConfigError(
             f"{folder} has {status}, and would again",
-            todo="start a new run, with a lower --model.lr; --model.init_from takes this one's coefficients",
+            todo="start a new run, with fewer steps or a lower --model.lr",
         )
 
 
@@ -215,8 +219,12 @@ def _environment(trainer: Trainer | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "world_size": trainer.world_size if trainer is not None else 1,
-        "device": str(trainer.strategy.root_device.type) if trainer is not None else "cpu",
+        "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
     }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _compare_environment(folder: Path, environment: dict[str, Any]) -> None:

@@ -118,6 +118,7 @@ class TaskVectors(Mapping[str, Deltas]):
 
     def to(self, device: torch.device | str) -> TaskVectors:
         """The same task vectors, combined on ``device``; still read from where they are."""
+        _ = self.states  # learned where the weights are, before anything moves
         moved = copy.copy(self)
         moved.device = torch.device(device)
         moved._stored, moved._stored_base = {}, {}

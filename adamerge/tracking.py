@@ -14,8 +14,19 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from adamerge.coefficients import Coefficients
 
 PATIENCE = 20  # seconds for the server's first answer
-SECRET_KEYS = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
-SECRET_VALUES = re.compile(r"hf_\w{8,}|\b[0-9a-f]{40}\b|sk-\w{8,}|(?<=://)[^/@\s]+@")
+SECRET_WORDS = {
+    "key",
+    "apikey",
+    "token",
+    "tokens",
+    "secret",
+    "secrets",
+    "password",
+    "passwd",
+    "credential",
+    "credentials",
+}
+SECRET_VALUES = re.compile(r"\bhf_[A-Za-z0-9]{10,}|\b[0-9a-f]{40}\b|(?<![A-Za-z0-9])sk-[\w-]{8,}|(?<=://)[^/@\s]+@")
 
 
 class PatientWandb(WandbLogger):
@@ -110,13 +121,15 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> PatientWandb | Non
 def redacted(settings: Any) -> Any:
     """The same settings with ``…`` for every value that looks like a secret, by its key or by its shape."""
     if isinstance(settings, Mapping):
-        return {
-            key: "…" if SECRET_KEYS.search(str(key)) and isinstance(value, str) else redacted(value)
-            for key, value in settings.items()
-        }
+        return {key: "…" if value and _is_secret(str(key)) else redacted(value) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return [redacted(value) for value in settings]
     return SECRET_VALUES.sub("…", settings) if isinstance(settings, str) else settings
+
+
+def _is_secret(key: str) -> bool:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key)
+    return bool(words) and words[-1].lower() in SECRET_WORDS
 
 
 def start_metrics(folder: Path, step: int) -> CSVLogger:

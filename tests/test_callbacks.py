@@ -1,4 +1,4 @@
-"""Callbacks: the heat map, how a run's end is told, the guard's last good state, trackers that fail, safe checkpoints."""
+"""Callbacks: how a run's end is told, the guard's last good state, safe checkpoints."""
 
 import json
 import signal
@@ -7,18 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from running import child, coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.backbones import OpenClipClassifier, Output
 from adamerge.callbacks import AtomicCheckpoints, CollapseGuard, write_json
 from adamerge.errors import CheckpointError, CollapsedError
-from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
-from adamerge.tracking import PatientWandb
-
-TABLE = {f"visual.transformer.resblocks.{n}.ln_1.weight": {"a": [0.1 * n], "b": [0.3, 0.5]} for n in range(11)}
 
 
 @pytest.fixture
@@ -26,26 +21,6 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     without_pictures(monkeypatch)
     return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
-
-
-def test_heat_map_is_a_picture_of_every_group(tmp_path):
-    path = tmp_path / "heatmap.png"
-    draw_heatmap(TABLE, path)
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        width, height = picture.size
-        colours = picture.convert("RGB").getcolors(1 << 24)
-    assert 300 < width < 3000 and 300 < height < 3000 and 2000 < path.stat().st_size < 500_000
-    assert len(colours) > 20, "an empty picture"
-    draw_heatmap({f"g{n}": {"a": [0.3], "b": [0.2]} for n in range(60)}, path)
-    with Image.open(path) as picture:
-        assert picture.size[1] > height, "more groups need a taller picture"
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, -1.0])
-def test_heat_map_of_one_number(value, tmp_path):
-    draw_heatmap({"model": {"a": [value]}}, tmp_path / "heatmap.png", "not learned")
-    assert (tmp_path / "heatmap.png").stat().st_size > 1000
 
 
 def test_json_has_no_nan(tmp_path):
@@ -141,25 +116,6 @@ def test_summary_of_a_run_that_failed(pool_file, capfd, monkeypatch):
     assert code is None, "a bug of the program keeps its trace"
     assert summary["status"] == "failed" and "on fire" in summary["error"]
     assert coefficients(Path("runs/n/a"))
-
-
-class Broken:
-    """A wandb run whose every use raises."""
-
-    id, name = "broken", "broken"
-
-    def __getattr__(self, name: str):
-        raise RuntimeError("the service is gone")
-
-
-def test_a_tracker_that_raises_is_left_out_and_said_once(pool_file, monkeypatch, capfd):
-    monkeypatch.setattr("adamerge.runs.start_wandb", lambda folder, settings: PatientWandb(experiment=Broken()))
-    words = fit_words(pool_file, "--name=n", "--id=a", "--trainer.log_every_n_steps=1")
-    outcome = command(capfd, "fit", *words)
-    assert outcome.code == 0, outcome.err[-2000:]
-    assert (outcome.out + outcome.err).count("wandb stopped working") == 1
-    assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "finished"
-    assert len(Path("runs/n/a/metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

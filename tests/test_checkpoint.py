@@ -1,26 +1,22 @@
-"""Checkpoints from every kind of source: the same weights give the same fingerprint, and damage is refused by name."""
+"""Checkpoints: the fingerprint of every bit, scans that are kept and checked, values that are no numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as some
 from safetensors.torch import save_file
+from tensor_files import many_dtypes, refusal
 
-from adamerge.checkpoint import MERGEABLE, Checkpoint, StateDict, open_checkpoint
+from adamerge.checkpoint import MERGEABLE, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import BITS, TensorFile
-
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+from adamerge.sources import open_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -33,26 +29,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
-    """Return a small model of many dtypes; names are not sorted."""
-    torch.manual_seed(0)
-    floats = {f"w.{dtype}": torch.randn(3, 4).to(dtype) for dtype in sorted(MERGEABLE, key=str)}
-    others = {"steps": torch.arange(5), "flag": torch.tensor(True), "codes": torch.randn(4).to(torch.float8_e4m3fn)}
-    return floats | others | {"none": torch.zeros(0, 3), "bias": torch.randn(2)}
-
-
-def save_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Write a folder of two shards with an index, and return its weight map."""
-    folder.mkdir(parents=True)
-    names = {name: SHARDS[place % 2] for place, name in enumerate(tensors)}
-    for shard in SHARDS:
-        save_file({name: tensors[name] for name in tensors if names[name] == shard}, folder / shard)
-    save_index(folder, names)
-    return names
-
-
-def save_index(folder: Path, names: object) -> None:
-    """Write the index of a sharded folder."""
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    """Return a small model of many dtypes."""
+    return many_dtypes()
 
 
 def aged(path: Path) -> Path:
@@ -60,34 +38,6 @@ def aged(path: Path) -> Path:
     before = path.stat().st_mtime_ns - 60 * 10**9
     os.utime(path, ns=(before, before))
     return path
-
-
-def refusal(source: object) -> str:
-    """Open a source that must be refused, and return the first line of the message."""
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(source)
-    return str(caught.value).splitlines()[0]
-
-
-def test_all_sources_agree(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """File, folders, shards, a home-relative path and memory hold the same tensors and the same fingerprint."""
-    names = save_sharded(tmp_path / "sharded", tensors)
-    save_file(tensors, tmp_path / "one.safetensors", metadata={"note": "other metadata"})
-    for name in ("model", "open_clip_model", "only"):
-        (tmp_path / name).mkdir()
-        save_file(dict(reversed(tensors.items())), tmp_path / name / f"{name}.safetensors")
-    sources = [tmp_path / name for name in ("one.safetensors", "sharded", "model", "open_clip_model", "only")]
-    checkpoints = [open_checkpoint(source) for source in [*sources, str(sources[0]), tensors]]
-    for checkpoint in checkpoints:
-        assert isinstance(checkpoint, Checkpoint) and list(checkpoint) == sorted(tensors) and len(checkpoint) == 9
-        for name, tensor in tensors.items():
-            assert torch.equal(checkpoint[name].view(torch.uint8), tensor.view(torch.uint8)) if tensor.dim() else True
-            assert checkpoint.shape(name) == tensor.shape and checkpoint.dtype(name) == tensor.dtype
-        checkpoint.check()
-    assert len({checkpoint.fingerprint for checkpoint in checkpoints}) == 1
-    assert checkpoints[1].sources == tuple(tmp_path / "sharded" / shard for shard in sorted(set(names.values())))
-    assert checkpoints[-1].sources == () and open_checkpoint(checkpoints[0]) is checkpoints[0]
-    assert checkpoints[0] != checkpoints[1] and len(set(checkpoints)) == len(checkpoints)
 
 
 def test_the_fingerprint_by_hand() -> None:
@@ -166,142 +116,6 @@ def test_a_file_changed_after_opening_is_refused(tmp_path: Path) -> None:
     for access in (checkpoint.check, checkpoint.scan, lambda: checkpoint.fingerprint, lambda: checkpoint["a"]):
         with pytest.raises(CheckpointError, match=r"a.safetensors' changed after it was opened"):
             access()
-
-
-HOSTILE = ["../a.safetensors", "/etc/a.safetensors", "a/b.safetensors", "./a.safetensors", "..\\a.safetensors", ".."]
-HOSTILE += ["C:a.safetensors", "C:\\a.safetensors", "\\\\host\\a.safetensors", "a.safetensors/", "a.safetensors\0", ""]
-HOSTILE += ["a\0.safetensors", "a.bin", "a.safetensors/..", ".safetensors", "a\n.safetensors", "\ud800.safetensors"]
-HOSTILE += ["n" * 300 + ".safetensors", "a.safetensors:stream", 7, None, ["a.safetensors"], {}, "."]
-
-
-@pytest.mark.parametrize("shard", HOSTILE)
-def test_hostile_shard_names(tmp_path: Path, tensors: dict[str, torch.Tensor], shard: object) -> None:
-    """Only plain names are followed, even where the file named exists."""
-    names = save_sharded(tmp_path / "model", tensors)
-    save_file({"bias": tensors["bias"]}, tmp_path / "a.safetensors")
-    save_index(tmp_path / "model", names | {"bias": shard})
-    assert "index.json' names what is no shard" in refusal(tmp_path / "model")
-
-
-@settings(max_examples=60, deadline=None)
-@given(shard=some.text(some.sampled_from("./\\a:\0~ \ne"), max_size=12))
-def test_shard_names_stay_in_the_folder(tmp_path_factory: pytest.TempPathFactory, shard: str) -> None:
-    """Whatever an index says, nothing but a missing or refused shard comes of it."""
-    folder = tmp_path_factory.getbasetemp() / "named"
-    folder.mkdir(exist_ok=True)
-    save_index(folder, {"a": shard + ".safetensors"})
-    assert "index.json' names" in refusal(folder)
-
-
-def test_links_of_the_hub_cache_pass(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A snapshot's shards are links to blobs outside the folder, named by hash."""
-    save_sharded(tmp_path / "plain", tensors)
-    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--org--name" / "blobs").mkdir()
-    for number, path in enumerate((tmp_path / "plain").iterdir()):
-        blob = tmp_path / "models--org--name" / "blobs" / str(number)
-        path.rename(blob)
-        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", str(number)))
-    assert open_checkpoint(snapshot).fingerprint == StateDict(tensors).fingerprint
-
-
-def test_index_and_shards_must_agree(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Absent, hidden, moved and twice-held tensors, missing and unlisted shards: each is told with names."""
-    folder = tmp_path / "model"
-    names = save_sharded(folder, tensors)
-    but_bias = {name: names[name] for name in names if name != "bias"}
-    [other_shard] = {*SHARDS} - {names["bias"]}
-    one_shard = {name: names[name] for name in names if names[name] == names["bias"]}
-    cases = [
-        (names | {"ghost": SHARDS[0]}, "listed but absent: 'ghost'; present but not listed there: none"),
-        (but_bias, "absent: none; present but not listed there: 'bias'"),
-        (but_bias | {"bias": other_shard}, "absent: 'bias'; present but not listed there: 'bias'"),
-        (one_shard, "absent: none; present but not listed there: 'flag', 'none', 'w.torch.float16'"),
-        (names | {"ghost": "gone.safetensors"}, "names 1 of 3 shards that do not exist: 'gone.safetensors'"),
-        ([], "no 'weight_map'"),
-        ({}, "no 'weight_map'"),
-    ]
-    for changed, message in cases:
-        save_index(folder, changed)
-        assert message in refusal(folder)
-    index = folder / "model.safetensors.index.json"
-    for content in (b"", b"[]", b"[" * 10_000, b'{"weight_map":{"a":"b","a":"c"}}', b" " * 10_000_001):
-        index.write_bytes(content)
-        assert str(index) in refusal(folder)
-    index.rename(folder / "a.safetensors.index.json")
-    save_index(folder, names)
-    open_checkpoint(folder)  # the usual name goes first
-    index.rename(folder / "b.safetensors.index.json")
-    assert "several indexes" in refusal(folder)
-    with pytest.raises(CheckpointError, match="holds tensors twice: 'a'"):
-        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
-        type(open_checkpoint(tmp_path / "a.safetensors"))("both", [TensorFile(tmp_path / "a.safetensors")] * 2)
-
-
-def test_each_shard_cut_short(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A damaged or missing shard is named."""
-    save_sharded(tmp_path / "model", tensors)
-    for shard in SHARDS:
-        path = tmp_path / "model" / shard
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
-        assert str(path) in refusal(tmp_path / "model")
-        path.unlink()
-        assert shard in refusal(tmp_path / "model")
-        path.write_bytes(whole)
-
-
-def test_folders_without_weights(tmp_path: Path) -> None:
-    """Pickles are refused with the reason and are not run; empty and ambiguous folders say what they hold."""
-    canary = tmp_path / "canary"
-
-    class Evil:
-        def __reduce__(self) -> tuple[Callable, tuple]:
-            return os.mkdir, (str(canary),)
-
-    for name in ("pytorch_model.bin", "open_clip_pytorch_model.bin", "finetuned.pt"):
-        folder = tmp_path / name.split(".")[0]
-        folder.mkdir()
-        assert "has no .safetensors file" in refusal(folder)
-        (folder / name).write_bytes(pickle.dumps(Evil()))
-        assert f"only as pickle, which may run code when opened: '{name}'" in refusal(folder)
-        assert "pickle" in refusal(folder / name)
-    assert not canary.exists()
-    for name in ("a", "b"):
-        save_file({"a": torch.ones(1)}, folder / f"{name}.safetensors")
-    assert "several safetensors files and no index: 'a.safetensors', 'b.safetensors'" in refusal(folder)
-    save_file({}, tmp_path / "empty.safetensors")
-    assert "holds no tensors" in refusal(tmp_path / "empty.safetensors")
-
-
-@pytest.mark.parametrize("source", ["./a/b", "/a/b", "~/a/b", "gpt2", "", "a/b/c", "a/b.pt", "a\0b", Path("a/b")])
-def test_missing_paths(source: str | Path) -> None:
-    """What cannot be a hub id is a path, and says that there is no such thing."""
-    assert "no such file or folder" in refusal(source)
-
-
-def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]) -> None:
-    """An id goes to the hub with its revision and without pickles; the hub's failures name the id and the ways out."""
-    save_sharded(tmp_path / "snapshot", tensors)
-    asked = []
-
-    def download(name: str, **options: object) -> str:
-        asked.append((name, options["revision"], options["allow_patterns"]))
-        if "gone" in name:
-            raise ConnectionError("no route\nto the hub")
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    checkpoint = open_checkpoint("org/some-model.v2@refs/pr/1")
-    assert checkpoint.location == "org/some-model.v2@refs/pr/1" and len(checkpoint) == len(tensors)
-    assert "'org/gone' is no local file or folder" in refusal("org/gone") and "no route" in refusal("org/gone")
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
-        open_checkpoint("org/gone")
-    assert asked[0] == ("org/some-model.v2", "refs/pr/1", ["*.safetensors", "*.json"]) and asked[1][1] is None
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "gone").mkdir(parents=True)
-    assert "has no .safetensors file" in refusal("org/gone")  # what is there goes before the hub
 
 
 def test_missing_names_are_key_errors(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -23,13 +23,12 @@ from adamerge.coefficients import (
     read_coefficients,
     save_coefficients,
 )  # fmt: skip
-from adamerge.constraints import Constraint, Projection
-from adamerge.errors import AdamergeError, CheckpointError, CoefficientsError
+from adamerge.constraints import Projection
+from adamerge.errors import CheckpointError, CoefficientsError
 from adamerge.layout import Layout
-from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
-from adamerge.recipe import build, build_factory
+from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Ties, Transform
+from adamerge.transforms import Ties
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
@@ -65,7 +64,7 @@ def rewritten(saved: Path, target: Path, change: Callable[[dict], object], value
     tensors = {f"w/{group}": value for group, value in tensors.items()} if values is None else values
     metadata = metadata if replaced is None else replaced
     if isinstance(metadata, dict) and isinstance(metadata.get("digest"), str):
-        metadata["digest"] = _digest(metadata, tensors)
+        metadata["digest"] = _digest(metadata, {name: value.float() for name, value in tensors.items()})
     text = json.dumps(metadata)
     target.write_bytes(safetensors.torch.save(tensors, {"adamerge": text}))
     return target
@@ -364,44 +363,3 @@ def test_an_allowed_prefix_lets_exactly_it_in(saved, tmp_path, canary):
     assert canary() == []
     loaded = load_coefficients(file, plugins=["canary_module"])
     assert type(loaded.task_vectors.transforms[0]).__module__ == "canary_module" and canary() == ["canary_module"]
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["os.system", "builtins.eval", "adamerge.export.json.JSONDecoder", "adamerge..os.system", "adamerge.errors.x.y"],
-)
-@pytest.mark.parametrize("kind", [Transform, Constraint, Parametrization])
-def test_nothing_but_parts_is_built(path, kind):
-    with pytest.raises(CoefficientsError):
-        build({"class_path": path, "init_args": {}}, kind)
-    with pytest.raises(CoefficientsError):
-        build_factory({"class_path": path, "init_args": {}}, kind)
-
-
-def test_the_program_itself_is_no_part(monkeypatch):
-    """``adamerge.__main__`` runs the command line when it is imported."""
-    monkeypatch.setattr(sys, "argv", ["adamerge", "--help"])
-    with pytest.raises(CoefficientsError):
-        build({"class_path": "adamerge.__main__.Ties", "init_args": {}}, Transform)
-
-
-def test_a_part_must_be_of_its_kind(saved):
-    with pytest.raises(CoefficientsError, match="not a Transform"):
-        build({"class_path": "adamerge.constraints.Clamp", "init_args": {}}, Transform)
-    spec = {
-        "class_path": "adamerge.parametrizations.ChunkWise",
-        "init_args": {"constraint": {"class_path": "adamerge.transforms.Ties", "init_args": {}}},
-    }
-    with pytest.raises((CoefficientsError, AdamergeError, TypeError, AttributeError)):
-        build_factory(spec, Parametrization)(load_coefficients(saved).task_vectors)
-
-
-def test_a_parametrization_inside_another_is_built_as_a_factory():
-    class Outer(Parametrization):
-        pass
-
-    spec = {
-        "class_path": "adamerge.parametrizations.LayerWise",
-        "init_args": {"init": {"class_path": "adamerge.parametrizations.ChunkWise", "init_args": {}}},
-    }
-    assert build_factory(spec, Parametrization).keywords["init"].func is ChunkWise

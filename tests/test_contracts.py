@@ -25,7 +25,7 @@ import adamerge.penalties
 import adamerge.transforms
 from adamerge.backbones import Backbone, Batch, Output
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.constraints import Constraint, Free
+from adamerge.constraints import Constraint
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel, merged_tensor
 from adamerge.objectives import Objective
@@ -442,13 +442,6 @@ def test_constructor_arguments_are_attributes_and_describe_builds_them_again(fil
         return  # no part of a recipe: a coefficient file may not name it
     again = build_factory(spec, Parametrization)(vectors) if issubclass(kind, Parametrization) else build(spec, kind)
     assert type(again) is kind and json.loads(json.dumps(describe(again))) == spec
-
-
-def test_a_factory_is_described_and_built_as_a_factory(files):
-    spec = json.loads(json.dumps(describe(functools.partial(ChunkWise, init=0.2, chunks=4, constraint=Free()))))
-    assert spec["class_path"] in {"adamerge.ChunkWise", "adamerge.parametrizations.ChunkWise"}
-    built = build_factory(spec, Parametrization)(TaskVectors(**files))
-    assert (type(built), built.init, built.chunks, type(built.constraint)) == (ChunkWise, 0.2, 4, Free)
 
 
 def test_one_chunk_is_layer_wise_bit_for_bit(files):

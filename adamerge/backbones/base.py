@@ -65,6 +65,10 @@ class Backbone(ABC):
     def tensors(self) -> Mapping[str, Tensor]:
         """On-disk name to the in-memory parameter or buffer it fills, one name per storage."""
 
+    def trains(self, name: str) -> bool:
+        """Whether ``features`` depend on the tensor of this on-disk name; the others must be the same in all experts."""
+        return True
+
     @abstractmethod
     def build_heads(self, tasks: Mapping[str, Task]) -> None:
         """Make the frozen heads; called when the network holds the base's weights."""

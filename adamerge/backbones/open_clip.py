@@ -36,7 +36,8 @@ class ZeroShotHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(samples, width)``, not normalised, to logits ``(samples, classes)``."""
-        return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 has steps of 0.1 at CLIP's logits
+            return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
 class OpenClipClassifier(Backbone):
@@ -83,6 +84,10 @@ class OpenClipClassifier(Backbone):
         """open_clip's state dict, whose names are the on-disk names; it ties nothing."""
         return self.network.state_dict(keep_vars=True)
 
+    def trains(self, name: str) -> bool:
+        """The image tower alone: heads are frozen, made by the base's text tower."""
+        return name.startswith("visual.")
+
     def build_heads(self, tasks: Mapping[str, Task]) -> None:
         """Encode every prompt once."""
         self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
@@ -104,9 +109,9 @@ class OpenClipClassifier(Backbone):
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """uint8 ``(samples, 3, height, width)`` to the fp32 images that open_clip's own evaluation transform gives."""
-        images = inputs.to(torch.float32).div(255)
-        mean, std = (value.to(inputs.device, non_blocking=True) for value in (self._mean, self._std))
-        return images.sub(mean).div(std)
+        if self._mean.device != inputs.device:
+            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
+        return inputs.to(torch.float32).div(255).sub(self._mean).div(self._std)
 
     @torch.no_grad()
     def _class_embeddings(self, name: str, task: Task) -> Tensor:

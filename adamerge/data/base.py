@@ -25,21 +25,32 @@ def seed_of(*parts: object) -> int:
 
 
 class Samples(Dataset[Tensor]):
-    """Preprocessed samples of one split, each decoded at its first use and kept in memory that workers share.
+    """Preprocessed samples of one split, each decoded at its first use and kept in memory.
 
     Args:
         rows: of the split.
         column: that holds the sample.
         preprocess: one decoded sample to a tensor; all of one shape.
         where: task and split, for errors.
+        shared: keep them in memory that worker processes share.
     """
 
-    def __init__(self, rows: datasets.Dataset, column: str, preprocess: Callable[[Any], Tensor], where: str) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        column: str,
+        preprocess: Callable[[Any], Tensor],
+        where: str,
+        shared: bool = False,
+    ) -> None:
         # only this column: the labels of unlabelled data are never read
         self.rows, self.column, self.preprocess, self.where = rows.select_columns([column]), column, preprocess, where
         first = self._decode(0)
-        self._cache = torch.empty(len(rows), *first.shape, dtype=first.dtype).share_memory_()
-        self._known = torch.zeros(len(rows), dtype=torch.bool).share_memory_()
+        self._cache = torch.empty(len(rows), *first.shape, dtype=first.dtype)
+        self._known = torch.zeros(len(rows), dtype=torch.bool)
+        if shared:
+            self._cache.share_memory_()
+            self._known.share_memory_()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -229,8 +240,9 @@ class Calibration(LightningDataModule, ABC):
         return {
             "calibration_split": f"{source}, {'labelled' if self.labelled else 'labels never read'}",
             "transductive": self.transductive,
+            "labelled": self.labelled,
             "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.tasks},
-            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self._splits[task]},
+            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self._loaded(task)},
             "seed": self.seed,
         }
 
@@ -240,20 +252,24 @@ class Calibration(LightningDataModule, ABC):
         Raises:
             DataError: the split is missing or empty.
         """
-        if task not in self._splits:
-            self._splits[task] = dict(self.load(task))
+        splits = self._loaded(task)
         wanted = "test" if split == "calibration" and self.transductive else split
-        found = self._splits[task].get(wanted)
+        found = splits.get(wanted)
         if found is None or len(found) == 0:
             raise DataError(
                 f"task '{task}': the {wanted} split is {'missing' if found is None else 'empty'}",
                 expected="at least one sample",
-                got=f"splits { ({name: len(rows) for name, rows in self._splits[task].items()}) }",
+                got=f"splits { ({name: len(rows) for name, rows in splits.items()}) }",
             )
         if split == "calibration" and self.calibration_samples is not None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))
             found = found.select(torch.randperm(len(found), generator=generator)[: self.calibration_samples].tolist())
         return found
+
+    def _loaded(self, task: str) -> dict[str, datasets.Dataset]:
+        if task not in self._splits:
+            self._splits[task] = dict(self.load(task))
+        return self._splits[task]
 
     def samples(self, task: str, split: str) -> Samples:
         """Preprocessed samples of a split, decoded once however many loaders use them."""
@@ -262,7 +278,7 @@ class Calibration(LightningDataModule, ABC):
         if (task, split) not in self._samples:
             rows = self.rows(task, split)
             self._samples[task, split] = Samples(
-                rows, self.column, self._backbone.preprocess, f"task '{task}', {split} split"
+                rows, self.column, self._backbone.preprocess, f"task '{task}', {split} split", self.workers > 0
             )
         return self._samples[task, split]
 
@@ -275,6 +291,15 @@ class Calibration(LightningDataModule, ABC):
         self.serve(backbone)
         for task in self.tasks:
             self.samples(task, "calibration")
+
+    def labelled_tasks(self, split: str) -> list[str]:
+        """Tasks whose split of this name exists and has labels; the others are fitted and not scored."""
+        found = []
+        for task in self.tasks:
+            rows = self._loaded(task).get(split)
+            if rows is not None and len(rows) > 0 and self.label_column in rows.column_names:
+                found.append(task)
+        return found
 
     def labels(self, task: str, split: str) -> list[int]:
         """Labels of a split, in the order of its rows.
@@ -325,12 +350,12 @@ class Calibration(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader per task, over its validation split."""
-        return [self.eval_dataloader(task, "validation") for task in self.tasks]
+        """One loader per task that has a labelled validation split."""
+        return [self.eval_dataloader(task, "validation") for task in self.labelled_tasks("validation")]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader per task, over its test split."""
-        return [self.eval_dataloader(task, "test") for task in self.tasks]
+        """One loader per task that has a labelled test split."""
+        return [self.eval_dataloader(task, "test") for task in self.labelled_tasks("test")]
 
 
 def _collate(items: list[tuple[Tensor, int]]) -> Batch:

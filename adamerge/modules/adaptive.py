@@ -72,6 +72,9 @@ class AdaptiveMerging(MergingModule):
         self.lr, self.optimizer, self.penalty = lr, optimizer, penalty
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self._bad: Tensor | None = None
+        self._flag: Tensor | None = None  # its copy on the host
+        self._flag_copied: torch.cuda.Event | None = None
+        self.spread: dict[str, tuple[Tensor, Tensor]] = {}
         self._losses: dict[str, Tensor] = {}
         self._before: list[Tensor] = []
 
@@ -86,6 +89,14 @@ class AdaptiveMerging(MergingModule):
     def check(self, data: Calibration, precision: str) -> None:
         """As for every module; and weights belong to tasks that there are."""
         super().check(data, precision)
+        trainer = self._trainer
+        if trainer is not None and trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
+                expected=1,
+                got=trainer.accumulate_grad_batches,
+                todo="set model.micro_batch to save memory",
+            )
         unknown = sorted(self.task_weights.keys() - data.tasks.keys())
         if unknown:
             raise ConfigError(
@@ -94,15 +105,22 @@ class AdaptiveMerging(MergingModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stop when the step before was not finite: its update was undone, so the last good coefficients stand."""
-        # one step late: the flag was computed a whole step ago, so reading it waits for nothing
-        self._stop_if_not_finite()
+        # polled: on a GPU the flag may come a step or two late, and nobody waits for it; the update was zeroed meanwhile
+        if self._flag_copied is None or self._flag_copied.query():
+            self._stop_if_not_finite()
+
+    def on_fit_start(self) -> None:
+        """Nothing of an earlier fit counts."""
+        self._bad, self._flag, self._flag_copied, self._losses = None, None, None, {}
 
     def on_train_epoch_end(self) -> None:
         """The last step has no next batch."""
+        if self._flag_copied is not None:
+            self._flag_copied.synchronize()
         self._stop_if_not_finite()
 
     def _stop_if_not_finite(self) -> None:
-        if self._bad is not None and bool(self._bad):
+        if self._flag is not None and bool(self._flag):
             losses = {task: float(loss) for task, loss in self._losses.items()}
             guilty = [task for task, loss in losses.items() if not torch.isfinite(torch.tensor(loss))]
             raise DivergedError(
@@ -120,7 +138,10 @@ class AdaptiveMerging(MergingModule):
         weights = {task: self.objective.weight(part) for task, part in batch.items()}
         totals = self._reduce(torch.stack([weight.sum() for weight in weights.values()]))
         scales = {
-            task: self.task_weights.get(task, 1.0) * weights[task] / totals[i] * self.trainer.world_size
+            task: self.task_weights.get(task, 1.0)
+            * weights[task]
+            / totals[i].clamp_min(1e-12)
+            * self.trainer.world_size
             for i, task in enumerate(batch)
         }
         losses = {task: torch.zeros((), device=self.device) for task in batch}
@@ -131,7 +152,14 @@ class AdaptiveMerging(MergingModule):
                 output = self.merged.backbone.output(features[rows], task)
                 inputs, labels = batch[task]
                 part = Batch(inputs[samples], None if labels is None else labels[samples])
-                task_loss = (self.objective(output, part) * scales[task][samples]).sum()
+                per_sample = self.objective(output, part)
+                if per_sample.shape != scales[task][samples].shape:
+                    raise ConfigError(
+                        f"{type(self.objective).__name__} must return one loss per sample",
+                        expected=tuple(scales[task][samples].shape),
+                        got=tuple(per_sample.shape),
+                    )
+                task_loss = (per_sample * scales[task][samples]).sum()
                 losses[task] += task_loss.detach()
                 logits[task].append(output.logits.detach())
                 loss = loss + task_loss
@@ -139,10 +167,12 @@ class AdaptiveMerging(MergingModule):
         self._losses = losses
         total = self.merged.pull_back(torch.stack(list(losses.values())).sum())
         if self.penalty is not None:
-            penalty = self.penalty(self.merged.parametrization)
+            with torch.autocast(self.device.type, enabled=False):
+                penalty = self.penalty(self.merged.parametrization)
             self.log("train/penalty", penalty.detach())
             total = total + penalty
-        self._log_step(losses, {task: prediction_spread(torch.cat(parts)) for task, parts in logits.items()}, total)
+        self.spread = {task: prediction_spread(torch.cat(parts)) for task, parts in logits.items()}
+        self._log_step(losses, total)
         return total
 
     def _forward(self, batch: dict[str, Batch]) -> Iterator[tuple[Tensor, list[tuple[str, slice, slice]]]]:
@@ -164,19 +194,24 @@ class AdaptiveMerging(MergingModule):
         reduced = self.trainer.strategy.reduce(totals, reduce_op="sum")
         return reduced if isinstance(reduced, Tensor) else totals
 
-    def _log_step(self, losses: dict[str, Tensor], spread: dict[str, tuple[Tensor, Tensor]], total: Tensor) -> None:
+    def _log_step(self, losses: dict[str, Tensor], total: Tensor) -> None:
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{task}": loss for task, loss in losses.items()})
-        self.log_dict({f"train/marginal_entropy/{task}": marginal for task, (marginal, _) in spread.items()})
-        self.log_dict({f"train/top_class_share/{task}": share for task, (_, share) in spread.items()})
+        self.log_dict({f"train/marginal_entropy/{task}": marginal for task, (marginal, _) in self.spread.items()})
+        self.log_dict({f"train/top_class_share/{task}": share for task, (_, share) in self.spread.items()})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """If a gradient is not finite, remember it on the device and let the gradient be zero."""
         parameters = list(self.merged.parametrization.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
+        # the gradients are those of all processes; a loss that is not finite has made them so
         finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         bad = ~finite if self._bad is None else self._bad | ~finite
-        self._bad = bad
+        self._bad = self._flag = bad
+        if bad.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+            self._flag_copied = torch.cuda.Event()
+            self._flag_copied.record()
         self._before = [p.detach().clone() for p in parameters]
         for gradient in gradients:
             gradient.copy_(torch.where(bad, 0.0, gradient))

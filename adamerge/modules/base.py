@@ -21,11 +21,7 @@ from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.task_vectors import TaskVectors
 
-UNSUITABLE_PRECISION = {
-    "bf16-true": "it would round the coefficients to bfloat16",
-    "16-true": "it would round the coefficients to float16",
-    "16-mixed": "gradients reach the merged copy without loss scaling and would underflow",
-}
+SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
 
 
 class MergingModule(LightningModule, ABC):
@@ -57,6 +53,7 @@ class MergingModule(LightningModule, ABC):
         self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), resident)
         self.objective = objective
         self._metrics: dict[str, MulticlassAccuracy] = {}
+        self._evaluated: list[str] = []
         if init_from is not None:
             self._warm_start(Path(init_from))
 
@@ -70,9 +67,8 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         if stage == "fit":
             self.check(data, str(self.trainer.precision))
-        if not self.merged.backbone.heads:
-            self.merged.fill(self.merged.task_vectors.base.__getitem__)
-            self.merged.backbone.build_heads(data.tasks)
+        self.merged.fill(self.merged.task_vectors.base.__getitem__)
+        self.merged.backbone.build_heads(data.tasks)
 
     def check(self, data: Calibration, precision: str) -> None:
         """See whether model, data and precision fit together, before anything is written.
@@ -80,11 +76,17 @@ class MergingModule(LightningModule, ABC):
         Raises:
             ConfigError: they do not.
         """
-        if precision in UNSUITABLE_PRECISION:
+        if precision not in SUITABLE_PRECISION:
             raise ConfigError(
-                f"trainer.precision={precision}: {UNSUITABLE_PRECISION[precision]}",
-                todo="use bf16-mixed, or 32-true; backbone.dtype sets the merged copy's own dtype",
+                f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
+                "copy without loss scaling",
+                expected="32-true or bf16-mixed",
+                got=precision,
+                todo="backbone.dtype sets the merged copy's own dtype",
             )
+        if self.merged.dtype == torch.float16:
+            raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
+        self._check_heads()
         if self.objective is not None and self.objective.labelled != data.labelled:
             raise ConfigError(
                 f"{type(self.objective).__name__} {'needs' if self.objective.labelled else 'must not see'} labels",
@@ -97,6 +99,19 @@ class MergingModule(LightningModule, ABC):
                 f"expert '{unknown[0]}' has no data", expected=f"a task of {list(data.tasks)}", got=unknown
             )
 
+    def _check_heads(self) -> None:
+        """Tensors that training does not see must not be merged: the export would differ from what was trained."""
+        vectors = self.merged.task_vectors
+        for name in vectors:
+            if self.merged.backbone.trains(name):
+                continue
+            for task, checkpoint in vectors.checkpoints.items():
+                if not torch.equal(checkpoint[name], vectors.base[name]):
+                    raise ConfigError(
+                        f"expert '{task}' changed '{name}', on which the merged model's training does not depend",
+                        todo="pass include patterns of the part that is trained, such as ['visual.*']",
+                    )
+
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""
         backbone = self.merged.backbone
@@ -104,7 +119,7 @@ class MergingModule(LightningModule, ABC):
         if self._trainer is not None and self.objective is not None:
             protocol = self._data().protocol
         return Coefficients(
-            self.merged.task_vectors,
+            self.merged.task_vectors.to("cpu"),
             self.merged.parametrization,
             backbone.layout(),
             self.merged.dtype,
@@ -114,11 +129,11 @@ class MergingModule(LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Merge for the current coefficients, once for all tasks."""
-        self._start_evaluation()
+        self._start_evaluation("validation")
 
     def on_test_epoch_start(self) -> None:
         """Merge for the current coefficients, once for all tasks."""
-        self._start_evaluation()
+        self._start_evaluation("test")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count what is classified correctly."""
@@ -144,17 +159,19 @@ class MergingModule(LightningModule, ABC):
             )
         return data
 
-    def _start_evaluation(self) -> None:
+    def _start_evaluation(self, split: str) -> None:
+        self._evaluated = self._data().labelled_tasks(split)
         with torch.no_grad():
             self.merged.merge()
+        self._metrics = {}
         for task, words in self._data().tasks.items():
-            if task not in self._metrics:
-                self._metrics[task] = MulticlassAccuracy(len(words.classnames), average="micro")
-            self._metrics[task].to(self.device).reset()
+            if task in self._evaluated:
+                self._metrics[task] = MulticlassAccuracy(len(words.classnames), average="micro", validate_args=False)
+                self._metrics[task].to(self.device)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         assert batch.labels is not None
-        task = self.tasks[dataloader_idx]
+        task = self._evaluated[dataloader_idx]
         output = self.merged.backbone.output(self.merged(batch.inputs), task)
         self._metrics[task].update(output.logits, batch.labels)
 

@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from adamerge.callbacks import write_json
 from adamerge.coefficients import load_coefficients
 from adamerge.comparison import compare, print_table
 from adamerge.configuration import ConfigCLI
 from adamerge.export import export
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
+from adamerge.staging import write_json
 
 POOL = Path("configs/pools/testbed_images.yaml")
 METHODS = (

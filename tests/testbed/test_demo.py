@@ -1,0 +1,159 @@
+"""The demo: what it chooses by, that a stranger's reload gives the trainer's logits, and all of it at three steps."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES
+from running import ROOT, TASK_ARITHMETIC, child, pool_config, without_pictures, write_yaml
+from safetensors.torch import load_file, save_file
+
+from adamerge.backbones import OpenClipClassifier
+from adamerge.coefficients import load_coefficients
+from adamerge.comparison import REFERENCES
+from adamerge.export import export
+from adamerge.runs import fit
+from adamerge.testbed import demo
+from adamerge.testbed.image_tasks import IMAGE_TASKS
+
+ALL = {*REFERENCES, *demo.METHODS}
+
+
+def summarised(folder: Path, metrics: dict[str, float]) -> str:
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"status": "finished", "metrics": metrics}))
+    return str(folder)
+
+
+def test_the_best_is_chosen_on_the_validation_split_alone(tmp_path):
+    """Never by what the test split says, and never a method that has learned nothing."""
+    metrics = {
+        "weight_average": {},
+        "one": {"validation/accuracy": 0.7, "validation/accuracy/cars": 0.99},
+        "two": {"validation/accuracy": 0.8, "train/loss": 3.0},
+        "three": {"validation/accuracy": 0.6, "test/accuracy": 1.0},
+    }
+    runs = {name: summarised(tmp_path / name, found) for name, found in metrics.items()}
+    averages = {"weight_average": 0.95, "one": 0.9, "two": 0.1, "three": 0.99}
+    result = {"runs": runs, "methods": {name: {"average": value} for name, value in averages.items()}}
+    assert demo._best_by_validation(result) == "two"
+
+
+def test_the_methods_and_the_pool_are_there():
+    assert (ROOT / demo.POOL).is_file()
+    assert all((ROOT / "configs/methods" / f"{name}.yaml").is_file() for name in demo.METHODS)
+    assert {
+        "pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned", "weight_average", "ties",
+        "adamerging_task_wise", "adamerging_layer_wise", "adamerging_plusplus_layer_wise",
+    } <= ALL  # fmt: skip
+
+
+def test_elsewhere_it_says_where_to_run_it_and_deletes_nothing(tmp_path, monkeypatch):
+    kept = tmp_path / demo.FOLDER / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit, match=r"testbed_images\.yaml is not here"):
+        demo.main()
+    assert kept.is_file()
+
+
+@pytest.fixture
+def run(pool, image_folders, tmp_path, monkeypatch):
+    """A run of task arithmetic on the tiny pool."""
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    pool_file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    return fit(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC), "--name=n", "--id=a"])
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    return export(load_coefficients(run / "coefficients.safetensors"), tmp_path / "merged")
+
+
+def test_the_reload_needs_open_clip_alone_and_gives_its_logits(pool, exported, tmp_path):
+    """In a process that may not import this package, against the same folder filled in by hand."""
+    assert "adamerge" not in demo.RELOAD
+    backbone = OpenClipClassifier(pool["base"])
+    backbone.network.load_state_dict(load_file(exported / "open_clip_model.safetensors"))
+    names, templates = CLASSES["shapes"], ["a photo of {}", "{}"]
+    backbone.build_heads({"shapes": type("Words", (), {"classnames": names, "templates": templates})})
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(256, (5, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        expected = backbone.output(backbone.features(inputs), "shapes").logits
+    save_file({"images": backbone.normalise(inputs)}, tmp_path / "given.safetensors")
+    code = "import sys\nsys.modules['adamerge'] = None\n" + demo.RELOAD
+    words = [str(exported), "given.safetensors", json.dumps([names, templates]), "found.safetensors"]
+    done = child(["-c", code, *words], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_file(tmp_path / "found.safetensors")["logits"]
+    assert found.shape == (5, len(names))
+    assert torch.allclose(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Few samples, and the reload in this process: another one takes seconds to load open_clip."""
+
+    def here(command, check):
+        assert command[:2] == [sys.executable, "-c"] and check
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *command[3:]])
+            exec(command[2], {})
+
+    monkeypatch.setattr(demo, "SAMPLES_COMPARED", 8)
+    monkeypatch.setattr(demo.subprocess, "run", here)
+
+
+def test_an_export_and_its_run_agree(run, exported, few):
+    before = sorted(path.name for path in exported.parent.iterdir())
+    difference, largest = demo._reload_elsewhere(run, exported)
+    assert largest > 0 and difference <= 1e-5 * max(1.0, largest)
+    assert sorted(path.name for path in exported.parent.iterdir()) == before, "what was compared is cleared away"
+
+
+def test_an_export_that_is_not_the_runs_is_noticed(run, exported, few):
+    weights = load_file(exported / "open_clip_model.safetensors")
+    weights["visual.proj"] += 0.01
+    save_file(weights, exported / "open_clip_model.safetensors")
+    difference, largest = demo._reload_elsewhere(run, exported)
+    assert difference > 1e-5 * max(1.0, largest)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_from_end_to_end(tmp_path):
+    """At three steps a method; the whole of what ``make demo`` leaves behind."""
+    for name in ("configs", "adamerge"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    words = ["--trainer.max_steps=3", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=1"]
+    done = child(["-m", "adamerge.testbed.demo", *words], tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / demo.FOLDER
+    result = json.loads((folder / "comparison.json").read_text())
+    assert result.keys() >= {"tasks", "seconds", "export_max_abs_diff", "methods"}
+    assert result["tasks"] == list(IMAGE_TASKS) and 0 < result["seconds"] < 900
+    assert 0 <= result["export_max_abs_diff"] <= 1e-5 * max(1.0, result["export_max_abs_logit"])
+    assert result["overrides"] == words
+    methods = result["methods"]
+    assert set(methods) == ALL
+    tuned, ceiling = methods["task_arithmetic_tuned"]["average"], methods["individual"]["average"]
+    assert ceiling > tuned > methods["pretrained"]["average"]
+    for name, row in methods.items():
+        assert row.keys() >= {"per_task", "average", "gap_closed", "labels"}
+        assert list(row["per_task"]) == list(IMAGE_TASKS)
+        assert all(0 <= score <= 1 for score in row["per_task"].values())
+        assert row["average"] == pytest.approx(sum(row["per_task"].values()) / len(IMAGE_TASKS))
+        assert row["gap_closed"] == pytest.approx((row["average"] - tuned) / (ceiling - tuned))
+        assert row["labels"] is (name == "task_arithmetic_tuned")
+        assert name in done.stdout
+    assert methods["task_arithmetic_tuned"]["gap_closed"] == 0 and methods["individual"]["gap_closed"] == 1
+    assert result["runs"].keys() == set(demo.METHODS) and result["exported"].startswith("adamerging")
+    assert {path.name for path in (folder / "merged").iterdir()} >= {"open_clip_model.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {"fits", "merged", "comparison.json"}
+    assert (tmp_path / result["runs"][result["exported"]] / "heatmap.png").stat().st_size > 2000
