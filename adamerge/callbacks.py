@@ -15,7 +15,7 @@ from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
-from adamerge.modules import AdaptiveMerging, MergingModule
+from adamerge.modules import MergingModule
 from adamerge.staging import staged_file, write_json
 from adamerge.tracking import PatientWandb
 
@@ -97,9 +97,8 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up; look now and then."""
-        if not isinstance(pl_module, AdaptiveMerging):
-            return
-        for task, (spread, share) in pl_module.spread.items():
+        spreads: dict[str, tuple[torch.Tensor, torch.Tensor]] = getattr(pl_module, "spread", {})
+        for task, (spread, share) in spreads.items():
             if len(batch[task].inputs) < FEWEST_SAMPLES:
                 continue  # a sample or two are always of one class
             both = torch.stack([share, spread]).detach()

@@ -22,7 +22,11 @@ def test_each_is_its_formula():
     assert torch.allclose(shares.sum(dim=0), torch.ones(3))
 
 
-@pytest.mark.parametrize("constraint", [Free(), Clamp(), Projection(), Sigmoid(), Clamp(-2, 2)], ids=lambda c: str(c))
+@pytest.mark.parametrize(
+    "constraint",
+    [Free(), Clamp(), Projection(), Sigmoid(), Clamp(-2, 2)],
+    ids=["free", "clamp", "projection", "sigmoid", "wide"],
+)
 @pytest.mark.parametrize("coefficient", [0.1, 0.3, 0.5, 0.999])
 def test_raw_is_the_inverse(constraint, coefficient):
     w = torch.tensor([[constraint.raw(coefficient)]], dtype=torch.float64)

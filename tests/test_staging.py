@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from safetensors import SafetensorError
 
 from adamerge.errors import ExportError
-from adamerge.staging import staged_file, staged_folder
+from adamerge.staging import staged_file, staged_folder, write_json
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -207,3 +208,9 @@ def test_a_size_limit_is_an_export_error(tmp_path: Path) -> None:
     done = child(target, -1)
     assert "a' cannot be written: File too large" in done.stderr
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    """What other programs read is plain JSON: NaN and infinities are null."""
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1, (float("inf"), 2.5)], "z": {"w": -float("inf")}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1, [None, 2.5]], "z": {"w": None}}

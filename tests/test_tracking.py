@@ -1,4 +1,4 @@
-"""Tracking: a tracker that fails is left out, no secret is logged, and metrics of steps that are run again are dropped."""
+"""Tracking: a failing tracker is left out, no secret is logged, and metrics of steps that are run again are dropped."""
 
 import csv
 import json
