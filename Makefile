@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/python -m adamerge.testbed.demo --trainer.max_steps=200 --model.lr=1e-2
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
+import inspect
 import logging
 import re
 import warnings
@@ -94,21 +96,39 @@ class ConfigCLI(LightningCLI):
         message = str(error)
         todo = None
         unknown = re.search(r"unrecognized arguments: --([\w.]+)|Key ['\"]([\w.]+)['\"] is not expected", message)
-        unknown = unknown or re.search(r"Option '([\w.]+)' is not accepted", message)
+        unknown = unknown or re.search(
+            r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'", message
+        )
         if unknown:
             name = next(group for group in unknown.groups() if group)
-            known = [key for action in self.parser._actions for key in [str(action.dest)]]
-            near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-                name.rpartition(".")[2], [key.rpartition(".")[2] for key in known], 1
-            )
+            known = [str(action.dest) for action in self.parser._actions]
+            given = re.search(r"given class_path '([\w.]+)':\s*Option", message)
+            if given:  # an argument of that class, which the parser does not list
+                known = _arguments(given[1])
+            group = re.search(r"Group '([\w.]+)' does not accept", message)
+            full = f"{group[1]}.{name}" if group else name
+            last = {key.rpartition(".")[2]: key for key in reversed(known)}
+            near = difflib.get_close_matches(full, known, 1, cutoff=0.7) or [
+                last[word] for word in difflib.get_close_matches(full.rpartition(".")[2], list(last), 1)
+            ]
             todo = f"did you mean '{near[0]}'?" if near else "adamerge fit --help lists the keys"
         return ConfigError(f"configuration: {_short(message)}", todo=todo)
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:
     """The files given with ``--config``, in order."""
-    found = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word in {"--config", "-c"}]
-    return found + [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    found = []
+    for i, word in enumerate(arguments):
+        if word in {"--config", "-c"} and i + 1 < len(arguments):
+            found.append(arguments[i + 1])
+        elif word.startswith("--config="):
+            found.append(word.partition("=")[2])
+    return found
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
 def _check_file(path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from adamerge.staging import staged_file
 
@@ -22,18 +22,18 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
         path: of the PNG.
         title: above it.
     """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     groups = sorted(table, key=_natural)
     experts = list(table[groups[0]])
     values = [[sum(table[group][task]) / len(table[group][task]) for task in experts] for group in groups]
     size = (2.5 + 0.75 * len(experts) + 0.06 * max(map(len, groups)), 1.4 + 0.19 * max(len(groups), 4))
-    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
     low, high = min(0.0, *map(min, values)), max(1e-6, *map(max, values))
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
     axes.set_xticks(range(len(experts)), experts, rotation=40, ha="right")
     axes.set_yticks(range(len(groups)), groups, fontsize=7)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a $ in a task's name is a $
     if len(groups) * len(experts) <= 1000:
         for row, line in enumerate(values):
             for column, value in enumerate(line):
@@ -43,7 +43,6 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
     figure.colorbar(image, shrink=0.6)
     with staged_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -26,7 +26,7 @@ SECRET_WORDS = {
     "credential",
     "credentials",
 }
-SECRET_VALUES = re.compile(r"\bhf_[A-Za-z0-9]{10,}|\b[0-9a-f]{40}\b|(?<![A-Za-z0-9])sk-[\w-]{8,}|(?<=://)[^/@\s]+@")
+SECRET_VALUES = re.compile(r"\bhf_[A-Za-z0-9]{10,}|\b[0-9a-f]{40}\b|(?<![A-Za-z0-9])sk-[\w-]{8,}|(?<=://)[^/\s]+@")
 
 
 class PatientWandb(WandbLogger):
@@ -140,7 +140,7 @@ def start_metrics(folder: Path, step: int) -> CSVLogger:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
     logger = CSVLogger(folder, name="", version="")
-    kept = [row for row in rows if int(row["step"]) < step]
+    kept = [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < step]
     if kept:
         logger.experiment.metrics.extend(kept)
         logger.save()

@@ -107,7 +107,7 @@ def test_the_settings_of_the_run_are_in_it(pool_file, tmp_path):
     """A table of runs is of use only when it can be sorted by what was set."""
     done = child(["-m", "adamerge", "fit", *words_of(pool_file), "--model.lr=0.0123"], tmp_path, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "0.0123" in str([record.config for record in records(tmp_path / "runs/n/a")])
+    assert "0.0123" in str([(record.config, record.run.config) for record in records(tmp_path / "runs/n/a")])
 
 
 def test_disabled_leaves_nothing(pool_file, tmp_path, capfd, monkeypatch):
