@@ -17,7 +17,6 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import adamerge
@@ -30,7 +29,7 @@ from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
 from adamerge.staging import write_json
-from adamerge.tracking import start_metrics, start_wandb
+from adamerge.tracking import environment_variable, start_metrics, start_wandb
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
@@ -141,10 +140,9 @@ def _search(
         wandb = start_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
         trainer.loggers = [metrics] if wandb is None else [metrics, wandb]
     try:
-        with _announced(folder.name):
+        # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
+        with environment_variable(RUN_ID, folder.name):
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException:
-        raise
     except SystemExit as error:
         # Lightning turns an interrupt into an exit with status 1
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -171,18 +169,6 @@ def _name(arguments: Sequence[str]) -> str:
 def _is_first_process() -> bool:
     """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-@contextmanager
-def _announced(identity: str) -> Iterator[None]:
-    """The processes that Lightning starts for this fit inherit the environment, and with it the run's id."""
-    before = os.environ.get(RUN_ID)
-    os.environ[RUN_ID] = identity
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[RUN_ID]
 
 
 def _new_id() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,25 @@ def start_wandb(folder: Path, settings: Mapping[str, Any]) -> PatientWandb | Non
     except Exception as error:
         print(f"wandb: {str(error).splitlines()[0] if str(error) else type(error).__name__}; logging offline instead")
     try:
-        os.environ["WANDB_MODE"], before = "offline", os.environ.get("WANDB_MODE")
-        try:
+        with environment_variable("WANDB_MODE", "offline"):
             return start("offline")
-        finally:
-            if before is None:
-                del os.environ["WANDB_MODE"]
-            else:
-                os.environ["WANDB_MODE"] = before
     except Exception as error:
         print(f"wandb is left out: {error}; metrics.csv has everything")
         return None
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable for a while, for this process and those it starts meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def redacted(settings: Any) -> Any:
