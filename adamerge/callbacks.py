@@ -11,8 +11,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from adamerge.backbones.inputs import count
 from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
+from adamerge.evaluation import Spread
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
@@ -97,11 +99,11 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up; look now and then."""
-        spreads: dict[str, tuple[torch.Tensor, torch.Tensor]] = getattr(pl_module, "spread", {})
-        for task, (spread, share) in spreads.items():
-            if len(batch[task].inputs) < FEWEST_SAMPLES:
+        spreads: dict[str, Spread] = getattr(pl_module, "spread", {})
+        for task, found in spreads.items():
+            if count(batch[task].inputs) < FEWEST_SAMPLES:
                 continue  # a sample or two are always of one class
-            both = torch.stack([share, spread]).detach()
+            both = torch.stack([found.top_class_share(), found.marginal_entropy()])
             self._sums[task] = self._sums.get(task, torch.zeros_like(both)) + both
         self._steps += 1
         if self._steps % self.every == 0:

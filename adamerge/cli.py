@@ -54,7 +54,7 @@ def test(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     from adamerge.comparison import print_scores, score_run
 
-    print_scores(score_run(own.run, own.split))
+    print_scores(*score_run(own.run, own.split))
 
 
 def export(arguments: list[str]) -> None:

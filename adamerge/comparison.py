@@ -19,7 +19,7 @@ from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.configuration import ConfigCLI, config_files
 from adamerge.data import Calibration
 from adamerge.errors import CollapsedError, ConfigError, DivergedError
-from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step
+from adamerge.evaluation import Metric, average, gap_closed, means, paired_step, score
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
@@ -27,7 +27,7 @@ from adamerge.runs import fit
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 
-Hits = dict[str, Tensor]
+Scores = dict[str, Tensor]
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
 """What every comparison holds besides the methods asked for."""
 LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
@@ -66,16 +66,16 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
         exclude=cli.model.merged.task_vectors.exclude,
     )
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test")
-    hits: dict[str, Hits] = {"pretrained": scorer.base(), "individual": scorer.experts()}
+    hits: dict[str, Scores] = {"pretrained": scorer.base(), "individual": scorer.experts()}
     by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in LAMBDAS}
-    best = max(LAMBDAS, key=lambda value: average(accuracies(by_lambda[value])))
+    best = cli.datamodule.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
     protocols: dict[str, Mapping[str, Any]] = {}
     for name, run in runs.items():
         coefficients = _coefficients(run)
         protocols[name] = coefficients.protocol
         hits[name] = scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization))
-    result = _result(hits, list(cli.datamodule.tasks), protocols)
+    result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
     result["tuned_lambda"] = best
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
@@ -98,16 +98,16 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False).to(self.device)
         self._plain.fill(vectors.base.__getitem__)
-        backbone.build_heads(data.tasks)
+        backbone.build_heads(data.tasks, vectors.checkpoints)
 
-    def base(self) -> Hits:
+    def base(self) -> Scores:
         """The base alone."""
         self._plain.fill(self.vectors.base.__getitem__)
         return self._score(self._plain)
 
-    def experts(self) -> Hits:
+    def experts(self) -> Scores:
         """Each expert on its own task; a task without an expert of its name is left to the base."""
-        hits: Hits = {}
+        hits: Scores = {}
         for task in self.data.tasks:
             if task in self.vectors.experts:
                 self._plain.fill_expert(task)
@@ -116,24 +116,25 @@ class Scorer:
             hits |= self._score(self._plain, [task])
         return hits
 
-    def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Hits:
+    def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
         """A merged model on all tasks."""
         model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False).to(self.device)
         with torch.no_grad():
             model.merge()
         return self._score(model)
 
-    def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Hits:
+    def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Scores:
         names = list(self.data.tasks) if tasks is None else tasks
-        return {task: correct(model, task, self.data.eval_dataloader(task, self.split)) for task in names}
+        loader, metric = self.data.eval_dataloader, self.data.metric
+        return {task: score(model, task, loader(task, self.split), metric) for task in names}
 
 
 def _given(parametrization: Parametrization, vectors: TaskVectors) -> Parametrization:
     return parametrization
 
 
-def score_run(run: Path, split: str) -> dict[str, float]:
-    """Accuracy per task of a run's coefficients on a labelled split; also written into the run's summary.
+def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
+    """Score per task of a run's coefficients on a labelled split, also written into the run's summary; and the metric.
 
     Raises:
         ConfigError: ``run`` is not a run's folder.
@@ -143,44 +144,51 @@ def score_run(run: Path, split: str) -> dict[str, float]:
     cli = ConfigCLI(["--config", str(run / "config.yaml")])
     coefficients = _coefficients(run)
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
-    scores = accuracies(scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization)))
+    scores = means(scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization)))
     summary = read_json(run / "summary.json")
     write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
-    return scores
+    return scores, cli.datamodule.metric
 
 
-def print_scores(scores: Mapping[str, float]) -> None:
+def print_scores(scores: Mapping[str, float], metric: Metric) -> None:
     """One row per task."""
-    table = Table("task", "accuracy")
-    for task, score in scores.items():
-        table.add_row(task, f"{100 * score:.1f}")
+    table = Table("task", f"{metric.name}, {metric.unit}")
+    for task, value in scores.items():
+        table.add_row(task, _shown(value, metric.factor))
     table.add_section()
-    table.add_row("average", f"{100 * average(scores):.1f}")
+    table.add_row("average", _shown(average(scores), metric.factor))
     Console().print(table)
 
 
 def print_table(result: Mapping[str, Any]) -> None:
     """One row per method, worst average first, the experts themselves last."""
     headings = ["method", *result["tasks"], "average", "gap closed", "to oracle", "labels"]
-    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title="accuracy on the test split, %")
-    rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", item[1]["average"]))
+    metric = result["metric"]
+    factor, sign = metric["factor"], 1 if metric["higher_is_better"] else -1
+    title = f"{metric['name']} on the test split, {metric['unit']}"
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title=title)
+    rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", sign * item[1]["average"]))
     for name, row in rows:
         difference, error = row["to_oracle"]
         tuned = name == "task_arithmetic_tuned"
         table.add_row(
             f"{name} ({result['tuned_lambda']})" if tuned else name,
-            *(f"{100 * row['per_task'][task]:.1f}" for task in result["tasks"]),
-            f"{100 * row['average']:.1f}",
+            *(_shown(row["per_task"][task], factor) for task in result["tasks"]),
+            _shown(row["average"], factor),
             f"{100 * row['gap_closed'] + 0.0:.0f} %",
-            f"{100 * difference:+.1f} ± {100 * error:.1f}",
+            f"{'+' if difference >= 0 else ''}{_shown(difference, factor)} ± {_shown(error, factor)}",
             "test labels" if tuned else "used" if row["labels"] else "no",
         )
     console = Console(width=max(Console().width, 90 + 12 * len(result["tasks"])))
     console.print(table)
     console.print(
         "gap closed: share of the way from tuned task arithmetic to the individual experts. "
-        "to oracle: points over tuned task arithmetic, ± one paired standard error."
+        f"to oracle: {metric['unit']} over tuned task arithmetic, ± one paired standard error."
     )
+
+
+def _shown(value: float, factor: float) -> str:
+    return f"{factor * value:.1f}" if factor > 1 else f"{factor * value:.3f}"
 
 
 def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
@@ -213,9 +221,11 @@ def _modules(configuration: Any) -> set[str]:
     return set().union(*map(_modules, configuration)) if isinstance(configuration, list) else set()
 
 
-def _result(hits: Mapping[str, Hits], tasks: list[str], protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    scores = {name: accuracies(hit) for name, hit in hits.items()}
-    tuned, ceiling = average(scores["task_arithmetic_tuned"]), average(scores["individual"])
+def _result(
+    hits: Mapping[str, Scores], tasks: list[str], protocols: Mapping[str, Mapping[str, Any]], metric: Metric
+) -> dict[str, Any]:
+    averages = {name: means(scores) for name, scores in hits.items()}
+    tuned, ceiling = average(averages["task_arithmetic_tuned"]), average(averages["individual"])
     methods = {
         name: {
             "per_task": per_task,
@@ -226,6 +236,7 @@ def _result(hits: Mapping[str, Hits], tasks: list[str], protocols: Mapping[str, 
             "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
             "to_individual": paired_step(hits[name], hits["individual"]),
         }
-        for name, per_task in scores.items()
+        for name, per_task in averages.items()
     }
-    return {"tasks": tasks, "methods": methods}
+    unit = {key: getattr(metric, key) for key in ("name", "unit", "factor", "higher_is_better")}
+    return {"tasks": tasks, "metric": unit, "methods": methods}

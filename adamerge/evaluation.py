@@ -1,39 +1,104 @@
-"""Evaluation: accuracy per task, how much of the gap to the experts is closed, and whether predictions collapsed."""
+"""Evaluation: scores per task, how much of the gap to the experts is closed, and whether predictions collapsed."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from adamerge.backbones import Batch
+from adamerge.backbones import IGNORED, Batch, Output
+from adamerge.backbones.inputs import moved
 from adamerge.errors import DataError
 from adamerge.merged_model import MergedModel
 
 
-@torch.no_grad()
-def correct(merged: MergedModel, task: str, batches: Iterable[Batch]) -> Tensor:
-    """Whether each labelled sample of a task is classified correctly, with the weights of the last merge or fill.
+class Metric(ABC):
+    """A score of each labelled sample; a task's score is their mean, a model's the plain mean over tasks.
+
+    Attributes:
+        name: as in metrics and summaries.
+        unit: of a score times ``factor``, for tables.
+        factor: by which tables multiply.
+        higher_is_better: which way is up.
+    """
+
+    name: str
+    unit: str
+    factor: float = 1.0
+    higher_is_better: bool
+
+    @abstractmethod
+    def __call__(self, output: Output, labels: Tensor) -> Tensor:
+        """Score of each sample; ``(samples,)``."""
+
+    def best(self, scores: Mapping[float, float]) -> float:
+        """The key whose score is best."""
+        return (max if self.higher_is_better else min)(scores, key=lambda key: scores[key])
+
+
+class Accuracy(Metric):
+    """1 where the largest logit is the label's, else 0."""
+
+    name, unit, factor, higher_is_better = "accuracy", "%", 100.0, True
+
+    def __call__(self, output: Output, labels: Tensor) -> Tensor:
+        """Logits ``(samples, classes)`` and classes ``(samples,)``."""
+        return (output.logits.argmax(dim=-1) == labels).float()
+
+
+class TokenLoss(Metric):
+    """Mean negative log-probability of each sample's tokens, in nats: what a language model is scored by."""
+
+    name, unit, higher_is_better = "token_loss", "nats", False
+
+    def __call__(self, output: Output, labels: Tensor) -> Tensor:
+        """Logits ``(samples, positions, classes)`` and tokens ``(samples, positions)``."""
+        return token_losses(output.cropped(labels.shape[1]), labels)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each sample over its labelled positions, in nats; a sample without any has 0.
+
+    Args:
+        logits: ``(samples, positions, classes)``.
+        labels: ``(samples, positions)``, ``IGNORED`` where nothing is to be predicted.
 
     Returns:
-        bool ``(samples,)`` on the CPU, in the order of the batches.
+        ``(samples,)``
+    """
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(labels).sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
+
+
+@torch.no_grad()
+def score(merged: MergedModel, task: str, batches: Iterable[Batch], metric: Metric) -> Tensor:
+    """Score of each labelled sample of a task, with the weights of the last merge or fill.
+
+    Returns:
+        ``(samples,)`` on the CPU, in the order of the batches.
+
+    Raises:
+        DataError: there are no samples, or no labels.
     """
     found = []
-    for inputs, labels in batches:
-        if labels is None:
+    for batch in batches:
+        if batch.labels is None:
             raise DataError(f"task '{task}': evaluation needs labels, and the batch has none")
-        output = merged.backbone.output(merged(inputs.to(merged.device, non_blocking=True)), task)
-        found.append(output.logits.argmax(dim=-1) == labels.to(merged.device))
+        output = merged.backbone.output(merged(moved(batch.inputs, merged.device)), task)
+        found.append(metric(output, batch.labels.to(merged.device)))
     if not found:
         raise DataError(f"task '{task}': there is nothing to evaluate on")
     return torch.cat(found).cpu()
 
 
-def accuracies(hits: Mapping[str, Tensor]) -> dict[str, float]:
-    """Task to accuracy, a fraction in [0, 1], of task to bool ``(samples,)``."""
-    return {task: float(hit.double().mean()) for task, hit in hits.items()}
+def means(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Task to mean score, of task to ``(samples,)``."""
+    return {task: float(values.double().mean()) for task, values in scores.items()}
 
 
 def average(per_task: Mapping[str, float]) -> float:
@@ -46,29 +111,48 @@ def gap_closed(method: float, floor: float, ceiling: float) -> float:
     return (method - floor) / (ceiling - floor) if ceiling != floor else math.nan
 
 
-def paired_step(better: Mapping[str, Tensor], worse: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Difference of the average accuracies of two models on the same samples, and its paired standard error.
+def paired_step(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Difference of the average scores of two models on the same samples, and its paired standard error.
 
     The average weights tasks equally, so its variance is the mean over tasks of var(d_t) / n_t, divided by their number,
     with d_t the differences per sample.
     """
-    differences = {task: better[task].double() - worse[task].double() for task in better}
+    differences = {task: one[task].double() - other[task].double() for task in one}
     tasks = len(differences)
     variance = sum(float(d.var()) / len(d) for d in differences.values()) / tasks**2
     return sum(float(d.mean()) for d in differences.values()) / tasks, math.sqrt(variance)
 
 
-def prediction_spread(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """How spread the predictions of a batch are: a collapsed model gives 0 and 1.
+class Spread:
+    """How spread the predictions of a batch are, added up over micro-batches; a collapsed model gives 0 and 1."""
 
-    Args:
-        logits: ``(samples, classes)``.
+    def __init__(self) -> None:
+        self._probabilities: Tensor | None = None
+        self._counts: Tensor | None = None
 
-    Returns:
-        Entropy of the mean prediction divided by ``log(classes)``, and the share of the most frequent class; scalars.
-    """
-    probabilities = logits.float().softmax(dim=-1)
-    mean = probabilities.mean(dim=0)
-    marginal = -(mean * mean.clamp_min(1e-30).log()).sum() / math.log(max(logits.shape[-1], 2))
-    counts = torch.zeros_like(mean).index_add_(0, probabilities.argmax(dim=-1), torch.ones_like(probabilities[:, 0]))
-    return marginal, counts.max() / len(logits)
+    def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        """Add predictions.
+
+        Args:
+            logits: ``(samples, [positions,] classes)``.
+            mask: bool ``(samples, positions)``, those that count.
+        """
+        logits = logits.flatten(0, -2).float()
+        weight = torch.ones_like(logits[:, 0]) if mask is None else mask.flatten().float()
+        probabilities = weight @ logits.softmax(dim=-1)
+        counts = torch.zeros_like(probabilities).index_add_(0, logits.argmax(dim=-1), weight)
+        if self._probabilities is None or self._counts is None:
+            self._probabilities, self._counts = probabilities, counts
+        else:
+            self._probabilities, self._counts = self._probabilities + probabilities, self._counts + counts
+
+    def marginal_entropy(self) -> Tensor:
+        """Entropy of the mean prediction divided by ``log(classes)``; a scalar."""
+        assert self._probabilities is not None
+        mean = self._probabilities / self._probabilities.sum()
+        return -(mean * mean.clamp_min(1e-30).log()).sum() / math.log(max(len(mean), 2))
+
+    def top_class_share(self) -> Tensor:
+        """Share of the most frequent class; a scalar."""
+        assert self._counts is not None
+        return self._counts.max() / self._counts.sum()

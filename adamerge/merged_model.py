@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,11 @@ from adamerge.parametrizations import Parametrization
 from adamerge.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
-    from adamerge.backbones import Backbone  # only for annotations: export must not load the networks' libraries
+    from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries
+        Backbone,
+        Encoded,
+        Inputs,
+    )
 
 
 def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,16 +62,17 @@ class MergedModel(nn.Module):
         self._compare()
         backbone.network.eval().requires_grad_(False)
         self.fill(task_vectors.base.__getitem__)
-        for name in task_vectors:
-            if not isinstance(self._tensors[name], nn.Parameter):
+        for name in self._merged_names():
+            if not isinstance(_owner(self._tensors[name]), nn.Parameter):
                 raise CheckpointError(
                     f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
                     where=task_vectors.base.location,
                     todo=f"pass exclude=['{name}']: buffers stay the base's",
                 )
-            self._tensors[name].requires_grad_(True)
+            owner = _owner(self._tensors[name])
+            owner.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
-            self._tensors[name].grad_dtype = torch.float32
+            owner.grad_dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +82,7 @@ class MergedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the merged copy."""
-        return self._tensors[next(iter(self.task_vectors))].dtype
+        return self._tensors[self._merged_names()[0]].dtype
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
@@ -97,15 +102,15 @@ class MergedModel(nn.Module):
         self._place()
         self._edges = {}
         with torch.autocast(self.device.type, enabled=False):
-            for name, deltas in self.task_vectors.items():
-                update = self.parametrization(name, deltas)
+            for name in self._merged_names():
+                update = self.parametrization(name, self.task_vectors[name])
                 if update.requires_grad:
                     # the edge keeps the way back to the coefficients and lets go of the update itself
                     self._edges[name] = get_gradient_edge(update)
                 tensor = self._tensors[name]
                 with torch.no_grad():
                     tensor.copy_(merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype))
-                tensor.grad = None
+                _owner(tensor).grad = None
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
@@ -120,31 +125,35 @@ class MergedModel(nn.Module):
         scalar: Tensor = _PullBack.apply(loss, self, *self.parametrization.parameters())
         return scalar
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Features of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
-        return self.backbone.features(inputs)
+    def forward(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+        """What the network makes of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
+        return self.backbone.encode(inputs, hidden)
 
     def _contract(self) -> list[Tensor]:
         """``dL/dw`` of every parameter of the parametrization, from the accumulated ``G``; which is then let go."""
-        pairs = [(edge, self._tensors[name].grad) for name, edge in self._edges.items()]
+        pairs = [(edge, _gradient(self._tensors[name])) for name, edge in self._edges.items()]
         edges = [edge for edge, gradient in pairs if gradient is not None]
         gradients = [gradient for _, gradient in pairs if gradient is not None]
         parameters = list(self.parametrization.parameters())
         with torch.autocast(self.device.type, enabled=False):
             found = torch.autograd.grad(edges, parameters, gradients, allow_unused=True) if edges else ()
         self._edges = {}
-        for name in self.task_vectors:
-            self._tensors[name].grad = None
+        for name in self._merged_names():
+            _owner(self._tensors[name]).grad = None
         missing = (None,) * (len(parameters) - len(found))
         return [
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(parameters, (*found, *missing), strict=True)
         ]
 
+    def _merged_names(self) -> list[str]:
+        """Merged tensors that the network has a place for."""
+        return [name for name in self.task_vectors if name in self._tensors]
+
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _follow(self) -> None:
         """Move the backbone to the coefficients' device."""
-        if self._tensors[next(iter(self.task_vectors))].device != self.device:
+        if self._tensors[self._merged_names()[0]].device != self.device:
             self.backbone.to(self.device)
             self._tensors = dict(self.backbone.tensors())
 
@@ -159,7 +168,7 @@ class MergedModel(nn.Module):
     def _compare(self) -> None:
         base = self.task_vectors.base
         missing = [name for name in self._tensors if name not in base]
-        extra = [name for name in base if name not in self._tensors]
+        extra = [name for name in base if name not in self._tensors and not self.backbone.ignores(name)]
         if missing or extra:
             name = (missing or extra)[0]
             raise CheckpointError(
@@ -176,6 +185,22 @@ class MergedModel(nn.Module):
                     got=tuple(base.shape(name)),
                     todo="check that the backbone's architecture is the base's",
                 )
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def _gradient(tensor: Tensor) -> Tensor | None:
+    """``G`` of one on-disk tensor: the same view of the owner's gradient."""
+    owner = _owner(tensor)
+    if owner is tensor or owner.grad is None:
+        return owner.grad
+    gradient = owner.grad
+    if gradient.stride() != owner.stride():
+        gradient = torch.empty_like(owner, dtype=gradient.dtype).copy_(gradient)
+    return gradient.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - owner.storage_offset())
 
 
 class _PullBack(torch.autograd.Function):

@@ -1,6 +1,18 @@
-"""Backbones: the networks whose parameters hold the merged copy."""
+"""Backbones: networks that hold a merged copy, one file a library or family."""
 
-from adamerge.backbones.base import Backbone, Batch, Output, Task
+from adamerge.backbones.base import IGNORED, Backbone, Batch, Encoded, Output, Task, Teacher, masked_mean
+from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.open_clip import OpenClipClassifier
 
-__all__ = ["Backbone", "Batch", "OpenClipClassifier", "Output", "Task"]
+__all__ = [
+    "IGNORED",
+    "Backbone",
+    "Batch",
+    "Encoded",
+    "Inputs",
+    "OpenClipClassifier",
+    "Output",
+    "Task",
+    "Teacher",
+    "masked_mean",
+]

@@ -10,7 +10,31 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from adamerge.backbones.inputs import Inputs, rows
+from adamerge.checkpoint import Checkpoint
 from adamerge.layout import Layout
+
+IGNORED = -100
+"""Label of a position that does not count."""
+
+
+class Teacher(NamedTuple):
+    """What a task's own expert makes of the samples of a batch; constant during a fit.
+
+    Attributes:
+        logits: ``(samples, [positions,] classes)``, or the largest ``k`` of them.
+        classes: which classes these are, ``(samples, [positions,] k)``; None for all, in order.
+        hidden: the chosen hidden states, each ``(samples, positions, width)``.
+    """
+
+    logits: Tensor
+    classes: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
+
+    def rows(self, which: slice) -> Teacher:
+        """Some of the samples."""
+        classes = None if self.classes is None else self.classes[which]
+        return Teacher(self.logits[which], classes, tuple(states[which] for states in self.hidden))
 
 
 class Batch(NamedTuple):
@@ -18,24 +42,91 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: preprocessed, ``(samples, ...)``.
-        labels: ``(samples,)``; None for objectives that are not labelled, so that labels cannot reach them.
+        labels: ``(samples,)`` classes or ``(samples, positions)`` tokens, ``IGNORED`` where nothing is to be predicted;
+            None for objectives that are not labelled, so that labels cannot reach them.
+        teacher: for objectives that declare it.
+        indices: ``(samples,)``, the samples' numbers in their split.
+        step: number of the step they are drawn for.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor | None = None
+    teacher: Teacher | None = None
+    indices: Tensor | None = None
+    step: int = 0
+
+    def rows(self, which: slice) -> Batch:
+        """Some of the samples."""
+        return Batch(
+            rows(self.inputs, which),
+            None if self.labels is None else self.labels[which],
+            None if self.teacher is None else self.teacher.rows(which),
+            None if self.indices is None else self.indices[which],
+            self.step,
+        )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the network makes of inputs of any mixture of tasks, before any head.
+
+    Attributes:
+        features: ``(samples, width)``, or ``(samples, positions, width)`` where every position gets a prediction.
+        hidden: the chosen hidden states, each ``(samples, positions, width)``.
+        mask: bool ``(samples, positions)``, the positions whose prediction counts; None where there is one per sample.
+        hidden_mask: bool ``(samples, positions)``, the positions of ``hidden`` that count; None for all.
+    """
+
+    features: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    mask: Tensor | None = None
+    hidden_mask: Tensor | None = None
+
+    def rows(self, which: slice) -> Encoded:
+        """Some of the samples."""
+        return Encoded(
+            self.features[which],
+            tuple(states[which] for states in self.hidden),
+            None if self.mask is None else self.mask[which],
+            None if self.hidden_mask is None else self.hidden_mask[which],
+        )
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the network makes of one task's inputs.
+    """What network and head make of one task's inputs.
 
     Attributes:
-        logits: ``(samples, classes)`` of the task's frozen head.
-        features: ``(samples, width)`` before the head.
+        logits: ``(samples, classes)``, or ``(samples, positions, classes)``.
+        encoded: what the head was given.
     """
 
     logits: Tensor
-    features: Tensor
+    encoded: Encoded
+
+    @property
+    def features(self) -> Tensor:
+        """``(samples, [positions,] width)`` before the head."""
+        return self.encoded.features
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Bool ``(samples, positions)``, the positions whose prediction counts; None where there is one per sample."""
+        return self.encoded.mask
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of each sample over the positions that count: ``(samples, [positions])`` to ``(samples,)``."""
+        return values if self.mask is None else masked_mean(values, self.mask[:, : values.shape[1]])
+
+    def cropped(self, positions: int) -> Tensor:
+        """Logits of the first ``positions``: the rest is padding that the samples of other tasks asked for."""
+        return self.logits if self.mask is None else self.logits[:, :positions]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each sample over its positions in ``mask``; ``(samples, positions)`` to ``(samples,)``, 0 where none is."""
+    counted = torch.where(mask, values, 0.0).sum(dim=1)
+    return counted / mask.sum(dim=1).clamp_min(1)
 
 
 class Task(Protocol):
@@ -55,7 +146,7 @@ class Backbone(ABC):
 
     Attributes:
         network: the module; always in eval mode.
-        heads: frozen head of each task, on the device of the network.
+        heads: frozen head of each task, on the device of the network; none where the network predicts by itself.
     """
 
     network: nn.Module
@@ -63,31 +154,57 @@ class Backbone(ABC):
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
-        """On-disk name to the in-memory parameter or buffer it fills, one name per storage."""
+        """On-disk name to the in-memory parameter or buffer it fills, or to a view of one; one name per storage."""
+
+    def ignores(self, name: str) -> bool:
+        """Whether the network has no place for the tensor of this on-disk name; it is exported as the base has it."""
+        return False
 
     def trains(self, name: str) -> bool:
-        """Whether ``features`` depend on the tensor of this on-disk name; the others must be the same in all experts."""
+        """Whether ``encode`` depends on the tensor of this on-disk name; the others must be the same in all experts."""
         return True
 
     @abstractmethod
-    def build_heads(self, tasks: Mapping[str, Task]) -> None:
-        """Make the frozen heads; called when the network holds the base's weights."""
+    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
+        """Make the frozen heads; called when the network holds the base's weights.
+
+        Args:
+            tasks: of the data.
+            experts: by task; a head that is the expert's own is read from there.
+        """
 
     @abstractmethod
     def layout(self) -> Layout:
         """How a folder with this network's weights looks to the library that loads it."""
 
     @abstractmethod
-    def preprocess(self, sample: Any) -> Tensor:
-        """One decoded sample to the compact tensor that is cached and moved to the device."""
+    def preprocess(self, sample: Any) -> Inputs:
+        """One decoded sample to the compact tensors that are cached and moved to the device; sequences unpadded."""
 
     @abstractmethod
-    def features(self, inputs: Tensor) -> Tensor:
-        """Preprocessed inputs ``(samples, ...)``, of any mixture of tasks, to features ``(samples, width)``."""
+    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+        """Preprocessed inputs ``(samples, ...)``, of any mixture of tasks.
 
-    def output(self, features: Tensor, task: str) -> Output:
-        """The task's head on its samples' features."""
-        return Output(logits=self.heads[task](features), features=features)
+        Args:
+            inputs: a batch.
+            hidden: numbers of the hidden states wanted: 0 is what enters the first block, ``i`` what leaves the i-th;
+                negative ones count from the last.
+
+        Raises:
+            ConfigError: there is no such hidden state.
+        """
+
+    def output(self, encoded: Encoded, task: str) -> Output:
+        """The task's head on its samples."""
+        return Output(self.heads[task](encoded.features), encoded)
+
+    def labels(self, sample: Inputs) -> Tensor:
+        """What a model of language should predict in one preprocessed sample: ``(positions,)``, ``IGNORED`` elsewhere.
+
+        Raises:
+            TypeError: the network predicts classes, whose labels are in the data.
+        """
+        raise TypeError(f"{type(self).__name__} predicts classes")
 
     def to(self, device: torch.device) -> None:
         """Move network and heads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
-from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.base import Backbone, Encoded, Task
+from adamerge.backbones.inputs import Inputs
+from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError, DataError
 from adamerge.files import read_json
 from adamerge.layout import Layout
@@ -88,8 +90,8 @@ class OpenClipClassifier(Backbone):
         """The image tower alone: heads are frozen, made by the base's text tower."""
         return name.startswith("visual.")
 
-    def build_heads(self, tasks: Mapping[str, Task]) -> None:
-        """Encode every prompt once."""
+    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
+        """Encode every prompt once; experts have no heads of their own."""
         self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
 
     def layout(self) -> Layout:
@@ -102,10 +104,20 @@ class OpenClipClassifier(Backbone):
         """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""
         return self._transform(sample)
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """uint8 ``(samples, 3, height, width)`` to features."""
-        features: Tensor = self.network.encode_image(self.normalise(inputs).to(self.network.logit_scale.dtype))
-        return features
+    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+        """uint8 ``(samples, 3, height, width)`` to features, not normalised, and hidden states of the image tower."""
+        assert isinstance(inputs, Tensor)
+        images = self.normalise(inputs).to(self.network.logit_scale.dtype)
+        if not hidden:
+            return Encoded(self.network.encode_image(images))
+        blocks = getattr(getattr(self.network.visual, "transformer", None), "resblocks", None)
+        if blocks is None:
+            raise ConfigError(
+                f"'{self.architecture}' has no transformer as image tower, and so no hidden states to align"
+            )
+        with captured(list(blocks), hidden) as states:
+            features = self.network.encode_image(images)
+        return Encoded(features, tuple(states))
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """uint8 ``(samples, 3, height, width)`` to the fp32 images that open_clip's own evaluation transform gives."""
@@ -123,6 +135,34 @@ class OpenClipClassifier(Backbone):
         embeddings = [self.network.encode_text(part, normalize=True).float() for part in tokens.split(256)]
         means = torch.cat(embeddings).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
         return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+
+
+@contextmanager
+def captured(blocks: Sequence[nn.Module], numbers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """A list that the hidden states of these numbers fill, in their order, during one forward pass.
+
+    Args:
+        blocks: that hand a tensor on, one after the other.
+        numbers: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones count from the last.
+
+    Raises:
+        ConfigError: there is no such hidden state.
+    """
+    count = len(blocks) + 1
+    wrong = [number for number in numbers if not -count <= number < count]
+    if wrong:
+        raise ConfigError(f"there is no hidden state {wrong[0]}", expected=f"0 to {count - 1}, or -1 to -{count}")
+    found: dict[int, Tensor] = {}
+    states: list[Tensor] = []
+    handles = [blocks[0].register_forward_pre_hook(lambda module, inputs: found.update({0: inputs[0]}))]
+    for i, block in enumerate(blocks, 1):
+        handles.append(block.register_forward_hook(lambda module, inputs, output, i=i: found.update({i: output})))
+    try:
+        yield states
+        states.extend(found[number % count] for number in numbers)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

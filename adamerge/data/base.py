@@ -1,172 +1,31 @@
-"""Calibration data: disjoint splits, each sample decoded once, and batches that depend on (seed, step) alone."""
+"""Calibration data: disjoint splits of every task, for fitting without labels and for reporting with them."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Task
+from adamerge.data.steps import (
+    Classes,
+    Labelled,
+    Labels,
+    Samples,
+    Steps,
+    StepSampler,
+    labelled_batch,
+    seed_of,
+)
 from adamerge.errors import ConfigError, DataError
+from adamerge.evaluation import Accuracy, Metric
 
 SPLITS = ("train", "calibration", "validation", "test")
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything printable; the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-class Samples(Dataset[Tensor]):
-    """Preprocessed samples of one split, each decoded at its first use and kept in memory.
-
-    Args:
-        rows: of the split.
-        column: that holds the sample.
-        preprocess: one decoded sample to a tensor; all of one shape.
-        where: task and split, for errors.
-        shared: keep them in memory that worker processes share.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        column: str,
-        preprocess: Callable[[Any], Tensor],
-        where: str,
-        shared: bool = False,
-    ) -> None:
-        # only this column: the labels of unlabelled data are never read
-        self.rows, self.column, self.preprocess, self.where = rows.select_columns([column]), column, preprocess, where
-        first = self._decode(0)
-        self._cache = torch.empty(len(rows), *first.shape, dtype=first.dtype)
-        self._known = torch.zeros(len(rows), dtype=torch.bool)
-        if shared:
-            self._cache.share_memory_()
-            self._known.share_memory_()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if not self._known[index]:
-            decoded = self._decode(index)
-            if decoded.shape != self._cache.shape[1:]:
-                raise DataError(
-                    f"{self.where}: row {index} has another shape than row 0 after preprocessing",
-                    expected=tuple(self._cache.shape[1:]),
-                    got=tuple(decoded.shape),
-                )
-            self._cache[index] = decoded
-            self._known[index] = True
-        return self._cache[index]
-
-    def _decode(self, index: int) -> Tensor:
-        try:
-            return self.preprocess(self.rows[index][self.column])
-        except Exception as error:
-            raise DataError(
-                f"{self.where}: row {index} cannot be read: {error}", todo="remove the row, or repair the file"
-            ) from error
-
-
-class Steps(Dataset[dict[str, Batch]]):
-    """Step number to the batch of that step: a slice of every task's samples, in an order made of (seed, step) alone.
-
-    Args:
-        samples: of each task.
-        labels: of each task; None for unlabelled objectives.
-        batch_size: samples per task and step, over all processes.
-        seed: of the order.
-        total: number of steps.
-        rank: of this process; it takes every ``world_size``-th sample of the batch.
-        world_size: number of processes.
-
-    Raises:
-        ConfigError: there are more processes than samples in a batch.
-    """
-
-    def __init__(
-        self,
-        samples: Mapping[str, Samples],
-        labels: Mapping[str, Tensor] | None,
-        batch_size: int,
-        seed: int,
-        total: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if world_size > batch_size:
-            raise ConfigError(
-                f"data: batch_size {batch_size} is shared by {world_size} processes",
-                expected=f"at least {world_size}",
-                got=batch_size,
-            )
-        self.samples, self.labels, self.batch_size, self.seed = samples, labels, batch_size, seed
-        self.total, self.rank, self.world_size = total, rank, world_size
-        self._orders: dict[tuple[str, int], Tensor] = {}
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, step: int) -> dict[str, Batch]:
-        batch = {}
-        for task, samples in self.samples.items():
-            indices = self.indices(task, step)[self.rank :: self.world_size]
-            inputs = torch.stack([samples[index] for index in indices])
-            batch[task] = Batch(inputs, None if self.labels is None else self.labels[task][indices])
-        return batch
-
-    def indices(self, task: str, step: int) -> list[int]:
-        """Sample numbers of a step: consecutive places in an endless row of shuffled passes over the samples."""
-        first, count = step * self.batch_size, len(self.samples[task])
-        places = range(first, first + self.batch_size)
-        return [int(self._order(task, place // count)[place % count]) for place in places]
-
-    def _order(self, task: str, epoch: int) -> Tensor:
-        if (task, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != task or key[1] >= epoch - 1}
-            generator = torch.Generator().manual_seed(seed_of(self.seed, task, epoch))
-            self._orders[task, epoch] = torch.randperm(len(self.samples[task]), generator=generator)
-        return self._orders[task, epoch]
-
-
-class StepSampler(Sampler[int]):
-    """Steps from the first that is not done yet; a resumed run goes on where it was.
-
-    Args:
-        first: asked when an epoch begins.
-        total: number of steps, done ones included: Lightning counts them.
-    """
-
-    def __init__(self, first: Callable[[], int], total: int) -> None:
-        self.first, self.total = first, total
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first(), self.total))
-
-
-class Labelled(Dataset[tuple[Tensor, int]]):
-    """Samples with their labels, for evaluation."""
-
-    def __init__(self, samples: Samples, labels: Sequence[int]) -> None:
-        self.samples, self.labels = samples, labels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.samples[index], self.labels[index]
 
 
 class Calibration(LightningDataModule, ABC):
@@ -185,8 +44,9 @@ class Calibration(LightningDataModule, ABC):
         ConfigError: a number is out of range.
     """
 
-    column: str = "image"
+    columns: Sequence[str] = ("image",)
     label_column: str = "label"
+    metric: Metric = Accuracy()
 
     def __init__(
         self,
@@ -278,7 +138,7 @@ class Calibration(LightningDataModule, ABC):
         if (task, split) not in self._samples:
             rows = self.rows(task, split)
             self._samples[task, split] = Samples(
-                rows, self.column, self._backbone.preprocess, f"task '{task}', {split} split", self.workers > 0
+                rows, self.columns, self._backbone.preprocess, f"task '{task}', {split} split", self.workers > 0
             )
         return self._samples[task, split]
 
@@ -297,11 +157,15 @@ class Calibration(LightningDataModule, ABC):
         found = []
         for task in self.tasks:
             rows = self._loaded(task).get(split)
-            if rows is not None and len(rows) > 0 and self.label_column in rows.column_names:
+            if rows is not None and len(rows) > 0 and self.has_labels(rows):
                 found.append(task)
         return found
 
-    def labels(self, task: str, split: str) -> list[int]:
+    def has_labels(self, rows: datasets.Dataset) -> bool:
+        """Whether these rows say what should be predicted."""
+        return self.label_column in rows.column_names
+
+    def labels(self, task: str, split: str) -> Labels:
         """Labels of a split, in the order of its rows.
 
         Raises:
@@ -312,7 +176,7 @@ class Calibration(LightningDataModule, ABC):
             raise DataError(
                 f"task '{task}': the {split} split has no labels", expected=self.label_column, got=rows.column_names
             )
-        return list(rows[self.label_column])
+        return Classes(rows[self.label_column])
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """One batch of every task per step."""
@@ -323,7 +187,7 @@ class Calibration(LightningDataModule, ABC):
             )
         steps = Steps(
             {task: self.samples(task, "calibration") for task in self.tasks},
-            {task: torch.tensor(self.labels(task, "calibration")) for task in self.tasks} if self.labelled else None,
+            {task: self.labels(task, "calibration") for task in self.tasks} if self.labelled else None,
             self.batch_size,
             self.seed,
             trainer.max_steps,
@@ -344,7 +208,7 @@ class Calibration(LightningDataModule, ABC):
         return DataLoader(
             Labelled(self.samples(task, split), self.labels(task, split)),
             batch_size=self.eval_batch_size,
-            collate_fn=_collate,
+            collate_fn=labelled_batch,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -356,7 +220,3 @@ class Calibration(LightningDataModule, ABC):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per task that has a labelled test split."""
         return [self.eval_dataloader(task, "test") for task in self.labelled_tasks("test")]
-
-
-def _collate(items: list[tuple[Tensor, int]]) -> Batch:
-    return Batch(torch.stack([inputs for inputs, _ in items]), torch.tensor([label for _, label in items]))

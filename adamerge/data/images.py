@@ -11,7 +11,8 @@ import datasets
 import torch
 
 from adamerge.backbones import Task
-from adamerge.data.base import Calibration, seed_of
+from adamerge.data.base import Calibration
+from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
 
 
@@ -102,7 +103,7 @@ class ImageCalibration(Calibration):
         """Read the data set, check its columns, and draw what splits it lacks."""
         source = self.sources[task]
         found = self._read(task)
-        columns = {source.image_column: self.column, source.label_column: self.label_column}
+        columns = {source.image_column: self.columns[0], source.label_column: self.label_column}
         for split, rows in found.items():
             # labels may lack where they are never read
             needed = columns if split == source.test else [source.image_column]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.optim import Adam, Optimizer
 from adamerge.backbones import Backbone, Batch
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError, DivergedError
-from adamerge.evaluation import prediction_spread
+from adamerge.evaluation import Spread
 from adamerge.modules.base import MergingModule
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -66,15 +65,14 @@ class AdaptiveMerging(MergingModule):
     ) -> None:
         if not 0 < lr < float("inf"):
             raise ConfigError(f"model.lr must be positive, got {lr}")
-        if micro_batch is not None and micro_batch < 1:
-            raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
-        super().__init__(backbone, task_vectors, parametrization, objective, resident, init_from)
+        super().__init__(
+            backbone, task_vectors, parametrization, objective, task_weights, micro_batch, resident, init_from
+        )
         self.lr, self.optimizer, self.penalty = lr, optimizer, penalty
-        self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self._bad: Tensor | None = None
         self._flag: Tensor | None = None  # its copy on the host
         self._flag_copied: torch.cuda.Event | None = None
-        self.spread: dict[str, tuple[Tensor, Tensor]] = {}
+        self.spread: dict[str, Spread] = {}
         self._losses: dict[str, Tensor] = {}
         self._before: list[Tensor] = []
 
@@ -87,7 +85,7 @@ class AdaptiveMerging(MergingModule):
         return optimizer
 
     def check(self, data: Calibration, precision: str) -> None:
-        """As for every module; and weights belong to tasks that there are."""
+        """As for every module; and nothing shortens the fit."""
         super().check(data, precision)
         trainer = self._trainer
         if trainer is not None and trainer.accumulate_grad_batches != 1:
@@ -96,11 +94,6 @@ class AdaptiveMerging(MergingModule):
                 expected=1,
                 got=trainer.accumulate_grad_batches,
                 todo="set model.micro_batch to save memory",
-            )
-        unknown = sorted(self.task_weights.keys() - data.tasks.keys())
-        if unknown:
-            raise ConfigError(
-                f"model.task_weights names '{unknown[0]}'", expected=f"tasks of {list(data.tasks)}", got=unknown
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -133,72 +126,26 @@ class AdaptiveMerging(MergingModule):
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """One merge, one backward pass per micro-batch into the merged copy, one scalar for the coefficients."""
-        assert self.objective is not None
         self.merged.merge()
-        weights = {task: self.objective.weight(part) for task, part in batch.items()}
-        totals = self._reduce(torch.stack([weight.sum() for weight in weights.values()]))
-        scales = {
-            task: self.task_weights.get(task, 1.0)
-            * weights[task]
-            / totals[i].clamp_min(1e-12)
-            * self.trainer.world_size
-            for i, task in enumerate(batch)
-        }
-        losses = {task: torch.zeros((), device=self.device) for task in batch}
-        logits: dict[str, list[Tensor]] = {task: [] for task in batch}
-        for features, parts in self._forward(batch):
-            loss = torch.zeros((), device=self.device)
-            for task, rows, samples in parts:
-                output = self.merged.backbone.output(features[rows], task)
-                inputs, labels = batch[task]
-                part = Batch(inputs[samples], None if labels is None else labels[samples])
-                per_sample = self.objective(output, part)
-                if per_sample.shape != scales[task][samples].shape:
-                    raise ConfigError(
-                        f"{type(self.objective).__name__} must return one loss per sample",
-                        expected=tuple(scales[task][samples].shape),
-                        got=tuple(per_sample.shape),
-                    )
-                task_loss = (per_sample * scales[task][samples]).sum()
-                losses[task] += task_loss.detach()
-                logits[task].append(output.logits.detach())
-                loss = loss + task_loss
-            loss.backward()
-        self._losses = losses
+        run = self.backward_pass()
+        losses = self._losses = run(batch)
+        self.spread = run.spread
         total = self.merged.pull_back(torch.stack(list(losses.values())).sum())
         if self.penalty is not None:
             with torch.autocast(self.device.type, enabled=False):
                 penalty = self.penalty(self.merged.parametrization)
             self.log("train/penalty", penalty.detach())
             total = total + penalty
-        self.spread = {task: prediction_spread(torch.cat(parts)) for task, parts in logits.items()}
         self._log_step(losses, total)
         return total
-
-    def _forward(self, batch: dict[str, Batch]) -> Iterator[tuple[Tensor, list[tuple[str, slice, slice]]]]:
-        """Features of one micro-batch at a time, and for each task in it: its rows there, its samples in the batch."""
-        inputs = torch.cat([part.inputs for part in batch.values()])
-        size = self.micro_batch or len(inputs)
-        for start in range(0, len(inputs), size):
-            chunk = inputs[start : start + size]
-            parts, first = [], 0
-            for task, part in batch.items():
-                low, high = max(first, start), min(first + len(part.inputs), start + len(chunk))
-                if low < high:
-                    parts.append((task, slice(low - start, high - start), slice(low - first, high - first)))
-                first += len(part.inputs)
-            yield self.merged(chunk), parts
-
-    def _reduce(self, totals: Tensor) -> Tensor:
-        """Sum over processes."""
-        reduced = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        return reduced if isinstance(reduced, Tensor) else totals
 
     def _log_step(self, losses: dict[str, Tensor], total: Tensor) -> None:
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/loss/{task}": loss for task, loss in losses.items()})
-        self.log_dict({f"train/marginal_entropy/{task}": marginal for task, (marginal, _) in self.spread.items()})
-        self.log_dict({f"train/top_class_share/{task}": share for task, (_, share) in self.spread.items()})
+        self.log_dict(
+            {f"train/marginal_entropy/{task}": found.marginal_entropy() for task, found in self.spread.items()}
+        )
+        self.log_dict({f"train/top_class_share/{task}": found.top_class_share() for task, found in self.spread.items()})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """If a gradient is not finite, remember it on the device and let the gradient be zero."""

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.coefficients import Coefficients, read_coefficients
 from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.merged_model import MergedModel
+from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.task_vectors import TaskVectors
@@ -32,6 +33,8 @@ class MergingModule(LightningModule, ABC):
         task_vectors: base and experts.
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
+        task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
+        micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         resident: hold the deltas in memory, or read them from disk at each step.
         init_from: a coefficient file of the same groups and experts to start from.
 
@@ -46,13 +49,18 @@ class MergingModule(LightningModule, ABC):
         task_vectors: TaskVectors,
         parametrization: ParametrizationFactory,
         objective: Objective | None = None,
+        task_weights: dict[str, float] | None = None,
+        micro_batch: int | None = None,
         resident: bool = True,
         init_from: str | Path | None = None,
     ) -> None:
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
         super().__init__()
         self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), resident)
         self.objective = objective
-        self._metrics: dict[str, MulticlassAccuracy] = {}
+        self.task_weights, self.micro_batch = task_weights or {}, micro_batch
+        self._metrics: dict[str, MeanMetric] = {}
         self._evaluated: list[str] = []
         if init_from is not None:
             self._warm_start(Path(init_from))
@@ -68,7 +76,12 @@ class MergingModule(LightningModule, ABC):
         if stage == "fit":
             self.check(data, str(self.trainer.precision))
         self.merged.fill(self.merged.task_vectors.base.__getitem__)
-        self.merged.backbone.build_heads(data.tasks)
+        self.merged.backbone.build_heads(data.tasks, self.merged.task_vectors.checkpoints)
+
+    def backward_pass(self) -> BackwardPass:
+        """What runs a batch of every task through the merged copy."""
+        assert self.objective is not None
+        return BackwardPass(self.merged, self.objective, self.task_weights, self.micro_batch, self.trainer.strategy)
 
     def check(self, data: Calibration, precision: str) -> None:
         """See whether model, data and precision fit together, before anything is written.
@@ -97,6 +110,11 @@ class MergingModule(LightningModule, ABC):
         if unknown:
             raise ConfigError(
                 f"expert '{unknown[0]}' has no data", expected=f"a task of {list(data.tasks)}", got=unknown
+            )
+        strange = sorted(self.task_weights.keys() - data.tasks.keys())
+        if strange:
+            raise ConfigError(
+                f"model.task_weights names '{strange[0]}'", expected=f"tasks of {list(data.tasks)}", got=strange
             )
 
     def _check_heads(self) -> None:
@@ -136,20 +154,20 @@ class MergingModule(LightningModule, ABC):
         self._start_evaluation("test")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what is classified correctly."""
+        """Score the batch."""
         self._evaluate(batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what is classified correctly."""
+        """Score the batch."""
         self._evaluate(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log accuracy per task and on average."""
-        self._log_accuracy("validation")
+        """Log the score per task and on average."""
+        self._log_scores("validation")
 
     def on_test_epoch_end(self) -> None:
-        """Log accuracy per task and on average."""
-        self._log_accuracy("test")
+        """Log the score per task and on average."""
+        self._log_scores("test")
 
     def _data(self) -> Calibration:
         data = getattr(self.trainer, "datamodule", None)
@@ -163,22 +181,19 @@ class MergingModule(LightningModule, ABC):
         self._evaluated = self._data().labelled_tasks(split)
         with torch.no_grad():
             self.merged.merge()
-        self._metrics = {}
-        for task, words in self._data().tasks.items():
-            if task in self._evaluated:
-                self._metrics[task] = MulticlassAccuracy(len(words.classnames), average="micro", validate_args=False)
-                self._metrics[task].to(self.device)
+        self._metrics = {task: MeanMetric().to(self.device) for task in self._evaluated}
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         assert batch.labels is not None
         task = self._evaluated[dataloader_idx]
         output = self.merged.backbone.output(self.merged(batch.inputs), task)
-        self._metrics[task].update(output.logits, batch.labels)
+        self._metrics[task].update(self._data().metric(output, batch.labels))
 
-    def _log_accuracy(self, split: str) -> None:
+    def _log_scores(self, split: str) -> None:
+        name = self._data().metric.name
         values: dict[str, Tensor] = {task: metric.compute() for task, metric in self._metrics.items()}
-        self.log_dict({f"{split}/accuracy/{task}": value for task, value in values.items()})
-        self.log(f"{split}/accuracy", torch.stack(list(values.values())).mean(), prog_bar=True)
+        self.log_dict({f"{split}/{name}/{task}": value for task, value in values.items()})
+        self.log(f"{split}/{name}", torch.stack(list(values.values())).mean(), prog_bar=True)
 
     def _warm_start(self, path: Path) -> None:
         metadata, values = read_coefficients(path)

@@ -13,6 +13,8 @@ from adamerge.objectives.base import Objective
 class Entropy(Objective):
     """Shannon entropy of the predicted classes, in nats: ``H = -sum_c p_c log p_c``, ``p = softmax(logits)``.
 
+    Where every position gets a prediction, the mean over the positions that count.
+
     Args:
         normalise: divide by ``log(classes)``, so that tasks with many classes do not dominate the sum over tasks.
 
@@ -24,7 +26,7 @@ class Entropy(Objective):
         self.normalise = normalise
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, classes)`` to entropies ``(samples,)``."""
+        """Logits ``(samples, [positions,] classes)`` to entropies ``(samples,)``."""
         log_probabilities = output.logits.float().log_softmax(dim=-1)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-        return entropy / math.log(max(output.logits.shape[-1], 2)) if self.normalise else entropy
+        return output.mean(entropy / math.log(max(output.logits.shape[-1], 2)) if self.normalise else entropy)

@@ -104,7 +104,7 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     data.serve(backbone)
     task = next(iter(data.tasks))
     model = MergedModel(backbone, coefficients.task_vectors, coefficients.parametrization, resident=False)
-    backbone.build_heads({task: data.tasks[task]})
+    backbone.build_heads({task: data.tasks[task]}, coefficients.task_vectors.checkpoints)
     inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
     with torch.no_grad():
         model.merge()

@@ -50,5 +50,5 @@ def test_a_batch_has_no_labels_unless_they_are_given():
 
 
 def test_every_abstract_method_is_needed():
-    for name in ("tensors", "build_heads", "layout", "preprocess", "features"):
+    for name in ("tensors", "build_heads", "layout", "preprocess", "encode"):
         assert name in Backbone.__abstractmethods__

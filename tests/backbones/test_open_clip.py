@@ -56,7 +56,7 @@ def test_inputs_are_open_clips_own_transform_bit_for_bit(backbone, reference, po
     seen = []
     handle = backbone.network.visual.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
-        features = backbone.features(torch.stack(images))
+        features = backbone.encode(torch.stack(images))
         theirs = torch.stack([transform(picture) for picture in pictures(size=size)])
         expected = reference.encode_image(theirs)
     handle.remove()
@@ -120,7 +120,7 @@ def test_the_layout_is_read_by_open_clip(backbone, pool):
 def test_half_precision_networks_take_the_same_inputs(pool):
     backbone = OpenClipClassifier(pool["base"], dtype="bfloat16")
     assert {t.dtype for t in backbone.tensors().values()} == {torch.bfloat16}
-    features = backbone.features(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    features = backbone.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert features.dtype == torch.bfloat16 and torch.isfinite(features).all()
     backbone.build_heads({"shapes": TASKS["shapes"]})
     assert torch.isfinite(backbone.output(features.float(), "shapes").logits).all()
@@ -131,7 +131,7 @@ def test_half_precision_networks_take_the_same_inputs(pool):
 def test_the_network_is_in_eval_mode_and_open_to_gradients(pool):
     backbone = OpenClipClassifier(pool["base"])
     assert not any(module.training for module in backbone.network.modules())
-    backbone.features(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).sum().backward()
+    backbone.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).sum().backward()
     assert backbone.tensors()["visual.conv1.weight"].grad is not None
 
 

@@ -7,7 +7,7 @@ from lightning import LightningDataModule, Trainer
 
 from adamerge.coefficients import save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
-from adamerge.evaluation import accuracies, correct
+from adamerge.evaluation import means, score
 from adamerge.objectives import Objective
 from adamerge.parametrizations import LayerWise, TaskWise
 
@@ -31,8 +31,8 @@ def test_validation_accuracy_per_task_is_logged(pool, image_folders):
     assert logged.keys() == {"validation/accuracy", *(f"validation/accuracy/{task}" for task in CLASSES)}
     with torch.no_grad():
         module.merged.merge()
-    expected = accuracies(
-        {task: correct(module.merged, task, data.eval_dataloader(task, "validation")) for task in CLASSES}
+    expected = means(
+        {task: score(module.merged, task, data.eval_dataloader(task, "validation")) for task in CLASSES}
     )
     for task in CLASSES:
         assert logged[f"validation/accuracy/{task}"] == pytest.approx(expected[task], abs=1e-6)
@@ -47,7 +47,7 @@ def test_test_stage(pool, image_folders):
     with torch.no_grad():
         module.merged.merge()
     for task in CLASSES:
-        hits = correct(module.merged, task, data.eval_dataloader(task, "test"))
+        hits = score(module.merged, task, data.eval_dataloader(task, "test"))
         assert logged[f"test/accuracy/{task}"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
 
 

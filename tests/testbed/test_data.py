@@ -64,7 +64,7 @@ def test_inputs_are_bytes_of_the_size_that_the_base_takes(backbone):
         for index in (0, 17, 249):
             assert torch.equal(samples[index], images[index].expand(3, 28, 28)), "neither cropped nor resampled"
         assert data.labels(task, "validation") == labels.tolist()
-    assert backbone.features(samples[0][None]).shape == (1, 96)
+    assert backbone.encode(samples[0][None]).features.shape == (1, 96)
 
 
 def test_batches_of_every_task_without_labels(two, backbone):

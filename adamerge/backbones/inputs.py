@@ -1,0 +1,72 @@
+"""Inputs of a network: one tensor or several by name; samples are stacked, batches joined and cut in one way for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | dict[str, Tensor]
+"""Preprocessed inputs. Of a batch, every tensor is ``(samples, ...)``; of one sample, the same without that dimension."""
+
+
+def count(inputs: Inputs) -> int:
+    """Number of samples in a batch."""
+    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+
+
+def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
+    """Some samples of a batch."""
+    return inputs[which] if isinstance(inputs, Tensor) else {name: value[which] for name, value in inputs.items()}
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """The batch on a device."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+
+def stack(samples: Sequence[Inputs]) -> Inputs:
+    """Samples to a batch; sequences are padded at their end, with zeros, to the longest."""
+    first = samples[0]
+    if isinstance(first, Tensor):
+        return stack_tensors([sample for sample in samples if isinstance(sample, Tensor)])
+    named = [sample for sample in samples if isinstance(sample, dict)]
+    return {name: stack_tensors([sample[name] for sample in named]) for name in first}
+
+
+def stack_tensors(tensors: Sequence[Tensor], padding: int = 0) -> Tensor:
+    """``(n_i, ...)`` each to ``(samples, longest n_i, ...)``, padded at the end; scalars to ``(samples,)``."""
+    if tensors[0].ndim:
+        longest = max(len(tensor) for tensor in tensors)
+        tensors = [pad(tensor, longest, padding) for tensor in tensors]
+    return torch.stack(list(tensors))
+
+
+def join(batches: Sequence[Inputs]) -> Inputs:
+    """Batches of one kind to one batch; sequences are padded at their end, with zeros, to the longest of all."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return _joined([batch for batch in batches if isinstance(batch, Tensor)])
+    named = [batch for batch in batches if isinstance(batch, dict)]
+    return {name: _joined([batch[name] for batch in named]) for name in first}
+
+
+def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:
+    """``(n, ...)`` to ``(length, ...)``, padded at the end."""
+    if len(tensor) == length:
+        return tensor
+    padded = tensor.new_full((length, *tensor.shape[1:]), padding)
+    padded[: len(tensor)] = tensor
+    return padded
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    if tensors[0].ndim == 2:  # (samples, positions)
+        longest = max(tensor.shape[1] for tensor in tensors)
+        tensors = [torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors]
+    return torch.cat(tensors)
