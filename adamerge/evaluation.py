@@ -139,7 +139,7 @@ class Spread:
         """
         logits = logits.flatten(0, -2).float()
         weight = torch.ones_like(logits[:, 0]) if mask is None else mask.flatten().float()
-        probabilities = weight @ logits.softmax(dim=-1)
+        probabilities = (weight.unsqueeze(1) * logits.softmax(dim=-1)).sum(dim=0)  # a product would follow autocast
         counts = torch.zeros_like(probabilities).index_add_(0, logits.argmax(dim=-1), weight)
         if self._probabilities is None or self._counts is None:
             self._probabilities, self._counts = probabilities, counts

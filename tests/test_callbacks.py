@@ -153,6 +153,13 @@ def test_a_corrupt_checkpoint_is_a_typed_error_that_names_it(tmp_path):
             io.load_checkpoint(path)
 
 
+class Given:
+    """Stands for a Spread whose figures are given."""
+
+    def __init__(self, share: float, spread: float) -> None:
+        self.top_class_share, self.marginal_entropy = lambda: torch.tensor(share), lambda: torch.tensor(spread)
+
+
 class Fit:
     """Stands for a trainer whose metrics are given."""
 
@@ -161,8 +168,8 @@ class Fit:
 
     def step(self, guard: CollapseGuard, **tasks: tuple[float, float]) -> None:
         self.global_step += 1
-        spread = {task: (torch.tensor(spread), torch.tensor(share)) for task, (share, spread) in tasks.items()}
-        batch = {task: SimpleNamespace(inputs=range(8)) for task in tasks}
+        spread = {task: Given(*given) for task, given in tasks.items()}
+        batch = {task: SimpleNamespace(inputs=torch.zeros(8)) for task in tasks}
         guard.on_train_batch_end(self, SimpleNamespace(spread=spread), None, batch, self.global_step - 1)
 
 

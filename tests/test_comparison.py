@@ -106,9 +106,10 @@ def test_the_scores_are_those_of_a_loop_by_hand(pool_file, pool):
             network.load_state_dict({**base, **state})
             hits = []
             with torch.no_grad():
-                for inputs, labels in cli.datamodule.eval_dataloader(task, "test"):
-                    features = network.encode_image((inputs / 255 - backbone._mean) / backbone._std, normalize=True)
-                    hits.append((features @ backbone.heads[task].weight.T).argmax(-1) == labels)
+                for batch in cli.datamodule.eval_dataloader(task, "test"):
+                    images = (batch.inputs / 255 - backbone._mean) / backbone._std
+                    logits = network.encode_image(images, normalize=True) @ backbone.heads[task].weight.T
+                    hits.append((logits.argmax(-1) == batch.labels).float())
             assert torch.equal(torch.cat(hits), found[who][task]), (who, task)
 
 

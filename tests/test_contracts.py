@@ -23,7 +23,7 @@ import adamerge.objectives
 import adamerge.parametrizations
 import adamerge.penalties
 import adamerge.transforms
-from adamerge.backbones import Backbone, Batch, Output
+from adamerge.backbones import Backbone, Batch, Encoded, Output
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.constraints import Constraint
 from adamerge.layout import Layout
@@ -134,7 +134,7 @@ class Probe(Backbone):
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self.network, key) for key, name in self.names.items()}
 
-    def build_heads(self, tasks: object) -> None:
+    def build_heads(self, tasks: object, experts: object) -> None:
         raise AssertionError("no heads here")
 
     def layout(self) -> Layout:
@@ -143,8 +143,8 @@ class Probe(Backbone):
     def preprocess(self, sample: Tensor) -> Tensor:
         return sample
 
-    def features(self, inputs: Tensor) -> Tensor:
-        return inputs * sum((self.slopes[name] * t + t * t / 2).sum() for name, t in self.tensors().items())
+    def encode(self, inputs: Tensor, hidden: object = ()) -> Encoded:
+        return Encoded(inputs * sum((self.slopes[name] * t + t * t / 2).sum() for name, t in self.tensors().items()))
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, con
     for name, tensor in backbone.tensors().items():
         assert (tensor.detach().double() - expected[name].detach()).abs().max() < 1e-6
 
-    loss = merged(torch.tensor([1.5, -0.25])).sum()
+    loss = merged(torch.tensor([1.5, -0.25])).features.sum()
     loss.backward()
     scalar = merged.pull_back(loss.detach())
     assert float(scalar.detach()) == float(loss.detach())
@@ -489,7 +489,7 @@ def test_objective_is_the_hand_computed_number_without_labels(kind):
     logits, expected = HAND[kind.__name__]
     objective = kind()
     tensor = torch.tensor(logits, requires_grad=True)
-    output = Output(logits=tensor, features=torch.zeros(2, 4))
+    output = Output(tensor, Encoded(torch.zeros(2, 4)))
     batch = Batch(torch.zeros(2, 3), None)
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Evaluation: accuracies, gaps, paired errors and spreads by hand."""
+"""Evaluation: scores, gaps, paired errors and spreads by hand."""
 
 import math
 from types import SimpleNamespace
@@ -6,41 +6,51 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamerge.backbones import Batch, Output
+from adamerge.backbones import IGNORED, Batch, Encoded, Output
 from adamerge.errors import DataError
-from adamerge.evaluation import accuracies, average, correct, gap_closed, paired_step, prediction_spread
+from adamerge.evaluation import (
+    Accuracy,
+    Spread,
+    TokenLoss,
+    average,
+    gap_closed,
+    means,
+    paired_step,
+    score,
+    token_losses,
+)
 
 
 class Echo:
     """A merged model whose logits are its inputs."""
 
     device = torch.device("cpu")
-    backbone = SimpleNamespace(output=lambda features, task: Output(features + (task == "shifted"), features))
+    backbone = SimpleNamespace(output=lambda logits, task: Output(logits + (task == "shifted"), Encoded(logits)))
 
     def __call__(self, inputs):
         assert not torch.is_grad_enabled()
         return inputs
 
 
-def test_correct_compares_the_largest_logit_with_the_label_in_order():
+def test_accuracy_compares_the_largest_logit_with_the_label_in_order():
     logits = torch.tensor([[0.0, 1.0, 0.5], [3.0, 1.0, 0.5], [0.0, 1.0, 1.5], [2.0, 1.0, 0.0]])
     labels = torch.tensor([1, 1, 2, 0])
     batches = [Batch(logits[:3], labels[:3]), Batch(logits[3:], labels[3:])]
-    hits = correct(Echo(), "task", iter(batches))
-    assert hits.tolist() == [True, False, True, True] and hits.dtype == torch.bool
-    assert accuracies({"task": hits}) == {"task": 0.75}
+    hits = score(Echo(), "task", iter(batches), Accuracy())
+    assert hits.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert means({"task": hits}) == {"task": 0.75}
 
 
 def test_evaluation_needs_labels_and_samples():
     with pytest.raises(DataError, match="task 'cars': evaluation needs labels"):
-        correct(Echo(), "cars", [Batch(torch.zeros(2, 3))])
+        score(Echo(), "cars", [Batch(torch.zeros(2, 3))], Accuracy())
     with pytest.raises(DataError, match="task 'cars': there is nothing"):
-        correct(Echo(), "cars", [])
+        score(Echo(), "cars", [], Accuracy())
 
 
 def test_the_average_counts_tasks_not_samples():
     hits = {"small": torch.tensor([True]), "large": torch.zeros(999, dtype=torch.bool)}
-    assert average(accuracies(hits)) == 0.5
+    assert average(means(hits)) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -83,6 +93,14 @@ def test_identical_models_have_no_step_and_no_error():
     assert paired_step(hits, hits) == (0.0, 0.0)
 
 
+def prediction_spread(logits, mask=None):
+    found = Spread()
+    half = len(logits) // 2
+    for part in (slice(0, half), slice(half, None)):
+        found.update(logits[part], None if mask is None else mask[part])
+    return found.marginal_entropy(), found.top_class_share()
+
+
 def test_spread_by_hand():
     entropy, share = prediction_spread(torch.tensor([[9e3, 0.0, 0.0]] * 5))
     assert float(entropy) == pytest.approx(0.0, abs=1e-6) and float(share) == 1.0
@@ -98,3 +116,28 @@ def test_spread_by_hand():
 def test_spread_of_half_precision_logits_is_fp32():
     entropy, share = prediction_spread(torch.randn(300, 10).to(torch.bfloat16))
     assert entropy.dtype == share.dtype == torch.float32 and 0 < float(entropy) <= 1
+
+
+def test_spread_counts_the_positions_that_count():
+    logits = torch.zeros(2, 2, 3)
+    logits[0, 0, 1] = logits[1, 1, 1] = 50.0
+    mask = torch.tensor([[True, False], [False, True]])
+    entropy, share = prediction_spread(logits, mask)
+    assert float(entropy) == pytest.approx(0.0, abs=1e-6) and float(share) == 1.0
+
+
+def test_token_loss_by_hand():
+    # p(label) is 3/4, then 1/2; the third position does not count
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [9.0, 0.0]], [[0.0, 0.0]] * 3])
+    labels = torch.tensor([[1, 0, IGNORED], [IGNORED] * 3])
+    expected = [(math.log(4 / 3) + math.log(2)) / 2, 0.0]
+    assert token_losses(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
+    mask = labels != IGNORED
+    longer = torch.cat([logits, torch.full((2, 2, 2), 7.0)], dim=1)  # padding that another task's samples asked for
+    output = Output(longer, Encoded(longer, mask=torch.nn.functional.pad(mask, (0, 2))))
+    assert TokenLoss()(output, labels).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_best_score_depends_on_the_metric():
+    scores = {0.1: 0.5, 0.2: 0.7, 0.3: 0.6}
+    assert Accuracy().best(scores) == 0.2 and TokenLoss().best(scores) == 0.1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones import Backbone
+from adamerge.backbones import Backbone, Encoded
 from adamerge.constraints import Free, Projection, Sigmoid
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
@@ -23,7 +23,7 @@ class Regressor(Backbone):
     def tensors(self) -> dict[str, Tensor]:
         return self.network.state_dict(keep_vars=True)
 
-    def build_heads(self, tasks: object) -> None:
+    def build_heads(self, tasks: object, experts: object) -> None:
         return
 
     def layout(self) -> Layout:
@@ -32,9 +32,9 @@ class Regressor(Backbone):
     def preprocess(self, sample: Tensor) -> Tensor:
         return sample
 
-    def features(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Tensor, hidden: object = ()) -> Encoded:
         first, second = self.network.layers
-        return second(torch.tanh(first(inputs)))
+        return Encoded(second(torch.tanh(first(inputs))))
 
 
 NAMES = ["layers.0.bias", "layers.0.weight", "layers.1.bias", "layers.1.weight"]
@@ -87,7 +87,7 @@ def test_planted_coefficients_are_recovered(kind, constraint):
     def closure() -> Tensor:
         optimizer.zero_grad()
         merged.merge()
-        loss = (merged(inputs) - target).pow(2).mean()
+        loss = (merged(inputs).features - target).pow(2).mean()
         loss.backward()
         scalar = merged.pull_back(loss.detach())
         scalar.backward()

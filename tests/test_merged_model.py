@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adamerge.backbones import Backbone
+from adamerge.backbones import Backbone, Encoded
 from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
@@ -61,7 +61,7 @@ class Mlp(Backbone):
     def tensors(self) -> dict[str, Tensor]:
         return self.network.state_dict(keep_vars=True)
 
-    def build_heads(self, tasks: object) -> None:
+    def build_heads(self, tasks: object, experts: object) -> None:
         return
 
     def layout(self) -> Layout:
@@ -70,8 +70,8 @@ class Mlp(Backbone):
     def preprocess(self, sample: Tensor) -> Tensor:
         return sample
 
-    def features(self, inputs: Tensor) -> Tensor:
-        return self.network(inputs)
+    def encode(self, inputs: Tensor, hidden: object = ()) -> Encoded:
+        return Encoded(self.network(inputs))
 
 
 def models(tasks: int = 3, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> dict[str, object]:
@@ -116,19 +116,19 @@ def test_same_coefficients_same_outputs_whatever_happened_between():
     merged = make()
     inputs = batches()[0]
     merged.merge()
-    first = merged(inputs).detach()
+    first = merged(inputs).features.detach()
     start = merged.parametrization.w.detach().clone()
     with torch.no_grad():
         merged.parametrization.w.fill_(7.0)
     merged.merge()
-    assert not torch.equal(merged(inputs), first)
-    merged(inputs).sum().backward()
+    assert not torch.equal(merged(inputs).features, first)
+    merged(inputs).features.sum().backward()
     merged.fill_expert("task1")
     with torch.no_grad():
         merged.parametrization.w.copy_(start)
     merged.train()  # Lightning does that; the backbone must not listen
     merged.merge()
-    assert torch.equal(merged(inputs), first)
+    assert torch.equal(merged(inputs).features, first)
 
 
 def test_buffers_and_excluded_tensors_stay_the_bases():
@@ -226,7 +226,7 @@ def pulled_back(merged: MergedModel, inputs: list[Tensor]) -> Tensor:
     merged.merge()
     total = torch.zeros(())
     for x in inputs:
-        loss = objective(merged(x)).mean()
+        loss = objective(merged(x).features).mean()
         loss.backward()
         total += loss.detach()
     merged.parametrization.w.grad = None
@@ -252,13 +252,13 @@ def test_micro_batches_of_tasks_equal_the_joint_batch(pieces):
     inputs = batches()
     joint = torch.cat(inputs)
     merged.merge()
-    (objective(merged(joint)).sum() / 5).backward()
+    (objective(merged(joint).features).sum() / 5).backward()
     merged.parametrization.w.grad = None
     merged.pull_back(torch.zeros(())).backward()
     whole = merged.parametrization.w.grad.clone()
     merged.merge()
     for part in [c for x in inputs for c in x.chunk(pieces)]:
-        (objective(merged(part)).sum() / 5).backward()
+        (objective(merged(part).features).sum() / 5).backward()
     merged.parametrization.w.grad = None
     merged.pull_back(torch.zeros(())).backward()
     found = merged.parametrization.w.grad
@@ -270,7 +270,7 @@ def test_pull_back_scales_with_what_comes_after_and_adds_to_what_is_there():
     merged = make()
     once = pulled_back(merged, batches()).clone()
     merged.merge()
-    loss = sum(objective(merged(x)).mean() for x in batches())
+    loss = sum(objective(merged(x).features).mean() for x in batches())
     loss.backward()
     (3.0 * merged.pull_back(loss.detach()) + merged.parametrization.w.sum()).backward()
     found = merged.parametrization.w.grad - once  # accumulated, as autograd does
@@ -282,7 +282,7 @@ def test_the_gradient_of_the_copy_is_let_go_and_a_merge_forgets_the_last_one():
     first = pulled_back(merged, batches()).clone()
     assert all(tensor.grad is None for tensor in merged.backbone.tensors().values())
     merged.merge()
-    objective(merged(batches()[0])).sum().backward()  # a step that is thrown away
+    objective(merged(batches()[0]).features).sum().backward()  # a step that is thrown away
     assert torch.equal(pulled_back(merged, batches()), first)
 
 
@@ -299,7 +299,7 @@ def test_a_task_that_does_not_reach_a_tensor_gives_zeros_there():
 def test_non_finite_gradients_arrive_as_non_finite():
     merged = make()
     merged.merge()
-    (objective(merged(batches()[0])).sum() * float("nan")).backward()
+    (objective(merged(batches()[0]).features).sum() * float("nan")).backward()
     merged.pull_back(torch.zeros(())).backward()
     assert not torch.isfinite(merged.parametrization.w.grad).any()
 
@@ -316,7 +316,7 @@ def test_two_merges_in_one_autocast_region_see_two_weights():
             with torch.no_grad():
                 merged.parametrization.w.fill_(value)
             merged.merge()
-            features = merged(inputs)
+            features = merged(inputs).features
             assert features.dtype == torch.bfloat16  # autocast is on, its cache too
             objective(features).sum().backward()
             merged.parametrization.w.grad = None
@@ -324,7 +324,7 @@ def test_two_merges_in_one_autocast_region_see_two_weights():
             gradients.append(merged.parametrization.w.grad.clone())
             outputs.append(features.detach())
         merged.fill_expert("task0")
-        outputs.append(merged(inputs).detach())
+        outputs.append(merged(inputs).features.detach())
     assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
     for value, seen in zip((0.0, 1.0), outputs, strict=False):
         alone = make()
@@ -332,7 +332,7 @@ def test_two_merges_in_one_autocast_region_see_two_weights():
             alone.parametrization.w.fill_(value)
         alone.merge()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(alone(inputs), seen)
+            assert torch.equal(alone(inputs).features, seen)
     assert not torch.equal(*gradients)
 
 
@@ -371,7 +371,7 @@ def test_gradient_of_a_bf16_copy_accumulates_in_fp32():
         merged = make(dtype=torch.bfloat16)
         merged.merge()
         for part in parts:
-            objective(merged(part)).sum().backward()
+            objective(merged(part).features).sum().backward()
         return {name: merged.backbone.tensors()[name].grad for name in merged.task_vectors}
 
     parts = [0.37 * k * x for k, x in enumerate(batches(12), start=1)]
@@ -431,7 +431,7 @@ def cost(merged: MergedModel, inputs: Tensor) -> SimpleNamespace:
     with Counter() as counter:
         merged.merge()
     between, peak, elements = counter.live(), counter.peak, counter.elements
-    merged(inputs).float().pow(2).mean().backward()
+    merged(inputs).features.float().pow(2).mean().backward()
     with Counter() as counter:
         merged.pull_back(torch.zeros(())).backward()
     size = sum(merged.task_vectors.shape(name).numel() for name in merged.task_vectors)
@@ -582,7 +582,7 @@ thread.start()
 for step in range(2):
     merged.merge()
     between = anonymous()
-    merged(torch.zeros(2, 3, 224, 224, dtype=torch.uint8)).pow(2).mean().backward()
+    merged(torch.zeros(2, 3, 224, 224, dtype=torch.uint8)).features.pow(2).mean().backward()
     merged.pull_back(torch.zeros(())).backward()
 done = True
 thread.join()

@@ -49,6 +49,7 @@ class Samples(Dataset[Inputs]):
         if shared and isinstance(first, Tensor):
             values = torch.empty(len(rows), *first.shape, dtype=first.dtype).share_memory_()
             self._shared = values, torch.zeros(len(rows), dtype=torch.bool).share_memory_()
+            self._shared[0][0], self._shared[1][0] = first, True
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamerge.backbones import Backbone, Batch, Output
+from adamerge.backbones import Backbone, Batch, Encoded, Output
 from adamerge.layout import Layout
 
 
@@ -16,7 +16,7 @@ class Plain(Backbone):
     def tensors(self):
         return self.network.state_dict(keep_vars=True)
 
-    def build_heads(self, tasks):
+    def build_heads(self, tasks, experts):
         return
 
     def layout(self):
@@ -25,18 +25,18 @@ class Plain(Backbone):
     def preprocess(self, sample):
         return sample
 
-    def features(self, inputs):
-        return self.network(inputs)
+    def encode(self, inputs, hidden=()):
+        return Encoded(self.network(inputs))
 
 
 def test_each_task_has_its_head_and_keeps_the_features():
     backbone, features = Plain(), torch.randn(4, 2)
     for task, classes in (("one", 3), ("two", 5)):
-        output = backbone.output(features, task)
+        output = backbone.output(Encoded(features), task)
         assert isinstance(output, Output) and output.logits.shape == (4, classes) and output.features is features
         assert torch.equal(output.logits, backbone.heads[task](features))
     with pytest.raises(KeyError):
-        backbone.output(features, "three")
+        backbone.output(Encoded(features), "three")
 
 
 def test_moving_takes_network_and_heads_along():

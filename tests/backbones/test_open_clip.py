@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from adamerge.backbones import OpenClipClassifier
+from adamerge.backbones import Encoded, OpenClipClassifier
 from adamerge.errors import CheckpointError, ConfigError, DataError
 
 TASKS = {
@@ -56,7 +56,7 @@ def test_inputs_are_open_clips_own_transform_bit_for_bit(backbone, reference, po
     seen = []
     handle = backbone.network.visual.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
-        features = backbone.encode(torch.stack(images))
+        features = backbone.encode(torch.stack(images)).features
         theirs = torch.stack([transform(picture) for picture in pictures(size=size)])
         expected = reference.encode_image(theirs)
     handle.remove()
@@ -70,7 +70,7 @@ def test_grey_and_transparent_pictures_are_pictures(backbone):
 
 
 def test_heads_are_the_zero_shot_classifier_of_the_paper(backbone, reference, pool):
-    backbone.build_heads(TASKS)
+    backbone.build_heads(TASKS, {})
     tokenizer = open_clip.get_tokenizer(f"local-dir:{pool['base']}")
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     for name, task in TASKS.items():
@@ -84,7 +84,7 @@ def test_heads_are_the_zero_shot_classifier_of_the_paper(backbone, reference, po
         scale = reference.logit_scale.detach().double().exp()
         images = features.double() / features.double().norm(dim=-1, keepdim=True)
         expected = scale * images @ torch.stack(rows).T
-        output = backbone.output(features, name)
+        output = backbone.output(Encoded(features), name)
         assert output.features is features
         assert (output.logits.double() - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
         assert not any(True for _ in backbone.heads[name].parameters())
@@ -93,9 +93,9 @@ def test_heads_are_the_zero_shot_classifier_of_the_paper(backbone, reference, po
 
 def test_many_prompts_are_encoded_in_parts_without_a_difference(backbone):
     names = [f"thing {i}" for i in range(130)]
-    backbone.build_heads({"many": SimpleNamespace(classnames=names, templates=["a {}", "the {}", "{}"])})
+    backbone.build_heads({"many": SimpleNamespace(classnames=names, templates=["a {}", "the {}", "{}"])}, {})
     whole = backbone.heads["many"].weight
-    backbone.build_heads({"few": SimpleNamespace(classnames=names[100:], templates=["a {}", "the {}", "{}"])})
+    backbone.build_heads({"few": SimpleNamespace(classnames=names[100:], templates=["a {}", "the {}", "{}"])}, {})
     assert whole.shape == (130, 16)
     assert torch.allclose(backbone.heads["few"].weight, whole[100:], atol=1e-5)
 
@@ -103,7 +103,7 @@ def test_many_prompts_are_encoded_in_parts_without_a_difference(backbone):
 @pytest.mark.parametrize("words", [([], ["a {}"]), (["red"], [])])
 def test_a_head_needs_classes_and_templates(backbone, words):
     with pytest.raises(DataError, match="task 'empty'"):
-        backbone.build_heads({"empty": SimpleNamespace(classnames=words[0], templates=words[1])})
+        backbone.build_heads({"empty": SimpleNamespace(classnames=words[0], templates=words[1])}, {})
 
 
 def test_the_layout_is_read_by_open_clip(backbone, pool):
@@ -120,18 +120,18 @@ def test_the_layout_is_read_by_open_clip(backbone, pool):
 def test_half_precision_networks_take_the_same_inputs(pool):
     backbone = OpenClipClassifier(pool["base"], dtype="bfloat16")
     assert {t.dtype for t in backbone.tensors().values()} == {torch.bfloat16}
-    features = backbone.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    features = backbone.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).features
     assert features.dtype == torch.bfloat16 and torch.isfinite(features).all()
-    backbone.build_heads({"shapes": TASKS["shapes"]})
-    assert torch.isfinite(backbone.output(features.float(), "shapes").logits).all()
+    backbone.build_heads({"shapes": TASKS["shapes"]}, {})
+    assert torch.isfinite(backbone.output(Encoded(features.float()), "shapes").logits).all()
     with torch.no_grad():
-        assert backbone.output(features, "shapes").logits.shape == (2, 2)
+        assert backbone.output(Encoded(features), "shapes").logits.shape == (2, 2)
 
 
 def test_the_network_is_in_eval_mode_and_open_to_gradients(pool):
     backbone = OpenClipClassifier(pool["base"])
     assert not any(module.training for module in backbone.network.modules())
-    backbone.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).sum().backward()
+    backbone.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).features.sum().backward()
     assert backbone.tensors()["visual.conv1.weight"].grad is not None
 
 

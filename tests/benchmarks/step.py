@@ -47,7 +47,7 @@ def measure(arch: str, experts: int, batch: int, storage: str, rounds: int) -> d
         inputs = torch.randint(0, 256, (experts * batch, 3, side, side), dtype=torch.uint8)
 
         def passes() -> torch.Tensor:
-            loss = model(inputs).square().mean()
+            loss = model(inputs).features.square().mean()
             loss.backward()
             return loss.detach()
 

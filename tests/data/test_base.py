@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
-from adamerge.data.base import Samples, Steps, StepSampler, seed_of
+from adamerge.data.steps import Samples, Steps, StepSampler, seed_of
 from adamerge.errors import ConfigError, DataError
 
 
@@ -168,8 +168,8 @@ def test_a_trainer_gets_the_batches_of_the_table(pictures):
     assert len(seen) == 8
     for step, batch in enumerate(seen):
         assert list(batch) == list(CLASSES)
-        for task, (inputs, labels) in batch.items():
-            assert labels is None and torch.equal(inputs, table[step][task].inputs)
+        for task, part in batch.items():
+            assert part.labels is None and torch.equal(part.inputs, table[step][task].inputs)
 
 
 def test_workers_change_nothing(pictures):
@@ -223,8 +223,8 @@ def test_labelled_batches_carry_the_labels_of_their_rows(pictures):
         for task in CLASSES
     }
     for batch in batches_of(data, 5):
-        for task, (inputs, labels) in batch.items():
-            assert labels.tolist() == [by_image[task][hash_of(image)] for image in inputs]
+        for task, part in batch.items():
+            assert part.labels.tolist() == [by_image[task][hash_of(image)] for image in part.inputs]
     assert "labelled" in data.protocol["calibration_split"]
 
 
@@ -294,7 +294,7 @@ def test_a_row_that_cannot_be_read_is_named(pictures):
         raise OSError("broken data stream")
 
     with pytest.raises(DataError, match="colours, test: row 0 cannot be read: broken data stream"):
-        Samples(rows, "image", fails, "colours, test")
+        Samples(rows, ["image"], fails, "colours, test")
 
 
 def test_samples_of_unlike_shapes_are_named(pictures):
@@ -305,7 +305,7 @@ def test_samples_of_unlike_shapes_are_named(pictures):
         calls.append(sample)
         return torch.zeros(3, len(calls))
 
-    samples = Samples(rows, "image", grows, "colours, test")
+    samples = Samples(rows, ["image"], grows, "colours, test")
     with pytest.raises(DataError, match="row 2"):
         samples[2]
 

@@ -32,7 +32,7 @@ def test_validation_accuracy_per_task_is_logged(pool, image_folders):
     with torch.no_grad():
         module.merged.merge()
     expected = means(
-        {task: score(module.merged, task, data.eval_dataloader(task, "validation")) for task in CLASSES}
+        {task: score(module.merged, task, data.eval_dataloader(task, "validation"), data.metric) for task in CLASSES}
     )
     for task in CLASSES:
         assert logged[f"validation/accuracy/{task}"] == pytest.approx(expected[task], abs=1e-6)
@@ -47,7 +47,7 @@ def test_test_stage(pool, image_folders):
     with torch.no_grad():
         module.merged.merge()
     for task in CLASSES:
-        hits = score(module.merged, task, data.eval_dataloader(task, "test"))
+        hits = score(module.merged, task, data.eval_dataloader(task, "test"), data.metric)
         assert logged[f"test/accuracy/{task}"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
 
 

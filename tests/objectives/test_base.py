@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.backbones import Batch, Output
+from adamerge.backbones import Batch, Encoded, Output
 from adamerge.objectives import Objective
 
 
@@ -14,7 +14,7 @@ def test_weights_are_one_per_sample():
 
     objective, batch = Sum(), Batch(torch.zeros(3, 2, dtype=torch.uint8))
     assert objective.labelled is False
-    assert objective(Output(torch.ones(3, 4), torch.ones(3, 1)), batch).tolist() == [4.0] * 3
+    assert objective(Output(torch.ones(3, 4), Encoded(torch.ones(3, 1))), batch).tolist() == [4.0] * 3
     assert objective.weight(batch).tolist() == [1.0] * 3 and objective.weight(batch).dtype == torch.float32
 
 

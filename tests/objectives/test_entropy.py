@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from adamerge.backbones import Batch, Output
+from adamerge.backbones import Batch, Encoded, Output
 from adamerge.objectives import Entropy
 
 
 def entropy(logits, **arguments):
-    output = Output(torch.as_tensor(logits), torch.zeros(len(logits), 1))
+    output = Output(torch.as_tensor(logits), Encoded(torch.zeros(len(logits), 1)))
     return Entropy(**arguments)(output, Batch(torch.zeros(len(logits), 1)))
 
 

@@ -81,11 +81,11 @@ def test_the_reload_needs_open_clip_alone_and_gives_its_logits(pool, exported, t
     backbone = OpenClipClassifier(pool["base"])
     backbone.network.load_state_dict(load_file(exported / "open_clip_model.safetensors"))
     names, templates = CLASSES["shapes"], ["a photo of {}", "{}"]
-    backbone.build_heads({"shapes": type("Words", (), {"classnames": names, "templates": templates})})
+    backbone.build_heads({"shapes": type("Words", (), {"classnames": names, "templates": templates})}, {})
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(256, (5, 3, 16, 16), generator=generator, dtype=torch.uint8)
     with torch.no_grad():
-        expected = backbone.output(backbone.features(inputs), "shapes").logits
+        expected = backbone.output(backbone.encode(inputs), "shapes").logits
     save_file({"images": backbone.normalise(inputs)}, tmp_path / "given.safetensors")
     code = "import sys\nsys.modules['adamerge'] = None\n" + demo.RELOAD
     words = [str(exported), "given.safetensors", json.dumps([names, templates]), "found.safetensors"]
