@@ -57,6 +57,7 @@ class ConfigCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
+        parser.add_argument("--tasks", type=list[str] | None, default=None, help="of the pool's tasks only these")
         parser.add_argument("--runs", default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the configs' names")
         parser.add_argument("--id", type=str | None, default=None, help="of this run of that name; by default the time")
@@ -69,6 +70,22 @@ class ConfigCLI(LightningCLI):
                 "trainer.enable_model_summary": False,
             }
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Leave of experts and data what ``tasks`` names, in the pool's order; nothing else is opened."""
+        if self.config.tasks is None:
+            return
+        experts = self.config.get("model.task_vectors.init_args.experts") or {}
+        data = self.config.get("data.init_args.tasks")
+        if data is None:
+            raise ConfigError("tasks: the pool's data have no tasks to choose from", got=self.config.tasks)
+        unknown = [task for task in self.config.tasks if task not in data]
+        if unknown or not self.config.tasks:
+            what = f"tasks: the pool has no '{unknown[0]}'" if unknown else "tasks: none are named"
+            raise ConfigError(what, expected=f"of {list(data)}", got=self.config.tasks)
+        for mapping in (experts, data):
+            for task in set(mapping) - set(self.config.tasks):
+                del mapping[task]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Later, with ``trainer_with``: callbacks must know the run's folder."""

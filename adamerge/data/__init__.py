@@ -2,5 +2,6 @@
 
 from adamerge.data.base import Calibration
 from adamerge.data.images import ImageCalibration, ImageTask
+from adamerge.data.vocabulary import Vocabulary, load_vocabulary, vocabularies
 
-__all__ = ["Calibration", "ImageCalibration", "ImageTask"]
+__all__ = ["Calibration", "ImageCalibration", "ImageTask", "Vocabulary", "load_vocabulary", "vocabularies"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from adamerge.backbones import Task
 from adamerge.data.base import Calibration
 from adamerge.data.steps import seed_of
+from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import ConfigError, DataError
 
 
@@ -22,29 +24,34 @@ class ImageTask:
 
     Args:
         dataset: a folder written by ``save_to_disk``, a folder of images, or a Hub id.
-        templates: prompts with ``{}`` where the class name goes.
-        classnames: in label order; the data set's own when empty.
+        templates: prompts with ``{}`` where the class name goes; the vocabulary's when empty.
+        classnames: in label order; the vocabulary's when empty, and without one the data set's own.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
         train: name of the split from which calibration and validation are drawn, where the data set lacks them.
         image_column: holds the image.
         label_column: holds the label, an integer.
+        vocabulary: of a public task, such as ``sun397``: its class names and templates.
     """
 
     dataset: str
-    templates: list[str]
+    templates: list[str] = field(default_factory=list)
     classnames: list[str] = field(default_factory=list)
     config: str | None = None
     test: str = "test"
     train: str = "train"
     image_column: str = "image"
     label_column: str = "label"
+    vocabulary: str | None = None
 
-
-@dataclass(frozen=True)
-class _Words:
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
+    @property
+    def words(self) -> Vocabulary:
+        """What the configuration says of class names and templates; empty where it leaves them to the data set."""
+        known = load_vocabulary(self.vocabulary) if self.vocabulary is not None else Vocabulary((), ())
+        return Vocabulary(
+            tuple(self.classnames) or known.classnames,
+            tuple(self.templates) or known.templates,
+        )
 
 
 class ImageCalibration(Calibration):
@@ -66,8 +73,8 @@ class ImageCalibration(Calibration):
         validation_fraction: likewise.
 
     Raises:
-        ConfigError: no tasks, or fractions out of range.
-        DataError: a data set cannot be read, or lacks a column.
+        ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
+        DataError: a data set cannot be read, lacks a column, or orders the same classes differently.
     """
 
     def __init__(
@@ -92,12 +99,13 @@ class ImageCalibration(Calibration):
                 got=f"{calibration_fraction} and {validation_fraction}",
             )
         self.sources = tasks
+        self._words = {task: source.words for task, source in tasks.items()}
         self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
 
     @property
     def tasks(self) -> Mapping[str, Task]:
         """Class names of the configuration, or else of the data sets."""
-        return {task: _Words(self._classnames(task), tuple(source.templates)) for task, source in self.sources.items()}
+        return {task: Vocabulary(self._classnames(task), words.templates) for task, words in self._words.items()}
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """Read the data set, check its columns, and draw what splits it lacks."""
@@ -120,11 +128,33 @@ class ImageCalibration(Calibration):
             )
             for split, rows in found.items()
         }
+        for rows in splits.values():
+            self._check_classes(task, rows)
         if source.test in splits:
             splits["test"] = splits.pop(source.test)
         if not {"calibration", "validation"} <= splits.keys() and source.train in splits:
             splits |= self._draw(task, splits.pop(source.train))
         return splits
+
+    def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
+        """Refuse class names that cannot belong to the labels, as far as the data set names its classes."""
+        feature, given = rows.features.get(self.label_column), self._words[task].classnames
+        if not given or not isinstance(feature, datasets.ClassLabel):
+            return
+        if len(given) != len(feature.names):
+            what = f"task '{task}': {len(given)} class names for the classes of {self.sources[task].dataset}"
+            raise DataError(what, expected=f"{len(feature.names)} class names", got=len(given))
+        ours, theirs = (
+            [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (given, feature.names)
+        )
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+            raise DataError(
+                f"task '{task}': {self.sources[task].dataset} has these classes in another order",
+                expected=f"label {place}: '{feature.names[place]}'",
+                got=f"'{given[place]}'",
+                todo="list classnames in the data set's order",
+            )
 
     def _draw(self, task: str, rows: datasets.Dataset) -> dict[str, datasets.Dataset]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, task, "splits"))
@@ -138,8 +168,8 @@ class ImageCalibration(Calibration):
         }
 
     def _classnames(self, task: str) -> tuple[str, ...]:
-        if self.sources[task].classnames:
-            return tuple(self.sources[task].classnames)
+        if self._words[task].classnames:
+            return self._words[task].classnames
         feature = self.rows(task, "test").features[self.label_column]
         if not isinstance(feature, datasets.ClassLabel):
             raise DataError(

@@ -86,7 +86,7 @@ class Classes(Dataset[Tensor]):
     """The labels of a split that names a class for each sample."""
 
     def __init__(self, classes: Sequence[int]) -> None:
-        self._classes = torch.tensor(list(classes))
+        self._classes = torch.tensor(list(classes), dtype=torch.int64)  # some data sets have truth values
 
     def __len__(self) -> int:
         return len(self._classes)

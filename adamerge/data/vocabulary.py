@@ -1,0 +1,51 @@
+"""Vocabularies: class names and prompt templates of public image tasks, in the order of their labels, kept as data."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from adamerge.errors import ConfigError
+
+_FOLDER = files("adamerge.data") / "vocabularies"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words for a zero-shot head.
+
+    Args:
+        classnames: in label order.
+        templates: prompts with ``{}`` where the class name goes.
+    """
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+def vocabularies() -> list[str]:
+    """Names that ``load_vocabulary`` knows; each is a file of ``adamerge/data/vocabularies`` that names its sources."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir() if entry.name.endswith(".yaml"))
+
+
+@cache
+def load_vocabulary(name: str) -> Vocabulary:
+    """Class names and templates of a public task.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = vocabularies()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise ConfigError(
+            f"there is no vocabulary '{name}'",
+            expected=f"one of {known}",
+            todo=f"did you mean '{near[0]}'?" if near else "list classnames and templates in the configuration",
+        )
+    content = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Vocabulary(tuple(content["classnames"]), tuple(content["templates"]))
