@@ -21,6 +21,10 @@ _HOMES = {
     "Free": "constraints",
     "ImageCalibration": "data",
     "ImageTask": "data",
+    "ImageTextCalibration": "data",
+    "ImageTextTask": "data",
+    "LanguageCalibration": "data",
+    "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "MergedModel": "merged_model",
     "Objective": "objectives",
@@ -32,6 +36,8 @@ _HOMES = {
     "Softmax": "constraints",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
+    "TextCalibration": "data",
+    "TextTask": "data",
     "Ties": "transforms",
     "Transform": "transforms",
     "load_coefficients": "coefficients",
@@ -44,7 +50,17 @@ if TYPE_CHECKING:
     from adamerge.backbones import Backbone, OpenClipClassifier
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.data import Calibration, ImageCalibration, ImageTask
+    from adamerge.data import (
+        Calibration,
+        ImageCalibration,
+        ImageTask,
+        ImageTextCalibration,
+        ImageTextTask,
+        LanguageCalibration,
+        LanguageTask,
+        TextCalibration,
+        TextTask,
+    )
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy, Objective

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -44,7 +44,6 @@ class Calibration(LightningDataModule, ABC):
         ConfigError: a number is out of range.
     """
 
-    columns: Sequence[str] = ("image",)
     label_column: str = "label"
     metric: Metric = Accuracy()
 
@@ -82,6 +81,14 @@ class Calibration(LightningDataModule, ABC):
     @abstractmethod
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """The four splits of a task, disjoint: train, calibration, validation, test; a split that is not used may lack."""
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The columns that make a sample of a task."""
+        return ("image",)
+
+    def read(self, task: str, value: Any) -> Any:
+        """What the backbone preprocesses, from the value of the one column or a mapping of several."""
+        return value
 
     def setup(self, stage: str) -> None:
         """Take the preprocessing from the module that is being trained or tested."""
@@ -136,9 +143,13 @@ class Calibration(LightningDataModule, ABC):
         if self._backbone is None:
             raise ConfigError("the data have no backbone to preprocess for", todo="call data.serve(backbone) first")
         if (task, split) not in self._samples:
-            rows = self.rows(task, split)
+            rows, preprocess = self.rows(task, split), self._backbone.preprocess
             self._samples[task, split] = Samples(
-                rows, self.columns, self._backbone.preprocess, f"task '{task}', {split} split", self.workers > 0
+                rows,
+                self.columns(task),
+                lambda value: preprocess(self.read(task, value)),
+                f"task '{task}', {split} split",
+                self.workers > 0,
             )
         return self._samples[task, split]
 

@@ -1,0 +1,103 @@
+"""Classification tasks in tables: labels, and the words for zero-shot heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import datasets
+
+from adamerge.backbones import Task
+from adamerge.data.tables import Table, TableCalibration
+from adamerge.data.vocabulary import Vocabulary, load_vocabulary
+from adamerge.errors import DataError
+
+
+@dataclass
+class ClassTable(Table):
+    """One classification task.
+
+    Args:
+        dataset: a folder written by ``save_to_disk``, a folder of images or of data files, one data file, or a Hub id.
+        templates: prompts with ``{}`` where the class name goes; the vocabulary's when empty.
+        classnames: in label order; the vocabulary's when empty, and without one the data set's own.
+        label_column: holds the label, an integer.
+        vocabulary: of a public task, such as ``sun397``: its class names and templates.
+    """
+
+    templates: list[str] = field(default_factory=list)
+    classnames: list[str] = field(default_factory=list)
+    label_column: str = field(default="label", kw_only=True)
+    vocabulary: str | None = field(default=None, kw_only=True)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The data set's columns that make a sample, and what we call them."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> Vocabulary:
+        """What the configuration says of class names and templates; empty where it leaves them to the data set."""
+        known = load_vocabulary(self.vocabulary) if self.vocabulary is not None else Vocabulary((), ())
+        return Vocabulary(
+            tuple(self.classnames) or known.classnames,
+            tuple(self.templates) or known.templates,
+        )
+
+
+class ClassCalibration(TableCalibration):
+    """Classification tasks by name."""
+
+    sources: Mapping[str, ClassTable]  # type: ignore[assignment]
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Class names of the configuration, or else of the data sets."""
+        return {
+            task: Vocabulary(self._classnames(task), source.words.templates) for task, source in self.sources.items()
+        }
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The columns that make a sample."""
+        return tuple(self.sources[task].inputs.values())
+
+    def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+        """Rename the sample's columns and the label's; labels may lack where they are never read."""
+        source = self.sources[task]
+        names = {**source.inputs, source.label_column: self.label_column}
+        source.need(task, split, rows, list(names if split == source.test else source.inputs))
+        rows = rows.rename_columns({old: new for old, new in names.items() if old != new and old in rows.column_names})
+        self._check_classes(task, rows)
+        return rows
+
+    def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
+        """Refuse class names that cannot belong to the labels, as far as the data set names its classes."""
+        feature, given = rows.features.get(self.label_column), self.sources[task].words.classnames
+        if not given or not isinstance(feature, datasets.ClassLabel):
+            return
+        if len(given) != len(feature.names):
+            what = f"task '{task}': {len(given)} class names for the classes of {self.sources[task].dataset}"
+            raise DataError(what, expected=f"{len(feature.names)} class names", got=len(given))
+        ours, theirs = (
+            [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (given, feature.names)
+        )
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+            raise DataError(
+                f"task '{task}': {self.sources[task].dataset} has these classes in another order",
+                expected=f"label {place}: '{feature.names[place]}'",
+                got=f"'{given[place]}'",
+                todo="list classnames in the data set's order",
+            )
+
+    def _classnames(self, task: str) -> tuple[str, ...]:
+        given = self.sources[task].words.classnames
+        if given:
+            return given
+        feature = self.rows(task, "test").features[self.label_column]
+        if not isinstance(feature, datasets.ClassLabel):
+            raise DataError(
+                f"task '{task}': the data set names no classes", todo="list classnames in the configuration"
+            )
+        return tuple(feature.names)

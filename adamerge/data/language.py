@@ -1,0 +1,135 @@
+"""Tasks of language models: their score is the loss of the tokens, in nats, and the tokens are the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+import datasets
+
+from adamerge.backbones import Task
+from adamerge.data.steps import Labels, Samples, Tokens
+from adamerge.data.tables import Table, TableCalibration
+from adamerge.data.vocabulary import Vocabulary
+from adamerge.evaluation import Metric, TokenLoss
+
+
+@dataclass
+class LanguageTask(Table):
+    """Text that a language model reads, or prompts with responses.
+
+    ``text`` and ``response`` are templates over the row's columns: ``"{text}"``, or ``"Question: {question} Answer:"``.
+
+    Args:
+        dataset: a folder written by ``save_to_disk``, a data file (JSON, JSON lines, CSV, Parquet, text), or a Hub id.
+        text: the whole text when there is no response, else the prompt.
+        response: what the model should say; only its tokens count then.
+        messages: column of a chat, a list of ``{"role", "content"}``, instead of both; the assistant's turns count.
+        words: for columns of numbers, the word of each number: ``{label: [negative, positive]}``.
+        config: of a Hub data set that has several.
+        test: name of the split for reporting.
+        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+    """
+
+    text: str = "{text}"
+    response: str | None = None
+    messages: str | None = None
+    words: dict[str, list[str]] = field(default_factory=dict)
+
+    def sample(self, row: Mapping[str, Any]) -> Any:
+        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or a list of messages."""
+        if self.messages is not None:
+            return row[self.messages]
+        named = {column: "" if value is None else value for column, value in row.items()}
+        named |= {column: words[row[column]] for column, words in self.words.items()}
+        if self.response is None:
+            return self.text.format_map(named)
+        return {"prompt": self.text.format_map(named), "response": self.response.format_map(named)}
+
+    def fields(self) -> list[str]:
+        """The data set's columns that a sample is made of."""
+        if self.messages is not None:
+            return [self.messages]
+        parsed = [part for text in (self.text, self.response or "") for part in Formatter().parse(text)]
+        return sorted({name.partition(".")[0].partition("[")[0] for _, name, _, _ in parsed if name})
+
+
+class LanguageCalibration(TableCalibration):
+    """Texts of causal and of sequence-to-sequence models, by task.
+
+    Args:
+        tasks: task name to its data.
+        batch_size: samples per task and step, over all processes.
+        seed: of the order of batches and of splits that are drawn.
+        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
+        labelled: hand the labels to the objective.
+        calibration_samples: use so many of each task's calibration samples; all when None.
+        eval_batch_size: samples per batch in validation and test.
+        workers: processes that decode; 0 decodes in the main process.
+        calibration_fraction: of ``train``, where the data set has no split of that name.
+        validation_fraction: likewise.
+
+    Raises:
+        ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
+        DataError: a data set cannot be read, lacks a column, or orders the same classes differently.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, LanguageTask],
+        batch_size: int = 16,
+        seed: int = 0,
+        transductive: bool = False,
+        labelled: bool = False,
+        calibration_samples: int | None = None,
+        eval_batch_size: int = 256,
+        workers: int = 0,
+        calibration_fraction: float = 0.1,
+        validation_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(
+            tasks,
+            batch_size,
+            seed,
+            transductive,
+            labelled,
+            calibration_samples,
+            eval_batch_size,
+            workers,
+            calibration_fraction,
+            validation_fraction,
+        )
+
+    sources: Mapping[str, LanguageTask]  # type: ignore[assignment]
+    metric: Metric = TokenLoss()
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks; a language model needs no words for its heads."""
+        return {task: Vocabulary((), ()) for task in self.sources}
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The columns that make a sample."""
+        return tuple(self.sources[task].fields())
+
+    def read(self, task: str, value: Any) -> Any:
+        """Fill the templates."""
+        source = self.sources[task]
+        return source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value})
+
+    def has_labels(self, rows: datasets.Dataset) -> bool:
+        """The tokens are the labels."""
+        return True
+
+    def labels(self, task: str, split: str) -> Labels:
+        """The tokens that count, of every sample."""
+        samples: Samples = self.samples(task, split)
+        assert self._backbone is not None
+        return Tokens(samples, self._backbone.labels)
+
+    def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+        """The columns as they are."""
+        self.sources[task].need(task, split, rows, self.sources[task].fields())
+        return rows

@@ -1,0 +1,95 @@
+"""Texts of language models: templates over columns, words for numbers, chats, and tokens as labels."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+
+from adamerge.backbones import IGNORED
+from adamerge.data import LanguageCalibration, LanguageTask
+from adamerge.errors import DataError
+
+
+def letters(sample):
+    text = sample if isinstance(sample, str) else sample["prompt"] + sample["response"]
+    prompt = 0 if isinstance(sample, str) else len(sample["prompt"])
+    counts = [False] * prompt + [True] * (len(text) - prompt)
+    return {"input_ids": torch.tensor([ord(letter) for letter in text]), "counts": torch.tensor(counts)}
+
+
+def following(sample):
+    after = torch.where(sample["counts"], sample["input_ids"], IGNORED)
+    return torch.cat([after[1:], torch.tensor([IGNORED])])
+
+
+READER = SimpleNamespace(preprocess=letters, labels=following)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def rows(start):
+        texts = [f"t{number}" for number in range(start, start + 20)]
+        return datasets.Dataset.from_dict({"premise": texts, "label": [number % 2 for number in range(20)]})
+
+    datasets.DatasetDict({"train": rows(0), "test": rows(100)}).save_to_disk(tmp_path / "pairs")
+    return str(tmp_path / "pairs")
+
+
+def test_the_whole_text_counts_without_a_response(folder):
+    data = LanguageCalibration({"one": LanguageTask(folder, "<{premise}>")})
+    data.serve(READER)
+    assert [len(data.rows("one", split)) for split in ("calibration", "validation", "train", "test")] == [2, 2, 16, 20]
+    labels = data.labels("one", "test")
+    assert "".join(map(chr, data.samples("one", "test")[0]["input_ids"])) == "<t100>"
+    assert labels[0].tolist() == [*map(ord, "t100>"), IGNORED]
+    assert data.labelled_tasks("test") == ["one"] and data.tasks.keys() == {"one"}
+
+
+def test_prompts_responses_and_words_for_numbers(folder):
+    task = LanguageTask(folder, "q {premise} a ", response="{label}", words={"label": ["no", "yes"]})
+    data = LanguageCalibration({"one": task})
+    data.serve(READER)
+    assert task.fields() == ["label", "premise"]
+    assert task.sample({"premise": "p", "label": 1}) == {"prompt": "q p a ", "response": "yes"}
+    found = [number for number in data.labels("one", "test")[1].tolist() if number != IGNORED]
+    assert "".join(map(chr, found)) == "yes"
+
+
+def test_chats_are_handed_on():
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    task = LanguageTask("anywhere", messages="chat")
+    assert task.fields() == ["chat"] and task.sample({"chat": messages}) == messages
+
+
+def test_files_of_json_lines(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"number {number}"}) for number in range(10)))
+    data = LanguageCalibration({"one": LanguageTask(str(path))}, calibration_fraction=0.3)
+    assert len(data.rows("one", "calibration")) == 3
+
+
+def test_a_column_that_lacks_is_named(folder):
+    with pytest.raises(DataError, match="task 'one': split '.*' of .* has no column 'hypothesis'"):
+        LanguageCalibration({"one": LanguageTask(folder, "{hypothesis}")}).rows("one", "test")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_an_empty_or_broken_file_is_named(tmp_path, content):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match="task 'one'.*"):
+        LanguageCalibration({"one": LanguageTask(str(path))}).rows("one", "calibration")
+
+
+def test_labelled_batches_hold_the_tokens(folder):
+    data = LanguageCalibration({"one": LanguageTask(folder, "{premise}")}, batch_size=3, labelled=True)
+    data.serve(READER)
+    data.trainer = SimpleNamespace(max_steps=2, global_rank=0, world_size=1, global_step=0, lightning_module=None)
+    batch = next(iter(data.train_dataloader()))["one"]
+    for ids, labels in zip(batch.inputs["input_ids"], batch.labels, strict=True):
+        length = int((ids != 0).sum())
+        assert labels[: length - 1].tolist() == ids[1:length].tolist() and set(labels[length - 1 :].tolist()) == {
+            IGNORED
+        }
