@@ -16,6 +16,7 @@ _HOMES = {
     "Clamp": "constraints",
     "Coefficients": "coefficients",
     "Constraint": "constraints",
+    "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
     "Entropy": "objectives",
     "Free": "constraints",
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from adamerge.data import Calibration, ImageCalibration, ImageTask
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
-    from adamerge.objectives import Entropy, Objective
+    from adamerge.objectives import CrossEntropy, Entropy, Objective
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
     from adamerge.penalties import DistanceToInitial, Penalty
     from adamerge.task_vectors import TaskVectors

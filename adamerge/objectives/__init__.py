@@ -1,6 +1,7 @@
 """Objectives: what drives the coefficients; one file an idea."""
 
 from adamerge.objectives.base import Objective
+from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
 
-__all__ = ["Entropy", "Objective"]
+__all__ = ["CrossEntropy", "Entropy", "Objective"]
