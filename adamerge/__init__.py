@@ -20,9 +20,11 @@ _HOMES = {
     "DistanceToInitial": "penalties",
     "Entropy": "objectives",
     "Free": "constraints",
+    "HiddenAlignment": "objectives",
     "ImageCalibration": "data",
     "ImageTask": "data",
     "LayerWise": "parametrizations",
+    "LogitAlignment": "objectives",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -31,6 +33,7 @@ _HOMES = {
     "Projection": "constraints",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
+    "Sum": "objectives",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "Ties": "transforms",
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from adamerge.data import Calibration, ImageCalibration, ImageTask
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
-    from adamerge.objectives import CrossEntropy, Entropy, Objective
+    from adamerge.objectives import CrossEntropy, Entropy, HiddenAlignment, LogitAlignment, Objective, Sum
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
     from adamerge.penalties import DistanceToInitial, Penalty
     from adamerge.task_vectors import TaskVectors
