@@ -36,6 +36,8 @@ _HOMES = {
     "Sum": "objectives",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
+    "TeacherCache": "modules",
+    "TeacherFiles": "modules",
     "Ties": "transforms",
     "Transform": "transforms",
     "load_coefficients": "coefficients",
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from adamerge.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
     from adamerge.data import Calibration, ImageCalibration, ImageTask
     from adamerge.merged_model import MergedModel
-    from adamerge.modules import AdaptiveMerging
+    from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
     from adamerge.objectives import CrossEntropy, Entropy, HiddenAlignment, LogitAlignment, Objective, Sum
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
     from adamerge.penalties import DistanceToInitial, Penalty

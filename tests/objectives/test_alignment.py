@@ -51,7 +51,9 @@ def test_it_is_soft_cross_entropy_up_to_the_experts_entropy():
     p = (theirs / 2).softmax(-1)
     cross_entropy = -4 * (p * (ours / 2).log_softmax(-1)).sum(-1)
     entropy = -4 * (p * p.log()).sum(-1)
-    assert torch.allclose(kl(ours.float(), theirs.float(), temperature=2.0).double(), cross_entropy - entropy, atol=1e-6)
+    assert torch.allclose(
+        kl(ours.float(), theirs.float(), temperature=2.0).double(), cross_entropy - entropy, atol=1e-6
+    )
 
 
 def test_positions_that_do_not_count_change_nothing():

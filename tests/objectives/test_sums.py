@@ -56,7 +56,10 @@ def test_each_part_sees_its_own_hidden_states_in_its_own_order():
     Sum([one, other])(output, batch)  # asks for 7, 2, 5
     for part, expected in ((one, (0, 1)), (other, (2, 0))):
         ((seen, taught),) = part.seen
-        for states, source in ((seen.encoded.hidden, output.encoded.hidden), (taught.teacher.hidden, batch.teacher.hidden)):
+        for states, source in (
+            (seen.encoded.hidden, output.encoded.hidden),
+            (taught.teacher.hidden, batch.teacher.hidden),
+        ):
             assert len(states) == 2 and all(states[i] is source[place] for i, place in enumerate(expected))
 
 
@@ -73,7 +76,9 @@ def test_labels_and_teachers_reach_only_those_that_declare_them():
 
 def test_preparations_are_chained_and_keep_labels_and_teacher():
     output, batch = made(layers=0)
-    prepared = Sum([Recording(), Recording(labelled=True), Recording(taught=True)]).prepare("task", batch, lambda _: output)
+    prepared = Sum([Recording(), Recording(labelled=True), Recording(taught=True)]).prepare(
+        "task", batch, lambda _: output
+    )
     assert torch.equal(prepared.inputs, 2 * (2 * (2 * batch.inputs + 1) + 1) + 1)
     assert torch.equal(prepared.labels, batch.labels) and prepared.teacher is batch.teacher
 
