@@ -9,7 +9,10 @@ from adamerge.data.teachers import compact, digest_of, expanded, stack_teachers
 MASK = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
 
 
-def output(mask=MASK, hidden_mask=MASK.flip(1), hidden=2, dtype=torch.float32):
+FLIPPED = MASK.flip(1)
+
+
+def output(mask=MASK, hidden_mask=FLIPPED, hidden=2, dtype=torch.float32):
     torch.manual_seed(0)
     shape = (3, 5) if mask is not None else (3,)
     states = tuple(torch.randn(3, 5, 4) for _ in range(hidden))
@@ -26,7 +29,7 @@ def test_counted_positions_come_back_and_the_rest_is_zero():
         assert torch.equal(teacher.logits[places], made.logits[i][MASK[i]]) and not teacher.logits[~places].any()
         assert teacher.classes is None
         for states, source in zip(teacher.hidden, made.encoded.hidden, strict=True):
-            counted = MASK.flip(1)[i]
+            counted = FLIPPED[i]
             assert torch.equal(states[counted[: len(states)]], source[i][counted])
 
 

@@ -200,7 +200,8 @@ def dying(self, inputs, hidden=()):
 
 ToyLanguage.encode = dying
 vectors = toy_vectors()
-module = AdaptiveMerging(ToyLanguage(), vectors, partial(LayerWise, init=0.3), LogitAlignment(), teachers=TeacherFiles(folder=sys.argv[2]))
+teachers = TeacherFiles(folder=sys.argv[2])
+module = AdaptiveMerging(ToyLanguage(), vectors, partial(LayerWise, init=0.3), LogitAlignment(), teachers=teachers)
 toy_fit(module, ToyTexts(), 9)
 """
 
