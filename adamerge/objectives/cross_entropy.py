@@ -24,6 +24,9 @@ class CrossEntropy(Objective):
 
     labelled = True
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Logits ``(samples, [positions,] classes)`` and labels ``(samples, [positions])`` to losses ``(samples,)``."""
         if batch.labels is None:
