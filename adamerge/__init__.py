@@ -16,9 +16,11 @@ _HOMES = {
     "Clamp": "constraints",
     "Coefficients": "coefficients",
     "Constraint": "constraints",
+    "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
     "Entropy": "objectives",
     "Free": "constraints",
+    "HiddenAlignment": "objectives",
     "ImageCalibration": "data",
     "ImageTask": "data",
     "ImageTextCalibration": "data",
@@ -26,6 +28,7 @@ _HOMES = {
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
+    "LogitAlignment": "objectives",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -34,10 +37,13 @@ _HOMES = {
     "Projection": "constraints",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
+    "Sum": "objectives",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "TextCalibration": "data",
     "TextTask": "data",
+    "TeacherCache": "modules",
+    "TeacherFiles": "modules",
     "Ties": "transforms",
     "Transform": "transforms",
     "load_coefficients": "coefficients",
@@ -62,8 +68,8 @@ if TYPE_CHECKING:
         TextTask,
     )
     from adamerge.merged_model import MergedModel
-    from adamerge.modules import AdaptiveMerging
-    from adamerge.objectives import Entropy, Objective
+    from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
+    from adamerge.objectives import CrossEntropy, Entropy, HiddenAlignment, LogitAlignment, Objective, Sum
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
     from adamerge.penalties import DistanceToInitial, Penalty
     from adamerge.task_vectors import TaskVectors

@@ -146,7 +146,9 @@ class Summary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that it is done."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
+            if pl_module.objective is not None and pl_module.objective.taught:
+                self._content["teachers"] = pl_module.teachers.report()
             self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

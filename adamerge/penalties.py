@@ -20,16 +20,20 @@ class Penalty(ABC):
 
 
 class DistanceToInitial(Penalty):
-    """``weight * mean |c - c_initial| ** power`` over all coefficients of all experts.
+    """``weight / (experts * groups) * sum |c - c_initial| ** power`` over all coefficients of all experts and groups.
+
+    With one coefficient per group, as in the layer-wise case, this is their mean distance, and ``weight`` is the paper's
+    gamma; the released code is ``experts`` times larger at the same gamma. Where a group has several coefficients, as with
+    chunks, its distances are added up; coefficients that are frozen at their initial value add nothing.
 
     Args:
-        weight: factor of the mean.
+        weight: gamma.
         power: 1 for the L1 distance of Expert Merging, 2 for a quadratic pull.
 
     Raises:
         ConfigError: a number is out of range.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, whose regulariser is the L1 form.
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, R, which is the L1 form.
     """
 
     def __init__(self, weight: float = 1.0, power: float = 1.0) -> None:
@@ -38,6 +42,7 @@ class DistanceToInitial(Penalty):
         self.weight, self.power = weight, power
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
-        """The weighted mean distance."""
-        coefficients = torch.cat([value.flatten() for value in parametrization.coefficients().values()])
-        return self.weight * (coefficients - parametrization.initial).abs().pow(self.power).mean()
+        """The weighted distance."""
+        groups = list(parametrization.coefficients().values())
+        distances = [(value - parametrization.initial).abs().pow(self.power).sum() for value in groups]
+        return self.weight * torch.stack(distances).sum() / (len(groups[0]) * len(groups))

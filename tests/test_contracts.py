@@ -12,6 +12,7 @@ import json
 import math
 import pkgutil
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ import adamerge.objectives
 import adamerge.parametrizations
 import adamerge.penalties
 import adamerge.transforms
-from adamerge.backbones import Backbone, Batch, Encoded, Output
+from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.constraints import Constraint
 from adamerge.layout import Layout
@@ -417,6 +418,8 @@ OTHER_ARGUMENTS = {
     "Ties": {"keep": 0.45}, "Clamp": {"low": -0.5, "high": 1.5}, "Projection": {"low": -0.25, "high": 0.75},
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True},
+    "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
+    "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]},
     "DistanceToInitial": {"weight": 0.5, "power": 2.0},
 }  # fmt: skip
 
@@ -467,9 +470,51 @@ def test_merged_tensor_is_one_fp32_sum_then_one_cast():
 
 # objectives ---------------------------------------------------------------------------------------------------------
 
-# logits of two samples and three classes, and each sample's loss worked out by hand
 QUARTER = [math.log(0.5), math.log(0.25), math.log(0.25)]
-HAND = {"Entropy": ([[0.0, 0.0, 0.0], QUARTER], [math.log(3), 1.5 * math.log(2)])}
+
+
+class Hand(NamedTuple):
+    """Two samples of three classes, each sample's loss worked out by hand, and the formula in float64."""
+
+    expected: list[float]
+    formula: Callable[[Tensor], Tensor]
+    arguments: dict = {}
+    labels: Tensor | None = None
+    teacher: Teacher | None = None
+    hidden: tuple[Tensor, ...] = ()
+
+
+def entropies(z: Tensor) -> Tensor:
+    p = z.softmax(dim=-1)
+    return -(p * p.log()).sum(dim=-1)
+
+
+def divergences(z: Tensor, temperature: float = 1.0) -> Tensor:
+    p = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64) ** (1 / temperature)
+    p = p / p.sum()
+    return temperature**2 * (p * (p.log() - (z / temperature).log_softmax(dim=-1))).sum(dim=-1)
+
+
+LOGITS = [[0.0, 0.0, 0.0], QUARTER]  # of the merged model, in every case
+TAUGHT = Teacher(torch.tensor([QUARTER, QUARTER]))
+STATES = torch.tensor([[[1.0, 2.0]], [[0.0, -4.0]]], requires_grad=True)
+HAND = {
+    "Entropy": Hand([math.log(3), 1.5 * math.log(2)], entropies),
+    "CrossEntropy": Hand(
+        [math.log(3), math.log(2)], lambda z: -z.log_softmax(dim=-1)[[0, 1], [2, 0]], labels=torch.tensor([2, 0])
+    ),
+    "LogitAlignment": Hand([math.log(3) - 1.5 * math.log(2), 0.0], divergences, teacher=TAUGHT),
+    "HiddenAlignment": Hand(
+        [2.5, 8.0], lambda z: torch.tensor([2.5, 8.0]) + 0 * z.sum(), {"layers": [1]}, None,
+        Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    "Sum": Hand(
+        [2.5 * math.log(3) - 0.75 * math.log(2), 3 * math.log(2)],
+        lambda z: 2 * entropies(z) + 0.5 * divergences(z),
+        {"parts": [adamerge.objectives.Entropy(), adamerge.objectives.LogitAlignment()], "factors": [2.0, 0.5]},
+        teacher=TAUGHT,
+    ),
+}  # fmt: skip
 
 
 class Untouchable:
@@ -486,22 +531,22 @@ class Untouchable:
 def test_objective_is_the_hand_computed_number_without_labels(kind):
     if kind.__name__ not in HAND:
         pytest.fail(f"{kind.__name__} is new: work out two samples by hand, for HAND")
-    logits, expected = HAND[kind.__name__]
-    objective = kind()
-    tensor = torch.tensor(logits, requires_grad=True)
-    output = Output(tensor, Encoded(torch.zeros(2, 4)))
-    batch = Batch(torch.zeros(2, 3), None)
+    case = HAND[kind.__name__]
+    objective = kind(**case.arguments)
+    tensor = torch.tensor(LOGITS, requires_grad=True)
+    output = Output(tensor, Encoded(torch.zeros(2, 4), case.hidden))
+    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher)
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32
-    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+    assert losses.tolist() == pytest.approx(case.expected, rel=1e-6, abs=1e-7)
     assert objective.weight(batch).tolist() == [1.0, 1.0]
+    assert (objective.labelled, objective.taught) == (case.labels is not None, case.teacher is not None)
     if not kind.labelled:
-        assert torch.equal(objective(output, Batch(batch.inputs, Untouchable())), losses)
+        assert torch.equal(objective(output, Batch(batch.inputs, Untouchable(), case.teacher)), losses)
     logits64 = tensor.detach().double().requires_grad_(True)
-    p = logits64.softmax(dim=-1)
-    if kind.__name__ == "Entropy":
-        reference = torch.autograd.grad(-(p * p.log()).sum(), logits64)[0]
-        assert torch.allclose(torch.autograd.grad(losses.sum(), tensor)[0].double(), reference, atol=1e-6)
+    reference = torch.autograd.grad(case.formula(logits64).sum(), logits64)[0]
+    (found,) = torch.autograd.grad(losses.sum(), tensor, allow_unused=True)
+    assert torch.allclose((torch.zeros_like(tensor) if found is None else found).double(), reference, atol=1e-6)
 
 
 # labels ---------------------------------------------------------------------------------------------------------------

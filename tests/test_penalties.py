@@ -5,7 +5,7 @@ import torch
 
 from adamerge.constraints import Sigmoid, Softmax
 from adamerge.errors import ConfigError
-from adamerge.parametrizations import ChunkWise, TaskWise
+from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.penalties import DistanceToInitial
 from adamerge.task_vectors import TaskVectors
 
@@ -13,6 +13,28 @@ from adamerge.task_vectors import TaskVectors
 @pytest.fixture
 def vectors():
     return TaskVectors({"a": torch.zeros(4)}, {"one": {"a": torch.ones(4)}, "two": {"a": 2 * torch.ones(4)}})
+
+
+@pytest.fixture
+def layers():
+    base = {name: torch.zeros(4) for name in "abc"}
+    return TaskVectors(base, {task: {n: v + 1 + i for n, v in base.items()} for i, task in enumerate(["one", "two"])})
+
+
+def test_it_is_the_papers_mean_over_experts_and_layers(layers):
+    """R = 1 / (K L) sum_k sum_l |alpha_kl - abar|, K = 2 and L = 3, with abar = 0.1: (0.4 + 0.1 + 0.2 + 0.3) / 6."""
+    parametrization = LayerWise(layers, init=0.1)
+    values = {"a": [[0.5], [0.1]], "b": [[0.0], [0.3]], "c": [[0.1], [-0.2]]}
+    parametrization.load_values({name: torch.tensor(value) for name, value in values.items()})
+    assert float(DistanceToInitial(5.0)(parametrization).detach()) == pytest.approx(5 * 1.0 / 6, rel=1e-6)
+
+
+def test_chunks_of_a_layer_are_added_up(layers):
+    """K = 2, L = 3, two chunks each: eleven of the twelve at the prior, one off by 0.6 gives 0.6 / 6."""
+    parametrization = ChunkWise(layers, init=0.3, chunks=2)
+    values = parametrization.values()
+    values["b"][1, 1] = 0.9
+    assert float(DistanceToInitial()(parametrization).detach()) == pytest.approx(0.1, rel=1e-6)
 
 
 @pytest.mark.parametrize(("power", "expected"), [(1.0, (0.2 + 0.5) / 2), (2.0, (0.04 + 0.25) / 2)])
@@ -36,9 +58,10 @@ def test_it_is_zero_with_a_finite_gradient_at_the_start(vectors, power):
 
 
 def test_it_counts_every_coefficient_alike_and_after_the_constraint(vectors):
+    """One group of two experts with two chunks each: their sum over 2 * 1."""
     parametrization = ChunkWise(vectors, init=0.5, constraint=Sigmoid(), chunks=2)
     parametrization.load_values({"a": torch.tensor([[0.0, 1.0], [0.0, 0.0]])})
-    expected = (1 / (1 + torch.exp(torch.tensor(-1.0, dtype=torch.float64))) - 0.5) / 4
+    expected = (1 / (1 + torch.exp(torch.tensor(-1.0, dtype=torch.float64))) - 0.5) / 2
     assert float(DistanceToInitial()(parametrization).detach()) == pytest.approx(float(expected), rel=1e-6)
 
 

@@ -22,6 +22,7 @@ from adamerge.data.steps import (
     labelled_batch,
     seed_of,
 )
+from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError
 from adamerge.evaluation import Accuracy, Metric
 
@@ -72,6 +73,7 @@ class Calibration(LightningDataModule, ABC):
         self._splits: dict[str, dict[str, datasets.Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
         self._backbone: Backbone | None = None
+        self._teach: Teach | None = None
 
     @property
     @abstractmethod
@@ -99,6 +101,10 @@ class Calibration(LightningDataModule, ABC):
     def serve(self, backbone: Backbone) -> None:
         """Preprocess samples as this backbone wants them."""
         self._backbone = backbone
+
+    def teach(self, teach: Teach | None) -> None:
+        """Put what the experts make of the samples into the batches of the next fit."""
+        self._teach = teach
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -189,14 +195,14 @@ class Calibration(LightningDataModule, ABC):
             )
         return Classes(rows[self.label_column])
 
-    def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
-        """One batch of every task per step."""
+    def steps(self) -> Steps:
+        """The batches of the trainer's fit."""
         trainer = self.trainer
         if trainer is None or trainer.max_steps < 1:
             raise ConfigError(
                 "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
             )
-        steps = Steps(
+        return Steps(
             {task: self.samples(task, "calibration") for task in self.tasks},
             {task: self.labels(task, "calibration") for task in self.tasks} if self.labelled else None,
             self.batch_size,
@@ -204,7 +210,13 @@ class Calibration(LightningDataModule, ABC):
             trainer.max_steps,
             trainer.global_rank,
             trainer.world_size,
+            self._teach,
         )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
+        """One batch of every task per step."""
+        steps, trainer = self.steps(), self.trainer
+        assert trainer is not None
         return DataLoader(
             steps,
             batch_size=None,

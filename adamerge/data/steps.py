@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from adamerge.backbones import IGNORED, Batch, Inputs
 from adamerge.backbones.inputs import stack, stack_tensors
+from adamerge.data.teachers import Teach, stack_teachers
 from adamerge.errors import ConfigError, DataError
 
 
@@ -127,6 +128,7 @@ class Steps(Dataset[dict[str, Batch]]):
         total: number of steps.
         rank: of this process; it takes every ``world_size``-th sample of the batch.
         world_size: number of processes.
+        teach: what the experts make of the samples; None for objectives that are not taught.
 
     Raises:
         ConfigError: there are more processes than samples in a batch.
@@ -141,6 +143,7 @@ class Steps(Dataset[dict[str, Batch]]):
         total: int,
         rank: int = 0,
         world_size: int = 1,
+        teach: Teach | None = None,
     ) -> None:
         if world_size > batch_size:
             raise ConfigError(
@@ -149,7 +152,7 @@ class Steps(Dataset[dict[str, Batch]]):
                 got=batch_size,
             )
         self.samples, self.labels, self.batch_size, self.seed = samples, labels, batch_size, seed
-        self.total, self.rank, self.world_size = total, rank, world_size
+        self.total, self.rank, self.world_size, self.teach = total, rank, world_size, teach
         self._orders: dict[tuple[str, int], Tensor] = {}
 
     def __len__(self) -> int:
@@ -159,10 +162,12 @@ class Steps(Dataset[dict[str, Batch]]):
         batch = {}
         for task, samples in self.samples.items():
             indices = self.indices(task, step)[self.rank :: self.world_size]
-            inputs, labels = stack([samples[index] for index in indices]), None
+            inputs, labels, teacher = stack([samples[index] for index in indices]), None, None
             if self.labels is not None:
                 labels = stack_tensors([self.labels[task][index] for index in indices], IGNORED)
-            batch[task] = Batch(inputs, labels, indices=torch.tensor(indices), step=step)
+            if self.teach is not None:
+                teacher = stack_teachers([self.teach(task, index) for index in indices])
+            batch[task] = Batch(inputs, labels, teacher, torch.tensor(indices), step)
         return batch
 
     def indices(self, task: str, step: int) -> list[int]:

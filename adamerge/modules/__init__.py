@@ -2,5 +2,6 @@
 
 from adamerge.modules.adaptive import AdaptiveMerging
 from adamerge.modules.base import MergingModule
+from adamerge.modules.teachers import TeacherCache, TeacherFiles
 
-__all__ = ["AdaptiveMerging", "MergingModule"]
+__all__ = ["AdaptiveMerging", "MergingModule", "TeacherCache", "TeacherFiles"]

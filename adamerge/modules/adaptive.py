@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import Spread
 from adamerge.modules.base import MergingModule
+from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.penalties import Penalty
@@ -39,6 +42,8 @@ class AdaptiveMerging(MergingModule):
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         resident: hold the deltas in memory, or read them from disk at each step.
         init_from: a coefficient file of the same groups and experts to start from.
+        teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
+        lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
 
     Raises:
         ConfigError: a number is out of range.
@@ -62,13 +67,15 @@ class AdaptiveMerging(MergingModule):
         micro_batch: int | None = None,
         resident: bool = True,
         init_from: str | Path | None = None,
+        teachers: TeacherCache | None = None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         if not 0 < lr < float("inf"):
             raise ConfigError(f"model.lr must be positive, got {lr}")
         super().__init__(
-            backbone, task_vectors, parametrization, objective, task_weights, micro_batch, resident, init_from
+            backbone, task_vectors, parametrization, objective, task_weights, micro_batch, resident, init_from, teachers
         )
-        self.lr, self.optimizer, self.penalty = lr, optimizer, penalty
+        self.lr, self.optimizer, self.penalty, self.lr_scheduler = lr, optimizer, penalty, lr_scheduler
         self._bad: Tensor | None = None
         self._flag: Tensor | None = None  # its copy on the host
         self._flag_copied: torch.cuda.Event | None = None
@@ -76,13 +83,20 @@ class AdaptiveMerging(MergingModule):
         self._losses: dict[str, Tensor] = {}
         self._before: list[Tensor] = []
 
-    def configure_optimizers(self) -> Optimizer:
-        """The optimiser, with the constraint's projection and the guard hooked to its steps."""
+    def configure_optimizers(self) -> Any:
+        """The optimiser, with the constraint's projection and the guard hooked to its steps; and the schedule."""
         optimizer = self.optimizer(self.merged.parametrization.parameters())
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         optimizer.register_step_post_hook(self._settle)
-        return optimizer
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                "model.lr_scheduler: ReduceLROnPlateau needs a validation loss, which a merge does not have"
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def check(self, data: Calibration, precision: str) -> None:
         """As for every module; and nothing shortens the fit."""
@@ -103,7 +117,8 @@ class AdaptiveMerging(MergingModule):
             self._stop_if_not_finite()
 
     def on_fit_start(self) -> None:
-        """Nothing of an earlier fit counts."""
+        """As for every module; and nothing of an earlier fit counts."""
+        super().on_fit_start()
         self._bad, self._flag, self._flag_copied, self._losses = None, None, None, {}
 
     def on_train_epoch_end(self) -> None:

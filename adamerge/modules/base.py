@@ -18,6 +18,7 @@ from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
+from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.task_vectors import TaskVectors
@@ -37,6 +38,7 @@ class MergingModule(LightningModule, ABC):
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         resident: hold the deltas in memory, or read them from disk at each step.
         init_from: a coefficient file of the same groups and experts to start from.
+        teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
 
     Raises:
         CheckpointError: base, experts and backbone do not fit together.
@@ -53,6 +55,7 @@ class MergingModule(LightningModule, ABC):
         micro_batch: int | None = None,
         resident: bool = True,
         init_from: str | Path | None = None,
+        teachers: TeacherCache | None = None,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
@@ -60,6 +63,7 @@ class MergingModule(LightningModule, ABC):
         self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), resident)
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
+        self.teachers = teachers if teachers is not None else TeacherCache()
         self._metrics: dict[str, MeanMetric] = {}
         self._evaluated: list[str] = []
         if init_from is not None:
@@ -77,6 +81,17 @@ class MergingModule(LightningModule, ABC):
             self.check(data, str(self.trainer.precision))
         self.merged.fill(self.merged.task_vectors.base.__getitem__)
         self.merged.backbone.build_heads(data.tasks, self.merged.task_vectors.checkpoints)
+
+    def on_fit_start(self) -> None:
+        """Run the experts on the samples of the fit, when the objective is taught: before the loader's workers start."""
+        data = self._data()
+        data.teach(None)
+        if self.objective is not None and self.objective.taught:
+            steps = data.steps()
+            batch_size = self.micro_batch or steps.batch_size
+            folder = Path(self.trainer.default_root_dir)
+            self.teachers.fill(self.merged, steps, self.objective.hidden, batch_size, self.trainer.strategy, folder)
+            data.teach(self.teachers)
 
     def backward_pass(self) -> BackwardPass:
         """What runs a batch of every task through the merged copy."""
@@ -111,6 +126,14 @@ class MergingModule(LightningModule, ABC):
             raise ConfigError(
                 f"expert '{unknown[0]}' has no data", expected=f"a task of {list(data.tasks)}", got=unknown
             )
+        if self.objective is not None and self.objective.taught:
+            untaught = [task for task in data.tasks if task not in self.merged.task_vectors.experts]
+            if untaught:
+                raise ConfigError(
+                    f"{type(self.objective).__name__}: task '{untaught[0]}' has no expert of its name to learn from",
+                    expected=f"tasks of {list(self.merged.task_vectors.experts)}",
+                    got=untaught,
+                )
         strange = sorted(self.task_weights.keys() - data.tasks.keys())
         if strange:
             raise ConfigError(

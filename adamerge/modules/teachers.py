@@ -1,0 +1,234 @@
+"""Teachers: what each task's expert makes of the samples of a fit, every one of them run once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from adamerge.backbones import Teacher
+from adamerge.backbones.inputs import moved, stack
+from adamerge.data.steps import Samples, Steps
+from adamerge.data.teachers import Kept, compact, digest_of, expanded
+from adamerge.errors import CheckpointError, ConfigError
+from adamerge.files import TensorFile
+from adamerge.merged_model import MergedModel
+from adamerge.recipe import describe
+from adamerge.staging import staged_file, write_json
+
+FORMAT = 1
+DTYPES = ("float32", "bfloat16", "float16")
+DIGESTS = "digests"
+
+
+class TeacherCache:
+    """Outputs of the experts, in memory; filled before a fit, read by the data loader and its workers.
+
+    The teacher of a task is the network filled with the task's expert; each sample that the fit's steps use goes through
+    it once. Only positions that count are kept. Each process keeps the samples of its own part of the batches.
+
+    Args:
+        top: keep the largest logits alone, so many of them; all when None.
+        dtype: of the kept logits, less their largest where it is narrower than the network's; None for the network's own.
+
+    Raises:
+        ConfigError: a number is out of range, or an unknown dtype.
+    """
+
+    def __init__(self, top: int | None = None, dtype: str | None = None) -> None:
+        if top is not None and top < 2:
+            raise ConfigError(
+                f"{type(self).__name__}: top must be at least 2, got {top}: one class has no distribution"
+            )
+        if dtype is not None and dtype not in DTYPES:
+            raise ConfigError(f"{type(self).__name__}: dtype", expected=f"one of {DTYPES}", got=dtype)
+        self.top, self.dtype = top, dtype
+        self.forwards: dict[str, int] = {}
+        self.found: dict[str, int] = {}
+        self.seconds = 0.0
+        self._memory: dict[tuple[str, int], Kept] = {}
+
+    def __call__(self, task: str, index: int) -> Teacher:
+        """What was kept of a sample, expanded to its positions up to the last that counts.
+
+        Raises:
+            KeyError: nothing was.
+        """
+        return expanded(self._kept(task, index))
+
+    def fill(
+        self,
+        merged: MergedModel,
+        steps: Steps,
+        hidden: Sequence[int],
+        batch_size: int,
+        strategy: Strategy,
+        default_folder: Path,
+    ) -> None:
+        """Run what is not there yet, without a gradient; leaves the network filled with an expert.
+
+        Args:
+            merged: with heads, on its device.
+            steps: of the fit.
+            hidden: numbers of the hidden states to keep.
+            batch_size: samples per forward pass.
+            strategy: of the trainer: its precision, and the other processes.
+            default_folder: for what is kept in files that have no folder of their own.
+
+        Raises:
+            ConfigError: there is no such hidden state.
+        """
+        start = time.monotonic()
+        self.forwards, self.found, self._memory = dict.fromkeys(steps.samples, 0), {}, {}
+        for task, samples in steps.samples.items():
+            self._open(task, merged, hidden, str(strategy.precision_plugin.precision), default_folder)
+            wanted = self._wanted(task, steps)
+            missing = [index for index in wanted if not self._holds(task, index, samples)]
+            self.found[task] = len(wanted) - len(missing)
+            if missing:
+                merged.fill_expert(task)
+            for first in range(0, len(missing), batch_size):
+                indices = missing[first : first + batch_size]
+                inputs = stack([samples[index] for index in indices])
+                with torch.no_grad(), _forward_context(strategy):
+                    encoded = merged(moved(inputs, merged.device), tuple(hidden))
+                    output = merged.backbone.output(encoded, task)
+                self._keep(task, dict(zip(indices, compact(output, self.top, self.dtype), strict=True)), samples)
+                self.forwards[task] += len(indices)
+        self._close(strategy, steps)
+        self.seconds = time.monotonic() - start
+
+    def report(self) -> dict[str, Any]:
+        """For the summary: forward passes of this process, samples that were there already, and seconds."""
+        return {"forwards": self.forwards, "found": self.found, "seconds": round(self.seconds, 3)}
+
+    def _open(
+        self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
+    ) -> None:
+        return
+
+    def _wanted(self, task: str, steps: Steps) -> list[int]:
+        """Samples that this process shall have run: those of its own part of the batches."""
+        mine = slice(steps.rank, None, steps.world_size)
+        return sorted({index for step in range(steps.total) for index in steps.indices(task, step)[mine]})
+
+    def _holds(self, task: str, index: int, samples: Samples) -> bool:
+        return False
+
+    def _keep(self, task: str, entries: Mapping[int, Kept], samples: Samples) -> None:
+        self._memory |= {(task, index): kept for index, kept in entries.items()}
+
+    def _kept(self, task: str, index: int) -> Kept:
+        return self._memory[task, index]
+
+    def _close(self, strategy: Strategy, steps: Steps) -> None:
+        return
+
+
+class TeacherFiles(TeacherCache):
+    """The same in memory-mapped files: they survive the process, and other fits with the same experts may use them.
+
+    An entry is found again when expert, base, network, head, precision and the sample's own content are the same. Files
+    appear whole or not at all. Processes share the folder and the work: each sample is run by one of them.
+
+    Args:
+        top: keep the largest logits alone, so many of them; all when None.
+        dtype: of the kept logits; None for the network's own.
+        folder: where; ``teachers`` in the run's folder when None.
+    """
+
+    def __init__(self, top: int | None = None, dtype: str | None = None, folder: str | Path | None = None) -> None:
+        super().__init__(top, dtype)
+        self.folder = folder
+        self._folders: dict[str, Path] = {}
+        self._entries: dict[tuple[str, int], tuple[str, TensorFile]] = {}
+
+    def _open(
+        self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
+    ) -> None:
+        vectors, head = merged.task_vectors, merged.backbone.heads.get(task)
+        identity = {
+            "format": FORMAT,
+            "task": task,
+            "expert": vectors.checkpoints[task].fingerprint,
+            "base": vectors.base.fingerprint,
+            "merged": hashlib.sha256(json.dumps(sorted(vectors)).encode()).hexdigest(),
+            "head": None if head is None else digest_of(dict(head.state_dict())),
+            "backbone": _described(merged),
+            "dtype": str(merged.dtype),
+            "precision": precision,
+            "hidden": list(hidden),
+            "top": self.top,
+            "kept": self.dtype,
+        }
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self._folders[task] = Path(self.folder or default_folder / "teachers") / key
+        if not (folder / "identity.json").is_file():
+            write_json(folder / "identity.json", identity)
+        self._read(task)
+
+    def _read(self, task: str) -> None:
+        for path in sorted(self._folders[task].glob("*.safetensors")):
+            try:
+                file = TensorFile(path)
+                digests = json.loads(file.metadata[DIGESTS])
+            except (CheckpointError, KeyError, ValueError):
+                continue  # damaged from outside; its samples are run again
+            self._entries |= {(task, int(index)): (digest, file) for index, digest in digests.items()}
+
+    def _wanted(self, task: str, steps: Steps) -> list[int]:
+        """This process's share of what all processes need."""
+        wanted = {index for step in range(steps.total) for index in steps.indices(task, step)}
+        return sorted(wanted)[steps.rank :: steps.world_size]
+
+    def _holds(self, task: str, index: int, samples: Samples) -> bool:
+        entry = self._entries.get((task, index))
+        return entry is not None and entry[0] == digest_of(samples[index])
+
+    def _keep(self, task: str, entries: Mapping[int, Kept], samples: Samples) -> None:
+        digests = {str(index): digest_of(samples[index]) for index in entries}
+        values = {f"{index}.{name}": value for index, kept in entries.items() for name, value in kept.items()}
+        metadata = json.dumps(digests)
+        path = self._folders[task] / f"{hashlib.sha256(metadata.encode()).hexdigest()[:16]}.safetensors"
+        with staged_file(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(values, {DIGESTS: metadata}))
+        file = TensorFile(path)
+        self._entries |= {(task, int(index)): (digest, file) for index, digest in digests.items()}
+
+    def _kept(self, task: str, index: int) -> Kept:
+        _, file = self._entries[task, index]
+        prefix = f"{index}."
+        return {name.removeprefix(prefix): file.read(name) for name in file.tensors if name.startswith(prefix)}
+
+    def _close(self, strategy: Strategy, steps: Steps) -> None:
+        if steps.world_size > 1:
+            strategy.barrier("teachers")
+            for task in self._folders:
+                self._read(task)
+
+
+def _forward_context(strategy: Strategy) -> AbstractContextManager[Any]:
+    """The fit's own precision, so that an expert merged with itself has a distance of 0."""
+    context: AbstractContextManager[Any] = strategy.precision_plugin.forward_context()
+    return context
+
+
+def _described(merged: MergedModel) -> Any:
+    """The network's constructor arguments, which decide what counts and what is predicted."""
+    try:
+        spec = describe(merged.backbone)
+        json.dumps(spec)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{type(merged.backbone).__name__} cannot be told from others of its class: {error}",
+            todo="keep each constructor argument as an attribute of its name, or keep teachers in memory",
+        ) from error
+    return spec

@@ -1,0 +1,96 @@
+"""Alignment: on its own task's inputs the merged model should do what the task's expert does; no labels are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adamerge.backbones import Batch, Output, Teacher, masked_mean
+from adamerge.errors import ConfigError, DataError
+from adamerge.objectives.base import Objective
+
+
+class LogitAlignment(Objective):
+    """``T^2 KL(softmax(z_k / T) || softmax(z / T))``, z_k the logits of the task's expert and z those of the merged model.
+
+    Of classes, one divergence per sample; of tokens, the mean over the positions that count: padding and the positions of
+    images and prompts do not, as the backbone's mask says. The soft cross-entropy of the released code is this plus the
+    entropy of the expert, a constant: same gradient, but its minimum is not 0.
+
+    Where the cache kept the expert's ``k`` largest logits only, both softmaxes are over these ``k`` classes, each
+    renormalised there: 0 when the merged model has the expert's odds among them; the other classes are left free.
+
+    Args:
+        temperature: T; a larger one looks more at the classes that the expert holds for unlikely.
+
+    Raises:
+        ConfigError: the temperature is not positive.
+        DataError: the batch has no teacher.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge distillation (Hinton et al., 2015),
+    https://arxiv.org/abs/1503.02531, for the factor T^2.
+    """
+
+    taught = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < temperature < float("inf"):
+            raise ConfigError(f"LogitAlignment: temperature must be positive, got {temperature}")
+        self.temperature = temperature
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Logits ``(samples, [positions,] classes)`` of both to divergences ``(samples,)``."""
+        teacher = _teacher(self, batch)
+        logits = output.cropped(teacher.logits.shape[1])
+        if teacher.classes is not None:
+            logits = logits.gather(-1, teacher.classes.long())
+        ours = (logits.float() / self.temperature).log_softmax(dim=-1)
+        theirs = (teacher.logits.float() / self.temperature).log_softmax(dim=-1)
+        p = theirs.exp()
+        # 0 log 0 is 0, also where a class is masked out by -inf
+        divergence = torch.where(p > 0, p * (theirs - ours), 0.0).sum(dim=-1)
+        return self.temperature**2 * output.mean(divergence)
+
+
+class HiddenAlignment(Objective):
+    """Mean over chosen layers of the mean squared difference between hidden states of the merged model and the expert.
+
+    A layer's mean is over the positions that count and over the width, in fp32; the states are not normalised.
+
+    Args:
+        layers: numbers of the hidden states: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones
+            count from the last.
+
+    Raises:
+        ConfigError: there are no layers, or, once the network runs, a layer that it has not.
+        DataError: the batch has no teacher.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    """
+
+    taught = True
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        super().__init__()
+        if not layers:
+            raise ConfigError("HiddenAlignment: layers must name at least one hidden state, such as [-1]")
+        self.layers, self.hidden = list(layers), tuple(layers)
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        teacher, mask = _teacher(self, batch), output.encoded.hidden_mask
+        distances = []
+        for ours, theirs in zip(output.encoded.hidden, teacher.hidden, strict=True):
+            positions = theirs.shape[1]  # of this task's longest sample; those of other tasks may be longer
+            squared = (ours[:, :positions].float() - theirs.float()).square().mean(dim=-1)
+            distances.append(squared.mean(dim=1) if mask is None else masked_mean(squared, mask[:, :positions]))
+        return torch.stack(distances).mean(dim=0)
+
+
+def _teacher(objective: Objective, batch: Batch) -> Teacher:
+    if batch.teacher is None:
+        raise DataError(f"{type(objective).__name__}: the batch has no teacher")
+    return batch.teacher

@@ -1,0 +1,83 @@
+"""Sums of objectives: several at once, each with a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adamerge.backbones import Batch, Output
+from adamerge.errors import ConfigError
+from adamerge.objectives.base import Objective, Predict
+
+
+class Sum(Objective):
+    """``sum_i factors[i] * parts[i]``, of one forward pass.
+
+    It needs labels, teacher and hidden states when a part does, and each part sees only what it asks for. The parts prepare
+    the batch one after the other; a sample's weight is the product of theirs, so that a part that leaves samples out
+    leaves them out of the sum.
+
+    Args:
+        parts: the objectives.
+        factors: one per part; 1 each when None.
+
+    Raises:
+        ConfigError: there are no parts, or not as many factors.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, is LogitAlignment plus HiddenAlignment.
+    """
+
+    def __init__(self, parts: Sequence[Objective], factors: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if not parts or (factors is not None and len(factors) != len(parts)):
+            raise ConfigError(
+                "Sum: one factor per part is needed", expected=len(parts) or "at least one part", got=factors
+            )
+        self.parts = list(parts)
+        self._registered = nn.ModuleList(parts)  # what has buffers follows the model to its device
+        self.factors = [1.0] * len(parts) if factors is None else list(factors)
+        self.labelled = any(part.labelled for part in parts)
+        self.taught = any(part.taught for part in parts)
+        self.hidden = tuple(dict.fromkeys(number for part in parts for number in part.hidden))
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """The weighted sum of the parts' losses, ``(samples,)``."""
+        losses = [
+            factor * part(self._output(part, output), self._batch(part, batch))
+            for factor, part in zip(self.factors, self.parts, strict=True)
+        ]
+        return torch.stack(losses).sum(dim=0)
+
+    def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
+        """The batch after every part has prepared it, in their order."""
+        for part in self.parts:
+            prepared = part.prepare(task, self._batch(part, batch), predict)
+            labels = prepared.labels if part.labelled or prepared.labels is not None else batch.labels
+            batch = prepared._replace(labels=labels, teacher=batch.teacher)
+        return batch
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The product of the parts' weights, ``(samples,)``."""
+        weights = [part.weight(self._batch(part, batch)) for part in self.parts]
+        return torch.stack(weights).prod(dim=0)
+
+    def _batch(self, part: Objective, batch: Batch) -> Batch:
+        """What the part may see: no labels that it does not declare, and the teacher's hidden states that it does."""
+        if self.labelled and not part.labelled:
+            batch = batch._replace(labels=None)
+        if batch.teacher is None:
+            return batch
+        if not part.taught:
+            return batch._replace(teacher=None)
+        states = batch.teacher.hidden
+        chosen = tuple(states[self.hidden.index(number)] for number in part.hidden)
+        return batch._replace(teacher=batch.teacher._replace(hidden=chosen))
+
+    def _output(self, part: Objective, output: Output) -> Output:
+        """The output with the part's own hidden states."""
+        states = output.encoded.hidden
+        chosen = tuple(states[self.hidden.index(number)] for number in part.hidden)
+        return Output(output.logits, replace(output.encoded, hidden=chosen))

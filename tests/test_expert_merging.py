@@ -1,0 +1,212 @@
+"""Expert Merging as a composition: loss, gradient and steps against the paper's formulas in float64; planted answers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.optim import LBFGS, SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors, toy_weights
+
+from adamerge.backbones import Batch, Teacher
+from adamerge.backbones.inputs import stack
+from adamerge.constraints import Free, Sigmoid
+from adamerge.merged_model import MergedModel
+from adamerge.modules import AdaptiveMerging
+from adamerge.modules.backward import BackwardPass
+from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum
+from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
+from adamerge.penalties import DistanceToInitial
+
+TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
+BETA = {"one": 1.5, "two": 0.5}
+
+
+def forward64(weights: dict[str, Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """States after the embedding and each block, and logits, of one sequence ``(positions,)``."""
+    states = [weights["embed.weight"][tokens]]
+    for i in (0, 1):
+        states.append(torch.tanh(states[-1] @ weights[f"blocks.{i}.weight"].T + weights[f"blocks.{i}.bias"]))
+    return states, states[-1] @ weights["out.weight"].T
+
+
+class Paper:
+    """L = sum_k beta_k (T^2 KL + lambda_hid MSE) + gamma / (K L) sum |alpha - abar|, alpha = sigmoid(w)."""
+
+    def __init__(self, batch_size: int) -> None:
+        base, experts = toy_weights(TASKS)
+        self.base = {name: value.double() for name, value in base.items()}
+        self.experts = {task: {n: v.double() for n, v in expert.items()} for task, expert in experts.items()}
+        self.names = list(toy_vectors(TASKS))  # the order of the columns of w
+        self.data = ToyTexts(TASKS, batch_size=batch_size)
+        self.data.serve(ToyLanguage())
+
+    def samples(self, task: str, step: int) -> list[dict[str, Tensor]]:
+        from adamerge.data.steps import Steps
+
+        samples = self.data.samples(task, "calibration")
+        return [samples[i] for i in Steps({task: samples}, None, self.data.batch_size, 0, 99).indices(task, step)]
+
+    def loss(self, w: Tensor, step: int) -> Tensor:
+        alpha = 1 / (1 + torch.exp(-w))
+        merged = {
+            name: self.base[name]
+            + sum(alpha[k, p] * (self.experts[task][name] - self.base[name]) for k, task in enumerate(TASKS))
+            for p, name in enumerate(self.names)
+        }
+        total = GAMMA / (len(TASKS) * len(self.names)) * (alpha - PRIOR).abs().sum()
+        for task in TASKS:
+            losses = []
+            for sample in self.samples(task, step):
+                (ours, z), (theirs, zk) = (forward64(m, sample["tokens"]) for m in (merged, self.experts[task]))
+                counted = sample["counts"]
+                log_p, log_q = (logits.div(TEMPERATURE).log_softmax(-1)[counted] for logits in (zk, z))
+                kl = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+                mse = sum((ours[i] - theirs[i])[counted].square().mean() for i in (1, 2)) / 2
+                losses.append(kl + HIDDEN * mse)
+            total = total + BETA[task] * torch.stack(losses).mean()
+        return total
+
+
+def module_of(optimizer=partial(SGD, lr=1.0), lr=0.5, lr_scheduler=None, micro_batch=None) -> AdaptiveMerging:
+    objective = Sum([LogitAlignment(TEMPERATURE), HiddenAlignment([1, -1])], [1.0, HIDDEN])
+    parametrization = partial(LayerWise, init=PRIOR, constraint=Sigmoid())
+    return AdaptiveMerging(
+        ToyLanguage(), toy_vectors(TASKS), parametrization, objective, lr, optimizer, DistanceToInitial(GAMMA), BETA,
+        micro_batch, lr_scheduler=lr_scheduler,
+    )  # fmt: skip
+
+
+def start(paper: Paper) -> Tensor:
+    return torch.full((2, len(paper.names)), PRIOR, dtype=torch.float64).logit()
+
+
+def moved(module: AdaptiveMerging) -> AdaptiveMerging:
+    """Off the prior, where the penalty has no slope."""
+    w = module.merged.parametrization.w
+    with torch.no_grad():
+        w += 0.3 * torch.randn(w.shape, generator=torch.Generator().manual_seed(3))
+    return module
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_loss_and_gradient_are_the_papers(micro_batch):
+    paper, module, gradients = Paper(4), moved(module_of(micro_batch=micro_batch)), []
+    w = module.merged.parametrization.w.detach().double().requires_grad_(True)
+    module.merged.parametrization.w.register_hook(lambda gradient: gradients.append(gradient.clone()))
+    toy_fit(module, ToyTexts(TASKS), 1)
+    expected = paper.loss(w, 0)
+    assert float(module.trainer.logged_metrics["train/loss"]) == pytest.approx(float(expected.detach()), rel=1e-6)
+    (right,) = torch.autograd.grad(expected, w)
+    assert (gradients[-1].double() - right).abs().max() < 1e-6 * max(1.0, float(right.abs().max()))
+    assert right.abs().min() > 1e-4, "every coefficient is driven"
+
+
+def test_three_sgd_steps_are_the_papers():
+    paper, module = Paper(4), moved(module_of())
+    w = module.merged.parametrization.w.detach().double()
+    toy_fit(module, ToyTexts(TASKS), 3)
+    for step in range(3):
+        w = w.requires_grad_(True)
+        w = (w - 0.5 * torch.autograd.grad(paper.loss(w, step), w)[0]).detach()
+    assert (module.merged.parametrization.w.double() - w).abs().max() < 1e-6
+
+
+def test_three_steps_of_the_papers_optimiser_are_the_papers():
+    """AdamW at 0.5 in logit space, decay 1e-5, gradients clipped to norm 0.25, cosine with warm restarts to 0.05."""
+    lr, decay, period, low = 0.5, 1e-5, 2, 0.05
+    schedule = partial(CosineAnnealingWarmRestarts, T_0=period, T_mult=2, eta_min=low)
+    paper, module = Paper(4), moved(module_of(partial(AdamW, weight_decay=decay), lr, schedule))
+    w = module.merged.parametrization.w.detach().double()
+    toy_fit(module, ToyTexts(TASKS), 3, gradient_clip_val=0.25)
+    first, second = torch.zeros_like(w), torch.zeros_like(w)
+    norms = []
+    for step in range(3):
+        w = w.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(paper.loss(w, step), w)
+        norms.append(float(gradient.norm()))
+        gradient = gradient * min(1.0, 0.25 / (norms[-1] + 1e-6))
+        now = step - period if step >= period else step
+        rate = low + (lr - low) * (1 + torch.cos(torch.tensor(torch.pi * now / (period if step < period else 4)))) / 2
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        m, v = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        w = (w * (1 - rate * decay) - rate * m / (v.sqrt() + 1e-8)).detach()
+    assert (module.merged.parametrization.w.double() - w).abs().max() < 5e-6
+    assert max(norms) > 0.25 > min(norms), "the clip is at work"
+
+
+# planted answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [LogitAlignment(), Sum([LogitAlignment(2.0), HiddenAlignment([0, 1, 2])])])
+@pytest.mark.parametrize(
+    "kind", [TaskWise, LayerWise, partial(ChunkWise, chunks=2)], ids=["task-wise", "layer-wise", "chunk-wise"]
+)
+def test_planted_coefficients_are_recovered(kind, objective):
+    """A teacher that IS a merge: alignment with it finds its coefficients, of each task, tensor and chunk."""
+    vectors, backbone = toy_vectors(TASKS), ToyLanguage()
+    merged = MergedModel(backbone, vectors, kind(vectors, init=0.3, constraint=Free()))
+    data = ToyTexts(TASKS, rows=40)
+    data.serve(backbone)
+    samples = data.samples("one", "calibration")
+    inputs = stack([samples[i] for i in range(40)])
+    generator = torch.Generator().manual_seed(1)
+    w, start_w = merged.parametrization.w, merged.parametrization.w.detach().clone()
+    planted = torch.rand(w.shape, generator=generator)
+    with torch.no_grad():
+        w.copy_(planted)
+        merged.merge()
+        encoded = merged(inputs, objective.hidden)
+        w.copy_(start_w)
+    batch = {"one": Batch(inputs, teacher=Teacher(encoded.features.clone(), hidden=encoded.hidden))}
+    strategy = SingleDeviceStrategy()
+
+    def loss() -> Tensor:
+        """Of the coefficients as they are, with their gradient; LBFGS stops on absolute sizes, hence the factor."""
+        w.grad = None
+        with torch.enable_grad():
+            merged.merge()
+            losses = BackwardPass(merged, objective, {}, None, strategy)(batch)
+            (1e4 * merged.pull_back(losses["one"])).backward()
+        return 1e4 * losses["one"]
+
+    def gradient(at: Tensor) -> Tensor:
+        with torch.no_grad():
+            w.copy_(at)
+        loss()
+        return w.grad.double().flatten()
+
+    LBFGS([w], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe").step(loss)
+    # near the minimum fp32 losses are blunt and gradients are not: Newton's steps, from differences of gradients
+    found = w.detach().double()
+    for _ in range(20):
+        here, columns = gradient(found), []
+        for i in range(found.numel()):
+            step = torch.zeros(found.numel(), dtype=torch.float64)
+            step[i] = 1e-2
+            columns.append((gradient(found + step.view_as(found)) - gradient(found - step.view_as(found))) / 2e-2)
+        curvature = torch.stack(columns)
+        values, axes = torch.linalg.eigh((curvature + curvature.T) / 2)
+        move = axes @ ((axes.T @ here) / (values.abs() + here.norm()))
+        found = found - move.view_as(found)
+        if move.abs().max() < 1e-4:
+            break
+    with torch.no_grad():
+        w.copy_(found)
+    assert (planted - start_w).abs().max() > 0.2
+    assert (w.detach() - planted).abs().max() < 1e-3
+
+
+def test_an_expert_that_alone_counts_is_recovered_by_a_fit():
+    """All weight on one task: its expert's coefficient goes to 1 and the other's to 0, in the whole pipeline."""
+    schedule = partial(CosineAnnealingWarmRestarts, T_0=100)
+    module = AdaptiveMerging(
+        ToyLanguage(), toy_vectors(TASKS), partial(TaskWise, init=0.3), LogitAlignment(), 0.1,
+        task_weights={"two": 0.0}, lr_scheduler=schedule,
+    )  # fmt: skip
+    toy_fit(module, ToyTexts(TASKS, batch_size=10), 100)
+    assert (module.merged.parametrization.w.flatten() - torch.tensor([1.0, 0.0])).abs().max() < 1e-3
