@@ -14,6 +14,7 @@ CONFIGS = ROOT / "configs"
 METHOD_FILES = sorted(METHODS.rglob("*.yaml"))
 POOL_FILES = sorted((CONFIGS / "pools").glob("*.yaml"))
 TRAINER_FILES = sorted((CONFIGS / "trainer").glob("*.yaml"))
+TASK_FILES = sorted((CONFIGS / "tasks").glob("*.yaml"))
 QUICK = ("--trainer.enable_progress_bar=false", "--data.batch_size=4")
 
 
@@ -59,7 +60,7 @@ def test_a_method_opens_with_what_it_is(path):
     assert "seconds" in header or "minutes" in header, "how long it takes"
 
 
-@pytest.mark.parametrize("path", [*POOL_FILES, *TRAINER_FILES], ids=name_of)
+@pytest.mark.parametrize("path", [*POOL_FILES, *TRAINER_FILES, *TASK_FILES], ids=name_of)
 def test_pools_and_trainers_open_with_their_command(path):
     header = header_of(path)
     assert len(header) > 40 and "adamerge fit --config " in header
@@ -108,7 +109,7 @@ def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
     assert outcome.code == 0 and "bf16-mixed" in outcome.out and "accelerator: gpu" in outcome.out
 
 
-@pytest.mark.parametrize("path", POOL_FILES, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in POOL_FILES if path.stem.startswith("testbed_")], ids=name_of)
 def test_a_pool_names_what_is_there(path, monkeypatch):
     from adamerge.configuration import ConfigCLI
 
@@ -117,6 +118,21 @@ def test_a_pool_names_what_is_there(path, monkeypatch):
     cli = ConfigCLI(["--config", str(path), "--config", str(METHODS / "task_arithmetic.yaml")])
     assert cli.model.merged.task_vectors.experts == tuple(vectors["experts"])
     assert set(vectors["experts"]) <= set(cli.datamodule.tasks)
+
+
+@pytest.mark.parametrize("path", POOL_FILES, ids=name_of)
+def test_a_pool_is_read_without_opening_what_it_names(path, monkeypatch, capfd):
+    """Every key and class of it; with any method, and in either order."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for order in ([path, METHODS / "ties.yaml"], [METHODS / "ties.yaml", path]):
+        words = [word for file in order for word in ("--config", file)]
+        outcome = command(capfd, "fit", *words, "--print_config")
+        assert outcome.code == 0, outcome.err[-2000:]
+        printed = yaml.safe_load(outcome.out)
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        experts = printed["model"]["task_vectors"]["init_args"]["experts"]
+        assert experts == given["model"]["task_vectors"]["experts"]
+        assert printed["data"]["class_path"] == given["data"]["class_path"]
 
 
 def test_the_testbeds_tasks_and_experts_have_the_same_names():

@@ -218,3 +218,27 @@ def test_a_trainer_that_lightning_refuses_is_told(configured):
         configured("--trainer.max_steps=3", "--trainer.val_check_interval=-1").trainer_with([])
     with pytest.raises(ConfigError, match="trainer: "):
         configured("--trainer.max_steps=3", "--trainer.accelerator=abacus").trainer_with([])
+
+
+def test_some_of_a_pools_tasks(configured, refused, tmp_path):
+    whole = configured()
+    some = configured("--tasks=[shapes]")
+    assert whole.model.merged.task_vectors.experts == tuple(whole.datamodule.tasks) == ("colours", "shapes")
+    assert some.model.merged.task_vectors.experts == tuple(some.datamodule.tasks) == ("shapes",)
+    both = configured(*later(tmp_path, {"tasks": ["shapes", "colours"]}))
+    assert both.model.merged.task_vectors.experts == ("colours", "shapes"), "the pool's order"
+    for words, missing in ((["--tasks=[shapes,shades]"], "'shades'"), (["--tasks=[]"], "none are named")):
+        assert missing in refused(*words).what
+    testbed = {"data": {"class_path": "adamerge.testbed.data.TestbedImages"}}
+    assert "no tasks to choose from" in refused(*later(tmp_path, testbed), "--tasks=[shapes]").what
+
+
+def test_tasks_that_are_left_out_are_not_opened(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = pool_config(pool, image_folders)
+    content["model"]["task_vectors"]["experts"]["far"] = "nowhere.safetensors"
+    content["data"]["init_args"]["tasks"]["far"] = {"dataset": "nowhere", "vocabulary": "dtd"}
+    words = ["--config", str(write_yaml(tmp_path / "p.yaml", content)), "--config", str(TASK_ARITHMETIC)]
+    with pytest.raises(CheckpointError, match="nowhere"):
+        ConfigCLI(words)
+    assert ConfigCLI([*words, "--tasks=[colours]"]).model.merged.task_vectors.experts == ("colours",)

@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, noise_images
 from PIL import Image
 
@@ -89,6 +90,53 @@ def test_class_names_of_the_configuration_come_first(image_folders):
     assert ImageCalibration({"colours": own}).tasks["colours"].classnames == ("rot", "grün", "blau")
     plain = ImageCalibration({"colours": task(image_folders["colours"])})
     assert plain.tasks["colours"].classnames == tuple(CLASSES["colours"])
+
+
+def test_a_vocabulary_fills_what_the_configuration_leaves_open(tmp_path):
+    data = ImageCalibration(
+        {
+            "a": ImageTask("nowhere", vocabulary="pcam"),
+            "b": ImageTask("nowhere", ["my {}"], vocabulary="pcam"),
+            "c": ImageTask("nowhere", classnames=["good", "bad"], vocabulary="pcam"),
+        }
+    ).tasks
+    assert [task.classnames[0] for task in data.values()] == ["lymph node", "lymph node", "good"]
+    assert [task.templates for task in data.values()] == [
+        ("this is a photo of {}",),
+        ("my {}",),
+        ("this is a photo of {}",),
+    ]
+    with pytest.raises(ConfigError, match="no vocabulary 'pcan'"):
+        ImageCalibration({"a": ImageTask("nowhere", vocabulary="pcan")})
+
+
+def test_the_same_classes_in_another_order_are_refused(tmp_path):
+    folder = saved(
+        tmp_path / "a", train=noise_images(["sea lake", "river"], 40, 0), test=noise_images(["sea lake", "river"], 9, 1)
+    )
+    with pytest.raises(DataError, match=r"task 'colours'.*in another order") as found:
+        ImageCalibration({"colours": task(folder, classnames=["River", "Sea_Lake"])}).rows("colours", "test")
+    assert "label 0: 'sea lake'" in str(found.value) and "'River'" in str(found.value)
+    for names in (["Sea_Lake", "River"], ["water", "stream"]):  # the same spelling apart, and other words
+        assert ImageCalibration({"colours": task(folder, classnames=names)}).rows("colours", "test")
+
+
+def test_as_many_class_names_as_classes(image_folders):
+    data = ImageCalibration({"colours": task(image_folders["colours"], classnames=["a", "b"])})
+    with pytest.raises(DataError, match=r"task 'colours': 2 class names.*colours") as found:
+        data.rows("colours", "calibration")
+    assert "expected 3 class names, got 2" in str(found.value)
+
+
+def test_truth_values_are_labels(tmp_path):
+    def truths(count, seed):
+        return noise_images(["no", "yes"], count, seed).cast_column("label", datasets.Value("bool"))
+
+    folder = saved(tmp_path / "a", train=truths(40, 0), test=truths(9, 1))
+    data = ImageCalibration({"colours": task(folder, vocabulary="pcam")})
+    labels = [data.labels("colours", "test")[i] for i in range(9)]
+    assert [int(label) for label in labels] == list(datasets.load_from_disk(folder)["test"]["label"])
+    assert {label.dtype for label in labels} == {torch.int64}
 
 
 def test_labels_without_names_need_class_names(tmp_path):

@@ -1,0 +1,156 @@
+"""The pools of the papers: complete, true to the architectures they name, and able to run on stand-ins of their shape."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import yaml
+from running import LAYER_WISE, ROOT, command, without_pictures, write_yaml
+from safetensors.torch import save_file
+from stand_ins import moved, noise_data, pico_clip, pico_clip_expert, pico_open_clip, read_pool
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from adamerge.data import load_vocabulary
+from adamerge.task_vectors import TaskVectors
+
+POOLS, SUITES = ROOT / "configs" / "pools", ROOT / "configs" / "tasks"
+VISION = sorted(POOLS.glob("clip_vit_*.yaml"))
+HUB = [path for path in VISION if path.stem.endswith("_hub")]
+OPEN_CLIP = [path for path in VISION if path not in HUB]
+LAYERS = {"b32": 12, "b16": 12, "l14": 24}
+TENSORS = {"b32": (199, 152), "b16": (199, 152), "l14": (391, 296)}  # of a vision tower: transformers', open_clip's
+COUNTS = {"hub": 20, "task_vectors": 8, "tall_masks": 20}
+
+
+def architecture_of(path: Path) -> str:
+    return path.stem.split("_")[2]
+
+
+def family_of(path: Path) -> str:
+    return path.stem.split("_", 3)[3]
+
+
+def task_vectors_of(path: Path) -> dict:
+    return read_pool(path)["model"]["task_vectors"]
+
+
+def tasks_of(path: Path) -> dict:
+    return read_pool(path)["data"]["init_args"]["tasks"]
+
+
+def named(names: list[str], include: list[str]) -> list[str]:
+    """The tensor names that a pool's ``include`` leaves."""
+    return list(
+        TaskVectors(
+            {name: torch.zeros(1) for name in names}, {"a": dict.fromkeys(names, torch.ones(1))}, include=include
+        )
+    )
+
+
+def test_every_architecture_with_every_family():
+    assert {(architecture_of(path), family_of(path)) for path in VISION} == {(a, f) for a in LAYERS for f in COUNTS}
+
+
+@pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
+def test_experts_and_tasks_agree(path):
+    experts, tasks = task_vectors_of(path)["experts"], tasks_of(path)
+    assert list(experts) == list(tasks) and len(tasks) == COUNTS[family_of(path)]
+    assert len(set(experts.values())) == len(experts), "no expert twice"
+    assert len({task["dataset"] for task in tasks.values()}) == len(tasks), "no data set twice"
+    for task, source in tasks.items():
+        assert source["vocabulary"].startswith(task)
+        assert load_vocabulary(source["vocabulary"]).templates
+
+
+@pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
+def test_a_header_is_honest(path):
+    header = path.read_text(encoding="utf-8").split("\nmodel:")[0].replace("\n# ", " ")
+    assert "Not run here." in header and "Estimated, not measured" in header and "Never beside figures" in header
+    assert f"adamerge fit --config configs/pools/{path.name}" in header and " %" in header
+
+
+def test_the_families_share_no_expert_and_no_architecture_does():
+    experts = [expert for path in VISION for expert in task_vectors_of(path)["experts"].values()]
+    assert len(set(experts)) == len(experts) == 3 * sum(COUNTS.values())
+
+
+@pytest.mark.parametrize(("count", "before"), [(8, 0), (14, 8)])
+def test_a_suite_is_the_beginning_of_every_pool(count, before):
+    suite = yaml.safe_load((SUITES / f"vision_{count}.yaml").read_text())
+    assert suite.keys() == {"tasks"} and len(suite["tasks"]) == count > before
+    for path in VISION:
+        assert set(suite["tasks"][: COUNTS[family_of(path)]]) == set(list(tasks_of(path))[:count])
+
+
+@pytest.mark.parametrize("path", OPEN_CLIP, ids=lambda path: path.stem)
+def test_include_takes_the_image_tower_of_the_real_open_clip_model(path):
+    pool = read_pool(path)
+    with torch.device("meta"):
+        config = open_clip.get_model_config(pool["model"]["backbone"]["init_args"]["architecture"])
+        names = list(
+            open_clip.CLIP(**{key: value for key, value in config.items() if key != "custom_text"}).state_dict()
+        )
+    taken = named(names, pool["model"]["task_vectors"]["include"])
+    assert len(taken) == TENSORS[architecture_of(path)][1]
+    assert set(names) - set(taken) == {name for name in names if not name.startswith("visual.")}
+    assert config["quick_gelu"], "OpenAI's weights"
+
+
+@pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)
+def test_include_takes_the_vision_tower_of_the_hubs_models(path, tmp_path):
+    base = pico_clip(tmp_path / "base", LAYERS[architecture_of(path)])
+    expert = pico_clip_expert(tmp_path / "expert.safetensors", base, 1)
+    include = task_vectors_of(path)["include"]
+    vectors = TaskVectors(tmp_path / "base", {"a": expert}, include=include)
+    assert len(vectors) == TENSORS[architecture_of(path)][0]
+    assert all(name.startswith("vision_model.") for name in vectors)
+    config = CLIPVisionConfig(num_hidden_layers=LAYERS[architecture_of(path)])
+    with torch.device("meta"):
+        real = CLIPVisionModel(config).state_dict()
+    assert len(real) == len(vectors)
+
+
+def pico(path: Path, folder: Path) -> dict:
+    """The pool with pico stand-ins for what it would download, and nothing else changed."""
+    pool = read_pool(path)
+    backbone, vectors = pool["model"]["backbone"]["init_args"], pool["model"]["task_vectors"]
+    tasks = pool["data"]["init_args"]["tasks"]
+    if path in HUB:
+        base = pico_clip(folder / "base", LAYERS[architecture_of(path)])
+        experts = {
+            task: pico_clip_expert(folder / f"{task}.safetensors", base, seed)
+            for seed, task in enumerate(vectors["experts"])
+        }
+        backbone["model"] = str(folder / "base")
+    else:
+        pico_open_clip(folder / "base", backbone["architecture"])
+        tensors = open_clip.create_model(f"local-dir:{folder / 'base'}").state_dict()
+        experts = {}
+        for seed, task in enumerate(vectors["experts"]):
+            tower = {name: moved(t, seed) for name, t in tensors.items() if name.startswith("visual.")}
+            save_file(tower, folder / f"{task}.safetensors")
+            experts[task] = str(folder / f"{task}.safetensors")
+        backbone["architecture"] = str(folder / "base")
+    vectors |= {"base": str(folder / "base"), "experts": experts}
+    for task, source in tasks.items():
+        source["dataset"] = noise_data(folder / "data" / task, source)
+    return pool
+
+
+QUICK = {"clip_vit_b32_task_vectors", "clip_vit_b32_hub"}
+SLOWLY = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in VISION]
+
+
+@pytest.mark.parametrize("path", SLOWLY, ids=lambda path: path.stem)
+def test_a_pool_runs_on_stand_ins(path, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    pool = write_yaml(tmp_path / "pools" / path.name, pico(path, tmp_path / "pico"))
+    words = ["--config", pool, "--config", LAYER_WISE, "--trainer.max_steps=1", "--trainer.enable_progress_bar=false"]
+    outcome = command(capfd, "fit", *words, "--data.batch_size=2", "--id=a")
+    assert outcome.code == 0, outcome.err[-3000:]
+    run = tmp_path / "runs" / f"{path.stem}-adamerging_layer_wise" / "a"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished"
