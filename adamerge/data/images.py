@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class ImageCalibration(Calibration):
         workers: processes that decode; 0 decodes in the main process.
         calibration_fraction: of ``train``, where the data set has no split of that name.
         validation_fraction: likewise.
+        shots: calibrate on so many samples of each class; needs ``labelled``.
+        only: calibrate and validate on these tasks alone; all when None.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -89,8 +91,12 @@ class ImageCalibration(Calibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers)
+        super().__init__(
+            batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers, shots, only
+        )
         if not tasks:
             raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, templates}}", got="{}")
         if min(calibration_fraction, validation_fraction) <= 0 or calibration_fraction + validation_fraction >= 1:

@@ -1,6 +1,19 @@
 """Objectives: what drives the coefficients; one file an idea."""
 
-from adamerge.objectives.base import Objective
+from adamerge.objectives.base import Course, Objective
+from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
+from adamerge.objectives.pseudo_label import PseudoLabel
+from adamerge.objectives.views import FlipAndShift, RandomOperations, Unchanged, View
 
-__all__ = ["Entropy", "Objective"]
+__all__ = [
+    "Course",
+    "CrossEntropy",
+    "Entropy",
+    "FlipAndShift",
+    "Objective",
+    "PseudoLabel",
+    "RandomOperations",
+    "Unchanged",
+    "View",
+]
