@@ -47,6 +47,8 @@ class Batch(NamedTuple):
         teacher: for objectives that declare it.
         indices: ``(samples,)``, the samples' numbers in their split.
         step: number of the step they are drawn for.
+        targets: ``(samples, classes)``, probabilities that an objective set itself, from predictions, when it prepared
+            the batch.
     """
 
     inputs: Inputs
@@ -54,6 +56,7 @@ class Batch(NamedTuple):
     teacher: Teacher | None = None
     indices: Tensor | None = None
     step: int = 0
+    targets: Tensor | None = None
 
     def rows(self, which: slice) -> Batch:
         """Some of the samples."""
@@ -63,6 +66,7 @@ class Batch(NamedTuple):
             None if self.teacher is None else self.teacher.rows(which),
             None if self.indices is None else self.indices[which],
             self.step,
+            None if self.targets is None else self.targets[which],
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -25,6 +25,7 @@ from adamerge.data.steps import (
 from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError
 from adamerge.evaluation import Accuracy, Metric
+from adamerge.objectives import Course
 
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -40,9 +41,11 @@ class Calibration(LightningDataModule, ABC):
         calibration_samples: use so many of each task's calibration samples; all when None.
         eval_batch_size: samples per batch in validation and test.
         workers: processes that decode; 0 decodes in the main process.
+        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
+        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or shots of data whose labels may not be read.
     """
 
     label_column: str = "label"
@@ -57,6 +60,8 @@ class Calibration(LightningDataModule, ABC):
         calibration_samples: int | None = None,
         eval_batch_size: int = 256,
         workers: int = 0,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -68,6 +73,15 @@ class Calibration(LightningDataModule, ABC):
                 raise ConfigError(f"data: {name} must be at least {least}, got {value}")
         if calibration_samples is not None and calibration_samples < 1:
             raise ConfigError(f"data: calibration_samples must be at least 1, got {calibration_samples}")
+        if shots is not None and shots < 1:
+            raise ConfigError(f"data: shots must be at least 1, got {shots}")
+        if shots is not None and not labelled:
+            raise ConfigError(
+                "data: shots are chosen by their labels, which an unlabelled objective may not use",
+                expected="labelled: true, or calibration_samples instead of shots",
+                got="labelled: false",
+            )
+        self.shots, self.only = shots, only
         self.batch_size, self.seed, self.transductive, self.labelled = batch_size, seed, transductive, labelled
         self.calibration_samples, self.eval_batch_size, self.workers = calibration_samples, eval_batch_size, workers
         self._splits: dict[str, dict[str, datasets.Dataset]] = {}
@@ -92,6 +106,22 @@ class Calibration(LightningDataModule, ABC):
         """What the backbone preprocesses, from the value of the one column or a mapping of several."""
         return value
 
+    @property
+    def fitted(self) -> list[str]:
+        """Names of the tasks that are calibrated on: all, or ``only`` those.
+
+        Raises:
+            ConfigError: ``only`` is empty or names a task that there is not.
+        """
+        unknown = [task for task in self.only or () if task not in self.tasks]
+        if unknown or (self.only is not None and not self.only):
+            raise ConfigError(
+                f"data: only names '{unknown[0]}', which is no task" if unknown else "data: only names no task",
+                expected=f"of {list(self.tasks)}",
+                got=list(self.only or ()),
+            )
+        return [task for task in self.tasks if self.only is None or task in self.only]
+
     def setup(self, stage: str) -> None:
         """Take the preprocessing from the module that is being trained or tested."""
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
@@ -114,16 +144,17 @@ class Calibration(LightningDataModule, ABC):
             "calibration_split": f"{source}, {'labelled' if self.labelled else 'labels never read'}",
             "transductive": self.transductive,
             "labelled": self.labelled,
-            "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.tasks},
+            "shots": self.shots,
+            "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.fitted},
             "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self._loaded(task)},
             "seed": self.seed,
         }
 
     def rows(self, task: str, split: str) -> datasets.Dataset:
-        """The rows of a split; those of ``calibration`` after ``transductive`` and ``calibration_samples``.
+        """The rows of a split; those of ``calibration`` after ``transductive``, ``calibration_samples`` and ``shots``.
 
         Raises:
-            DataError: the split is missing or empty.
+            DataError: the split is missing or empty, or a class has fewer samples than ``shots``.
         """
         splits = self._loaded(task)
         wanted = "test" if split == "calibration" and self.transductive else split
@@ -137,7 +168,28 @@ class Calibration(LightningDataModule, ABC):
         if split == "calibration" and self.calibration_samples is not None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))
             found = found.select(torch.randperm(len(found), generator=generator)[: self.calibration_samples].tolist())
+        if split == "calibration" and self.shots is not None:
+            found = found.select(self._shots(task, found))
         return found
+
+    def _shots(self, task: str, rows: datasets.Dataset) -> list[int]:
+        """Numbers of ``shots`` samples of each class, class by class."""
+        if not self.has_labels(rows):
+            raise DataError(f"task '{task}': shots need labels", expected=self.label_column, got=rows.column_names)
+        labels = torch.tensor(list(rows[self.label_column]), dtype=torch.int64)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of(self.seed, task, "shots")))
+        chosen: list[int] = []
+        for label in range(len(self.tasks[task].classnames)):
+            of_class = order[labels[order] == label]
+            if len(of_class) < (self.shots or 0):
+                raise DataError(
+                    f"task '{task}': class {label} has fewer samples than shots",
+                    expected=f"at least {self.shots}",
+                    got=len(of_class),
+                    todo="lower data.shots, or give more calibration samples",
+                )
+            chosen += of_class[: self.shots].tolist()
+        return chosen
 
     def _loaded(self, task: str) -> dict[str, datasets.Dataset]:
         if task not in self._splits:
@@ -166,13 +218,13 @@ class Calibration(LightningDataModule, ABC):
             DataError: a split is missing or empty, or cannot be decoded.
         """
         self.serve(backbone)
-        for task in self.tasks:
+        for task in self.fitted:
             self.samples(task, "calibration")
 
     def labelled_tasks(self, split: str) -> list[str]:
-        """Tasks whose split of this name exists and has labels; the others are fitted and not scored."""
+        """Tasks whose split of this name exists and has labels; of the validation split, those that are fitted."""
         found = []
-        for task in self.tasks:
+        for task in self.fitted if split == "validation" else self.tasks:
             rows = self._loaded(task).get(split)
             if rows is not None and len(rows) > 0 and self.has_labels(rows):
                 found.append(task)
@@ -195,6 +247,13 @@ class Calibration(LightningDataModule, ABC):
             )
         return Classes(rows[self.label_column])
 
+    def course(self) -> Course:
+        """What the trainer's fit is going to see, without labels."""
+        assert self.trainer is not None
+        samples = {task: self.samples(task, "calibration") for task in self.fitted}
+        classes = {task: len(self.tasks[task].classnames) for task in self.fitted}
+        return Course(samples, classes, self.trainer.max_steps, self.batch_size)
+
     def steps(self) -> Steps:
         """The batches of the trainer's fit."""
         trainer = self.trainer
@@ -203,8 +262,8 @@ class Calibration(LightningDataModule, ABC):
                 "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
             )
         return Steps(
-            {task: self.samples(task, "calibration") for task in self.tasks},
-            {task: self.labels(task, "calibration") for task in self.tasks} if self.labelled else None,
+            {task: self.samples(task, "calibration") for task in self.fitted},
+            {task: self.labels(task, "calibration") for task in self.fitted} if self.labelled else None,
             self.batch_size,
             self.seed,
             trainer.max_steps,

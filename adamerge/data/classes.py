@@ -31,10 +31,14 @@ class ClassTable(Table):
     label_column: str = field(default="label", kw_only=True)
     vocabulary: str | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            load_vocabulary(self.vocabulary)  # refused before any data set is opened
+
     @property
     def inputs(self) -> dict[str, str]:
         """The data set's columns that make a sample, and what we call them."""
-        raise NotImplementedError
+        return {"text": "text"}
 
     @property
     def words(self) -> Vocabulary:

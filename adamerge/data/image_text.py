@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class ImageTextCalibration(LanguageCalibration):
         workers: processes that decode; 0 decodes in the main process.
         calibration_fraction: of ``train``, where the data set has no split of that name.
         validation_fraction: likewise.
+        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
+        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
     Raises:
         ConfigError: no tasks, or fractions out of range.
@@ -115,6 +117,8 @@ class ImageTextCalibration(LanguageCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             dict(tasks),
@@ -127,4 +131,6 @@ class ImageTextCalibration(LanguageCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            shots,
+            only,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adamerge.data.classes import ClassCalibration, ClassTable
@@ -45,6 +46,8 @@ class ImageCalibration(ClassCalibration):
         workers: processes that decode; 0 decodes in the main process.
         calibration_fraction: of ``train``, where the data set has no split of that name.
         validation_fraction: likewise.
+        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
+        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -63,6 +66,8 @@ class ImageCalibration(ClassCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             tasks,
@@ -75,4 +80,6 @@ class ImageCalibration(ClassCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            shots,
+            only,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
@@ -70,6 +70,8 @@ class LanguageCalibration(TableCalibration):
         workers: processes that decode; 0 decodes in the main process.
         calibration_fraction: of ``train``, where the data set has no split of that name.
         validation_fraction: likewise.
+        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
+        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -88,6 +90,8 @@ class LanguageCalibration(TableCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             tasks,
@@ -100,6 +104,8 @@ class LanguageCalibration(TableCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            shots,
+            only,
         )
 
     sources: Mapping[str, LanguageTask]  # type: ignore[assignment]

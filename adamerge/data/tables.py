@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,12 @@ class TableCalibration(Calibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        shots: int | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers)
+        super().__init__(
+            batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers, shots, only
+        )
         if not sources:
             raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, ...}}", got="{}")
         if min(calibration_fraction, validation_fraction) <= 0 or calibration_fraction + validation_fraction >= 1:

@@ -79,6 +79,8 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         if stage == "fit":
             self.check(data, str(self.trainer.precision))
+            if self.objective is not None:
+                self.objective.begin(data.course())
         self.merged.fill(self.merged.task_vectors.base.__getitem__)
         self.merged.backbone.build_heads(data.tasks, self.merged.task_vectors.checkpoints)
 
@@ -122,22 +124,25 @@ class MergingModule(LightningModule, ABC):
                 got=f"data.labelled={data.labelled}",
             )
         unknown = [task for task in self.merged.task_vectors.experts if task not in data.tasks]
-        if unknown:
+        if unknown and data.only is None:
             raise ConfigError(
-                f"expert '{unknown[0]}' has no data", expected=f"a task of {list(data.tasks)}", got=unknown
+                f"expert '{unknown[0]}' has no data",
+                expected=f"a task of {list(data.tasks)}",
+                got=unknown,
+                todo="if its coefficients shall be learned on other tasks' data, name these in data.only",
             )
         if self.objective is not None and self.objective.taught:
-            untaught = [task for task in data.tasks if task not in self.merged.task_vectors.experts]
+            untaught = [task for task in data.fitted if task not in self.merged.task_vectors.experts]
             if untaught:
                 raise ConfigError(
                     f"{type(self.objective).__name__}: task '{untaught[0]}' has no expert of its name to learn from",
                     expected=f"tasks of {list(self.merged.task_vectors.experts)}",
                     got=untaught,
                 )
-        strange = sorted(self.task_weights.keys() - data.tasks.keys())
+        strange = sorted(self.task_weights.keys() - set(data.fitted))
         if strange:
             raise ConfigError(
-                f"model.task_weights names '{strange[0]}'", expected=f"tasks of {list(data.tasks)}", got=strange
+                f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange
             )
 
     def _check_heads(self) -> None:

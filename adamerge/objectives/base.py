@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,30 @@ from adamerge.backbones.inputs import count
 
 Predict = Callable[[Inputs], Output]
 """Runs the merged model on inputs of one task, with the weights of this step's merge and without a gradient."""
+
+
+class Samples(Protocol):
+    """Preprocessed samples of one task's calibration split, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Inputs: ...
+
+
+class Course(NamedTuple):
+    """What a fit is going to see; there are no labels in it.
+
+    Attributes:
+        samples: of each task that is fitted.
+        classes: number of classes of each task.
+        steps: of the fit.
+        batch_size: samples per task and step, over all processes.
+    """
+
+    samples: Mapping[str, Samples]
+    classes: Mapping[str, int]
+    steps: int
+    batch_size: int
 
 
 class Objective(nn.Module, ABC):
@@ -31,6 +56,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, ``(samples,)``, differentiable in the output."""
+
+    def begin(self, course: Course) -> None:
+        """Get ready for a fit; called before a checkpoint is loaded, so that buffers made here are restored from it."""
+        return
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
         """The batch that ``forward`` shall see; called once per task and step, with all samples of this process.

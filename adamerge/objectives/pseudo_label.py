@@ -1,0 +1,175 @@
+"""Pseudo-labels: the merged model learns, without labels, from its own sure predictions on unlabelled samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from adamerge.backbones import Batch, Output
+from adamerge.backbones.inputs import moved, stack
+from adamerge.errors import ConfigError, DataError
+from adamerge.objectives.base import Course, Objective, Predict
+from adamerge.objectives.views import Unchanged, View, seeds_of, uniform
+
+AT_ONCE = 256  # samples that are looked at together when the trusted ones are chosen
+UNTRUSTED = -1
+WEAK, STRONG, DRAWS = range(3)  # what random numbers are for
+
+
+class PseudoLabel(Objective):
+    """UFM: cross-entropy of a strong view to trusted labels for some samples, to sharpened predictions for the others.
+
+    At each new pass over a task's N calibration samples the current model looks at all of them, as they are. Of those that it
+    takes for class c, the ``min(share * N / C, limit)`` that it is surest of are trusted
+    to be of class c, for this pass.
+
+    Of a batch, ``part`` of the samples are trusted ones, the others are not: what the order of the data brought too many of
+    is replaced by draws from the other kind, as long as there are both. A trusted sample's target q is its class. Another's
+    is the sharpened prediction for its weak view, ``q = p^(1/T) / sum p^(1/T)``; it counts only if ``max q > omega``, with
+    omega rising linearly from ``threshold`` in the first step towards 1. The loss is the mean of
+    ``-sum_c q_c log p_c(strong view)`` over the samples that count.
+
+    Where it leaves the released code, which sharpens by a factor that cancels, trusts every sample for ever, and so
+    descends the cross-entropy to the base's own predictions: it does what the paper says.
+
+    Args:
+        weak: view for the pseudo-labels; the samples as they are when None.
+        strong: view that is learned from; likewise.
+        temperature: T; below 1 it sharpens.
+        threshold: omega in the first step.
+        share: of N / C that may be trusted of each class.
+        limit: of trusted samples per class.
+        part: of a batch that are trusted samples.
+        seed: of views and draws.
+
+    Raises:
+        ConfigError: a number is out of range, or the network does not predict one class per sample.
+
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, test-time adaptation with UFM; FixMatch (Sohn et
+    al., 2020), https://arxiv.org/abs/2001.07685.
+    """
+
+    def __init__(
+        self,
+        weak: View | None = None,
+        strong: View | None = None,
+        temperature: float = 0.5,
+        threshold: float = 0.9,
+        share: float = 1.0,
+        limit: int = 100,
+        part: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"PseudoLabel: temperature must be positive, got {temperature}")
+        if not (0 <= threshold < 1 and 0 <= part <= 1):
+            raise ConfigError(f"PseudoLabel: threshold must be below 1 and part a share, got {threshold} and {part}")
+        if share <= 0 or limit < 1:
+            raise ConfigError(f"PseudoLabel: share must be positive and limit at least 1, got {share} and {limit}")
+        self.weak, self.strong = (
+            weak if weak is not None else Unchanged(),
+            strong if strong is not None else Unchanged(),
+        )
+        self.temperature, self.threshold, self.share, self.limit = temperature, threshold, share, limit
+        self.part, self.seed = part, seed
+        self._course: Course | None = None
+
+    def begin(self, course: Course) -> None:
+        """Trust nothing yet."""
+        self._course = course
+        for number, samples in enumerate(course.samples.values()):
+            self.register_buffer(f"trusted_{number}", torch.full((len(samples),), UNTRUSTED))
+            self.register_buffer(f"pass_{number}", torch.tensor(-1))
+
+    def trusted(self, task: str) -> Tensor:
+        """The class that each of the task's samples is trusted to be of, -1 where it is not trusted: ``(samples,)``."""
+        return self.get_buffer(f"trusted_{self._number(task)}")
+
+    def omega(self, step: int) -> float:
+        """How sure a pseudo-label must be for its sample to count."""
+        return self.threshold + (1 - self.threshold) * step / max(self._fit.steps, 1)
+
+    def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
+        """Trust anew at each pass over the samples; choose the batch, its targets and its strong view."""
+        if batch.indices is None:
+            raise DataError("PseudoLabel: the batch does not say which samples it holds")
+        number = self._number(task)
+        done = batch.step * self._fit.batch_size // len(self._fit.samples[task])
+        if int(self.get_buffer(f"pass_{number}")) != done:
+            self.trusted(task).copy_(self._trust(task, predict))
+            self.get_buffer(f"pass_{number}").fill_(done)
+        batch = self._mix(task, batch)
+        assert batch.indices is not None
+        weak, strong = (seeds_of(self.seed, batch.step, batch.indices, purpose) for purpose in (WEAK, STRONG))
+        logits = self._logits(predict(self.weak(batch.inputs, weak)))
+        classes = self.trusted(task)[batch.indices]
+        one_hot = torch.nn.functional.one_hot(classes.clamp_min(0), logits.shape[-1]).to(logits.dtype)
+        sharpened = (logits / self.temperature).softmax(dim=-1)
+        targets = torch.where((classes != UNTRUSTED)[:, None], one_hot, sharpened)
+        return batch._replace(inputs=self.strong(batch.inputs, strong), targets=targets)
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Logits ``(samples, classes)`` of the strong views to cross-entropies ``(samples,)`` to the batch's targets."""
+        if batch.targets is None:
+            raise DataError("PseudoLabel: the batch has no targets", todo="let prepare() see it first")
+        return -(batch.targets * self._logits(output).log_softmax(dim=-1)).sum(dim=-1)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """1 where the target is sure enough, else 0; ``(samples,)``."""
+        if batch.targets is None:
+            raise DataError("PseudoLabel: the batch has no targets", todo="let prepare() see it first")
+        return (batch.targets.amax(dim=-1) > self.omega(batch.step)).float()
+
+    @property
+    def _fit(self) -> Course:
+        if self._course is None:
+            raise ConfigError("PseudoLabel: begin() has not told it what the fit is going to see")
+        return self._course
+
+    def _number(self, task: str) -> int:
+        return list(self._fit.samples).index(task)
+
+    def _trust(self, task: str, predict: Predict) -> Tensor:
+        """Each sample's trusted class, ``(samples,)``, after a look at all of them."""
+        samples, classes = self._fit.samples[task], self._fit.classes[task]
+        device = self.trusted(task).device
+        found = []
+        for start in range(0, len(samples), AT_ONCE):
+            inputs = stack([samples[index] for index in range(start, min(start + AT_ONCE, len(samples)))])
+            found.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
+        confidence, label = torch.cat(found).max(dim=-1)
+        most = max(1, min(int(self.share * len(samples) / classes), self.limit))
+        order = torch.argsort(confidence, descending=True, stable=True)
+        trusted = torch.full_like(label, UNTRUSTED)
+        for each in range(classes):
+            surest = order[label[order] == each][:most]
+            trusted[surest] = each
+        return trusted
+
+    def _mix(self, task: str, batch: Batch) -> Batch:
+        """The batch with ``part`` of trusted samples."""
+        assert batch.indices is not None
+        trusted = (self.trusted(task) != UNTRUSTED).cpu()
+        indices = batch.indices.cpu()
+        surplus = int(trusted[indices].sum()) - int(self.part * len(indices))
+        pool = (~trusted if surplus > 0 else trusted).nonzero()[:, 0]
+        if surplus == 0 or len(pool) == 0:
+            return batch
+        places = (trusted[indices] == (surplus > 0)).nonzero()[: abs(surplus), 0]
+        draws = uniform(seeds_of(self.seed, batch.step, indices[places], DRAWS), 0)
+        indices = indices.index_copy(0, places, pool[(draws * len(pool)).long()])
+        samples, device = self._fit.samples[task], batch.indices.device
+        inputs = moved(stack([samples[index] for index in indices.tolist()]), device)
+        return batch._replace(inputs=inputs, indices=indices.to(device))
+
+    def _logits(self, output: Output) -> Tensor:
+        if output.logits.ndim != 2:
+            raise ConfigError(
+                "PseudoLabel needs one prediction per sample, and the network gives one per position",
+                expected="logits (samples, classes)",
+                got=tuple(output.logits.shape),
+            )
+        return output.logits.float()
