@@ -87,7 +87,8 @@ def toy_vectors(tasks: Sequence[str] = ("one", "two"), **arguments: Any) -> Task
 class ToyTexts(Calibration):
     """Random tokens of random length, some of which do not count."""
 
-    columns = ("tokens", "counts")
+    def columns(self, task):
+        return ("tokens", "counts")
 
     def __init__(
         self,
