@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from adamerge.backbones import Backbone, Encoded, Inputs
-from adamerge.data import Calibration
+from adamerge.data import Calibration, Vocabulary
 from adamerge.layout import Layout
 from adamerge.task_vectors import TaskVectors
 
@@ -103,7 +103,7 @@ class ToyTexts(Calibration):
 
     @property
     def tasks(self) -> Any:
-        return dict.fromkeys(self.names)
+        return {name: Vocabulary((), ()) for name in self.names}
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         generator = torch.Generator().manual_seed(sum(map(ord, task)))
