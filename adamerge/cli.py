@@ -22,7 +22,8 @@ usage: adamerge VERB [arguments]      adamerge VERB --help
   compare  several methods, one table     POOL METHOD [METHOD ...]
 
 A POOL says what is merged and on which data (configs/pools), a METHOD how (configs/methods); they may come in either
-order. A run is a folder, runs/<name>/<id>, with its coefficients, metrics, heat map and summary.
+order. A METHOD that is a folder has stages, 1_*.yaml, 2_*.yaml; --2.KEY=VALUE is for the second alone. A run is
+a folder, runs/<name>/<id>, with its coefficients, metrics, heat map and summary.
 
 exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5 export, 130 and 143 interrupted
 --debug anywhere shows the full trace of an error.
@@ -39,7 +40,7 @@ def fit(arguments: list[str]) -> None:
         rest = ["--help"]
     if {"-h", "--help"} & set(rest):
         print("adamerge fit --resume RUN [--allow-resume-difference] goes on with a run from its last checkpoint.\n")
-    from adamerge.runs import fit as run_fit
+    from adamerge.stages import fit as run_fit
 
     folder = run_fit(rest, own.resume, own.allow_resume_difference)
     if folder is not None:

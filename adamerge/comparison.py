@@ -23,7 +23,7 @@ from adamerge.evaluation import Metric, average, gap_closed, means, paired_step,
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
-from adamerge.runs import fit
+from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 
@@ -47,18 +47,18 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
         AdamergeError: as ``fit``.
     """
     for config in (pool, *methods):
-        if not config.is_file():
+        if not config.exists() or (config is pool and config.is_dir()):
             raise ConfigError(f"no such configuration: {config}")
     stems = [method.stem for method in methods]
     if len(set(stems)) < len(stems):
-        raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of the files")
+        raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of them")
     runs = {}
     for method in methods:
         try:
             runs[method.stem] = _fitted(pool, method, folder, overrides)
         except (CollapsedError, DivergedError) as error:
             print(f"{method.stem} is left out: {error.what}")
-    cli = ConfigCLI(["--config", str(pool), "--config", str(methods[0]), *overrides])
+    cli = ConfigCLI(_one_stage(pool, methods[0], overrides))
     vectors = TaskVectors(
         cli.model.merged.task_vectors.base,
         cli.model.merged.task_vectors.checkpoints,
@@ -194,17 +194,27 @@ def _shown(value: float, factor: float) -> str:
 def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
     arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    stages = stage_files(arguments)
+    if not stages:
+        arguments = _one_stage(pool, method, overrides)
     # a change of the configuration is another fit, never one found finished
-    files = [pool, method, *map(Path, config_files(overrides))]
+    files = [pool, *(stages or [method]), *map(Path, config_files(overrides))]
     recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
     run = folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
     if (run / "summary.json").is_file() and read_json(run / "summary.json").get("status") == "finished":
         return run
-    if (run / "config.yaml").is_file():
+    if started(run):
         fit([], resume=run)
         return run
     fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", run.name])
     return run
+
+
+def _one_stage(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
+    """The arguments of a method, of the first stage where it has several; overrides of single stages do not count."""
+    arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    stages = stage_files(arguments)
+    return for_stage(arguments, stages[0], 1) if stages else for_stage(arguments, None, 0)
 
 
 def _coefficients(run: Path) -> Coefficients:

@@ -39,7 +39,7 @@ class ConfigCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
         for path in config_files(args):
-            _check_file(Path(path))
+            read_config(Path(path))
         try:
             super().__init__(
                 AdaptiveMerging,
@@ -132,6 +132,13 @@ class ConfigCLI(LightningCLI):
         return ConfigError(f"configuration: {_short(message)}", todo=todo)
 
 
+class Parsed(ConfigCLI):
+    """The same without making anything: keys and values are checked, and no model is opened."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
 def config_files(arguments: Sequence[str]) -> list[str]:
     """The files given with ``--config``, in order."""
     found = []
@@ -143,12 +150,12 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _arguments(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+def read_config(path: Path) -> dict[str, Any]:
+    """A file's content, before its keys are looked at.
 
-
-def _check_file(path: Path) -> None:
+    Raises:
+        ConfigError: there is no such file, or it holds no mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -161,6 +168,12 @@ def _check_file(path: Path) -> None:
         raise ConfigError(
             f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
         )
+    return content
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
 
 
 def _short(message: str) -> str:

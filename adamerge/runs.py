@@ -76,17 +76,16 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         if module.objective is not None:
             cli.trainer_with([], logger=False).fit(module, data)
         return None
-    name, identity = settings.name or _name(arguments), settings.id or os.environ.get(RUN_ID) or _new_id()
-    folder = resume or Path(settings.runs) / name / identity
-    if resume is None and (folder / "config.yaml").exists() and _is_first_process():
+    folder = resume or run_folder(settings, arguments)
+    if resume is None and (folder / "config.yaml").exists() and is_first_process():
         raise ConfigError(
             f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
         )
     module.coefficients().check()  # what cannot be written after the fit is known before it
     trainer = _trainer(cli, folder) if module.objective is not None else None
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if resume is None and _is_first_process():
+    with locked(folder):
+        if resume is None and is_first_process():
             cli.parser.save(settings, folder / "config.yaml", skip_none=False, skip_check=True, overwrite=True)
         if trainer is None:
             _write_initial(module, folder)
@@ -134,14 +133,14 @@ def _search(
     environment = _environment(trainer)
     if checkpoint is not None and not allow_difference:
         _compare_environment(folder, environment)
-    if _is_first_process():
+    if is_first_process():
         write_json(folder / "environment.json", environment)
         metrics = start_metrics(folder, 0 if checkpoint is None else _step(checkpoint))
         wandb = start_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
         trainer.loggers = [metrics] if wandb is None else [metrics, wandb]
     try:
         # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
-        with environment_variable(RUN_ID, folder.name):
+        with environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
         # Lightning turns an interrupt into an exit with status 1
@@ -159,6 +158,12 @@ def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
     write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
 
 
+def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
+    """``RUNS/NAME/ID``, with names and ids that are not given made up."""
+    identity = settings.id or os.environ.get(RUN_ID) or _new_id()
+    return Path(settings.runs) / (settings.name or _name(arguments)) / identity
+
+
 def _name(arguments: Sequence[str]) -> str:
     """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
     paths = [Path(path) for path in config_files(arguments)]
@@ -166,7 +171,7 @@ def _name(arguments: Sequence[str]) -> str:
     return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
@@ -176,9 +181,9 @@ def _new_id() -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process group at a time in a run's folder."""
-    if not _is_first_process():
+    if not is_first_process():
         yield  # the first process holds the lock for all
         return
     lock, holder = FileLock(folder / ".lock"), folder / ".holder"

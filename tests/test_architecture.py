@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors files staging layout checkpoint sources deltas transforms task_vectors constraints parametrizations penalties
 backbones merged_model recipe coefficients export inspection heatmap evaluation objectives data modules tracking
-callbacks configuration runs comparison testbed cli
+callbacks configuration runs stages comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

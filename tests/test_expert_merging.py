@@ -72,7 +72,10 @@ class Paper:
         return total
 
 
-def module_of(optimizer=partial(SGD, lr=1.0), lr=0.5, lr_scheduler=None, micro_batch=None) -> AdaptiveMerging:
+PLAIN = partial(SGD, lr=1.0)
+
+
+def module_of(optimizer=PLAIN, lr=0.5, lr_scheduler=None, micro_batch=None) -> AdaptiveMerging:
     objective = Sum([LogitAlignment(TEMPERATURE), HiddenAlignment([1, -1])], [1.0, HIDDEN])
     parametrization = partial(LayerWise, init=PRIOR, constraint=Sigmoid())
     return AdaptiveMerging(

@@ -97,8 +97,8 @@ def test_an_id_is_used_once(pool_file, capfd):
 def test_a_run_in_use_is_refused_with_its_holder(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
     code = (
-        "import sys, pathlib\nfrom adamerge.runs import _locked\n"
-        "with _locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
+        "import sys, pathlib\nfrom adamerge.runs import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", code, str(run)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as holder:
