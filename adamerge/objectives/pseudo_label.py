@@ -69,10 +69,7 @@ class PseudoLabel(Objective):
             raise ConfigError(f"PseudoLabel: threshold must be below 1 and part a share, got {threshold} and {part}")
         if share <= 0 or limit < 1:
             raise ConfigError(f"PseudoLabel: share must be positive and limit at least 1, got {share} and {limit}")
-        self.weak, self.strong = (
-            weak if weak is not None else Unchanged(),
-            strong if strong is not None else Unchanged(),
-        )
+        self.weak, self.strong = weak if weak is not None else Unchanged(), strong if strong is not None else Unchanged()
         self.temperature, self.threshold, self.share, self.limit = temperature, threshold, share, limit
         self.part, self.seed = part, seed
         self._course: Course | None = None
@@ -90,7 +87,7 @@ class PseudoLabel(Objective):
 
     def omega(self, step: int) -> float:
         """How sure a pseudo-label must be for its sample to count."""
-        return self.threshold + (1 - self.threshold) * step / max(self._fit.steps, 1)
+        return self.threshold + (1 - self.threshold) * (step / self._fit.steps if step else 0.0)
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
         """Trust anew at each pass over the samples; choose the batch, its targets and its strong view."""
