@@ -198,9 +198,7 @@ class KeepBest(Callback):
     def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, _ = _parts(trainer, pl_module)
         if not self._best:
-            warnings.warn(
-                f"{type(self.selection).__name__}: no step may be chosen; the last one stands", stacklevel=2
-            )
+            warnings.warn(f"{type(self.selection).__name__}: no step may be chosen; the last one stands", stacklevel=2)
         else:
             module.merged.parametrization.load_state_dict(self._values)
         module.choice = {

@@ -69,7 +69,10 @@ class PseudoLabel(Objective):
             raise ConfigError(f"PseudoLabel: threshold must be below 1 and part a share, got {threshold} and {part}")
         if share <= 0 or limit < 1:
             raise ConfigError(f"PseudoLabel: share must be positive and limit at least 1, got {share} and {limit}")
-        self.weak, self.strong = weak if weak is not None else Unchanged(), strong if strong is not None else Unchanged()
+        self.weak, self.strong = (
+            weak if weak is not None else Unchanged(),
+            strong if strong is not None else Unchanged(),
+        )
         self.temperature, self.threshold, self.share, self.limit = temperature, threshold, share, limit
         self.part, self.seed = part, seed
         self._course: Course | None = None
