@@ -14,38 +14,48 @@ _HOMES = {
     "Calibration": "data",
     "ChunkWise": "parametrizations",
     "Clamp": "constraints",
+    "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
     "Constraint": "constraints",
     "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
     "Entropy": "objectives",
+    "FlipAndShift": "objectives",
     "Free": "constraints",
     "HiddenAlignment": "objectives",
+    "HighestScore": "selection",
     "ImageCalibration": "data",
     "ImageTask": "data",
     "ImageTextCalibration": "data",
     "ImageTextTask": "data",
+    "KeepBest": "selection",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "LogitAlignment": "objectives",
+    "LowestTarget": "selection",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
     "Penalty": "penalties",
     "Projection": "constraints",
+    "PseudoLabel": "objectives",
+    "RandomOperations": "objectives",
+    "Selection": "selection",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
     "Sum": "objectives",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
-    "TextCalibration": "data",
-    "TextTask": "data",
     "TeacherCache": "modules",
     "TeacherFiles": "modules",
+    "TextCalibration": "data",
+    "TextTask": "data",
     "Ties": "transforms",
     "Transform": "transforms",
+    "Unchanged": "objectives",
+    "View": "objectives",
     "load_coefficients": "coefficients",
     "save_coefficients": "coefficients",
 }
@@ -69,9 +79,22 @@ if TYPE_CHECKING:
     )
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
-    from adamerge.objectives import CrossEntropy, Entropy, HiddenAlignment, LogitAlignment, Objective, Sum
+    from adamerge.objectives import (
+        CrossEntropy,
+        Entropy,
+        FlipAndShift,
+        HiddenAlignment,
+        LogitAlignment,
+        Objective,
+        PseudoLabel,
+        RandomOperations,
+        Sum,
+        Unchanged,
+        View,
+    )
     from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
-    from adamerge.penalties import DistanceToInitial, Penalty
+    from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty
+    from adamerge.selection import HighestScore, KeepBest, LowestTarget, Selection
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import Ties, Transform
 

@@ -145,8 +145,9 @@ class Summary(Callback):
             self._write(trainer, "running")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it is done."""
+        """Say that it is done, and which step is the result."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
+            self._content["protocol"] = pl_module.coefficients().protocol
             if pl_module.objective is not None and pl_module.objective.taught:
                 self._content["teachers"] = pl_module.teachers.report()
             self._write(trainer, "finished")

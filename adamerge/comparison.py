@@ -241,7 +241,7 @@ def _result(
             "per_task": per_task,
             "average": average(per_task),
             "gap_closed": gap_closed(average(per_task), tuned, ceiling),
-            "labels": name == REFERENCES[-1] or bool(protocols.get(name, {}).get("labelled")),
+            "labels": name == REFERENCES[-1] or _read_labels(protocols.get(name, {})),
             "protocol": protocols.get(name, {}),
             "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
             "to_individual": paired_step(hits[name], hits["individual"]),
@@ -250,3 +250,8 @@ def _result(
     }
     unit = {key: getattr(metric, key) for key in ("name", "unit", "factor", "higher_is_better")}
     return {"tasks": tasks, "metric": unit, "methods": methods}
+
+
+def _read_labels(protocol: Mapping[str, Any]) -> bool:
+    """Whether labels drove the fit, or chose its result."""
+    return bool(protocol.get("labelled") or protocol.get("selection"))

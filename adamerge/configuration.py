@@ -49,7 +49,7 @@ class ConfigCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 run=False,
-                args=list(args),
+                args=data_first(args),
                 parser_kwargs={"prog": "adamerge fit", "exit_on_error": False},
             )
         except (argparse.ArgumentError, ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -58,6 +58,7 @@ class ConfigCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
         parser.add_argument("--tasks", type=list[str] | None, default=None, help="of the pool's tasks only these")
+        parser.add_argument("--leave_out", type=list[str] | None, default=None, help="of the pool's experts not these")
         parser.add_argument("--runs", default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the configs' names")
         parser.add_argument("--id", type=str | None, default=None, help="of this run of that name; by default the time")
@@ -72,10 +73,11 @@ class ConfigCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Leave of experts and data what ``tasks`` names, in the pool's order; nothing else is opened."""
+        """Leave of experts and data what ``tasks`` names and ``leave_out`` does not; nothing else is opened."""
+        experts = self.config.get("model.task_vectors.init_args.experts") or {}
+        self._leave_out(experts)
         if self.config.tasks is None:
             return
-        experts = self.config.get("model.task_vectors.init_args.experts") or {}
         data = self.config.get("data.init_args.tasks")
         if data is None:
             raise ConfigError("tasks: the pool's data have no tasks to choose from", got=self.config.tasks)
@@ -86,6 +88,16 @@ class ConfigCLI(LightningCLI):
         for mapping in (experts, data):
             for task in set(mapping) - set(self.config.tasks):
                 del mapping[task]
+
+    def _leave_out(self, experts: dict[str, Any]) -> None:
+        unknown = [task for task in self.config.leave_out or () if task not in experts]
+        if unknown:
+            raise ConfigError(
+                f"leave_out: the pool has no expert '{unknown[0]}'", expected=f"of {list(experts)}", got=unknown
+            )
+        for task in self.config.leave_out or ():
+            del experts[task]
+        self.config.leave_out = None  # done: the run's own configuration names the experts that are left
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Later, with ``trainer_with``: callbacks must know the run's folder."""
@@ -139,6 +151,19 @@ class Parsed(ConfigCLI):
         """Nothing."""
 
 
+def data_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the files that set an argument of whatever data the pool has behind the pool's own."""
+    found, files = list(arguments), config_files(arguments)
+    later = [path for path in files if _adjusts_data(Path(path))]
+    order = iter([*(path for path in files if path not in later), *later])
+    for i, word in enumerate(found):
+        if word.startswith("--config="):
+            found[i] = f"--config={next(order)}"
+        elif word in {"--config", "-c"} and i + 1 < len(found):
+            found[i + 1] = next(order)
+    return found
+
+
 def config_files(arguments: Sequence[str]) -> list[str]:
     """The files given with ``--config``, in order."""
     found = []
@@ -174,6 +199,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+def _adjusts_data(path: Path) -> bool:
+    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
+    return isinstance(data, dict) and "class_path" not in data
 
 
 def _short(message: str) -> str:

@@ -46,3 +46,27 @@ class DistanceToInitial(Penalty):
         groups = list(parametrization.coefficients().values())
         distances = [(value - parametrization.initial).abs().pow(self.power).sum() for value in groups]
         return self.weight * torch.stack(distances).sum() / (len(groups[0]) * len(groups))
+
+
+class CoefficientNorm(Penalty):
+    """``weight * mean_p ||c[:, p]||_order``: the norm over the experts, mean over the coefficients that each expert has.
+
+    Args:
+        weight: gamma.
+        order: of the norm: 1 leaves each tensor to few experts, 2 shrinks all of them.
+
+    Raises:
+        ConfigError: a number is out of range.
+
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, the regulariser of task addition.
+    """
+
+    def __init__(self, weight: float = 0.5, order: float = 1.0) -> None:
+        if weight < 0 or order < 1:
+            raise ConfigError(f"CoefficientNorm: weight must be >= 0 and order >= 1, got {weight} and {order}")
+        self.weight, self.order = weight, order
+
+    def __call__(self, parametrization: Parametrization) -> Tensor:
+        """The weighted mean norm; its gradient at 0 is 0."""
+        coefficients = torch.cat(list(parametrization.coefficients().values()), dim=1)
+        return self.weight * torch.linalg.vector_norm(coefficients, ord=self.order, dim=0).mean()

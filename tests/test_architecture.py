@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors files staging layout checkpoint sources deltas transforms task_vectors constraints parametrizations penalties
-backbones merged_model recipe coefficients export inspection heatmap evaluation objectives data modules tracking
+backbones merged_model recipe coefficients export inspection heatmap evaluation objectives data modules selection tracking
 callbacks configuration runs stages comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)

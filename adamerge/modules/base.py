@@ -64,6 +64,7 @@ class MergingModule(LightningModule, ABC):
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()
+        self.choice: dict[str, Any] = {}  # which step's coefficients these are, and why; the last step's where empty
         self._metrics: dict[str, MeanMetric] = {}
         self._evaluated: list[str] = []
         if init_from is not None:
@@ -78,6 +79,7 @@ class MergingModule(LightningModule, ABC):
         """Check, and make the heads from the base's weights."""
         data = self._data()
         if stage == "fit":
+            self.choice = {}
             self.check(data, str(self.trainer.precision))
             if self.objective is not None:
                 self.objective.begin(data.course())
@@ -163,13 +165,16 @@ class MergingModule(LightningModule, ABC):
         backbone = self.merged.backbone
         protocol: Mapping[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
-            protocol = self._data().protocol
+            protocol = self._data().protocol | ({"selection": self.choice} if self.choice else {})
+        step = self.global_step if self._trainer is not None else 0
+        if self.choice.get("step") is not None:
+            step = self.choice["step"]
         return Coefficients(
             self.merged.task_vectors.to("cpu"),
             self.merged.parametrization,
             backbone.layout(),
             self.merged.dtype,
-            self.global_step if self._trainer is not None else 0,
+            step,
             protocol,
         )
 

@@ -90,7 +90,7 @@ class PseudoLabel(Objective):
 
     def omega(self, step: int) -> float:
         """How sure a pseudo-label must be for its sample to count."""
-        return self.threshold + (1 - self.threshold) * step / max(self._fit.steps, 1)
+        return self.threshold + (1 - self.threshold) * (step / self._fit.steps if step else 0.0)
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
         """Trust anew at each pass over the samples; choose the batch, its targets and its strong view."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adamerge.backbones import Batch, Output
 from adamerge.errors import ConfigError
-from adamerge.objectives.base import Objective, Predict
+from adamerge.objectives.base import Course, Objective, Predict
 
 
 class Sum(Objective):
@@ -51,10 +51,20 @@ class Sum(Objective):
         ]
         return torch.stack(losses).sum(dim=0)
 
+    def begin(self, course: Course) -> None:
+        """Every part gets ready."""
+        for part in self.parts:
+            part.begin(course)
+
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
         """The batch after every part has prepared it, in their order."""
         for part in self.parts:
             prepared = part.prepare(task, self._batch(part, batch), predict)
+            if prepared.indices is not batch.indices and (batch.labels is not None or batch.teacher is not None):
+                raise ConfigError(
+                    f"Sum: {type(part).__name__} chooses other samples, of which the other parts have no labels or teacher",
+                    todo="combine it with unlabelled objectives that are not taught",
+                )
             labels = prepared.labels if part.labelled or prepared.labels is not None else batch.labels
             batch = prepared._replace(labels=labels, teacher=batch.teacher)
         return batch
