@@ -94,7 +94,8 @@ def zero_shot_head(model: nn.Module, task: TextTask) -> Tensor:
 @torch.no_grad()
 def accuracy(model: nn.Module, head: Tensor, texts: Sequence[str], labels: Sequence[int]) -> float:
     """Per cent of ``texts`` that the encoder under ``head`` gets right; batches of like lengths, which cost least."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    lengths = [len(ids) for ids in tokenizer()(list(texts))["input_ids"]]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
     right = 0
     for start in range(0, len(order), 50):
         batch = order[start : start + 50]
@@ -128,12 +129,13 @@ def adapter_config(name: str) -> peft.LoraConfig:
     return peft.LoraConfig(target_modules=list(LINEARS), task_type=peft.TaskType.FEATURE_EXTRACTION, **config)
 
 
-def finetune(task: TextTask, recipe: Recipe, out: Path, data: Mapping[str, tuple[list[str], list[int]]]) -> None:
+def finetune(task: TextTask, recipe: Recipe, out: Path) -> None:
     """Train the task's adapter under the base's frozen zero-shot head and write it to ``out/experts/<task>``."""
     folder, partial_file = out / "experts" / task.name, out / "progress" / f"{task.name}.partial.pt"
     if (folder / "adapter_model.safetensors").is_file():
         return
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # of the factors at the start
+    partial_file.parent.mkdir(parents=True, exist_ok=True)
     base = load_base()
     head = zero_shot_head(base, task)
     model = peft.get_peft_model(base, adapter_config(task.name)).train()
@@ -145,7 +147,7 @@ def finetune(task: TextTask, recipe: Recipe, out: Path, data: Mapping[str, tuple
         model.load_state_dict(saved["parameters"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
-    texts, labels = data["train"]
+    texts, labels = task_texts(task)["train"]
     generator = torch.Generator().manual_seed(2000 + start)
     torch.manual_seed(3000 + start)  # of the encoder's own dropout
     stream = balanced_batches(labels, recipe.batch, generator)
@@ -254,9 +256,8 @@ def write_sums(out: Path) -> None:
 
 def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     """Everything: train what is not yet there, read it back and measure it."""
-    (out / "progress").mkdir(parents=True, exist_ok=True)
     for name, task in TEXT_TASKS.items():
-        finetune(task, recipe, out, task_texts(task))
+        finetune(task, recipe, out)
         print(f"expert {name}: done", flush=True)
     write_sums(out)
     versions = {"python": platform.python_version(), **{package: version(package) for package in SOURCES}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import textwrap
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,11 @@ ROLES = ("function", "class", "comment", "error", "warning", "help", "log", "par
 _LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _LOGGERS = frozenset({"logger", "log", "logging", "_logger", "LOG", "_log", "_LOGGER", "LOGGER"})
 _COMMENT = re.compile(r"\s*# ([A-Z].{15,})$")
-_PARAMETER = re.compile(r"^( *)\*{0,2}\w+ ?(?:\([^)\n]*\))?:[^\n]*\n((?:\1 +[A-Za-z][^\n]*\n?)+)", re.MULTILINE)
+# A section on parameters, and what parts a parameter's name from its explanation there.
+_PARAMETERS = (
+    (re.compile(r"^Parameters\n[-=]{3,}\n(.*?)(?=^\w[\w ]*\n[-=]{3,}\n|\Z)", re.MULTILINE | re.DOTALL), "\n"),
+    (re.compile(r"^(?:Args|Arguments|Parameters):\n((?:[ ]+[^\n]*(?:\n|\Z)|\n)+)", re.MULTILINE), ": "),
+)
 
 
 class Text(NamedTuple):
@@ -77,8 +82,10 @@ def _docstring(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> I
     if not docstring:
         return
     yield Text("class" if isinstance(node, ast.ClassDef) else "function", first_sentence(docstring))
-    for match in _PARAMETER.finditer(docstring.partition("\n\n")[2]):
-        yield Text("parameter", first_sentence(match[2]))
+    for section, separator in _PARAMETERS:
+        if match := section.search(docstring):
+            for entry in re.split(r"^(?=\S)", textwrap.dedent(match[1]), flags=re.MULTILINE):
+                yield Text("parameter", first_sentence(entry.partition(separator)[2]))
 
 
 def _call(node: ast.Call) -> Iterator[Text]:

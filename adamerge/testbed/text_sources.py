@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -149,14 +149,11 @@ class CharacterNames:
     """Unicode's names of characters, in small letters, one class a group of code blocks."""
 
     blocks: tuple[tuple[tuple[int, int], ...], ...]  # a class: first and last code point of each of its blocks
-    without: Mapping[str, str]  # prefix that would give the answer away -> what stands for it
 
     def examples(self) -> Iterator[Example]:
         """Read them out of the standard library."""
         for label, ranges in enumerate(self.blocks):
             for first, last in ranges:
                 for point in range(first, last + 1):
-                    name = unicodedata.name(chr(point), "")
-                    for prefix, other in self.without.items():
-                        name = other + name.removeprefix(prefix) if name.startswith(prefix) else name
-                    yield Example(name.lower(), label)
+                    if name := unicodedata.name(chr(point), ""):
+                        yield Example(name.lower(), label)

@@ -172,7 +172,7 @@ TEXT_TASKS: dict[str, TextTask] = {
             "symbols",
             tuple(_SYMBOLS),
             ("{}.", "the name of {}.", "a character that shows {}."),
-            CharacterNames(tuple(_SYMBOLS.values()), {}),
+            CharacterNames(tuple(_SYMBOLS.values())),
             "to which kind of character a name of a few words belongs",
             length=(4, 120),
         ),
