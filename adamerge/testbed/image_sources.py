@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from adamerge.testbed.cache import SPLITS
+
 CANVAS = 56
-SPLITS = ("train", "calibration", "validation", "test")
 
 
 class Source(Protocol):

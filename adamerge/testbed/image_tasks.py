@@ -7,12 +7,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from adamerge.testbed import image_shifts as shifts
-from adamerge.testbed.image_sources import SPLITS, Glyphs, HandwrittenDigits, Photographs, Source
+from adamerge.testbed.cache import SPLITS, cached_splits
+from adamerge.testbed.image_sources import Glyphs, HandwrittenDigits, Photographs, Source
 
 Files = Mapping[str, tuple[str, str]]  # class name -> (package, path inside it)
 SIZES: Mapping[str, int] = {"train": 4000, "calibration": 600, "validation": 250, "test": 1000}
@@ -190,10 +187,17 @@ def load_image_task(name: str, cache_dir: Path | None = None) -> datasets.Datase
     """
     if name not in IMAGE_TASKS:
         raise KeyError(f"no image task {name!r}; there are {', '.join(IMAGE_TASKS)}")
-    folder = (cache_dir or _default_cache()) / f"{name}-{_recipe_hash()}"
-    if not folder.is_dir():
-        _build(IMAGE_TASKS[name], folder)
-    return datasets.DatasetDict({split: datasets.load_from_disk(str(folder / split)) for split in SPLITS})
+    task, here = IMAGE_TASKS[name], Path(__file__).parent
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(task.classnames))})
+
+    def build() -> Iterator[tuple[str, datasets.Dataset]]:
+        for split in SPLITS:
+            images, labels = task_images(task, split)
+            columns = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": labels.tolist()}
+            yield split, datasets.Dataset.from_dict(columns, features=features)
+
+    recipe = [here / f"image_{part}.py" for part in ("sources", "shifts", "tasks")]
+    return cached_splits(name, recipe, build, cache_dir)
 
 
 def task_images(task: ImageTask, split: str) -> tuple[Tensor, Tensor]:
@@ -214,41 +218,8 @@ def to_pixels(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, 2).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _build(task: ImageTask, folder: Path) -> None:
-    """Write the task's splits beside ``folder``, then move them there in one rename."""
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(task.classnames))})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        for split in SPLITS:
-            images, labels = task_images(task, split)
-            columns = {"image": [{"bytes": _png(image), "path": None} for image in images], "label": labels.tolist()}
-            datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(stage / split))
-        try:
-            stage.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same data
-                raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not quiet:
-            datasets.enable_progress_bars()
-
-
 def _png(image: Tensor) -> bytes:
     pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(buffer, format="png")
     return buffer.getvalue()
-
-
-def _recipe_hash() -> str:
-    here = Path(__file__).parent
-    recipe = b"".join((here / f"image_{part}.py").read_bytes() for part in ("sources", "shifts", "tasks"))
-    return hashlib.sha256(recipe).hexdigest()[:12]
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamerge" / "testbed"

@@ -1,0 +1,54 @@
+"""The testbed's cache: the splits of a task, built once a recipe, read from disk afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+
+SPLITS = ("train", "calibration", "validation", "test")
+Splits = Iterator[tuple[str, datasets.Dataset]]
+
+
+def cached_splits(
+    name: str, recipe: Sequence[Path], build: Callable[[], Splits], cache_dir: Path | None
+) -> datasets.DatasetDict:
+    """Return the four splits of ``name``, of which ``build`` gives each with its name, from the cache if they are there.
+
+    The cache is ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache folder); a task's folder there is named
+    after a hash of ``recipe``, the files of code that make the data.
+    """
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe)).hexdigest()[:12]
+    folder = (cache_dir or _default_cache()) / f"{name}-{digest}"
+    if not folder.is_dir():
+        _write(folder, build)
+    return datasets.DatasetDict({split: datasets.load_from_disk(str(folder / split)) for split in SPLITS})
+
+
+def _write(folder: Path, build: Callable[[], Splits]) -> None:
+    """Write the splits beside ``folder``, then move them there in one rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        for split, data in build():
+            data.save_to_disk(str(stage / split))
+        try:
+            stage.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same data
+                raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not quiet:
+            datasets.enable_progress_bars()
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamerge" / "testbed"
