@@ -83,6 +83,21 @@ class Deltas(ABC):
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block."""
 
+    def held(self, device: torch.device | str) -> Deltas:
+        """The same deltas, kept on ``device`` in fp32 and read no more."""
+        return DenseDeltas(self.dense().to(device))
+
+    def mapped(self, matrix: Tensor) -> Deltas:
+        """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
+        return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows)
+
+    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
+        """``out += sum_k c[k, g] tau_k``, in place and without autograd; out ``(numel,)``."""
+        first = 0
+        for block in self.blocks(coefficients.dtype):
+            groups.accumulate(out, block, coefficients[first : first + len(block)])
+            first += len(block)
+
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
         return torch.cat(list(self.blocks(torch.float32))).view(-1, *self.shape)
@@ -106,11 +121,8 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, coefficients: Tensor, deltas: Deltas, groups: Groups) -> Tensor:
         ctx.deltas, ctx.groups = deltas, groups
         out = torch.zeros(deltas.shape.numel(), dtype=coefficients.dtype, device=deltas.device)
-        first = 0
         with torch.autocast(out.device.type, enabled=False):
-            for block in deltas.blocks(coefficients.dtype):
-                groups.accumulate(out, block, coefficients[first : first + len(block)])
-                first += len(block)
+            deltas.accumulate(out, coefficients, groups)
         return out.view(deltas.shape)
 
     @staticmethod
@@ -133,7 +145,7 @@ class DenseDeltas(Deltas):
 
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """One block with every expert."""
-        yield self.values.reshape(len(self.values), -1).to(dtype)
+        yield self.values.reshape(len(self.values), self.shape.numel()).to(dtype)
 
 
 class StreamedDeltas(Deltas):

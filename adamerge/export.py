@@ -147,7 +147,7 @@ def _card(coefficients: Coefficients) -> str:
 ---
 # Merged model
 
-`{vectors.base.location}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.experts)} experts, merged by
+`{vectors.base.location}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
 {type(coefficients.parametrization).__name__} coefficients after {coefficients.step} steps, with adamerge
 {adamerge.__version__}. `{COEFFICIENTS_FILE}` holds the coefficients and the recipe.
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
-errors files staging layout checkpoint sources deltas transforms task_vectors constraints parametrizations penalties
+errors files staging layout factors checkpoint renaming adapters sources deltas low_rank transforms task_vectors constraints parametrizations penalties
 backbones merged_model recipe coefficients export inspection heatmap evaluation objectives data modules tracking
 callbacks configuration runs comparison testbed cli
 """

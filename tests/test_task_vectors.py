@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Ties, Transform
+from adamerge.transforms import Elementwise, Ties
 
 
 def model(seed=0, **changed):
@@ -137,7 +137,7 @@ def test_check_names_non_finite_weights(tmp_path):
         TaskVectors(model(0), {"one": model(2), "two": tmp_path / "bad.safetensors"}).check()
 
 
-class Doubled(Transform):
+class Doubled(Elementwise):
     """Twice the deltas, and a note of what it saw."""
 
     def prepare(self, vectors):
