@@ -146,7 +146,10 @@ class AdapterCheckpoint(Checkpoint):
             name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
             found = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
             if found:
-                modules.setdefault(found[1], {})[found[2]] = key
+                keys = modules.setdefault(found[1], {})
+                if found[2] in keys:
+                    raise CheckpointError(f"{self._place} has a factor of {quoted(found[1])} twice", where=key)
+                keys[found[2]] = key
             elif "lora_" in name:
                 what = f"{self._place} has {quoted(key)}, which is no factor of plain LoRA"
                 raise CheckpointError(what, todo="merge this adapter into its base with peft, and use the merged model")
@@ -160,10 +163,13 @@ class AdapterCheckpoint(Checkpoint):
         for module, keys in modules.items():
             name = names.find(f"{module}.weight", keys["A"])
             if name in self._pairs:
-                raise CheckpointError(f"{self._place} has two pairs of factors for {quoted(name)}", where=keys["A"])
+                raise CheckpointError(f"{self._place} has factors of {quoted(name)} twice", where=keys["A"])
             self._pairs[name] = self._pair(module, name, keys, config)
         for own, key in whole.items():
-            self._whole[names.find_if_there(own)] = key
+            name = names.find_if_there(own)
+            # peft writes a copy of an embedding beside its factors, in case it was resized
+            if not (".base_layer." in key and name in self.base and torch.equal(self._weights[key], self.base[name])):
+                self._whole[name] = key
         self._refuse_ambiguous(bool(config.get("fan_in_fan_out")))
 
     def _refuse_ambiguous(self, flag: bool) -> None:

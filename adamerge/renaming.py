@@ -57,8 +57,8 @@ class Renaming:
             return {("", "")}
         parts = name.split(".")
         for start in range(len(parts) - 1):
-            if any(part.isdigit() for part in parts[:start]):
-                break  # a block's number is never part of a prefix
+            if parts[start].isdigit():
+                break  # a block's number, and what is numbered, are never part of a prefix
             rest = ".".join(parts[start:])
             ends = {other.removesuffix(rest) for other in self._disk if f".{other}".endswith(f".{rest}")}
             if ends:
