@@ -15,19 +15,25 @@ _HOMES = {
     "ChunkWise": "parametrizations",
     "Clamp": "constraints",
     "Coefficients": "coefficients",
+    "Combine": "transforms",
     "Constraint": "constraints",
     "DistanceToInitial": "penalties",
+    "Elementwise": "transforms",
     "Entropy": "objectives",
     "Free": "constraints",
     "ImageCalibration": "data",
     "ImageTask": "data",
+    "ImportanceChunkWise": "parametrizations",
     "LayerWise": "parametrizations",
+    "Magnitude": "transforms",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
     "Penalty": "penalties",
     "Projection": "constraints",
+    "RandomPartition": "parametrizations",
+    "Scale": "transforms",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
     "TaskVectors": "task_vectors",
@@ -48,10 +54,18 @@ if TYPE_CHECKING:
     from adamerge.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy, Objective
-    from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
+    from adamerge.parametrizations import (
+        BlockWise,
+        ChunkWise,
+        ImportanceChunkWise,
+        LayerWise,
+        Parametrization,
+        RandomPartition,
+        TaskWise,
+    )
     from adamerge.penalties import DistanceToInitial, Penalty
     from adamerge.task_vectors import TaskVectors
-    from adamerge.transforms import Ties, Transform
+    from adamerge.transforms import Combine, Elementwise, Magnitude, Scale, Ties, Transform
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SEGMENT = 1 << 16
+"""Elements whose products are summed in one run, where they are summed one after the other."""
+
 
 class Groups(ABC):
     """Which elements of one tensor share a coefficient: ``g`` of theta0[e] + sum_k w[k, g(e)] tau_k[e]."""
@@ -66,6 +69,42 @@ class Chunks(Groups):
         """One product per chunk."""
         parts = [torch.mv(rows[:, chunk], gradient[chunk]) for chunk in self.slices(gradient.numel())]
         return torch.stack(parts, dim=1)
+
+
+class Ids(Groups):
+    """Any elements: an integer for each says which coefficient it uses.
+
+    Args:
+        count: coefficients of an expert.
+        make: gives the ids, ``(numel,)``, each in [0, count); made when needed, and kept from the first contraction on.
+    """
+
+    def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
+        self.count, self.make = count, make
+        self._kept: Tensor | None = None
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Each row times its elements' own coefficients."""
+        ids = self._ids(out.device).int()
+        for row, own in zip(rows, coefficients, strict=True):
+            out.addcmul_(own.index_select(0, ids), row)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Sums of products by id, first over runs and then over those, so that rounding does not grow with the tensor."""
+        self._kept = self._ids(rows.device)
+        whole = gradient.numel() // SEGMENT * SEGMENT
+        ids = self._kept.long()
+        found = []
+        for row in rows:
+            products = row * gradient
+            sums = rows.new_zeros(whole // SEGMENT + 1, self.count)
+            sums[:-1].scatter_add_(1, ids[:whole].view(-1, SEGMENT), products[:whole].view(-1, SEGMENT))
+            sums[-1].scatter_add_(0, ids[whole:], products[whole:])
+            found.append(sums.sum(dim=0))
+        return torch.stack(found)
+
+    def _ids(self, device: torch.device) -> Tensor:
+        return self.make().to(device) if self._kept is None else self._kept.to(device)
 
 
 class Deltas(ABC):

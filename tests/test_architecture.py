@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors files staging layout factors checkpoint renaming adapters sources deltas low_rank transforms task_vectors constraints parametrizations penalties
-backbones merged_model recipe coefficients export inspection heatmap evaluation objectives data modules tracking
+backbones merged_model recipe coefficients allocation export inspection heatmap evaluation objectives data modules tracking
 callbacks configuration runs comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
