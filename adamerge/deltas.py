@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 SEGMENT = 1 << 16
-"""Elements whose products are summed in one run, where they are summed one after the other."""
+"""Elements, at least, whose products are summed in one run where they are summed one after the other."""
 
 
 class Groups(ABC):
@@ -19,6 +19,10 @@ class Groups(ABC):
 
     count: int
     """Coefficients of one expert for this tensor."""
+
+    def placed(self, device: torch.device) -> Groups:
+        """The same groups, ready for one pass over the experts on ``device``."""
+        return self
 
     @abstractmethod
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
@@ -81,30 +85,43 @@ class Ids(Groups):
 
     def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
         self.count, self.make = count, make
-        self._kept: Tensor | None = None
+        self.kept: Tensor | None = None
+
+    def placed(self, device: torch.device) -> Groups:
+        """The ids as indices on ``device``, for one pass over the experts."""
+        return _PlacedIds(self, (self.make() if self.kept is None else self.kept).to(device))
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """Each row times its elements' own coefficients."""
-        ids = self._ids(out.device).int()
-        for row, own in zip(rows, coefficients, strict=True):
-            out.addcmul_(own.index_select(0, ids), row)
+        self.placed(out.device).accumulate(out, rows, coefficients)
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Sums of products by id, first over runs and then over those, so that rounding does not grow with the tensor."""
-        self._kept = self._ids(rows.device)
-        whole = gradient.numel() // SEGMENT * SEGMENT
-        ids = self._kept.long()
+        """Sums of products by id."""
+        return self.placed(rows.device).contract(rows, gradient)
+
+
+class _PlacedIds(Groups):
+    def __init__(self, owner: Ids, ids: Tensor) -> None:
+        self.count, self.owner, self.ids, self.indices = owner.count, owner, ids, ids.long()
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        for row, own in zip(rows, coefficients, strict=True):
+            out.addcmul_(own.index_select(0, self.indices), row)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        self.owner.kept = self.ids
+        # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
+        run = max(SEGMENT, 16 * self.count)
+        runs = gradient.numel() // run
+        whole = runs * run
         found = []
         for row in rows:
             products = row * gradient
-            sums = rows.new_zeros(whole // SEGMENT + 1, self.count)
-            sums[:-1].scatter_add_(1, ids[:whole].view(-1, SEGMENT), products[:whole].view(-1, SEGMENT))
-            sums[-1].scatter_add_(0, ids[whole:], products[whole:])
+            sums = torch.zeros(runs + 1, self.count, dtype=rows.dtype, device=rows.device)
+            sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
+            sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
             found.append(sums.sum(dim=0))
         return torch.stack(found)
-
-    def _ids(self, device: torch.device) -> Tensor:
-        return self.make().to(device) if self._kept is None else self._kept.to(device)
 
 
 class Deltas(ABC):
@@ -132,7 +149,7 @@ class Deltas(ABC):
 
     def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
         """``out += sum_k c[k, g] tau_k``, in place and without autograd; out ``(numel,)``."""
-        first = 0
+        groups, first = groups.placed(out.device), 0
         for block in self.blocks(coefficients.dtype):
             groups.accumulate(out, block, coefficients[first : first + len(block)])
             first += len(block)
@@ -151,7 +168,7 @@ class Deltas(ABC):
 
     def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
         """The transpose of ``combine``: a gradient of ``shape`` to ``(experts, groups.count)``."""
-        flat = gradient.reshape(-1)
+        flat, groups = gradient.reshape(-1), groups.placed(gradient.device)
         return torch.cat([groups.contract(block, flat) for block in self.blocks(gradient.dtype)])
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import math
 import pkgutil
@@ -265,15 +266,20 @@ def named(kind: type | None) -> str:
     return "None" if kind is None else kind.__name__
 
 
-sweep = [
-    pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named),
-    pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named),
-    pytest.mark.parametrize("constraint", CONSTRAINTS, ids=named),
-]
+def sweep() -> list:
+    """Every combination; of the transforms beyond TIES, which constraints cannot see, those with two constraints."""
+    found = []
+    for transform in (None, *TRANSFORMS):
+        few = {"Free", "Softmax"} if named(transform) not in {"None", "Ties"} else {named(kind) for kind in CONSTRAINTS}
+        for kind, constraint in itertools.product(PARAMETRIZATIONS, CONSTRAINTS):
+            if named(constraint) in few:
+                parts = (transform, kind, constraint)
+                found.append(pytest.param(*parts, id="-".join(map(named, parts))))
+    return found
 
 
 def over_all(test: Callable) -> Callable:
-    return functools.reduce(lambda decorated, mark: mark(decorated), sweep, test)
+    return pytest.mark.parametrize(("transform", "kind", "constraint"), sweep())(test)
 
 
 def formula(table: dict, kind: type | None) -> Callable:
