@@ -19,38 +19,38 @@ from torch import Tensor
 from adamerge.checkpoint import FORMAT_NAMES, Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
 from adamerge.errors import CheckpointError
 from adamerge.factors import Factors, matrix_shape, no_change
-from adamerge.files import TensorFile, listed, quoted, read_json
+from adamerge.files import TensorFile, listed, quoted
+from adamerge.lora_configuration import by_pattern, read_configuration
 from adamerge.renaming import Renaming
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-# what would make the change another than scale * B @ A, by the configuration's key
-_REFUSED = {
-    "use_dora": "DoRA rescales the columns of the merged weight, which is no sum of task vectors",
-    "use_qalora": "its factors act on pooled inputs",
-    "use_bdlora": "its factors are block-diagonal",
-    "lora_bias": "it adds a bias inside the factors",
-    "alora_invocation_tokens": "it acts on some tokens only",
-    "arrow_config": "it chooses among adapters by token",
-    "kasa_config": "it changes the base by an SVD",
-    "monteclora_config": "its factors are random",
-    "layer_replication": "it changes the number of layers",
-    "target_parameters": "it acts on parameters that are fused in memory",
-    "trainable_token_indices": "it trains single rows of an embedding",
-}
-_CHANGES_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
-class _Pair:
-    """Where the factors of one tensor are: scale * left @ right, each a stored tensor, flattened and perhaps turned."""
+class Pair:
+    """Where the factors of one tensor are.
 
+    Attributes:
+        module: peft's name of the layer.
+        a: key of A.
+        b: key of B.
+        rank: of the product.
+        scale: of the product.
+        turned: whether the tensor's change is the transpose of ``scale * B @ A``.
+    """
+
+    module: str
     a: str
     b: str
     rank: int
     scale: float
     turned: bool
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it is of an embedding, whose factors have other keys."""
+        return self.a.endswith("lora_embedding_A")
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -65,6 +65,8 @@ class AdapterCheckpoint(Checkpoint):
 
     Attributes:
         base_name: what the configuration calls its base; recorded, since names decide nothing.
+        config: the whole configuration.
+        pairs: the base's tensor name to where its factors are.
 
     Raises:
         CheckpointError: unreadable or unsafe files, a kind of adapter whose change is not ``scale * B @ A``, or factors
@@ -77,15 +79,16 @@ class AdapterCheckpoint(Checkpoint):
     def __init__(self, folder: Path, base: Checkpoint, location: str | None = None) -> None:
         self.location, self.base = location or str(folder), base
         self._place = quoted(self.location)
-        config = read_json(folder / CONFIG)
-        _refuse_variants(config, quoted(folder / CONFIG))
+        config = read_configuration(folder / CONFIG)
         if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
             what = f"{self._place} has its weights only as pickle, which may run code when opened: 'adapter_model.bin'"
             raise CheckpointError(what, todo="look for a safetensors version, or convert it with code you trust")
         self._weights = SafetensorsCheckpoint(self.location, [TensorFile(folder / WEIGHTS)])
         self.sources = (*self._weights.sources, (folder / CONFIG).absolute())
         self.base_name = str(config.get("base_model_name_or_path") or "")
-        self._pairs: dict[str, _Pair] = {}
+        self.note = f", a LoRA adapter that calls its base {quoted(self.base_name)}"
+        self.config = config
+        self.pairs: dict[str, Pair] = {}
         self._whole: dict[str, str] = {}
         self._read_keys(config)
         self._entries = dict.fromkeys(sorted({*base, *self._whole}))
@@ -93,7 +96,7 @@ class AdapterCheckpoint(Checkpoint):
     def __getitem__(self, name: str) -> Tensor:
         self._entry(name)
         whole = self._weights[self._whole[name]] if name in self._whole else self.base[name]
-        if name not in self._pairs:
+        if name not in self.pairs:
             return whole
         return torch.add(whole, self._factors(name).dense().view(whole.shape))
 
@@ -106,19 +109,19 @@ class AdapterCheckpoint(Checkpoint):
         """Return the dtype of one tensor: at least fp32 where factors are added."""
         self._entry(name)
         stored = self._weights.dtype(self._whole[name]) if name in self._whole else self.base.dtype(name)
-        return torch.promote_types(stored, torch.float32) if name in self._pairs else stored
+        return torch.promote_types(stored, torch.float32) if name in self.pairs else stored
 
     def factors(self, name: str) -> Factors | None:
         """What the adapter changes in the base's tensor; None where it has a whole tensor of its own."""
         self._entry(name)
         if name in self._whole:
             return None
-        return self._factors(name) if name in self._pairs else no_change(self.base.shape(name))
+        return self._factors(name) if name in self.pairs else no_change(self.base.shape(name))
 
     def scan(self) -> Scan:
         """Return a fingerprint of factors and scales, not of the base, and the non-finite counts of the file."""
         found = self._weights.scan()
-        facts = {pair.a: [pair.scale, pair.turned] for pair in self._pairs.values()}
+        facts = {pair.a: [pair.scale, pair.turned] for pair in self.pairs.values()}
         text = json.dumps([found.fingerprint, facts], sort_keys=True)
         return Scan(hashlib.sha256(text.encode()).hexdigest(), found.nonfinite)
 
@@ -127,9 +130,11 @@ class AdapterCheckpoint(Checkpoint):
         return FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), tensor_chunks(tensor)
 
     def _factors(self, name: str) -> Factors:
-        pair = self._pairs[name]
+        pair = self.pairs[name]
         if pair.turned:  # (B A)^T = A^T B^T
-            return Factors(pair.rank, pair.scale, partial(self._matrix, pair.a, True), partial(self._matrix, pair.b, True))
+            return Factors(
+                pair.rank, pair.scale, partial(self._matrix, pair.a, True), partial(self._matrix, pair.b, True)
+            )
         return Factors(pair.rank, pair.scale, partial(self._matrix, pair.b), partial(self._matrix, pair.a))
 
     def _matrix(self, key: str, turned: bool = False) -> Tensor:
@@ -142,7 +147,9 @@ class AdapterCheckpoint(Checkpoint):
         whole: dict[str, str] = {}
         for key in self._weights:
             if not key.startswith(PREFIX):
-                raise CheckpointError(f"{self._place} has an unexpected key {quoted(key)}", expected=f"{PREFIX}...", got=key)
+                raise CheckpointError(
+                    f"{self._place} has an unexpected key {quoted(key)}", expected=f"{PREFIX}...", got=key
+                )
             name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
             found = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
             if found:
@@ -162,9 +169,9 @@ class AdapterCheckpoint(Checkpoint):
         names = Renaming(self._place, [f"{module}.weight" for module in modules], self.base)
         for module, keys in modules.items():
             name = names.find(f"{module}.weight", keys["A"])
-            if name in self._pairs:
+            if name in self.pairs:
                 raise CheckpointError(f"{self._place} has factors of {quoted(name)} twice", where=keys["A"])
-            self._pairs[name] = self._pair(module, name, keys, config)
+            self.pairs[name] = self._pair(module, name, keys, config)
         for own, key in whole.items():
             name = names.find_if_there(own)
             # peft writes a copy of an embedding beside its factors, in case it was resized
@@ -174,7 +181,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def _refuse_ambiguous(self, flag: bool) -> None:
         """The shapes of a square tensor do not tell which way round its factors are, and peft's flag is one for all."""
-        plain = {name: pair for name, pair in self._pairs.items() if not _is_embedding(pair.a)}
+        plain = {name: pair for name, pair in self.pairs.items() if not pair.embedding}
         square = [name for name in plain if len({*matrix_shape(self.base.shape(name))}) == 1]
         if square and any(pair.turned != flag for name, pair in plain.items() if name not in square):
             raise CheckpointError(
@@ -184,15 +191,14 @@ class AdapterCheckpoint(Checkpoint):
                 todo="merge this adapter into its base with peft, and use the merged model",
             )
 
-    def _pair(self, module: str, name: str, keys: Mapping[str, str], config: Mapping[str, Any]) -> _Pair:
+    def _pair(self, module: str, name: str, keys: Mapping[str, str], config: Mapping[str, Any]) -> Pair:
         a, b = self._weights.shape(keys["A"]), self._weights.shape(keys["B"])
         rows, columns = matrix_shape(self.base.shape(name))
         product = (b[0], a[1:].numel()) if len(a) > 1 and len(b) > 1 and b[1:].numel() == a[0] else None
-        embedding = _is_embedding(keys["A"])
         ways = [turned for turned in (False, True) if product == ((columns, rows) if turned else (rows, columns))]
         if len(self.base.shape(name)) > 2:
             ways = [turned for turned in ways if not turned]  # convolutions are never stored the other way round
-        if embedding:
+        if keys["A"].endswith("lora_embedding_A"):
             ways = [turned for turned in ways if turned]
         if not ways:
             raise CheckpointError(
@@ -202,48 +208,14 @@ class AdapterCheckpoint(Checkpoint):
                 got=f"A {tuple(a)}, B {tuple(b)}",
                 todo=f"use its own base ({quoted(self.base_name)} by name) for the pool, or another adapter",
             )
-        rank = _by_pattern(config, "rank_pattern", module, config["r"])
+        rank = by_pattern(config, "rank_pattern", module, config["r"])
         if rank != a[0]:
             what = f"{self._place}: the factors of {quoted(module)} do not have the rank of {CONFIG}"
             raise CheckpointError(what, where=keys["A"], expected=rank, got=a[0], todo="download both files again")
-        alpha = _by_pattern(config, "alpha_pattern", module, config["lora_alpha"])
+        alpha = by_pattern(config, "alpha_pattern", module, config["lora_alpha"])
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         turned = ways[0] if len(ways) == 1 else bool(config.get("fan_in_fan_out"))
-        return _Pair(keys["A"], keys["B"], int(a[0]), float(scale), turned)
-
-
-def _is_embedding(key: str) -> bool:
-    return key.endswith("lora_embedding_A")
-
-
-def _by_pattern(config: Mapping[str, Any], key: str, module: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the end of the module's name, as peft does it."""
-    for pattern, value in (config.get(key) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise CheckpointError(f"{CONFIG}: {key} has {quoted(pattern)}, which is no pattern: {error}") from error
-    return otherwise
-
-
-def _refuse_variants(config: Mapping[str, Any], place: str) -> None:
-    """Raise CheckpointError, with the reason, for every adapter whose change is not ``scale * B @ A``."""
-    todo = "merge this adapter into its base with peft, and use the merged model"
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{place}: unknown kind of adapter", expected="LORA", got=config.get("peft_type"), todo=todo)
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            raise CheckpointError(f"{place}: {key} is not supported: {reason}", got=config[key], todo=todo)
-    start = str(config.get("init_lora_weights", ""))
-    if _CHANGES_BASE.match(start):
-        what = f"{place}: init_lora_weights={quoted(start)} changed the base's weights before training"
-        raise CheckpointError(what, todo="save it with peft's path_initial_model_for_weight_conversion")
-    for key, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", -math.inf)):
-        given = config.get(pattern) or {}
-        for number in (config.get(key), *(given.values() if isinstance(given, dict) else [given])):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number < math.inf:
-                raise CheckpointError(f"{place}: {key} or {pattern} is no number that fits", got=number)
+        return Pair(module, keys["A"], keys["B"], int(a[0]), float(scale), turned)
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -60,5 +60,7 @@ def allocation_table(parametrization: ImportanceChunkWise) -> str:
     rows = sorted(counts, key=lambda name: (-importance.get(name, 0.0), name))
     lines = [f"{importance.get(name, math.nan):10.6f}  {counts[name] or 'frozen':>6}  {name}" for name in rows]
     frozen = sum(count == 0 for count in counts.values())
-    head = f"{sum(counts.values())} coefficients per expert for {len(counts) - frozen} tensors; {frozen} stay at the prior"
+    head = (
+        f"{sum(counts.values())} coefficients per expert for {len(counts) - frozen} tensors; {frozen} stay at the prior"
+    )
     return "\n".join([head, "importance  chunks  tensor", *lines])

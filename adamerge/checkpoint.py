@@ -63,6 +63,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     location: str
     sources: tuple[Path, ...] = ()
+    note: str = ""  # what else a reader of an exported model's card should know of it
     _entries: Mapping[str, Any]  # by name, in order: where each tensor is
     __hash__ = object.__hash__
 

@@ -260,7 +260,9 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:
     models = [("the base", metadata["base"], vectors.base)]
-    models += [(f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints]
+    models += [
+        (f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints
+    ]
     for who, entry, checkpoint in models:
         if checkpoint.fingerprint != entry["fingerprint"]:
             raise CoefficientsError(

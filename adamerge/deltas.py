@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SEGMENT = 1 << 16
+SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other."""
 
 
@@ -156,7 +156,8 @@ class Deltas(ABC):
 
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
-        return torch.cat(list(self.blocks(torch.float32))).view(-1, *self.shape)
+        rows = torch.cat(list(self.blocks(torch.float32)))
+        return rows.view(len(rows), *self.shape)
 
     def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
         """``sum_k c[k, g(e)] tau_k[e]``: coefficients ``(experts, groups.count)`` to a tensor of ``shape``.

@@ -61,7 +61,8 @@ class LowRankDeltas(Deltas):
     def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
         """One product of factors, added to ``out``."""
         if not isinstance(groups, Whole):
-            return super().accumulate(out, coefficients, groups)
+            super().accumulate(out, coefficients, groups)
+            return
         left, right = (factor.to(out.dtype) for factor in self.read())
         weights = coefficients[:, 0] @ self.weights.to(coefficients)
         out.view(matrix_shape(self.shape)).addmm_(left * weights, right)

@@ -36,7 +36,8 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
     try:
         if not os.path.lexists(place):
             if isinstance(source, str) and source.count("+") == 1:
-                return _open_pair(*source.split("+"), base)
+                model, _, adapter = source.partition("+")
+                return _open_pair(model, adapter, base)
             if isinstance(source, str) and _HUB_ID.fullmatch(source):
                 return _open_folder(source, _download(source), base)
             raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
@@ -62,7 +63,9 @@ def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
         )
     found = open_checkpoint(adapter, base)
     if not isinstance(found, AdapterCheckpoint):
-        raise CheckpointError(f"{quoted(adapter)}, after the '+', is no LoRA adapter", todo="name the folder of an adapter")
+        raise CheckpointError(
+            f"{quoted(adapter)}, after the '+', is no LoRA adapter", todo="name the folder of an adapter"
+        )
     return found
 
 

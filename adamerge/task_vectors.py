@@ -82,8 +82,8 @@ class TaskVectors(Mapping[str, Deltas]):
                 raise ConfigError(
                     "states: one per transform is needed", expected=len(self.transforms), got=len(self._states)
                 )
-            for transform, state, experts in zip(self.transforms, self._states, self._experts, strict=False):
-                transform.check_state(state, len(experts))
+            for transform, state, names in zip(self.transforms, self._states, self._experts, strict=False):
+                transform.check_state(state, len(names))
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -210,8 +210,8 @@ class TaskVectors(Mapping[str, Deltas]):
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)
-        for transform, state, experts in zip(self.transforms, states, self._experts, strict=False):
-            deltas = transform.deltas(name, deltas, state, experts)
+        for transform, state, names in zip(self.transforms, states, self._experts, strict=False):
+            deltas = transform.deltas(name, deltas, state, names)
         return deltas
 
     def _raw(self, name: str) -> Deltas:

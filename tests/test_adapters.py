@@ -170,7 +170,10 @@ def test_fingerprint_is_that_of_factors_and_scales(lora, spoilt):
     assert spoilt().fingerprint == adapter.fingerprint
     assert spoilt(config={"lora_alpha": 9}).fingerprint != adapter.fingerprint
     assert spoilt(config={"use_rslora": True, "lora_alpha": 8}).fingerprint != adapter.fingerprint
-    assert spoilt(config={"task_type": "CAUSAL_LM", "lora_alpha": 8, "use_rslora": False}).fingerprint == adapter.fingerprint
+    assert (
+        spoilt(config={"task_type": "CAUSAL_LM", "lora_alpha": 8, "use_rslora": False}).fingerprint
+        == adapter.fingerprint
+    )
 
     def one_bit(tensors):
         next(iter(tensors.values()))[0, 0] += 1
@@ -235,6 +238,11 @@ def test_a_configuration_that_does_not_fit_is_refused(spoilt, config, says):
         spoilt(config=config)
 
 
+def again(tensors, module):
+    """The factors of STEM once more, under another name."""
+    tensors.update({f"{module}.lora_{x}.weight": tensors[f"{STEM}.lora_{x}.weight"].clone() for x in "AB"})
+
+
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -247,9 +255,8 @@ STEM = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.update({f"{STEM}.lora_B.weight": torch.ones(15, 4)}), "does not belong to this base"),
         (lambda t: t.update({f"{STEM}.lora_B.weight": torch.ones(16, 3)}), "does not belong to this base"),
         (lambda t: t.update({f"{STEM}.lora_B.weight": torch.ones(4)}), "does not belong to this base"),
-        (lambda t: t.update({f"{STEM}.base_layer.lora_{x}.weight": t[f"{STEM}.lora_{x}.weight"].clone() for x in "AB"}),
-         "a factor of .* twice"),
-        (lambda t: t.update({f"base_model.model.model.layers.7.q.lora_{x}.weight": t[f"{STEM}.lora_{x}.weight"].clone() for x in "AB"}),
+        (lambda t: again(t, f"{STEM}.base_layer"), "a factor of .* twice"),
+        (lambda t: again(t, "base_model.model.model.layers.7.q"),
          r"'model\.layers\.7\.q\.weight' is no tensor of the base"),
     ],
     ids=["one factor", "magnitude", "prefix", "rows", "rank", "vector", "twice", "unknown module"],

@@ -54,7 +54,9 @@ def both(shape):
 def columns_of(groups, numel):
     if isinstance(groups, Whole):
         return torch.zeros(numel, dtype=torch.long)
-    return torch.tensor([next(g for g, s in enumerate(groups.slices(numel)) if s.start <= e < s.stop) for e in range(numel)])
+    return torch.tensor(
+        [next(g for g, s in enumerate(groups.slices(numel)) if s.start <= e < s.stop) for e in range(numel)]
+    )
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["read", "held"])
@@ -142,7 +144,9 @@ def test_chunks_make_one_expert_dense_at_a_time():
 def test_an_untouched_tensor_of_any_shape_adds_nothing():
     for shape in ((), (5,), (0, 3), (2, 3)):
         size = torch.Size(shape)
-        deltas = JoinedDeltas([(1, LowRankDeltas.of([no_change(size)], size, CPU)), (1, DenseDeltas(torch.ones(1, *shape)))])
+        deltas = JoinedDeltas(
+            [(1, LowRankDeltas.of([no_change(size)], size, CPU)), (1, DenseDeltas(torch.ones(1, *shape)))]
+        )
         update = deltas.combine(torch.tensor([[9.0], [0.5]]), Whole())
         assert update.shape == size and torch.equal(update, torch.full(shape, 0.5))
         assert deltas.contract(torch.ones(shape), Whole()).flatten().tolist() == [0.0, float(size.numel())]
@@ -160,7 +164,9 @@ def test_mapped_is_the_sum_of_experts(kind, shape):
         assert torch.allclose(mapped.held("cpu").dense().double(), wanted, atol=2e-6)
         coefficients = torch.randn(len(matrix), 1)
         found = mapped.combine(coefficients, Whole()).double()
-        assert torch.allclose(found, (coefficients.double().view(-1, 1) * wanted.flatten(1)).sum(0).view(shape), atol=1e-5)
+        assert torch.allclose(
+            found, (coefficients.double().view(-1, 1) * wanted.flatten(1)).sum(0).view(shape), atol=1e-5
+        )
         slope = torch.randn(shape)
         contracted = mapped.contract(slope, Whole()).double().flatten()
         assert torch.allclose(contracted, wanted.flatten(1) @ slope.double().flatten(), atol=1e-5)
@@ -175,7 +181,7 @@ def test_scaling_keeps_factors_and_sums_of_factors_are_factors():
 
 
 def test_autocast_leaves_factors_in_fp32():
-    deltas, tau = both((12, 7))["low rank"]
+    deltas, _ = both((12, 7))["low rank"]
     coefficients = torch.full((3, 1), 0.3, requires_grad=True)
     slope = torch.randn(12, 7)
     plain = deltas.combine(coefficients, Whole())

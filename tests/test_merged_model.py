@@ -531,7 +531,9 @@ def test_lora_experts_cost_the_same_however_many(tmp_path, resident):
 def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
     vectors = lora_files(tmp_path, 3, WIDTH)
     base = {name: vectors.base[name] for name in vectors.base}
-    dense = TaskVectors(base, {t: {n: c[n] for n in base} for t, c in vectors.checkpoints.items()}, exclude=["scale", "*.bias"])
+    dense = TaskVectors(
+        base, {t: {n: c[n] for n in base} for t, c in vectors.checkpoints.items()}, exclude=["scale", "*.bias"]
+    )
     assert list(dense) == list(vectors)
     found = []
     for given in (vectors, dense):

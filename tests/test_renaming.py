@@ -14,7 +14,9 @@ def renamed(names, disk):
     return [renaming.find(name, "key") for name in names]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("", ""), ("bert.", ""), ("", "bert."), ("model.a.", "a.model."), ("x.", "y.z.")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("", ""), ("bert.", ""), ("", "bert."), ("model.a.", "a.model."), ("x.", "y.z.")]
+)
 def test_one_prefix_stands_for_another(ours, theirs):
     rests = ["layers.0.q.weight", "layers.1.q.weight", "layers.10.q.weight", "embed.tokens.weight"]
     disk = [theirs + rest for rest in rests] + ["other.weight", "layers_of.0.q.weight"]

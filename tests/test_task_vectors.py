@@ -233,7 +233,9 @@ def test_only_what_some_adapter_touches_is_merged(lora):
         lora_vectors(lora, include=["*norm*"])
 
 
-@pytest.mark.parametrize("cases", [LLAMA, ("bert", "bert patterns", "bert head"), ("gpt2", "gpt2 square")], ids="+".join)
+@pytest.mark.parametrize(
+    "cases", [LLAMA, ("bert", "bert patterns", "bert head"), ("gpt2", "gpt2 square")], ids="+".join
+)
 def test_deltas_of_adapters_are_those_of_the_merged_models(lora, cases):
     vectors = lora_vectors(lora, cases)
     held = vectors.resident("cpu")
@@ -243,7 +245,9 @@ def test_deltas_of_adapters_are_those_of_the_merged_models(lora, cases):
             assert (deltas.dense().double() - exact).abs().max() < 1e-6
             coefficients = torch.randn(len(cases), 1)
             combined = deltas.combine(coefficients, Whole()).double()
-            assert (combined - (coefficients.double().view(-1, *[1] * (exact.dim() - 1)) * exact).sum(0)).abs().max() < 1e-6
+            assert (
+                combined - (coefficients.double().view(-1, *[1] * (exact.dim() - 1)) * exact).sum(0)
+            ).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("transforms", [[], [Scale({"llama": -1.0})], [Ties(keep=0.5)]], ids=["none", "scale", "ties"])
@@ -316,7 +320,9 @@ def test_an_untrained_adapter_equals_its_base(lora, tmp_path):
 
 def test_experts_are_named_after_the_transforms():
     given = {name: model(seed) for seed, name in enumerate("abc", start=1)}
-    vectors = TaskVectors(model(0), given, [Scale({"a": 2.0}), Combine({"d": {"a": -1, "b": 1, "c": 1}}), Ties(keep=1.0)])
+    vectors = TaskVectors(
+        model(0), given, [Scale({"a": 2.0}), Combine({"d": {"a": -1, "b": 1, "c": 1}}), Ties(keep=1.0)]
+    )
     assert vectors.experts == ("d",) and list(vectors.checkpoints) == ["a", "b", "c"]
     plain = TaskVectors(model(0), given)
     for name in vectors:

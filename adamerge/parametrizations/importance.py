@@ -73,7 +73,9 @@ class ImportanceChunkWise(Linear):
 def _allocated(importance: Mapping[str, float], vectors: TaskVectors, budget: float, kappa: float) -> dict[str, int]:
     missing = [name for name in vectors if name not in importance]
     if missing:
-        raise ConfigError(f"ImportanceChunkWise: no importance of '{missing[0]}'", todo="merge the same tensors in both stages")
+        raise ConfigError(
+            f"ImportanceChunkWise: no importance of '{missing[0]}'", todo="merge the same tensors in both stages"
+        )
     numbers = {name: importance[name] for name in vectors}
     if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers.values()):
         raise ConfigError("ImportanceChunkWise: importances must be finite and not negative", got=importance)

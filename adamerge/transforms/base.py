@@ -45,7 +45,7 @@ class Transform(ABC):
 
 
 class Elementwise(Transform):
-    """Shared by the transforms that change a tensor's deltas element by element, looking across experts: dense, at each read."""
+    """Shared by the transforms that change a tensor's deltas element by element, across experts: dense, at each read."""
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
         """Deltas that ``apply`` changes at each read."""
