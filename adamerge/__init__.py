@@ -16,9 +16,11 @@ _HOMES = {
     "Clamp": "constraints",
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
+    "Combine": "transforms",
     "Constraint": "constraints",
     "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
+    "Elementwise": "transforms",
     "Entropy": "objectives",
     "FlipAndShift": "objectives",
     "Free": "constraints",
@@ -28,12 +30,14 @@ _HOMES = {
     "ImageTask": "data",
     "ImageTextCalibration": "data",
     "ImageTextTask": "data",
+    "ImportanceChunkWise": "parametrizations",
     "KeepBest": "selection",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "LogitAlignment": "objectives",
     "LowestTarget": "selection",
+    "Magnitude": "transforms",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -42,6 +46,8 @@ _HOMES = {
     "Projection": "constraints",
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
+    "RandomPartition": "parametrizations",
+    "Scale": "transforms",
     "Selection": "selection",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
@@ -65,7 +71,14 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from adamerge.backbones import Backbone, OpenClipClassifier
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-    from adamerge.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
+    from adamerge.constraints import (
+        Clamp,
+        Constraint,
+        Free,
+        Projection,
+        Sigmoid,
+        Softmax,
+    )
     from adamerge.data import (
         Calibration,
         ImageCalibration,
@@ -92,11 +105,31 @@ if TYPE_CHECKING:
         Unchanged,
         View,
     )
-    from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, Parametrization, TaskWise
+    from adamerge.parametrizations import (
+        BlockWise,
+        ChunkWise,
+        ImportanceChunkWise,
+        LayerWise,
+        Parametrization,
+        RandomPartition,
+        TaskWise,
+    )
     from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty
-    from adamerge.selection import HighestScore, KeepBest, LowestTarget, Selection
+    from adamerge.selection import (
+        HighestScore,
+        KeepBest,
+        LowestTarget,
+        Selection,
+    )
     from adamerge.task_vectors import TaskVectors
-    from adamerge.transforms import Ties, Transform
+    from adamerge.transforms import (
+        Combine,
+        Elementwise,
+        Magnitude,
+        Scale,
+        Ties,
+        Transform,
+    )
 
 
 def __getattr__(name: str) -> Any:

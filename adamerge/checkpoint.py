@@ -18,6 +18,7 @@ import numpy
 import torch
 
 from adamerge.errors import CheckpointError, ExportError
+from adamerge.factors import Factors
 from adamerge.files import TensorFile, cache_folder, listed, quoted, read_json
 from adamerge.staging import staged_file
 
@@ -62,6 +63,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     location: str
     sources: tuple[Path, ...] = ()
+    note: str = ""  # what else a reader of an exported model's card should know of it
     _entries: Mapping[str, Any]  # by name, in order: where each tensor is
     __hash__ = object.__hash__
 
@@ -84,6 +86,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of one tensor without reading it; CheckpointError if torch has none such."""
+
+    def factors(self, name: str) -> Factors | None:
+        """Return what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
+        return None
 
     @abstractmethod
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
@@ -232,10 +238,11 @@ class StateDict(Checkpoint):
         tensor, shape = self[name], tuple(self[name].shape)
         if tensor.dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] * 2)
-        return FORMAT_NAMES[tensor.dtype], shape, _chunks(tensor)
+        return FORMAT_NAMES[tensor.dtype], shape, tensor_chunks(tensor)
 
 
-def _chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
+def tensor_chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor."""
     flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     for start in range(0, len(flat), size):
         yield flat[start : start + size]

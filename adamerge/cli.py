@@ -66,6 +66,11 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing folder, once the new one is complete"
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write one LoRA adapter of the base, of LoRA experts with whole-tensor coefficients",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as in training")
     parser.add_argument("--base", help="where the base is now")
     parser.add_argument("--expert", action="append", default=[], metavar="NAME=PATH", help="where an expert is now")
@@ -76,13 +81,20 @@ def export(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     import torch
 
+    from adamerge.adapter_export import export_adapter
     from adamerge.coefficients import load_coefficients
     from adamerge.export import export as write
+
+    if own.adapter and own.dtype:
+        parser.error("--adapter writes fp32 factors: --dtype does not go with it")
 
     moved = dict(item.partition("=")[::2] for item in own.expert)
     coefficients = load_coefficients(
         own.coefficients, own.base, moved, own.allow_plugins, verify=not own.allow_other_models
     )
+    if own.adapter:
+        print(f"exported: {export_adapter(coefficients, own.target, overwrite=own.overwrite)}")
+        return
     dtype = getattr(torch, own.dtype) if own.dtype else None
     print(f"exported: {write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite)}")
 

@@ -32,6 +32,7 @@ FIELDS: dict[str, type] = {
     "step": int,
     "base": dict,
     "experts": dict,
+    "rows": list,
     "include": list,
     "exclude": list,
     "transforms": list,
@@ -105,6 +106,7 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
             task: {"source": _lasting(checkpoint.location), "fingerprint": checkpoint.fingerprint}
             for task, checkpoint in vectors.checkpoints.items()
         },
+        "rows": list(vectors.experts),
         "include": list(vectors.include),
         "exclude": list(vectors.exclude),
         "transforms": [describe(transform) for transform in vectors.transforms],
@@ -164,6 +166,8 @@ def load_coefficients(
             metadata["states"],
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)
+        if list(vectors.experts) != metadata["rows"]:
+            raise ValueError(f"rows {metadata['rows']}, experts {list(vectors.experts)}")
         parametrization.load_values(values)
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
@@ -245,9 +249,9 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         raise CoefficientsError(
             f"{path}: field 'layout'", expected="weights and files", got=repr(metadata["layout"])[:200]
         )
-    patterns = [*metadata["include"], *metadata["exclude"]]
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise CoefficientsError(f"{path}: include and exclude", expected="patterns", got=repr(patterns)[:200])
+    texts = [*metadata["include"], *metadata["exclude"], *metadata["rows"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise CoefficientsError(f"{path}: include, exclude and rows", expected="texts", got=repr(texts)[:200])
     if metadata["dtype"] not in DTYPES or metadata["step"] < 0:
         raise CoefficientsError(
             f"{path}: dtype or step", expected=f"one of {DTYPES}, 0 or more", got=(metadata["dtype"], metadata["step"])
@@ -256,7 +260,9 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:
     models = [("the base", metadata["base"], vectors.base)]
-    models += [(f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.experts]
+    models += [
+        (f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints
+    ]
     for who, entry, checkpoint in models:
         if checkpoint.fingerprint != entry["fingerprint"]:
             raise CoefficientsError(

@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SEGMENT = 1 << 12
+"""Elements, at least, whose products are summed in one run where they are summed one after the other."""
+
 
 class Groups(ABC):
     """Which elements of one tensor share a coefficient: ``g`` of theta0[e] + sum_k w[k, g(e)] tau_k[e]."""
 
     count: int
     """Coefficients of one expert for this tensor."""
+
+    def placed(self, device: torch.device) -> Groups:
+        """The same groups, ready for one pass over the experts on ``device``."""
+        return self
 
     @abstractmethod
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
@@ -68,6 +75,55 @@ class Chunks(Groups):
         return torch.stack(parts, dim=1)
 
 
+class Ids(Groups):
+    """Any elements: an integer for each says which coefficient it uses.
+
+    Args:
+        count: coefficients of an expert.
+        make: gives the ids, ``(numel,)``, each in [0, count); made when needed, and kept from the first contraction on.
+    """
+
+    def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
+        self.count, self.make = count, make
+        self.kept: Tensor | None = None
+
+    def placed(self, device: torch.device) -> Groups:
+        """The ids as indices on ``device``, for one pass over the experts."""
+        return _PlacedIds(self, (self.make() if self.kept is None else self.kept).to(device))
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Each row times its elements' own coefficients."""
+        self.placed(out.device).accumulate(out, rows, coefficients)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Sums of products by id."""
+        return self.placed(rows.device).contract(rows, gradient)
+
+
+class _PlacedIds(Groups):
+    def __init__(self, owner: Ids, ids: Tensor) -> None:
+        self.count, self.owner, self.ids, self.indices = owner.count, owner, ids, ids.long()
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        for row, own in zip(rows, coefficients, strict=True):
+            out.addcmul_(own.index_select(0, self.indices), row)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        self.owner.kept = self.ids
+        # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
+        run = max(SEGMENT, 16 * self.count)
+        runs = gradient.numel() // run
+        whole = runs * run
+        found = []
+        for row in rows:
+            products = row * gradient
+            sums = torch.zeros(runs + 1, self.count, dtype=rows.dtype, device=rows.device)
+            sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
+            sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
+            found.append(sums.sum(dim=0))
+        return torch.stack(found)
+
+
 class Deltas(ABC):
     """What each expert changed in one tensor: ``tau_k``, conceptually ``(experts, *shape)``, in fp32 when read.
 
@@ -83,9 +139,25 @@ class Deltas(ABC):
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block."""
 
+    def held(self, device: torch.device | str) -> Deltas:
+        """The same deltas, kept on ``device`` in fp32 and read no more."""
+        return DenseDeltas(self.dense().to(device))
+
+    def mapped(self, matrix: Tensor) -> Deltas:
+        """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
+        return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows)
+
+    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
+        """``out += sum_k c[k, g] tau_k``, in place and without autograd; out ``(numel,)``."""
+        groups, first = groups.placed(out.device), 0
+        for block in self.blocks(coefficients.dtype):
+            groups.accumulate(out, block, coefficients[first : first + len(block)])
+            first += len(block)
+
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
-        return torch.cat(list(self.blocks(torch.float32))).view(-1, *self.shape)
+        rows = torch.cat(list(self.blocks(torch.float32)))
+        return rows.view(len(rows), *self.shape)
 
     def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
         """``sum_k c[k, g(e)] tau_k[e]``: coefficients ``(experts, groups.count)`` to a tensor of ``shape``.
@@ -97,7 +169,7 @@ class Deltas(ABC):
 
     def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
         """The transpose of ``combine``: a gradient of ``shape`` to ``(experts, groups.count)``."""
-        flat = gradient.reshape(-1)
+        flat, groups = gradient.reshape(-1), groups.placed(gradient.device)
         return torch.cat([groups.contract(block, flat) for block in self.blocks(gradient.dtype)])
 
 
@@ -106,11 +178,8 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, coefficients: Tensor, deltas: Deltas, groups: Groups) -> Tensor:
         ctx.deltas, ctx.groups = deltas, groups
         out = torch.zeros(deltas.shape.numel(), dtype=coefficients.dtype, device=deltas.device)
-        first = 0
         with torch.autocast(out.device.type, enabled=False):
-            for block in deltas.blocks(coefficients.dtype):
-                groups.accumulate(out, block, coefficients[first : first + len(block)])
-                first += len(block)
+            deltas.accumulate(out, coefficients, groups)
         return out.view(deltas.shape)
 
     @staticmethod
@@ -133,7 +202,7 @@ class DenseDeltas(Deltas):
 
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """One block with every expert."""
-        yield self.values.reshape(len(self.values), -1).to(dtype)
+        yield self.values.reshape(len(self.values), self.shape.numel()).to(dtype)
 
 
 class StreamedDeltas(Deltas):

@@ -58,10 +58,10 @@ def export(
         for name, content in coefficients.layout.files.items():
             (folder / name).write_text(content, encoding="utf-8")
         save_coefficients(coefficients, folder / COEFFICIENTS_FILE)
-        (folder / "README.md").write_text(_card(coefficients), encoding="utf-8")
+        (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
-        _verify(weights, written)
+        verify(weights, written)
     return Path(target)
 
 
@@ -115,7 +115,7 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _verify(path: Path, hashes: dict[str, str]) -> None:
+def verify(path: Path, hashes: dict[str, str]) -> None:
     """Open what was written as a stranger would, and compare every tensor with what was computed."""
     file = TensorFile(path)
     if file.tensors.keys() != hashes.keys():
@@ -125,7 +125,8 @@ def _verify(path: Path, hashes: dict[str, str]) -> None:
             raise ExportError(f"{path.name}: '{name}' does not read back as it was written", todo="check the disk")
 
 
-def _card(coefficients: Coefficients) -> str:
+def card(coefficients: Coefficients) -> str:
+    """The README of an exported folder."""
     vectors = coefficients.task_vectors
     data = ModelCardData(
         base_model=[vectors.base.location],
@@ -133,7 +134,7 @@ def _card(coefficients: Coefficients) -> str:
         tags=["merge", "adamerge"],
     )
     experts = "\n".join(
-        f"- `{task}`: `{checkpoint.location}` (sha256 `{checkpoint.fingerprint[:16]}`)"
+        f"- `{task}`: `{checkpoint.location}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
         for task, checkpoint in vectors.checkpoints.items()
     )
     table = coefficients.table()
@@ -147,7 +148,7 @@ def _card(coefficients: Coefficients) -> str:
 ---
 # Merged model
 
-`{vectors.base.location}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.experts)} experts, merged by
+`{vectors.base.location}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
 {type(coefficients.parametrization).__name__} coefficients after {coefficients.step} steps, with adamerge
 {adamerge.__version__}. `{COEFFICIENTS_FILE}` holds the coefficients and the recipe.
 

@@ -53,7 +53,7 @@ def _describe_coefficients(path: Path) -> None:
     console.print(escape(f"data: {metadata['protocol'] or 'none'}"))
     table = Table(
         "group",
-        *map(escape, metadata["experts"]),
+        *map(escape, metadata["rows"]),
         title="raw values, before the constraint (mean over a group's chunks)",
     )
     for group, value in values.items():

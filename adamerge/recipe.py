@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adamerge.constraints import Constraint
@@ -24,6 +24,8 @@ def describe(part: Any) -> Any:
         return part
     if isinstance(part, list | tuple):
         return [describe(item) for item in part]
+    if isinstance(part, Mapping):
+        return {str(key): describe(value) for key, value in part.items()}
     if isinstance(part, functools.partial):
         return {"class_path": _public_path(part.func), "init_args": {k: describe(v) for k, v in part.keywords.items()}}
     names = [name for name in inspect.signature(type(part)).parameters if name != "task_vectors"]

@@ -1,4 +1,4 @@
-"""From what users write to a checkpoint: a file, a folder, an index of shards, a Hub id, a state dict."""
+"""From what users write to a checkpoint: a file, a folder, an index of shards, a Hub id, a state dict, a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from adamerge.adapters import AdapterCheckpoint, is_adapter
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile, listed, quoted, read_json
@@ -20,11 +21,12 @@ _PART = r"[a-zA-Z0-9][\w.-]{0,95}"
 _HUB_ID = re.compile(rf"(?!.*\.(safetensors|bin|pt|pth|ckpt)$){_PART}/{_PART}(@[\w./-]+)?", re.ASCII)
 
 
-def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor]) -> Checkpoint:
+def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None = None) -> Checkpoint:
     """Open a safetensors file, a model folder, a hub id ``org/name[@revision]`` or a mapping; a Checkpoint is returned.
 
-    Text is a hub id when nothing local has that name and it has the form of one. What cannot be used is a
-    CheckpointError that names the file, before any tensor is read.
+    With ``base``, the source may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which
+    says whose adapter it is. Text is a hub id when nothing local has that name and it has the form of one. What cannot be
+    used is a CheckpointError that names the file, before any tensor is read.
     """
     if isinstance(source, Checkpoint):
         return source
@@ -33,14 +35,47 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor]) -> Checkpoi
     place = os.path.expanduser(source)
     try:
         if not os.path.lexists(place):
+            if isinstance(source, str) and source.count("+") == 1:
+                model, _, adapter = source.partition("+")
+                return _open_pair(model, adapter, base)
             if isinstance(source, str) and _HUB_ID.fullmatch(source):
-                return SafetensorsCheckpoint(source, _open_folder(_download(source)))
+                return _open_folder(source, _download(source), base)
             raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
         if os.path.isdir(place):
-            return SafetensorsCheckpoint(place, _open_folder(Path(place)))
+            return _open_folder(place, Path(place), base)
         return SafetensorsCheckpoint(place, [TensorFile(Path(place))])
     except OSError as error:  # a folder that may not be listed
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
+
+
+def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
+    """Open ``model+adapter``, where ``model`` must be ``base``, if there is one: by its files, else by its weights."""
+    own = open_checkpoint(model)
+    if base is None:
+        base = own
+    elif own.sources != base.sources and own.fingerprint != base.fingerprint:
+        raise CheckpointError(
+            f"{quoted(adapter)} is an adapter of {quoted(model)}, which is not this base",
+            where=base.location,
+            expected=f"fingerprint {own.fingerprint[:16]}…",
+            got=f"{base.fingerprint[:16]}…",
+            todo="merge it with experts of its own base",
+        )
+    found = open_checkpoint(adapter, base)
+    if not isinstance(found, AdapterCheckpoint):
+        raise CheckpointError(
+            f"{quoted(adapter)}, after the '+', is no LoRA adapter", todo="name the folder of an adapter"
+        )
+    return found
+
+
+def _open_folder(source: str, folder: Path, base: Checkpoint | None) -> Checkpoint:
+    if not is_adapter(folder):
+        return SafetensorsCheckpoint(source, _open_files(folder))
+    if base is None:
+        what = f"{quoted(source)} is a LoRA adapter and no model"
+        raise CheckpointError(what, todo="name it as an expert, or write base+adapter")
+    return AdapterCheckpoint(folder, base, source)
 
 
 def _download(source: str) -> Path:
@@ -61,7 +96,7 @@ def _pick(names: Sequence[str], *preferred: str) -> str | None:
     return next((name for name in preferred if name in names), names[0] if len(names) == 1 else None)
 
 
-def _open_folder(folder: Path) -> list[TensorFile]:
+def _open_files(folder: Path) -> list[TensorFile]:
     names = sorted(os.listdir(folder))
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     weights = [name for name in names if name.endswith(".safetensors")]

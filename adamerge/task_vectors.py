@@ -6,14 +6,16 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adamerge.checkpoint import MERGEABLE, Checkpoint
-from adamerge.deltas import Deltas, DenseDeltas, StreamedDeltas, TransformedDeltas
+from adamerge.deltas import Deltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.sources import open_checkpoint
 from adamerge.transforms import State, Transform
 
@@ -26,11 +28,13 @@ Source = str | Path | Mapping[str, Tensor]
 class TaskVectors(Mapping[str, Deltas]):
     """Tensor name to ``Deltas``, for every floating-point tensor of the base that ``include`` and ``exclude`` leave.
 
-    Tensors they do not leave are the base's in the merged model, and need not exist in the experts.
+    Tensors they do not leave are the base's in the merged model, and need not exist in the experts. So are those that
+    no expert can have changed: LoRA adapters touch few, and only their factors are kept.
 
     Args:
         base: file, folder, Hub id (``org/name[@revision]``) or state dict of the model the experts come from.
-        experts: task name to the expert's file, folder, Hub id or state dict.
+        experts: task name to the expert's file, folder, Hub id or state dict, or to a LoRA adapter's folder or Hub id,
+            also as ``base+adapter``.
         transforms: applied in this order, at each read.
         include: glob patterns of tensor names to merge; all when empty.
         exclude: glob patterns of tensor names to leave at the base.
@@ -53,12 +57,14 @@ class TaskVectors(Mapping[str, Deltas]):
         if not experts:
             raise ConfigError("experts: there are none", expected="a mapping {task: path or hub id}", got="nothing")
         self.base = open_checkpoint(base)
-        self.checkpoints: dict[str, Checkpoint] = {task: open_checkpoint(source) for task, source in experts.items()}
+        self.checkpoints: dict[str, Checkpoint] = {
+            task: open_checkpoint(source, self.base) for task, source in experts.items()
+        }
         self.transforms, self.include, self.exclude = tuple(transforms), tuple(include), tuple(exclude)
         self.device = torch.device("cpu")
-        self._stored: dict[str, Tensor] = {}
+        self._stored: dict[str, Deltas] = {}
         self._stored_base: dict[str, Tensor] = {}
-        self._names = [name for name in self.base if self._selects(name) and self.base.dtype(name) not in COUNTERS]
+        self._names = [name for name in self.base if self._selects(name) and self._may_differ(name)]
         self._selected = frozenset(self._names)
         for task, checkpoint in self.checkpoints.items():
             self._compare(task, checkpoint)
@@ -66,19 +72,23 @@ class TaskVectors(Mapping[str, Deltas]):
             raise ConfigError(
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
+        # names of the experts before each transform, and after the last
+        self._experts = [tuple(self.checkpoints)]
+        for transform in self.transforms:
+            self._experts.append(transform.experts(self._experts[-1]))
         self._states: list[State] | None = None if states is None else list(states)
         if self._states is not None:
             if len(self._states) != len(self.transforms):
                 raise ConfigError(
                     "states: one per transform is needed", expected=len(self.transforms), got=len(self._states)
                 )
-            for transform, state in zip(self.transforms, self._states, strict=True):
-                transform.check_state(state, len(self.experts))
+            for transform, state, names in zip(self.transforms, self._states, self._experts, strict=False):
+                transform.check_state(state, len(names))
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Task names of the experts, in the order of the coefficients' first dimension."""
-        return tuple(self.checkpoints)
+        """Names of the experts in the order of the coefficients' first dimension: ``checkpoints``, after the transforms."""
+        return self._experts[-1]
 
     @property
     def states(self) -> list[State]:
@@ -100,7 +110,7 @@ class TaskVectors(Mapping[str, Deltas]):
         if name not in self._selected:
             raise KeyError(name)
         if name in self._stored:
-            return DenseDeltas(self._stored[name])
+            return self._stored[name]
         return self._read(name, self.states)
 
     def __contains__(self, name: object) -> bool:
@@ -125,10 +135,10 @@ class TaskVectors(Mapping[str, Deltas]):
         return moved
 
     def resident(self, device: torch.device | str) -> TaskVectors:
-        """The same task vectors held on ``device`` as transformed fp32 deltas: experts x size of the model."""
+        """The same task vectors held on ``device`` as transformed fp32 deltas: experts x size of the model, or of factors."""
         held = self.to(device)
         held._stored_base = {name: self.base[name].to(device) for name in self._names}
-        held._stored = {name: held._read(name, self.states).dense() for name in self._names}
+        held._stored = {name: held._read(name, self.states).held(device) for name in self._names}
         return held
 
     def check(self) -> None:
@@ -143,7 +153,7 @@ class TaskVectors(Mapping[str, Deltas]):
         for who, model in models.items():
             model.check()
             for other, twin in seen.items():
-                if all(torch.equal(model[name], twin[name]) for name in self._names):
+                if all(_same(name, model, twin) for name in self._names):
                     raise CheckpointError(
                         f"{who} ({model.location}) has the same weights as {other}",
                         todo="remove it: its coefficient could not be learned",
@@ -153,6 +163,16 @@ class TaskVectors(Mapping[str, Deltas]):
     def _selects(self, name: str) -> bool:
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def _may_differ(self, name: str) -> bool:
+        """Whether the tensor is a weight that some expert can have changed."""
+        if self.base.dtype(name) in COUNTERS:
+            return False
+        for checkpoint in self.checkpoints.values():
+            factors = checkpoint.factors(name) if name in checkpoint else None
+            if factors is None or factors.rank > 0:
+                return True
+        return False
 
     def _compare(self, task: str, checkpoint: Checkpoint) -> None:
         """Refuse an expert whose merged tensors are not those of the base, by name, shape and kind of number."""
@@ -189,8 +209,31 @@ class TaskVectors(Mapping[str, Deltas]):
             )
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
-        readers = [partial(checkpoint.__getitem__, name) for checkpoint in self.checkpoints.values()]
-        deltas: Deltas = StreamedDeltas(partial(self.base_tensor, name), readers, self.shape(name), self.device)
-        for transform, state in zip(self.transforms, states, strict=False):
-            deltas = TransformedDeltas(deltas, partial(transform.apply, name, state=state))
+        deltas = self._raw(name)
+        for transform, state, names in zip(self.transforms, states, self._experts, strict=False):
+            deltas = transform.deltas(name, deltas, state, names)
         return deltas
+
+    def _raw(self, name: str) -> Deltas:
+        """The deltas before any transform: as factors where an expert has them, else read and subtracted."""
+        shape = self.shape(name)
+        parts: list[tuple[int, Deltas]] = []
+        experts = ((checkpoint, checkpoint.factors(name)) for checkpoint in self.checkpoints.values())
+        for low_rank, run in groupby(experts, lambda expert: expert[1] is not None):
+            members = list(run)
+            part: Deltas
+            if low_rank:
+                part = LowRankDeltas.of([factors for _, factors in members if factors], shape, self.device)
+            else:
+                readers = [partial(checkpoint.__getitem__, name) for checkpoint, _ in members]
+                part = StreamedDeltas(partial(self.base_tensor, name), readers, shape, self.device)
+            parts.append((len(members), part))
+        return parts[0][1] if len(parts) == 1 else JoinedDeltas(parts)
+
+
+def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether a tensor is the same in two models; two adapters are compared by their factors."""
+    factors, theirs = one.factors(name), other.factors(name)
+    if factors is not None and theirs is not None:
+        return factors.equals(theirs)
+    return torch.equal(one[name], other[name])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -73,3 +74,17 @@ def image_folders(tmp_path_factory):
         splits = {"train": noise_images(classes, 60, 10 * seed), "test": noise_images(classes, 24, 10 * seed + 1)}
         datasets.DatasetDict(splits).save_to_disk(root / task)
     return {task: str(root / task) for task in CLASSES}
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory):
+    """Folders of tiny bases by kind and of adapters by the name of their case, with the weights that peft merges."""
+    from lora_models import CASES, save_adapter, save_base
+
+    root = tmp_path_factory.mktemp("lora")
+    bases = {kind: save_base(kind, root / f"base-{kind}") for kind in ("bert", "gpt2", "llama")}
+    adapters, merged = {}, {}
+    for name, (kind, config) in CASES.items():
+        adapters[name] = root / name.replace(" ", "-")
+        merged[name] = save_adapter(kind, adapters[name], **config)
+    return SimpleNamespace(bases=bases, adapters=adapters, merged=merged)

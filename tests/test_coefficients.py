@@ -314,8 +314,8 @@ CANARY = """
 from pathlib import Path
 Path(__file__).with_suffix(".sang").touch()
 from adamerge.constraints import Free
-from adamerge.transforms import Transform
-class Canary(Transform):
+from adamerge.transforms import Elementwise
+class Canary(Elementwise):
     def apply(self, name, deltas, state):
         return deltas
 """

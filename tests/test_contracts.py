@@ -6,8 +6,10 @@ A new part is found by itself; what it must bring is its formula in float64, wri
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import math
 import pkgutil
@@ -92,12 +94,38 @@ def two_chunks(name: str, numel: int) -> list[tuple[str, int]]:
 
 BLOCKS = {"blocks.0.weight": "blocks.0", "blocks.0.bias": "blocks.0", "blocks.1.weight": "blocks.1"}
 BLOCKS |= {"head.weight": "head", "logit_scale": "logit_scale", "single": "single"}
+ALLOCATION = {"blocks.0.weight": 3, "blocks.0.bias": 0, "blocks.1.weight": 2, "head.weight": 1, "logit_scale": 1}
+ALLOCATION |= {"single": 0}
+
+
+def allocated(name: str, numel: int) -> list[tuple[str | None, int]]:
+    """The papers' chunks are contiguous; a tensor without any keeps the initial coefficient, here None."""
+    count = ALLOCATION[name]
+    if count == 0:
+        return [(None, 0)] * numel
+    return [(name, next(i for i in range(count) if e < (i + 1) * numel // count)) for e in range(numel)]
+
+
+def hashed(name: str, numel: int, parts: int = 5, seed: int = 0) -> list[tuple[str, int]]:
+    """splitmix64 of the flat index, started at a hash of seed and name; in plain integers."""
+    start = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+    found = []
+    for index in range(numel):
+        z = (start + (index + 1) * 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        found.append((name, ((z ^ (z >> 31)) >> 32) * min(parts, numel) >> 32))
+    return found
+
+
 # of each element of a flattened tensor: the group it belongs to, and its place there
-GROUP_OF: dict[str, Callable[[str, int], list[tuple[str, int]]]] = {
+GROUP_OF: dict[str, Callable[[str, int], list[tuple[str | None, int]]]] = {
     "TaskWise": lambda name, numel: [("model", 0)] * numel,
     "BlockWise": lambda name, numel: [(BLOCKS[name], 0)] * numel,
     "LayerWise": lambda name, numel: [(name, 0)] * numel,
     "ChunkWise": two_chunks,
+    "ImportanceChunkWise": allocated,
+    "RandomPartition": hashed,
 }
 
 
@@ -114,7 +142,45 @@ def ties(taus: dict[str, Tensor], keep: float = 0.2) -> dict[str, Tensor]:
     return dict(zip(taus, kept.split([tau.shape[1] for tau in taus.values()], dim=1), strict=True))
 
 
-TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {"None": lambda taus: taus, "Ties": ties}
+def magnitude(taus: dict[str, Tensor], keep: float = 0.2) -> dict[str, Tensor]:
+    """The floor(keep n) largest entries of each matrix of each expert; here no two are equal."""
+    found = {}
+    for name, tau in taus.items():
+        found[name] = tau
+        if len(SHAPES[name]) == 2:
+            places = tau.abs().topk(math.floor(keep * tau.shape[1]), dim=1).indices
+            found[name] = torch.zeros_like(tau).scatter(1, places, tau.gather(1, places))
+    return found
+
+
+SCALES = {"first": -1.0, "third": 0.5}
+SUMS = {"third": {"first": -1.0, "second": 1.0, "third": 1.0}, "new": {"second": 0.5}, "first": {"third": 2.0}}
+
+
+def times(rows: list[list[float]]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda taus: {name: torch.tensor(rows, dtype=torch.float64) @ tau for name, tau in taus.items()}
+
+
+TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "None": lambda taus: taus,
+    "Ties": ties,
+    "Magnitude": magnitude,
+    "Scale": times([[-1, 0, 0], [0, 1, 0], [0, 0, 0.5]]),
+    "Combine": times([[-1, 1, 1], [0, 0.5, 0], [0, 0, 2]]),
+}
+# what a part needs to be of any use, where its defaults are not
+GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}}
+
+
+def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
+    if kind.__name__ == "ImportanceChunkWise":
+        arguments["allocation"] = {name: ALLOCATION[name] for name in vectors}
+    return kind(vectors, **{"init": 0.3, **arguments})
+
+
+def frozen(kind: type) -> set[str]:
+    """Tensors that a parametrization leaves at the initial coefficient."""
+    return {name for name in SHAPES if formula(GROUP_OF, kind)(name, 1)[0][0] is None}
 
 
 # a loss that needs no network ----------------------------------------------------------------------------------------
@@ -167,7 +233,7 @@ def files(tmp_path_factory) -> dict[str, object]:
 
 
 def transforms_of(kind: type | None) -> list[Transform]:
-    return [] if kind is None else [kind()]
+    return [] if kind is None else [kind(**GIVEN.get(kind.__name__, {}))]
 
 
 def stored(path: str) -> dict[str, Tensor]:
@@ -201,15 +267,20 @@ def named(kind: type | None) -> str:
     return "None" if kind is None else kind.__name__
 
 
-sweep = [
-    pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named),
-    pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named),
-    pytest.mark.parametrize("constraint", CONSTRAINTS, ids=named),
-]
+def sweep() -> list:
+    """Every combination; of the transforms beyond TIES, which constraints cannot see, those with two constraints."""
+    found = []
+    for transform in (None, *TRANSFORMS):
+        few = {"Free", "Softmax"} if named(transform) not in {"None", "Ties"} else {named(kind) for kind in CONSTRAINTS}
+        for kind, constraint in itertools.product(PARAMETRIZATIONS, CONSTRAINTS):
+            if named(constraint) in few:
+                parts = (transform, kind, constraint)
+                found.append(pytest.param(*parts, id="-".join(map(named, parts))))
+    return found
 
 
 def over_all(test: Callable) -> Callable:
-    return functools.reduce(lambda decorated, mark: mark(decorated), sweep, test)
+    return pytest.mark.parametrize(("transform", "kind", "constraint"), sweep())(test)
 
 
 def formula(table: dict, kind: type | None) -> Callable:
@@ -221,7 +292,8 @@ def formula(table: dict, kind: type | None) -> Callable:
 def theta(files: dict, transform: type | None, kind: type, constraint: type, values: dict[str, Tensor]) -> dict:
     """theta0 + sum_k phi(w[k, g(e)]) tau'_k[e], element by element in float64."""
     phi, group_of = formula(PHI, constraint), formula(GROUP_OF, kind)
-    coefficients = {group: phi(value) for group, value in values.items()}
+    coefficients: dict = {group: phi(value) for group, value in values.items()}
+    coefficients[None] = torch.full((3, 1), 1 / 3 if constraint.__name__ == "Softmax" else 0.3, dtype=torch.float64)
     found = {}
     for name, tau in formula(TRANSFORMED, transform)(taus_of(files)).items():
         columns = [coefficients[group][:, place] for group, place in group_of(name, tau.shape[1])]
@@ -241,7 +313,7 @@ def test_the_sweep_finds_the_parts_that_there_are():
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, resident):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
-    parametrization = kind(vectors, constraint=constraint())
+    parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     parametrization.load_values(random_values(parametrization))
     assert {p.dtype for p in parametrization.parameters()} == {torch.float32}
     backbone = Probe()
@@ -278,7 +350,7 @@ def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, con
 def test_gradient_agrees_with_finite_differences_in_float64(files, transform, kind, constraint):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
     # 0.37: away from the bounds, where a clamp has no derivative
-    parametrization = kind(vectors, init=0.37, constraint=constraint()).double()
+    parametrization = made(kind, vectors, init=0.37, constraint=constraint()).double()
     slopes = {name: torch.randn(SHAPES[name], dtype=torch.float64) for name in vectors}
     parameters = list(parametrization.parameters())
 
@@ -305,7 +377,7 @@ def test_gradient_agrees_with_finite_differences_in_float64(files, transform, ki
 def test_every_part_starts_where_it_says(files, transform, kind, constraint):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
     for init in (0.25, None):
-        parametrization = kind(vectors, init=init, constraint=constraint())
+        parametrization = made(kind, vectors, init=init, constraint=constraint())
         for group, value in parametrization.coefficients().items():
             assert torch.allclose(value, torch.full_like(value, parametrization.initial), atol=1e-6), group
         if init is None:
@@ -315,7 +387,7 @@ def test_every_part_starts_where_it_says(files, transform, kind, constraint):
 @over_all
 def test_merging_is_deterministic_and_of_the_tensors_shape_in_fp32(files, transform, kind, constraint):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
-    parametrization = kind(vectors, constraint=constraint())
+    parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     parametrization.load_values(random_values(parametrization))
     with torch.no_grad():
         for name in vectors:
@@ -328,7 +400,7 @@ def test_merging_is_deterministic_and_of_the_tensors_shape_in_fp32(files, transf
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
 def test_update_is_linear_in_the_coefficients(files, transform, kind):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
-    parametrization = kind(vectors)
+    parametrization = made(kind, vectors)
 
     def updates(values: dict[str, Tensor]) -> dict[str, Tensor]:
         parametrization.load_values(values)
@@ -338,7 +410,7 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
     one, two = random_values(parametrization), random_values(parametrization, -1.0, 0.3)
     both = updates({group: 2 * one[group] - 3 * two[group] for group in one})
     first, second = updates(one), updates(two)
-    for name in vectors:
+    for name in set(vectors) - frozen(kind):
         assert (both[name] - (2 * first[name] - 3 * second[name])).abs().max() < 2e-6 * 5
 
 
@@ -348,14 +420,15 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, resident):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
-    parametrization = kind(vectors, constraint=constraint())
+    parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     values = parametrization.values()
     backbone = Probe()
     merged = MergedModel(backbone, vectors, parametrization, resident)
     parametrization.load_values({group: torch.zeros_like(value) for group, value in values.items()})
     merged.merge()
     base = stored(files["base"])
-    for name, tensor in backbone.tensors().items():
+    learned = {n: t for n, t in backbone.tensors().items() if n not in frozen(kind)}
+    for name, tensor in learned.items():
         assert torch.equal(tensor.detach().view(torch.int32), base[name].float().view(torch.int32))
     kept = formula(TRANSFORMED, transform)(taus_of(files))
     for index in range(len(EXPERTS)):
@@ -364,9 +437,11 @@ def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transfo
             value[index] = 1.0
         parametrization.load_values(one)
         merged.merge()
-        for name, tensor in backbone.tensors().items():
+        for name, tensor in learned.items():
             expert = base[name] + kept[name][index].view(SHAPES[name])
             scale = torch.maximum(base[name].abs(), expert.abs()).float()
+            if transform is not None and transform.__name__ == "Combine":
+                scale = scale + taus_of(files)[name].abs().sum(dim=0).view(SHAPES[name]).float()  # they may cancel
             ulp = torch.nextafter(scale, torch.tensor(math.inf)) - scale
             assert ((tensor.detach().double() - expert).abs() <= ulp).all(), name
 
@@ -377,11 +452,15 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
     there = [list(files["experts"]).index(task) for task in shuffled]
     plain = TaskVectors(**files, transforms=transforms_of(transform))
     other = TaskVectors(files["base"], {t: files["experts"][t] for t in shuffled}, transforms_of(transform))
-    one, two = kind(plain, constraint=constraint()), kind(other, constraint=constraint())
+    if transform is not None and transform.__name__ == "Combine":
+        assert plain.experts == other.experts == tuple(SUMS)
+        there = [0, 1, 2]
+    else:
+        assert plain.experts != other.experts
+    one, two = made(kind, plain, constraint=constraint()), made(kind, other, constraint=constraint())
     values = random_values(one)
     one.load_values(values)
     two.load_values({group: value[there] for group, value in values.items()})
-    assert plain.experts != other.experts
     with torch.no_grad():
         for name in plain:
             assert torch.allclose(one(name, plain[name]), two(name, other[name]), rtol=1e-6, atol=1e-6)
@@ -390,7 +469,7 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
 @over_all
 def test_coefficient_file_keeps_everything(files, transform, kind, constraint, tmp_path):
     vectors = TaskVectors(**files, transforms=transforms_of(transform), exclude=["single"])
-    parametrization = kind(vectors, init=0.4, constraint=constraint())
+    parametrization = made(kind, vectors, init=0.4, constraint=constraint())
     parametrization.load_values(random_values(parametrization))
     protocol = {"calibration_split": "none", "numbers": [1, 2.5, None, True]}
     layout = Layout("w.safetensors", {"a.json": "{}"})
@@ -417,9 +496,13 @@ def test_coefficient_file_keeps_everything(files, transform, kind, constraint, t
 OTHER_ARGUMENTS = {
     "Ties": {"keep": 0.45}, "Clamp": {"low": -0.5, "high": 1.5}, "Projection": {"low": -0.25, "high": 0.75},
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
-    "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True},
     "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
     "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]},
+    "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
+    "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
+    "ImportanceChunkWise": {
+        "init": 0.15, "budget": 1.5, "kappa": 0.5, "importance": {name: 1.0 + i for i, name in enumerate(SHAPES)},
+    },
     "DistanceToInitial": {"weight": 0.5, "power": 2.0},
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from adamerge.deltas import Chunks, DenseDeltas, StreamedDeltas, TransformedDeltas, Whole
+from adamerge.deltas import SEGMENT, Chunks, DenseDeltas, Ids, StreamedDeltas, TransformedDeltas, Whole
 
 SHAPE = torch.Size((4, 5, 3))
 
@@ -27,12 +27,22 @@ def columns_of(groups, numel):
     """Of each element: its coefficient's column; written out once more, from the definition of even chunks."""
     if isinstance(groups, Whole):
         return torch.zeros(numel, dtype=torch.long)
+    if isinstance(groups, Ids):
+        return torch.tensor([int(i) for i in groups.make()])
     bounds = [i * numel // groups.count for i in range(groups.count + 1)]
     return torch.tensor([i for i in range(groups.count) for _ in range(bounds[i + 1] - bounds[i])])
 
 
+def strewn(count, numel=60, dtype=torch.uint8):
+    ids = torch.randint(0, count, (numel,), generator=torch.Generator().manual_seed(7)).to(dtype)
+    return Ids(count, lambda: ids)
+
+
 @pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
-@pytest.mark.parametrize("groups", [Whole(), Chunks(1), Chunks(2), Chunks(7), Chunks(60)], ids=lambda g: str(g.count))
+@pytest.mark.parametrize(
+    "groups", [Whole(), Chunks(1), Chunks(2), Chunks(7), Chunks(60), strewn(9), strewn(1)],
+    ids=lambda g: f"{type(g).__name__}-{g.count}",
+)  # fmt: skip
 def test_combine_and_its_transpose_are_the_formula(models, kind, groups):
     base, experts = models
     deltas = storages(base, experts)[kind]
@@ -55,7 +65,7 @@ def test_combine_and_its_transpose_are_the_formula(models, kind, groups):
 def test_gradcheck_in_float64(models, kind):
     base, experts = models
     deltas = storages(base, experts)[kind]
-    for groups in (Whole(), Chunks(7)):
+    for groups in (Whole(), Chunks(7), strewn(4)):
         coefficients = torch.randn(3, groups.count, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda c, g=groups: deltas.combine(c, g), coefficients)
 
@@ -150,7 +160,7 @@ def test_storages_give_the_same_bits(models):
     streamed = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], size, torch.device("cpu"))
     dense = DenseDeltas(streamed.dense())
     coefficients = torch.rand(7, 3, generator=generator)
-    for groups in (Whole(), Chunks(3)):
+    for groups in (Whole(), Chunks(3), strewn(3, size.numel())):
         part = coefficients[:, : groups.count].contiguous()
         one, two = dense.combine(part, groups), streamed.combine(part, groups)
         assert torch.equal(one, two), f"{int((one != two).sum())} of {one.numel()} elements differ"
@@ -167,3 +177,40 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
     deltas = TransformedDeltas(storages(base, experts)["streamed"], transform)
     assert next(iter(deltas.blocks(torch.float64))).dtype == torch.float64
     assert seen == [((3, 60), torch.float32)]
+
+
+def test_sums_by_id_are_exact_over_many_runs():
+    """Many runs and a rest: what one run of fp32 sums would lose is kept."""
+    numel = 40 * SEGMENT + 1234
+    groups = strewn(5, numel, torch.int16)
+    values, slope = 1 + 0.1 * torch.rand(2, numel), 1 + 0.1 * torch.rand(numel)
+    found = DenseDeltas(values).contract(slope, groups)
+    exact = torch.stack([
+        torch.zeros(5, dtype=torch.float64).index_add_(0, columns_of(groups, numel), row.double() * slope.double())
+        for row in values
+    ])  # fmt: skip
+    assert found.dtype == torch.float32 and ((found - exact).abs() / exact).max() < 5e-7
+
+
+def test_ids_are_made_when_needed_and_kept_from_the_first_contraction_on():
+    made = []
+    ids = torch.tensor([0, 1, 0], dtype=torch.uint8)
+    groups = Ids(2, lambda: made.append(1) or ids)
+    deltas = DenseDeltas(torch.tensor([[1.0, 2.0, 3.0]]))
+    coefficients = torch.tensor([[10.0, 100.0]])
+    for _ in range(2):
+        assert deltas.combine(coefficients, groups).tolist() == [10.0, 200.0, 30.0]
+    assert len(made) == 2 and groups.kept is None
+    assert deltas.contract(torch.tensor([1.0, 1.0, 2.0]), groups).tolist() == [[7.0, 2.0]]
+    deltas.combine(coefficients, groups)
+    assert len(made) == 3 and groups.kept is not None
+
+
+def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
+    base, experts = models
+    matrix = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 0.0]])
+    for deltas in storages(base, experts).values():
+        wanted = torch.einsum("nk,k...->n...", matrix.double(), deltas.dense().double())
+        mapped = deltas.mapped(matrix)
+        assert (mapped.dense().double() - wanted).abs().max() < 1e-6
+        assert torch.equal(mapped.held("cpu").dense(), mapped.dense()) and mapped.shape == SHAPE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from adamerge.backbones import Backbone, Encoded
 from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
-from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
+from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -464,6 +465,85 @@ def test_operations_are_linear_in_tasks(tmp_path, tasks, kind):
         assert found.both <= bound, f"{found.both:.2f} P > {bound} P, resident={resident}"
         # every delta is read once to merge and once to contract: less would mean that the counter is blind
         assert found.merge >= tasks and found.contraction >= tasks
+
+
+@pytest.mark.parametrize("parts", [5, 300])
+@pytest.mark.parametrize("tasks", [2, 4, 8])
+def test_random_partitions_cost_one_gather_and_one_scatter_more(tmp_path, tasks, parts):
+    width = 128
+    vectors = files(tmp_path, tasks, width)
+    for resident, bound in ((True, 5 * tasks + 4), (False, 6 * tasks + 8)):
+        merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=parts), resident)
+        merged.merge()
+        merged(torch.randn(3, width)).float().pow(2).mean().backward()
+        merged.pull_back(torch.zeros(())).backward()  # the first contraction makes the ids
+        merged.parametrization.w.grad = None
+        found = cost(merged, torch.randn(3, width))
+        print(f"T={tasks} parts={parts} resident={resident}: {found.both:.3f} P, bound {bound} P")
+        assert 4 * tasks < found.both <= bound
+
+
+def test_ids_take_a_byte_an_element_and_none_before_a_contraction(tmp_path):
+    width = 128
+    vectors = files(tmp_path, 2, width)
+    merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=200), resident=True)
+    merged.merge()
+    groups = [merged.parametrization.shares(name)[1] for name in vectors]
+    assert all(group.kept is None for group in groups)
+    merged(torch.randn(3, width)).pow(2).mean().backward()
+    merged.pull_back(torch.zeros(())).backward()
+    size = sum(vectors.shape(name).numel() for name in vectors)
+    assert sum(group.kept.untyped_storage().nbytes() for group in groups) == size
+
+
+def lora_files(folder, tasks: int, width: int, rank: int = 2) -> TaskVectors:
+    """The two matrices of Net as LoRA experts of rank 2."""
+    save_file(models(1, width)["base"], folder / "base.safetensors")
+    torch.manual_seed(1)
+    experts = {}
+    for task in range(tasks):
+        experts[f"task{task}"] = folder / f"task{task}"
+        experts[f"task{task}"].mkdir()
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1}
+        (folder / f"task{task}" / "adapter_config.json").write_text(json.dumps(config))
+        factors = {}
+        for block, (rows, columns) in enumerate(((2 * width, width), (width, 2 * width))):
+            factors[f"base_model.model.blocks.{block}.lora_A.weight"] = torch.randn(rank, columns)
+            factors[f"base_model.model.blocks.{block}.lora_B.weight"] = 0.1 * torch.randn(rows, rank)
+        save_file(factors, folder / f"task{task}" / "adapter_model.safetensors")
+    return TaskVectors(folder / "base.safetensors", experts)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_lora_experts_cost_the_same_however_many(tmp_path, resident):
+    """The sum and its gradient are read once for all experts: 5 P, and the factors, which are small."""
+    width = 128
+    for tasks in (2, 8):
+        folder = tmp_path / str(tasks)
+        folder.mkdir()
+        vectors = lora_files(folder, tasks, width)
+        found = cost(MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), resident), torch.randn(3, width))
+        factors = tasks * 2 * (2 * width + width) / (2 * width * width)  # of one tensor, in P
+        print(f"T={tasks} resident={resident}: {found.both:.3f} P, factors {factors:.3f} P")
+        assert 4 <= found.both <= 5 + 12 * factors
+
+
+def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
+    vectors = lora_files(tmp_path, 3, WIDTH)
+    base = {name: vectors.base[name] for name in vectors.base}
+    dense = TaskVectors(
+        base, {t: {n: c[n] for n in base} for t, c in vectors.checkpoints.items()}, exclude=["scale", "*.bias"]
+    )
+    assert list(dense) == list(vectors)
+    found = []
+    for given in (vectors, dense):
+        for kind in (LayerWise, ChunkWise, RandomPartition):
+            parametrization = kind(given)
+            with torch.no_grad():
+                parametrization.w.copy_(torch.linspace(0.1, 0.9, parametrization.w.numel()).view_as(parametrization.w))
+            found.append(pulled_back(MergedModel(Mlp(), given, parametrization), batches()))
+    for low_rank, plain in zip(found[:3], found[3:], strict=True):
+        assert (low_rank - plain).abs().max() <= 1e-6 * plain.abs().max()
 
 
 @pytest.mark.parametrize("tasks", [2, 8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tensor_files import SHARDS, many_dtypes, refusal, save_index, save_sharded
 
+from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile
@@ -181,3 +183,42 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "gone").mkdir(parents=True)
     assert "has no .safetensors file" in refusal("org/gone")  # what is there goes before the hub
+
+
+# adapters -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_an_adapters_configuration_is_an_adapter_of_the_base(lora) -> None:
+    """Alone it is refused: its tensors are no model's."""
+    base = open_checkpoint(lora.bases["llama"])
+    adapter = open_checkpoint(str(lora.adapters["llama"]), base)
+    assert isinstance(adapter, AdapterCheckpoint) and adapter.location == str(lora.adapters["llama"])
+    assert adapter.sources == (lora.adapters["llama"] / WEIGHTS, lora.adapters["llama"] / CONFIG)
+    assert "is a LoRA adapter and no model" in refusal(lora.adapters["llama"])
+
+
+def test_base_plus_adapter_says_whose_it_is(lora, tmp_path: Path) -> None:
+    """The base is compared by its weights, not by its path; another one is refused."""
+    base = open_checkpoint(lora.bases["llama"])
+    shutil.copytree(lora.bases["llama"], tmp_path / "copy")
+    other = {name: value + 0.001 for name, value in load_file(lora.bases["llama"] / "model.safetensors").items()}
+    (tmp_path / "other").mkdir()
+    save_file(other, tmp_path / "other" / "model.safetensors")
+    for model in (lora.bases["llama"], tmp_path / "copy"):
+        found = open_checkpoint(f"{model}+{lora.adapters['llama']}", base)
+        assert found.fingerprint == open_checkpoint(lora.adapters["llama"], base).fingerprint
+        assert open_checkpoint(f"{model}+{lora.adapters['llama']}").keys() == base.keys()
+    with pytest.raises(CheckpointError, match=r"is an adapter of '.*other', which is not this base"):
+        open_checkpoint(f"{tmp_path / 'other'}+{lora.adapters['llama']}", base)
+    with pytest.raises(CheckpointError, match=r"after the '\+', is no LoRA adapter"):
+        open_checkpoint(f"{lora.bases['llama']}+{lora.bases['llama']}", base)
+    assert "no such file or folder" in refusal(f"{lora.bases['llama']}+{tmp_path / 'gone'}")
+    assert "no such file or folder" in refusal("a+b+c")
+
+
+def test_a_path_with_a_plus_is_a_path(lora, tmp_path: Path) -> None:
+    """What is there goes before any notation."""
+    shutil.copytree(lora.adapters["llama"], tmp_path / "a+b")
+    assert isinstance(open_checkpoint(tmp_path / "a+b", open_checkpoint(lora.bases["llama"])), AdapterCheckpoint)
+    shutil.copytree(lora.bases["llama"], tmp_path / "c+d")
+    assert "+" in open_checkpoint(str(tmp_path / "c+d")).location

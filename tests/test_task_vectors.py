@@ -1,14 +1,20 @@
 """Task vectors: which tensors are merged, which experts are refused and in which words."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from adamerge.adapters import AdapterCheckpoint
+from adamerge.deltas import Whole
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Ties, Transform
+from adamerge.transforms import Combine, Elementwise, Scale, Ties
 
 
 def model(seed=0, **changed):
@@ -137,7 +143,7 @@ def test_check_names_non_finite_weights(tmp_path):
         TaskVectors(model(0), {"one": model(2), "two": tmp_path / "bad.safetensors"}).check()
 
 
-class Doubled(Transform):
+class Doubled(Elementwise):
     """Twice the deltas, and a note of what it saw."""
 
     def prepare(self, vectors):
@@ -201,3 +207,128 @@ def test_only_headers_are_read_before_a_tensor_is_asked_for(tmp_path, monkeypatc
     assert "a.bias" in vectors and vectors.shape("a.weight") == (4, 3) and list(vectors) and reads == []
     vectors["a.bias"].dense()
     assert sorted(reads) == [("base", "a.bias"), ("one", "a.bias"), ("two", "a.bias")]
+
+
+# LoRA experts ---------------------------------------------------------------------------------------------------------
+
+LLAMA = ("llama", "llama patterns")
+
+
+def lora_vectors(lora, cases=LLAMA, **arguments):
+    kind = cases[0].split()[0]
+    experts = {case: lora.adapters.get(case, lora.merged.get(case)) for case in cases}
+    return TaskVectors(lora.bases[kind], experts, **arguments)
+
+
+def exact_deltas(lora, cases, name):
+    base = open_checkpoint(lora.bases[cases[0].split()[0]])
+    return torch.stack([lora.merged[case][name].double() - base[name].double() for case in cases])
+
+
+def test_only_what_some_adapter_touches_is_merged(lora):
+    vectors = lora_vectors(lora)
+    touched = {name for name in vectors.base if exact_deltas(lora, LLAMA, name).any()}
+    assert set(vectors) == touched and len(touched) < len(vectors.base)
+    with pytest.raises(ConfigError, match="leave no tensor"):
+        lora_vectors(lora, include=["*norm*"])
+
+
+@pytest.mark.parametrize(
+    "cases", [LLAMA, ("bert", "bert patterns", "bert head"), ("gpt2", "gpt2 square")], ids="+".join
+)
+def test_deltas_of_adapters_are_those_of_the_merged_models(lora, cases):
+    vectors = lora_vectors(lora, cases)
+    held = vectors.resident("cpu")
+    for name in vectors:
+        exact = exact_deltas(lora, cases, name)
+        for deltas in (vectors[name], held[name]):
+            assert (deltas.dense().double() - exact).abs().max() < 1e-6
+            coefficients = torch.randn(len(cases), 1)
+            combined = deltas.combine(coefficients, Whole()).double()
+            assert (
+                combined - (coefficients.double().view(-1, *[1] * (exact.dim() - 1)) * exact).sum(0)
+            ).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("transforms", [[], [Scale({"llama": -1.0})], [Ties(keep=0.5)]], ids=["none", "scale", "ties"])
+def test_full_models_and_adapters_merge_in_one_pool(lora, tmp_path, transforms):
+    torch.manual_seed(4)
+    base = load_file(lora.bases["llama"] / "model.safetensors")
+    full = {name: value + 0.05 * torch.randn_like(value) for name, value in base.items()}
+    experts = {"full": full, "llama": lora.adapters["llama"], "again": {n: v + 1 for n, v in full.items()}}
+    dense = {**experts, "llama": {name: lora.merged["llama"][name] for name in base}}
+    mixed = TaskVectors(lora.bases["llama"], experts, transforms)
+    same = TaskVectors(lora.bases["llama"], dense, transforms)
+    held = mixed.resident("cpu")
+    assert set(mixed) == set(base)
+    for name in mixed:
+        # a threshold falls on one side or the other of a rounding, for a few entries
+        close = torch.isclose(mixed[name].dense(), same[name].dense(), atol=1e-6)
+        assert close.float().mean() >= (1.0 if not transforms or isinstance(transforms[0], Scale) else 0.98)
+        assert torch.equal(held[name].dense(), mixed[name].dense())
+
+
+def test_resident_adapters_take_the_memory_of_their_factors(tmp_path):
+    """Rank 2 of 256 x 256: a 64th of the dense deltas."""
+    width, rank, tasks = 256, 2, 4
+    base = {"a.weight": torch.randn(width, width), "b.weight": torch.randn(width, width)}
+    save_file(base, tmp_path / "base.safetensors")
+    experts = {}
+    for task in range(tasks):
+        folder = tmp_path / f"task{task}"
+        folder.mkdir()
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1, "base_model_name_or_path": "base"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        factors = {}
+        for name in ("a", "b"):
+            factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, width)
+            factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(width, rank)
+        save_file(factors, folder / "adapter_model.safetensors")
+        experts[f"task{task}"] = folder
+    vectors = TaskVectors(tmp_path / "base.safetensors", experts, [Scale({"task1": -1.0})])
+    held = vectors.resident("cpu")
+    alive = sum(factor.untyped_storage().nbytes() for name in held for factor in held[name].read())
+    assert alive == 2 * tasks * 4 * 2 * width * rank  # tensors, tasks, bytes, factors
+    coefficients = torch.randn(tasks, 1)
+    for name in base:
+        assert torch.equal(held[name].combine(coefficients, Whole()), vectors[name].combine(coefficients, Whole()))
+
+
+def test_check_compares_adapters_by_their_factors(lora, monkeypatch):
+    lora_vectors(lora).check()
+    twice = TaskVectors(lora.bases["llama"], {"one": lora.adapters["llama"], "two": lora.adapters["llama"]})
+    reads, read = [], AdapterCheckpoint.__getitem__
+    monkeypatch.setattr(AdapterCheckpoint, "__getitem__", lambda self, name: reads.append(name) or read(self, name))
+    with pytest.raises(CheckpointError, match=r"expert 'two' .* has the same weights as expert 'one'"):
+        twice.check()
+    assert len(reads) == 2  # each against the base, where one tensor tells; never against each other
+
+
+def test_an_untrained_adapter_equals_its_base(lora, tmp_path):
+    shutil.copytree(lora.adapters["llama"], tmp_path / "new")
+    weights = {
+        name: torch.zeros_like(value) if "lora_B" in name else value
+        for name, value in load_file(tmp_path / "new" / "adapter_model.safetensors").items()
+    }
+    save_file(weights, tmp_path / "new" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="has the same weights as the base"):
+        TaskVectors(lora.bases["llama"], {"new": tmp_path / "new", "old": lora.adapters["llama patterns"]}).check()
+
+
+# fewer experts than checkpoints ---------------------------------------------------------------------------------------
+
+
+def test_experts_are_named_after_the_transforms():
+    given = {name: model(seed) for seed, name in enumerate("abc", start=1)}
+    vectors = TaskVectors(
+        model(0), given, [Scale({"a": 2.0}), Combine({"d": {"a": -1, "b": 1, "c": 1}}), Ties(keep=1.0)]
+    )
+    assert vectors.experts == ("d",) and list(vectors.checkpoints) == ["a", "b", "c"]
+    plain = TaskVectors(model(0), given)
+    for name in vectors:
+        a, b, c = plain[name].dense().double()
+        assert (vectors[name].dense().double() - (b + c - 2 * a)).abs().max() < 1e-6
+    again = TaskVectors(model(0), given, vectors.transforms, states=vectors.states)
+    assert torch.equal(again["a.bias"].dense(), vectors["a.bias"].dense())
+    with pytest.raises(ConfigError, match="there is no expert 'a'"):
+        TaskVectors(model(0), given, [Combine({"d": {"b": 1.0}}), Scale({"a": 2.0})])

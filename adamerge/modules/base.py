@@ -231,13 +231,13 @@ class MergingModule(LightningModule, ABC):
     def _warm_start(self, path: Path) -> None:
         metadata, values = read_coefficients(path)
         experts = self.merged.task_vectors.experts
-        if sorted(metadata["experts"]) != sorted(experts):
+        if sorted(metadata["rows"]) != sorted(experts):
             raise CoefficientsError(
                 f"init_from {path}: its experts are not this run's",
                 expected=sorted(experts),
-                got=sorted(metadata["experts"]),
+                got=sorted(metadata["rows"]),
             )
-        order: Sequence[int] = [list(metadata["experts"]).index(task) for task in experts]
+        order: Sequence[int] = [metadata["rows"].index(task) for task in experts]
         try:
             self.merged.parametrization.load_values({group: value[order] for group, value in values.items()})
         except (KeyError, ValueError) as error:

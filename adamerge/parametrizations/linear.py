@@ -37,7 +37,7 @@ class Linear(Parametrization):
         self._group_of = {name: self.group(name) for name in task_vectors}
         total = 0
         for name, group in self._group_of.items():
-            if group not in self._columns:
+            if group is not None and group not in self._columns:
                 self._columns[group] = slice(total, total + self._groups[name].count)
                 total += self._groups[name].count
         experts = len(task_vectors.experts)
@@ -46,16 +46,23 @@ class Linear(Parametrization):
         self.initial = float(self.constraint(self.w.detach())[0, 0])  # a softmax shares equally, whatever init is
 
     @abstractmethod
-    def group(self, name: str) -> str:
-        """Name of the group whose coefficients tensor ``name`` uses."""
+    def group(self, name: str) -> str | None:
+        """Name of the group whose coefficients tensor ``name`` uses; None where they stay the initial one."""
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
         """How the elements of tensor ``name`` share its group's coefficients."""
         return Whole()
 
+    def shares(self, name: str) -> tuple[Tensor, Groups]:
+        """The coefficients of tensor ``name``, ``(experts, count)``, differentiable, and which elements use which."""
+        group = self._group_of[name]
+        if group is None:
+            return self.w.new_full((len(self.w), 1), self.initial), Whole()
+        return self.constraint(self.w[:, self._columns[group]]), self._groups[name]
+
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """``sum_k phi(w[k, g]) tau_k``."""
-        return deltas.combine(self.constraint(self.w[:, self._columns[self._group_of[name]]]), self._groups[name])
+        return deltas.combine(*self.shares(name))
 
     def coefficients(self) -> dict[str, Tensor]:
         """``phi(w)`` of each group."""

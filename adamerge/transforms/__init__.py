@@ -1,6 +1,8 @@
 """Transforms: task vectors to task vectors, before merging; one file an idea."""
 
-from adamerge.transforms.base import State, Transform
+from adamerge.transforms.arithmetic import Combine, Scale
+from adamerge.transforms.base import Elementwise, State, Transform
+from adamerge.transforms.magnitude import Magnitude
 from adamerge.transforms.ties import Ties
 
-__all__ = ["State", "Ties", "Transform"]
+__all__ = ["Combine", "Elementwise", "Magnitude", "Scale", "State", "Ties", "Transform"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
-from adamerge.deltas import Deltas
+from adamerge.deltas import Deltas, TransformedDeltas
 from adamerge.errors import ConfigError
 
 State = dict[str, list[float]]
@@ -15,10 +16,10 @@ State = dict[str, list[float]]
 
 
 class Transform(ABC):
-    """Changes the deltas of one tensor, element by element across experts."""
+    """Gives new deltas for old ones, one tensor at a time; perhaps of fewer experts, with names of their own."""
 
     def prepare(self, vectors: Mapping[str, Deltas]) -> State:
-        """Look at all tensors once, one at a time, and return the few numbers that ``apply`` needs."""
+        """Look at all tensors once, one at a time, and return the few numbers that it needs at each read."""
         return {}
 
     def check_state(self, state: State, experts: int) -> None:
@@ -29,6 +30,26 @@ class Transform(ABC):
         """
         if state and type(self).prepare is Transform.prepare:
             raise ConfigError(f"{type(self).__name__} keeps no state, got {state}")
+
+    def experts(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Names of the experts it gives, from those of the experts it takes; by default the same.
+
+        Raises:
+            ConfigError: it needs other experts than these.
+        """
+        return tuple(names)
+
+    @abstractmethod
+    def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
+        """The new deltas of tensor ``name``; ``experts`` are the names of those in ``deltas``."""
+
+
+class Elementwise(Transform):
+    """Shared by the transforms that change a tensor's deltas element by element, across experts: dense, at each read."""
+
+    def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
+        """Deltas that ``apply`` changes at each read."""
+        return TransformedDeltas(deltas, partial(self.apply, name, state=state))
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from adamerge.deltas import Deltas
 from adamerge.errors import ConfigError
-from adamerge.transforms.base import State, Transform
+from adamerge.transforms.base import Elementwise, State
 
 LOW_BITS = 16
 
 
-class Ties(Transform):
+class Ties(Elementwise):
     """Trim, elect and keep, with a disjoint sum: the task vectors of AdaMerging++.
 
     1. Trim: entry e of expert k survives when ``|tau_k[e]|`` is at least the ``(d - floor(keep * d))``-th smallest

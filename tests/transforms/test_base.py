@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Transform
+from adamerge.transforms import Elementwise
 
 
-class Halved(Transform):
+class Halved(Elementwise):
     def apply(self, name, deltas, state):
         assert state == {} and deltas.shape == (2, 3) and deltas.dtype == torch.float32
         return deltas / 2
@@ -21,7 +21,7 @@ def test_one_method_is_enough():
 
 
 def test_without_it_there_is_no_transform():
-    class Nothing(Transform):
+    class Nothing(Elementwise):
         pass
 
     with pytest.raises(TypeError, match="apply"):

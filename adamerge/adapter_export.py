@@ -1,0 +1,154 @@
+"""Export of merged LoRA experts as one adapter: their factors side by side, which peft reloads with nothing lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from adamerge.adapters import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
+from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.errors import ExportError
+from adamerge.export import COEFFICIENTS_FILE, card, verify
+from adamerge.files import quoted
+from adamerge.low_rank import LowRankDeltas
+from adamerge.parametrizations import Linear
+from adamerge.staging import staged_folder
+
+
+def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the merged model's change as a LoRA adapter of the base: fp32 factors, configuration, card and coefficients.
+
+    The rank of a tensor is the sum of the experts' ranks. Coefficients and scales are in the factors, and the adapter's own
+    scale is 1. Staged beside the target, re-read and compared, then renamed, as in ``export``.
+
+    Args:
+        coefficients: what ``load_coefficients`` gives.
+        target: the new folder.
+        overwrite: replace an existing folder, which stays until the new one is complete.
+
+    Raises:
+        ExportError: the change is no sum of the experts' factors, or the target exists, cannot be written, or does not read
+            back as it was written.
+        CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
+    """
+    vectors = coefficients.task_vectors
+    pairs = _pairs(coefficients)
+    models = [vectors.base, *vectors.checkpoints.values()]
+    inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
+    with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
+        for model in models:
+            model.check()
+        tensors: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, pair in pairs.items():
+                tensors |= _factors(coefficients, name, pair)
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+        (folder / CONFIG).write_text(json.dumps(_configuration(coefficients, pairs, tensors), indent=2) + "\n")
+        save_coefficients(coefficients, folder / COEFFICIENTS_FILE)
+        (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
+        for model in models:
+            model.check()  # again: nothing may have changed while it was read
+        verify(
+            folder / WEIGHTS,
+            {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()},
+        )
+        _compare(coefficients, folder)
+    return Path(target)
+
+
+def _refusal(reason: str) -> ExportError:
+    return ExportError(
+        f"this merge cannot be written as one adapter: {reason}", todo="export it dense, without --adapter"
+    )
+
+
+def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
+    """Of each merged tensor: what peft calls it, from the first adapter that has it."""
+    vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
+    adapters = []
+    for task, checkpoint in vectors.checkpoints.items():
+        if not isinstance(checkpoint, AdapterCheckpoint):
+            raise _refusal(f"expert '{task}' is a full model")
+        adapters.append(checkpoint)
+    if not isinstance(parametrization, Linear):
+        raise _refusal(f"{type(parametrization).__name__} is not linear in whole task vectors")
+    found: dict[str, Pair] = {}
+    for name in vectors:
+        if not isinstance(vectors[name], LowRankDeltas):
+            raise _refusal(f"{quoted(name)} is not low-rank in every expert after the transforms")
+        if parametrization.shares(name)[1].count != 1:
+            raise _refusal(f"{quoted(name)} has several coefficients per expert")
+        own = [adapter.pairs[name] for adapter in adapters if name in adapter.pairs]
+        if len({pair.module for pair in own}) > 1:
+            raise _refusal(f"the adapters have several names for {quoted(name)}: {sorted({p.module for p in own})}")
+        found[name] = own[0]
+    return found
+
+
+def _factors(coefficients: Coefficients, name: str, pair: Pair) -> dict[str, Tensor]:
+    """Keys and values of one tensor's A and B, coefficients and scales in the left factor."""
+    deltas, parametrization = coefficients.task_vectors[name], coefficients.parametrization
+    assert isinstance(deltas, LowRankDeltas) and isinstance(parametrization, Linear)
+    left, right = deltas.read()
+    left = left * (parametrization.shares(name)[0][:, 0].to(left.device) @ deltas.weights.to(left))
+    a, b = (left.t(), right.t()) if pair.turned else (right, left)
+    if len(deltas.shape) > 2:  # a convolution's factors
+        a, b = a.reshape(len(a), *deltas.shape[1:]), b.reshape(*b.shape, *[1] * (len(deltas.shape) - 2))
+    stem, ending = PREFIX + pair.module, "" if pair.embedding else ".weight"
+    kind = "lora_embedding_" if pair.embedding else "lora_"
+    return {f"{stem}.{kind}{which}{ending}": x.cpu().clone().contiguous() for which, x in (("A", a), ("B", b))}
+
+
+def _configuration(
+    coefficients: Coefficients, pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]
+) -> dict[str, object]:
+    """A configuration for peft: every module by its full name, its own rank, and the alpha that makes its scale 1."""
+    vectors = coefficients.task_vectors
+    configs = [model.config for model in vectors.checkpoints.values() if isinstance(model, AdapterCheckpoint)]
+    ranks = {}
+    for pair in pairs.values():
+        key = f"{PREFIX}{pair.module}.{'lora_embedding_A' if pair.embedding else 'lora_A.weight'}"
+        ranks[pair.module] = len(tensors[key])
+    usual = max(ranks.values())
+    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
+    types = {config.get("task_type") for config in configs}
+    base = Path(vectors.base.location).expanduser()
+    return {
+        "peft_type": "LORA",
+        "task_type": types.pop() if len(types) == 1 else None,
+        "base_model_name_or_path": str(base.absolute()) if base.exists() else vectors.base.location,
+        "target_modules": sorted(ranks),
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_rslora": False,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": any(pair.turned and not pair.embedding for pair in pairs.values()),
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+    }
+
+
+def _compare(coefficients: Coefficients, folder: Path) -> None:
+    """Open the adapter as a stranger's, and compare its change of every tensor with the merge's."""
+    vectors = coefficients.task_vectors
+    written = AdapterCheckpoint(folder, vectors.base)
+    with torch.no_grad():
+        for name in vectors:
+            update = coefficients.parametrization(name, vectors[name])
+            factors = written.factors(name)
+            found = None if factors is None else factors.dense().view(update.shape)
+            if found is None or not torch.allclose(
+                found, update.cpu(), rtol=1e-5, atol=1e-6 * float(update.abs().max())
+            ):
+                raise ExportError(f"the adapter does not give the merge's change of {quoted(name)} when read back")

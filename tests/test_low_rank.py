@@ -1,0 +1,198 @@
+"""Low-rank deltas: the same sums and contractions as the dense ones, no cross-terms, and never dense when whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adamerge.deltas import Chunks, DenseDeltas, StreamedDeltas, Whole
+from adamerge.factors import Factors, no_change
+from adamerge.low_rank import JoinedDeltas, LowRankDeltas
+
+CPU = torch.device("cpu")
+SHAPES = [(12, 7), (4, 3, 2, 2), (1, 5)]
+RANKS, SCALES = (2, 0, 5), (0.5, 1.0, -1.75)
+
+
+def experts(shape, ranks=RANKS, scales=SCALES, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    rows, columns = shape[0], torch.Size(shape[1:]).numel()
+    found = []
+    for rank, scale in zip(ranks, scales, strict=True):
+        left = torch.randn(rows, rank, generator=generator).to(dtype)
+        right = torch.randn(rank, columns, generator=generator).to(dtype)
+        found.append(Factors(rank, scale, lambda left=left: left, lambda right=right: right))
+    return found
+
+
+def exact(factors, shape):
+    """``(experts, numel)`` in float64."""
+    return torch.stack([(f.scale * f.left().double() @ f.right().double()).view(-1) for f in factors])
+
+
+def joined(shape):
+    """Dense, low-rank, low-rank, dense; and the same in float64."""
+    torch.manual_seed(5)
+    low = experts(shape, (2, 3), (0.5, 2.0))
+    base, first, last = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+    parts = [
+        (1, StreamedDeltas(lambda: base, [lambda: first], torch.Size(shape), CPU)),
+        (2, LowRankDeltas.of(low, torch.Size(shape), CPU)),
+        (1, DenseDeltas(last.unsqueeze(0))),
+    ]
+    rows = [(first.double() - base.double()).view(1, -1), exact(low, shape), last.double().view(1, -1)]
+    return JoinedDeltas(parts), torch.cat(rows)
+
+
+def both(shape):
+    low = experts(shape)
+    return {"low rank": (LowRankDeltas.of(low, torch.Size(shape), CPU), exact(low, shape)), "joined": joined(shape)}
+
+
+def columns_of(groups, numel):
+    if isinstance(groups, Whole):
+        return torch.zeros(numel, dtype=torch.long)
+    return torch.tensor(
+        [next(g for g, s in enumerate(groups.slices(numel)) if s.start <= e < s.stop) for e in range(numel)]
+    )
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["read", "held"])
+@pytest.mark.parametrize("kind", ["low rank", "joined"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("groups", [Whole(), Chunks(1), Chunks(4)], ids=["whole", "1", "4"])
+def test_combine_and_its_transpose_are_the_formula(shape, groups, kind, held):
+    deltas, tau = both(shape)[kind]
+    deltas = deltas.held("cpu") if held else deltas
+    assert torch.allclose(deltas.dense().double(), tau.view(-1, *shape), atol=1e-6)
+    coefficients = torch.randn(len(tau), groups.count, requires_grad=True)
+    slope = torch.randn(shape)
+    combined = deltas.combine(coefficients, groups)
+    combined.backward(slope)
+    wanted = coefficients.detach().double().requires_grad_(True)
+    expected = (wanted[:, columns_of(groups, tau.shape[1])] * tau).sum(dim=0)
+    expected.backward(slope.double().flatten())
+    assert combined.shape == shape and combined.dtype == torch.float32
+    scale = tau.abs().max()
+    assert (combined.detach().flatten().double() - expected.detach()).abs().max() < 1e-6 * scale
+    largest = (slope.double().abs().flatten() * tau.abs()).sum(dim=1).max()  # the terms cancel, their rounding does not
+    assert (coefficients.grad.double() - wanted.grad).abs().max() <= 1e-6 * largest
+
+
+@pytest.mark.parametrize("kind", ["low rank", "joined"])
+def test_held_and_read_give_the_same_bits(kind):
+    """Training holds factors, export reads them."""
+    deltas, tau = both((12, 7))[kind]
+    coefficients = torch.randn(len(tau), 1)
+    held = deltas.held("cpu")
+    assert torch.equal(deltas.combine(coefficients, Whole()), held.combine(coefficients, Whole()))
+    for one, two in zip(deltas.blocks(torch.float32), held.blocks(torch.float32), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["low rank", "joined"])
+@pytest.mark.parametrize("groups", [Whole(), Chunks(3)], ids=["whole", "3"])
+def test_gradcheck_in_float64(kind, groups):
+    deltas, tau = both((12, 7))[kind]
+    coefficients = torch.randn(len(tau), groups.count, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c: deltas.combine(c, groups), coefficients)
+
+
+def test_no_cross_terms():
+    """Two experts whose factors would give another product if they were summed before."""
+    one = Factors(1, 1.0, lambda: torch.tensor([[1.0], [0.0]]), lambda: torch.tensor([[1.0, 0.0]]))
+    two = Factors(1, 1.0, lambda: torch.tensor([[0.0], [1.0]]), lambda: torch.tensor([[0.0, 1.0]]))
+    found = LowRankDeltas.of([one, two], torch.Size((2, 2)), CPU).combine(torch.tensor([[2.0], [3.0]]), Whole())
+    assert found.tolist() == [[2.0, 0.0], [0.0, 3.0]]
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made, and how many have so many elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            inputs = {x.data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.data_ptr() not in inputs]
+            self.sizes += [x.numel() for x in made]
+        return result
+
+
+def test_whole_tensors_are_never_dense_per_expert():
+    shape = (60, 50)
+    deltas = LowRankDeltas.of(experts(shape), torch.Size(shape), CPU)
+    coefficients, slope = torch.randn(3, 1, requires_grad=True), torch.randn(shape)
+    with Largest() as seen:
+        combined = deltas.combine(coefficients, Whole())
+    assert sum(size >= 3000 for size in seen.sizes) == 1  # the sum itself
+    with Largest() as seen:
+        combined.backward(slope)
+    assert max(seen.sizes) < 3000 and coefficients.grad.abs().min() >= 0
+
+
+def test_chunks_make_one_expert_dense_at_a_time():
+    deltas = LowRankDeltas.of(experts((60, 50)), torch.Size((60, 50)), CPU)
+    assert [block.shape for block in deltas.blocks(torch.float32)] == [(1, 3000)] * 3
+
+
+def test_an_untouched_tensor_of_any_shape_adds_nothing():
+    for shape in ((), (5,), (0, 3), (2, 3)):
+        size = torch.Size(shape)
+        deltas = JoinedDeltas(
+            [(1, LowRankDeltas.of([no_change(size)], size, CPU)), (1, DenseDeltas(torch.ones(1, *shape)))]
+        )
+        update = deltas.combine(torch.tensor([[9.0], [0.5]]), Whole())
+        assert update.shape == size and torch.equal(update, torch.full(shape, 0.5))
+        assert deltas.contract(torch.ones(shape), Whole()).flatten().tolist() == [0.0, float(size.numel())]
+
+
+@pytest.mark.parametrize("kind", ["low rank", "joined"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mapped_is_the_sum_of_experts(kind, shape):
+    deltas, tau = both(shape)[kind]
+    torch.manual_seed(6)
+    for matrix in (torch.diag(torch.randn(len(tau))), torch.randn(2, len(tau)), torch.randn(5, len(tau))):
+        mapped = deltas.mapped(matrix)
+        wanted = (matrix.double() @ tau).view(-1, *shape)
+        assert torch.allclose(mapped.dense().double(), wanted, atol=2e-6)
+        assert torch.allclose(mapped.held("cpu").dense().double(), wanted, atol=2e-6)
+        coefficients = torch.randn(len(matrix), 1)
+        found = mapped.combine(coefficients, Whole()).double()
+        assert torch.allclose(
+            found, (coefficients.double().view(-1, 1) * wanted.flatten(1)).sum(0).view(shape), atol=1e-5
+        )
+        slope = torch.randn(shape)
+        contracted = mapped.contract(slope, Whole()).double().flatten()
+        assert torch.allclose(contracted, wanted.flatten(1) @ slope.double().flatten(), atol=1e-5)
+
+
+def test_scaling_keeps_factors_and_sums_of_factors_are_factors():
+    deltas, _ = both((12, 7))["low rank"]
+    assert isinstance(deltas.mapped(torch.randn(1, 3)), LowRankDeltas)
+    mixed, _ = both((12, 7))["joined"]
+    scaled = mixed.mapped(torch.diag(torch.tensor([1.0, -1.0, 2.0, 0.5])))
+    assert isinstance(scaled, JoinedDeltas) and isinstance(scaled.parts[1][1], LowRankDeltas)
+
+
+def test_autocast_leaves_factors_in_fp32():
+    deltas, _ = both((12, 7))["low rank"]
+    coefficients = torch.full((3, 1), 0.3, requires_grad=True)
+    slope = torch.randn(12, 7)
+    plain = deltas.combine(coefficients, Whole())
+    wanted = torch.autograd.grad(plain, coefficients, slope)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = deltas.combine(coefficients, Whole())
+        found = torch.autograd.grad(inside, coefficients, slope)[0]
+    assert torch.equal(inside, plain) and torch.equal(found, wanted) and found.dtype == torch.float32
+
+
+def test_half_precision_factors_are_multiplied_in_fp32():
+    low = experts((12, 7), dtype=torch.bfloat16)
+    deltas = LowRankDeltas.of(low, torch.Size((12, 7)), CPU)
+    assert (deltas.dense().double().flatten(1) - exact(low, (12, 7))).abs().max() < 1e-5
