@@ -15,7 +15,7 @@ import yaml
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from adamerge.data import ImageTask
 
@@ -37,15 +37,16 @@ def pico_open_clip(folder: Path, architecture: str) -> Path:
 
 def clip_words(folder: Path) -> None:
     """CLIP's own tokenizer, from the vocabulary that open_clip ships, and an image processor for 16 pixels."""
-    tokenizer = SimpleTokenizer()
+    known = SimpleTokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # as transformers calls them
-    words = {special.get(word, word): place for word, place in tokenizer.encoder.items()}
+    words = {special.get(word, word): place for word, place in known.encoder.items()}
     (folder / "vocab.json").write_text(json.dumps(words))
-    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks]
+    merges = [" ".join(pair) for pair in known.bpe_ranks]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    CLIPTokenizer.from_pretrained(folder, model_max_length=8).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=8)
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)  # as the pools' headers convert the base
 
 
 def pico_clip(folder: Path, layers: int) -> CLIPModel:
