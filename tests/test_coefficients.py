@@ -216,6 +216,7 @@ def test_a_flipped_bit_never_changes_the_coefficients_in_silence(saved, models, 
     assert not silent, f"{len(silent)} of {len(content) - start} bytes of the values may change unnoticed"
 
 
+CHUNKS, SCALE = "adamerge.parametrizations.ImportanceChunkWise", "adamerge.transforms.Scale"
 DAMAGE = {
     "version": set_("format", 2),
     "no version": lambda m: m.pop("format") and None,
@@ -233,6 +234,28 @@ DAMAGE = {
     "fingerprint a number": set_("base", "fingerprint", 5),
     "base a number": set_("base", 5),
     "an expert too few": lambda m: m["experts"].pop("dtd") and None,
+    "rows a number": set_("rows", 5),
+    "rows of numbers": set_("rows", [1, 2]),
+    "rows in another order": set_("rows", ["dtd", "cars"]),
+    "a row too many": set_("rows", ["cars", "dtd", "new"]),
+    "sums a list": set_("transforms", [{"class_path": "adamerge.transforms.Combine", "init_args": {"sums": [1]}}]),
+    "factors a number": set_("transforms", [{"class_path": SCALE, "init_args": {"factors": 2}}]),
+    "factors of text": set_("transforms", [{"class_path": SCALE, "init_args": {"factors": {"cars": "x"}}}]),
+    "an allocation of text": set_(
+        "parametrization", {"class_path": CHUNKS, "init_args": {"allocation": {"a": "1"}}}
+    ),
+    "importance a number": set_(
+        "parametrization", {"class_path": CHUNKS, "init_args": {"importance": 5}}
+    ),
+    "importance of text": set_(
+        "parametrization", {"class_path": CHUNKS, "init_args": {"importance": {"a": "1"}}}
+    ),
+    "parts a fraction": set_(
+        "parametrization", {"class_path": "adamerge.parametrizations.RandomPartition", "init_args": {"parts": 1.5}}
+    ),
+    "seed a list": set_(
+        "parametrization", {"class_path": "adamerge.parametrizations.RandomPartition", "init_args": {"seed": [1]}}
+    ),
     "include a number": set_("include", 5),
     "include nothing": set_("include", ["nothing.*"]),
     "exclude a tensor": set_("exclude", ["b"]),

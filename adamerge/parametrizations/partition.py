@@ -79,8 +79,10 @@ class RandomPartition(Linear):
         parts: int = 5,
         seed: int = 0,
     ) -> None:
-        if not 1 <= parts <= 1 << 31:
-            raise ConfigError(f"RandomPartition: parts must be at least 1, got {parts}")
+        if type(parts) is not int or type(seed) is not int or not 1 <= parts <= 1 << 31:
+            raise ConfigError(
+                f"RandomPartition: parts must be at least 1, and both integers, got parts={parts}, seed={seed}"
+            )
         self.parts, self.seed = parts, seed
         super().__init__(task_vectors, init, constraint)
 

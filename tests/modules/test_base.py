@@ -5,11 +5,15 @@ import torch
 from conftest import CLASSES
 from lightning import LightningDataModule, Trainer
 
+from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficients import save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.evaluation import means, score
-from adamerge.objectives import Objective
+from adamerge.modules import AdaptiveMerging
+from adamerge.objectives import Entropy, Objective
 from adamerge.parametrizations import LayerWise, TaskWise
+from adamerge.task_vectors import TaskVectors
+from adamerge.transforms import Combine
 
 from .test_adaptive import QUIET, fitted, images, module_of, w
 
@@ -125,6 +129,25 @@ def test_warm_start_goes_by_names(pool, image_folders, tmp_path):
     turned = {**pool, "experts": dict(reversed(pool["experts"].items()))}
     assert torch.equal(w(module_of(turned, init_from=str(path))), w(first).flip(0))
     assert not torch.equal(w(first)[0], w(first)[1])
+
+
+def combined(pool, sums, **arguments):
+    vectors = TaskVectors(**pool, transforms=[Combine(sums)])
+    return AdaptiveMerging(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), **arguments)
+
+
+def test_a_warm_start_follows_the_names_that_transforms_give(pool, tmp_path):
+    path = tmp_path / "coefficients.safetensors"
+    sums = {"shapes": {"shapes": 1, "colours": -1}, "both": {"shapes": 1, "colours": 1}}
+    first = combined(pool, sums)
+    with torch.no_grad():
+        w(first).copy_(torch.tensor([[0.25], [0.75]]).expand_as(w(first)))
+    save_coefficients(first.coefficients(), path)
+    turned = combined(pool, dict(reversed(sums.items())), init_from=path)
+    assert turned.merged.task_vectors.experts == ("both", "shapes")
+    assert torch.equal(w(turned), w(first).flip(0))
+    with pytest.raises(CoefficientsError, match="its experts are not this run's"):
+        module_of(pool, init_from=path)
 
 
 def test_a_warm_start_that_does_not_fit_is_refused(pool, image_folders, tmp_path):
