@@ -261,7 +261,8 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
         print(f"expert {name}: done", flush=True)
     write_sums(out)
     versions = {"python": platform.python_version(), **{package: version(package) for package in SOURCES}}
-    results = {"recipe": asdict(recipe), "sources": versions, **evaluate(out, list(TEXT_TASKS))}
+    base = {"name": BASE_NAME, "sha256": hashlib.sha256((base_folder() / "model.safetensors").read_bytes()).hexdigest()}
+    results = {"recipe": asdict(recipe), "base": base, "sources": versions, **evaluate(out, list(TEXT_TASKS))}
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 

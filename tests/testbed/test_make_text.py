@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import adamerge.testbed
 from adamerge.testbed import make_text
-from adamerge.testbed.text_tasks import TEXT_TASKS, task_texts
+from adamerge.testbed.text_tasks import TEXT_TASKS, base_folder, task_texts
 
 SHIPPED = Path(adamerge.testbed.__file__).parent / "checkpoints" / "text"
 TINY = make_text.Recipe(steps=2, batch=4, checkpoint_every=1)
@@ -139,6 +139,12 @@ def test_peft_loads_a_shipped_adapter_and_merges_it_as_we_do(name):
         change = deltas.get(key, torch.zeros(()))
         assert torch.allclose(tensor, before[key] + change, atol=1e-6), key
         assert (key in deltas) == (not torch.equal(tensor, before[key])), key
+
+
+def test_the_installed_base_is_the_one_the_experts_were_trained_from():
+    shipped = json.loads((SHIPPED / "results.json").read_text())["base"]
+    installed = hashlib.sha256((base_folder() / "model.safetensors").read_bytes()).hexdigest()
+    assert shipped == {"name": make_text.BASE_NAME, "sha256": installed}
 
 
 def test_the_shipped_figures_agree_with_each_other():
