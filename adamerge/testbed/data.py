@@ -1,14 +1,19 @@
-"""The testbed's data module: the image tasks as calibration, validation and test splits."""
+"""The testbeds' data modules: their tasks as calibration, validation and test splits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 
 from adamerge.backbones import Task
-from adamerge.data import Calibration
+from adamerge.data import Calibration, Vocabulary
+from adamerge.data.steps import Labels, Tokens
+from adamerge.evaluation import Metric, TokenLoss
+from adamerge.testbed.causal_tasks import CAUSAL_TASKS, load_causal_task
 from adamerge.testbed.image_tasks import IMAGE_TASKS, load_image_task
+from adamerge.testbed.text_tasks import TEXT_TASKS, load_text_task
 
 
 class TestbedImages(Calibration):
@@ -24,3 +29,52 @@ class TestbedImages(Calibration):
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """The task's four splits, disjoint by construction."""
         return load_image_task(task)
+
+
+class TestbedText(Calibration):
+    """Seven questions about texts of installed packages, built on first use and cached."""
+
+    __test__ = False
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Class names and templates of every task."""
+        return TEXT_TASKS
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The text."""
+        return ("text",)
+
+    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+        """The task's four splits, disjoint by construction."""
+        return load_text_task(task)
+
+
+class TestbedLanguage(Calibration):
+    """Four domains of text for a language model, built from packages on first use and cached."""
+
+    __test__ = False
+    metric: Metric = TokenLoss()
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The domains; a language model needs no words for its heads."""
+        return {task: Vocabulary((), ()) for task in CAUSAL_TASKS}
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The text."""
+        return ("text",)
+
+    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+        """The domain's four splits, disjoint by construction."""
+        return load_causal_task(task)
+
+    def has_labels(self, rows: datasets.Dataset) -> bool:
+        """The tokens are the labels."""
+        return True
+
+    def labels(self, task: str, split: str) -> Labels:
+        """The tokens of every sample."""
+        samples: Any = self.samples(task, split)
+        assert self._backbone is not None
+        return Tokens(samples, self._backbone.labels)
