@@ -475,7 +475,7 @@ def test_random_partitions_cost_one_gather_and_one_scatter_more(tmp_path, tasks,
     for resident, bound in ((True, 5 * tasks + 4), (False, 6 * tasks + 8)):
         merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=parts), resident)
         merged.merge()
-        merged(torch.randn(3, width)).float().pow(2).mean().backward()
+        merged(torch.randn(3, width)).features.float().pow(2).mean().backward()
         merged.pull_back(torch.zeros(())).backward()  # the first contraction makes the ids
         merged.parametrization.w.grad = None
         found = cost(merged, torch.randn(3, width))
@@ -490,7 +490,7 @@ def test_ids_take_a_byte_an_element_and_none_before_a_contraction(tmp_path):
     merged.merge()
     groups = [merged.parametrization.shares(name)[1] for name in vectors]
     assert all(group.kept is None for group in groups)
-    merged(torch.randn(3, width)).pow(2).mean().backward()
+    merged(torch.randn(3, width)).features.pow(2).mean().backward()
     merged.pull_back(torch.zeros(())).backward()
     size = sum(vectors.shape(name).numel() for name in vectors)
     assert sum(group.kept.untyped_storage().nbytes() for group in groups) == size

@@ -102,7 +102,8 @@ def test_the_penalty_sees_what_is_learned_alone(vectors):
     parametrization = ImportanceChunkWise(vectors, 0.3, allocation={"a": 2, "b": 0, "c": 0, "d": 0})
     with torch.no_grad():
         parametrization.w.copy_(torch.tensor([[0.3, 0.5], [0.3, 0.3]]))
-    assert DistanceToInitial(1.0)(parametrization).item() == pytest.approx(0.2 / 4)
+    # two experts, one group that is learned; the three frozen ones would make it a quarter
+    assert DistanceToInitial(1.0)(parametrization).item() == pytest.approx(0.2 / 2)
 
 
 def test_importances_are_read_from_a_file_and_become_plain_data(vectors, tmp_path):
