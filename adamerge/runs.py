@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import adamerge
+from adamerge.allocation import allocation_table
 from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.configuration import ConfigCLI, config_files
@@ -28,6 +29,7 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
+from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 
@@ -87,6 +89,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     with locked(folder):
         if resume is None and is_first_process():
             cli.parser.save(settings, folder / "config.yaml", skip_none=False, skip_check=True, overwrite=True)
+            if isinstance(module.merged.parametrization, ImportanceChunkWise):
+                print(allocation_table(module.merged.parametrization))
+                write_json(folder / "allocation.json", module.merged.parametrization.allocation)
         if trainer is None:
             _write_initial(module, folder)
         else:
