@@ -58,6 +58,7 @@ _HOMES = {
     "Sigmoid": "constraints",
     "Softmax": "constraints",
     "Sum": "objectives",
+    "SummedDistanceToInitial": "penalties",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "modules",
@@ -131,7 +132,7 @@ if TYPE_CHECKING:
         RandomPartition,
         TaskWise,
     )
-    from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty
+    from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty, SummedDistanceToInitial
     from adamerge.selection import (
         HighestScore,
         KeepBest,

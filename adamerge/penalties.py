@@ -24,7 +24,7 @@ class DistanceToInitial(Penalty):
 
     With one coefficient per group, as in the layer-wise case, this is their mean distance, and ``weight`` is the paper's
     gamma; the released code is ``experts`` times larger at the same gamma. Where a group has several coefficients, as with
-    chunks, its distances are added up; coefficients that are frozen at their initial value add nothing.
+    chunks, its distances are added up. Tensors that are frozen at the initial value are no groups: they do not count.
 
     Args:
         weight: gamma.
@@ -46,6 +46,20 @@ class DistanceToInitial(Penalty):
         groups = list(parametrization.coefficients().values())
         distances = [(value - parametrization.initial).abs().pow(self.power).sum() for value in groups]
         return self.weight * torch.stack(distances).sum() / (len(groups[0]) * len(groups))
+
+
+class SummedDistanceToInitial(DistanceToInitial):
+    """``DistanceToInitial`` times the number of experts: ``weight / groups * sum |c - c_initial| ** power``.
+
+    This is what the released code of Expert Merging computes for its gamma.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712; Littleor/ExpertMerging.
+    """
+
+    def __call__(self, parametrization: Parametrization) -> Tensor:
+        """The weighted distance, summed over experts."""
+        experts = len(next(iter(parametrization.coefficients().values())))
+        return experts * super().__call__(parametrization)
 
 
 class CoefficientNorm(Penalty):

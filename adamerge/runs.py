@@ -11,28 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import adamerge
+from adamerge.allocation import allocation_table
 from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.configuration import ConfigCLI, config_files
 from adamerge.data import Calibration
+from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
+from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
-SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
@@ -87,6 +86,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     with locked(folder):
         if resume is None and is_first_process():
             cli.parser.save(settings, folder / "config.yaml", skip_none=False, skip_check=True, overwrite=True)
+            if isinstance(module.merged.parametrization, ImportanceChunkWise):
+                print(allocation_table(module.merged.parametrization))
+                write_json(folder / "allocation.json", module.merged.parametrization.allocation)
         if trainer is None:
             _write_initial(module, folder)
         else:
@@ -130,9 +132,9 @@ def _search(
     trainer: Trainer, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
-    environment = _environment(trainer)
+    environment = environment_of(trainer)
     if checkpoint is not None and not allow_difference:
-        _compare_environment(folder, environment)
+        refuse_difference(folder, environment)
     if is_first_process():
         write_json(folder / "environment.json", environment)
         metrics = start_metrics(folder, 0 if checkpoint is None else _step(checkpoint))
@@ -154,7 +156,7 @@ def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
-    write_json(folder / "environment.json", _environment(None))
+    write_json(folder / "environment.json", environment_of(None))
     write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
 
 
@@ -198,36 +200,6 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _environment(trainer: Trainer | None) -> dict[str, Any]:
-    """What decides whether numbers come out the same to the bit."""
-    return {
-        "adamerge": adamerge.__version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "world_size": trainer.world_size if trainer is not None else 1,
-        "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _compare_environment(folder: Path, environment: dict[str, Any]) -> None:
-    before = read_json(folder / "environment.json")
-    changed = [key for key in SAME_ON_RESUME if before.get(key) != environment[key]]
-    if changed:
-        raise ConfigError(
-            f"{folder}: resuming would not give the same numbers: {changed[0]} changed",
-            expected={key: before.get(key) for key in changed},
-            got={key: environment[key] for key in changed},
-            todo="run it where it ran before, or pass --allow-resume-difference",
-        )
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

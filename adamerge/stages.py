@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from adamerge import runs
+from adamerge.allocation import write_importances
 from adamerge.configuration import Parsed, config_files, read_config
 from adamerge.errors import ConfigError
 from adamerge.files import read_json
@@ -212,8 +213,6 @@ def _weigh(configuration: Path, before: Path) -> None:
     """Write the importances of the stage before, when this one asks for them."""
     target = before.absolute() / "importance.json"
     if str(target) in configuration.read_text(encoding="utf-8") and not target.is_file():
-        from adamerge.allocation import write_importances
-
         write_importances(before / FINAL[0], target)
 
 

@@ -16,7 +16,7 @@ NAMES_IN_ORDER = """
 errors files staging layout factors checkpoint renaming lora_configuration adapters sources deltas low_rank
 transforms task_vectors constraints parametrizations penalties backbones merged_model recipe coefficients
 allocation export adapter_export inspection heatmap evaluation objectives data modules selection tracking callbacks
-configuration runs stages comparison testbed cli
+configuration environment runs stages comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

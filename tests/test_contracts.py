@@ -503,7 +503,7 @@ OTHER_ARGUMENTS = {
     "ImportanceChunkWise": {
         "init": 0.15, "budget": 1.5, "kappa": 0.5, "importance": {name: 1.0 + i for i, name in enumerate(SHAPES)},
     },
-    "DistanceToInitial": {"weight": 0.5, "power": 2.0},
+    "DistanceToInitial": {"weight": 0.5, "power": 2.0}, "SummedDistanceToInitial": {"weight": 0.25, "power": 1.5},
 }  # fmt: skip
 
 

@@ -111,3 +111,24 @@ def test_a_fault_in_two_processes_ends_both(pool, image_folders, tmp_path):
             process.send_signal(signal.SIGKILL)
             raise
     assert process.returncode == 3 and "gone.safetensors" in error and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_staged_method_with_teachers_in_two_processes(pool, image_folders, tmp_path):
+    """Both processes go through both stages; they share the experts' passes, and end where one process ends."""
+    file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    method = Path(__file__).parents[1] / "configs" / "methods" / "expert_merging_plusplus"
+    parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    shared = ["--model.optimizer=torch.optim.SGD", "--model.lr_scheduler=null", "--model.lr=0.5"]
+    words = ["fit", *fit_words(file, *shared, "--data.batch_size=6", "--name=staged", method=method, steps=4)]
+    for name, more in (("alone", []), ("both", parallel)):
+        done = child(["-m", "adamerge", *words, *more, f"--id={name}"], tmp_path, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    runs = {name: tmp_path / "runs" / "staged" / name for name in ("alone", "both")}
+    for stage in ("1_expert_merging", "2_chunks", "."):
+        one, other = (coefficients(run / stage) for run in runs.values())
+        assert one.keys() == other.keys() and all((one[name] - other[name]).abs().max() <= 1e-5 for name in one)
+    found = json.loads((runs["both"] / "summary.json").read_text())
+    assert found["status"] == "finished" and found["stages"]["1_expert_merging"]["teachers"]["forwards"] == {
+        "colours": 3, "shapes": 3,
+    }, "half of the six samples of a task"  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from adamerge.constraints import Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
-from adamerge.penalties import DistanceToInitial
+from adamerge.penalties import DistanceToInitial, SummedDistanceToInitial
 from adamerge.task_vectors import TaskVectors
 
 
@@ -27,6 +27,13 @@ def test_it_is_the_papers_mean_over_experts_and_layers(layers):
     values = {"a": [[0.5], [0.1]], "b": [[0.0], [0.3]], "c": [[0.1], [-0.2]]}
     parametrization.load_values({name: torch.tensor(value) for name, value in values.items()})
     assert float(DistanceToInitial(5.0)(parametrization).detach()) == pytest.approx(5 * 1.0 / 6, rel=1e-6)
+
+
+def test_the_released_code_is_as_many_times_larger_as_there_are_experts(layers):
+    parametrization = LayerWise(layers, init=0.1)
+    parametrization.values()["b"][0, 0] = 0.7
+    papers, released = (kind(5.0)(parametrization) for kind in (DistanceToInitial, SummedDistanceToInitial))
+    assert float(papers.detach()) == pytest.approx(5 * 0.6 / 6) and float(released.detach()) == pytest.approx(5 * 0.6 / 3)
 
 
 def test_chunks_of_a_layer_are_added_up(layers):

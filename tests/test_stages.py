@@ -1,6 +1,7 @@
 """Stages: one command runs a folder of configurations; finished stages stay, killed ones go on, the last one is the run."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import CLASSES
 from running import (
     LAYER_WISE,
+    METHODS,
     QUICK,
     TASK_ARITHMETIC,
     adam_state,
@@ -23,6 +26,7 @@ from running import (
     without_pictures,
     write_yaml,
 )
+from safetensors.torch import load_file
 
 from adamerge.stages import fit, for_stage, stage_files
 
@@ -278,3 +282,43 @@ def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, cap
     write_yaml(method / "2_second.yaml", stage(init_from="{previous}", lr=0.03))
     assert command(capfd, *given).code == 0
     assert json.loads(Path("table/comparison.json").read_text())["runs"]["twice"] != str(run), "a change is another fit"
+
+
+def test_expert_merging_plusplus_in_one_command(pool_file, pool, capfd):
+    """The allocation is the formula's, chunks follow it, what is frozen stays at the prior, every expert runs once."""
+    given = words(pool_file, METHODS / "expert_merging_plusplus", "--trainer.max_steps=1", "--2.trainer.max_steps=5")
+    outcome = command(capfd, "fit", *given, "--id=a")
+    assert outcome.code == 0, outcome.err[-3000:]
+    run = Path("runs/tiny-expert_merging_plusplus/a")
+    base = load_file(Path(pool["base"]) / "open_clip_model.safetensors")
+    experts = [load_file(path) for path in pool["experts"].values()]
+    first, second = coefficients(run / "1_expert_merging"), coefficients(run)
+    importance = {
+        name: sum(
+            1
+            / (1 + math.exp(-float(first[f"w/{name}"][k, 0])))
+            * float((expert[name] - base[name]).double().abs().sum())
+            for k, expert in enumerate(experts)
+        )
+        for name in experts[0]
+    }
+    total, layers = sum(importance.values()), len(importance)
+    expected = {name: math.floor(1.0 * layers * value / total + 1e-9) for name, value in importance.items()}
+    assert json.loads((run / "2_chunks" / "allocation.json").read_text()) == expected
+    assert (run / "allocation.json").read_bytes() == (run / "2_chunks" / "allocation.json").read_bytes()
+    assert 0 in expected.values() and max(expected.values()) > 2, "some are frozen, some are cut"
+    assert {name: value.shape[1] for name, value in second.items()} == {
+        f"w/{name}": count for name, count in expected.items() if count
+    }
+    assert f"{sum(expected.values())} coefficients per expert" in outcome.out
+    frozen = next(name for name, count in expected.items() if not count)
+    assert command(capfd, "export", run / "coefficients.safetensors", "merged").code == 0
+    merged = load_file("merged/open_clip_model.safetensors")[frozen]
+    prior = base[frozen].double() + 0.3 * sum(expert[frozen].double() - base[frozen] for expert in experts)
+    assert (merged - prior).abs().max() < 1e-6
+    stages = summary(run)["stages"]
+    taught = [stages[name]["teachers"] for name in ("1_expert_merging", "2_chunks")]
+    assert taught[0]["forwards"] == dict.fromkeys(CLASSES, 4) == taught[1]["found"]
+    assert taught[1]["forwards"] == dict.fromkeys(CLASSES, 2), (
+        "six samples a task, each run once in both stages together"
+    )

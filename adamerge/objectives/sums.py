@@ -57,7 +57,11 @@ class Sum(Objective):
             part.begin(course)
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
-        """The batch after every part has prepared it, in their order."""
+        """The batch after every part has prepared it, in their order.
+
+        Raises:
+            ConfigError: a part puts other samples into the batch, and another needs the labels or teacher of these.
+        """
         for part in self.parts:
             prepared = part.prepare(task, self._batch(part, batch), predict)
             if prepared.indices is not batch.indices and (batch.labels is not None or batch.teacher is not None):

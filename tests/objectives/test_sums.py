@@ -83,6 +83,30 @@ def test_preparations_are_chained_and_keep_labels_and_teacher():
     assert torch.equal(prepared.labels, batch.labels) and prepared.teacher is batch.teacher
 
 
+def test_every_part_begins():
+    begun = []
+
+    class Beginning(Recording):
+        def begin(self, course):
+            begun.append(course)
+
+    Sum([Beginning(), Entropy(), Beginning()]).begin("course")
+    assert begun == ["course", "course"]
+
+
+def test_a_part_that_takes_other_samples_is_refused_beside_one_that_knows_these():
+    class Choosing(Recording):
+        def prepare(self, task, batch, predict):
+            return batch._replace(inputs=batch.inputs.flip(0), indices=torch.tensor([2, 1, 0]))
+
+    output, batch = made(layers=0)
+    batch = batch._replace(indices=torch.arange(3))
+    Sum([Choosing(), Entropy()]).prepare("task", batch._replace(labels=None, teacher=None), lambda _: output)
+    for other in (Recording(taught=True), Recording(labelled=True)):
+        with pytest.raises(ConfigError, match="Choosing chooses other samples"):
+            Sum([other, Choosing()]).prepare("task", batch, lambda _: output)
+
+
 def test_weights_multiply():
     _, batch = made(layers=0)
     assert Sum([Recording(weights=2.0), Entropy(), Recording(weights=0.25)]).weight(batch).tolist() == [0.5] * 3

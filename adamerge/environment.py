@@ -1,0 +1,53 @@
+"""The environment of a run: versions, threads, processes and devices, which decide whether numbers repeat to the bit."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import Trainer
+
+import adamerge
+from adamerge.errors import ConfigError
+from adamerge.files import read_json
+
+SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
+
+
+def environment_of(trainer: Trainer | None) -> dict[str, Any]:
+    """What decides whether numbers come out the same to the bit."""
+    return {
+        "adamerge": adamerge.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "world_size": trainer.world_size if trainer is not None else 1,
+        "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
+    }
+
+
+def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
+    """See whether a run resumed here gives the numbers that it would have given where it began.
+
+    Raises:
+        ConfigError: what decides that has changed.
+    """
+    before = read_json(folder / "environment.json")
+    changed = [key for key in SAME_ON_RESUME if before.get(key) != environment[key]]
+    if changed:
+        raise ConfigError(
+            f"{folder}: resuming would not give the same numbers: {changed[0]} changed",
+            expected={key: before.get(key) for key in changed},
+            got={key: environment[key] for key in changed},
+            todo="run it where it ran before, or pass --allow-resume-difference",
+        )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

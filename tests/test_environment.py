@@ -1,0 +1,37 @@
+"""The environment of a run: what is recorded, and that a change of what decides the numbers is refused."""
+
+import json
+
+import pytest
+import torch
+from lightning import Trainer
+from toys import QUIET
+
+from adamerge.environment import SAME_ON_RESUME, environment_of, refuse_difference
+from adamerge.errors import ConfigError
+
+
+def test_it_records_what_decides_the_numbers():
+    found = environment_of(Trainer(max_steps=1, **QUIET))
+    assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
+    assert (
+        (found["world_size"], found["device"])
+        == (1, "cpu")
+        == tuple(environment_of(None)[k] for k in ("world_size", "device"))
+    )
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("key", SAME_ON_RESUME)
+def test_a_change_is_refused_with_both_values(key, tmp_path):
+    found = environment_of(None)
+    (tmp_path / "environment.json").write_text(json.dumps({**found, key: "other"}))
+    with pytest.raises(ConfigError, match=f"{key} changed") as caught:
+        refuse_difference(tmp_path, found)
+    assert caught.value.expected == {key: "other"} and caught.value.got == {key: found[key]}
+
+
+def test_the_rest_may_change(tmp_path):
+    found = environment_of(None)
+    (tmp_path / "environment.json").write_text(json.dumps({**found, "platform": "other", "lightning": "other"}))
+    refuse_difference(tmp_path, found)
