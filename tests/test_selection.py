@@ -6,10 +6,13 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from running import command, fit_words, pool_config, without_pictures, write_yaml
 from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
+from adamerge.coefficients import read_coefficients
 from adamerge.errors import ConfigError
 from adamerge.evaluation import Accuracy, TokenLoss
+from adamerge.files import read_json
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy
 from adamerge.parametrizations import LayerWise
@@ -133,7 +136,13 @@ def test_looking_does_not_change_the_fit():
 @pytest.mark.parametrize("values", [(1, 9, 3, 4, 5), (1, 2, 3, 9, 5)])
 def test_a_resumed_fit_chooses_the_same_step(tmp_path, stop, values):
     """Also when the best step was before the checkpoint, and when the checkpoint is of a step that is looked at."""
-    settings = {**QUIET, "enable_checkpointing": True, "max_steps": 8, "max_epochs": 1, "default_root_dir": str(tmp_path)}
+    settings = {
+        **QUIET,
+        "enable_checkpointing": True,
+        "max_steps": 8,
+        "max_epochs": 1,
+        "default_root_dir": str(tmp_path),
+    }
     saved = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=stop, save_top_k=-1)
     whole = module_of()
     Trainer(**settings, callbacks=[KeepBest(Plan(*values), 2), saved]).fit(whole, ToyPoints(labelled=True))
@@ -207,3 +216,50 @@ def test_numbers_out_of_range_are_refused():
     for share in (0.0, 1.1):
         with pytest.raises(ConfigError, match="share"):
             LowestTarget(share)
+
+
+def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folders, tmp_path, monkeypatch, capfd):
+    """Through the command line: file and summary say the step; a finished run, resumed, writes the same once more."""
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    method = write_yaml(
+        tmp_path / "m.yaml",
+        {
+            "model": {
+                "parametrization": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.0}},
+                "objective": "adamerge.objectives.CrossEntropy",
+                "task_weights": {"colours": -1.0},
+                "lr": 0.2,
+            },
+            "data": {"labelled": True},
+            "trainer": {
+                "callbacks": [
+                    {
+                        "class_path": "adamerge.KeepBest",
+                        "init_args": {"selection": {"class_path": "adamerge.LowestTarget"}, "every": 2},
+                    }
+                ]
+            },
+        },
+    )
+    pool_file = write_yaml(tmp_path / "p.yaml", pool_config(pool, image_folders))
+    outcome = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", method=method, steps=6))
+    assert outcome.code == 0, outcome.err[-2000:]
+    run = tmp_path / "runs/n/a"
+    summary, written = read_json(run / "summary.json"), (run / "coefficients.safetensors").read_bytes()
+    chosen = summary["protocol"]["selection"]
+    assert chosen["rule"] == "LowestTarget" and chosen["looks"] == 4 and chosen["split"] == "validation, labels read"
+    metadata, values = read_coefficients(run / "coefficients.safetensors")
+    assert metadata["step"] == chosen["step"] and metadata["protocol"] == summary["protocol"]
+    assert any(value.any() for value in values.values()) is (chosen["step"] > 0)
+    (run / "coefficients.safetensors").unlink()
+    assert command(capfd, "fit", "--resume", run).code == 0
+    assert (run / "coefficients.safetensors").read_bytes() == written
+    assert read_json(run / "summary.json")["protocol"] == summary["protocol"]
+
+
+def test_a_comparison_says_that_labels_chose():
+    from adamerge.comparison import _read_labels
+
+    assert not _read_labels({}) and not _read_labels({"labelled": False})
+    assert _read_labels({"labelled": True}) and _read_labels({"labelled": False, "selection": {"step": 3}})

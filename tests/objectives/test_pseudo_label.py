@@ -14,7 +14,17 @@ from adamerge.objectives.views import View
 from adamerge.parametrizations import LayerWise
 
 # logits of nine samples and three classes, log of (confidence of the first-named class, rest shared)
-SURE = {0: (0, 0.95), 1: (0, 0.5), 2: (1, 0.6), 3: (0, 0.8), 4: (0, 0.9), 5: (1, 0.99), 6: (0, 0.7), 7: (0, 0.6), 8: (1, 0.5)}
+SURE = {
+    0: (0, 0.95),
+    1: (0, 0.5),
+    2: (1, 0.6),
+    3: (0, 0.8),
+    4: (0, 0.9),
+    5: (1, 0.99),
+    6: (0, 0.7),
+    7: (0, 0.6),
+    8: (1, 0.5),
+}
 
 
 def logits_for(sure: dict[int, tuple[int, float]]) -> torch.Tensor:
@@ -53,7 +63,7 @@ def batch_of(indices: list[int], step: int = 0) -> Batch:
 
 
 def test_the_trusted_are_the_surest_of_each_class_n_over_c_of_them():
-    """N / C = 3. Class 0 is predicted for 0, 4, 3, 6, 7, 1 in this order of confidence; class 1 for 5, 2, 8; class 2 never."""
+    """N / C = 3. Surest first, class 0 is predicted for 0, 4, 3, 6, 7, 1; class 1 for 5, 2, 8; class 2 never."""
     table = Table()
     objective = begun(table)
     assert objective.trusted("one").tolist() == [-1] * 9
@@ -186,8 +196,9 @@ def test_a_fit_learns_and_no_label_reaches_it(micro_batch):
 
 def test_the_loss_of_a_step_is_the_mean_over_the_samples_that_count():
     """With the views the same, from the model's own logits in float64."""
-    from adamerge.data.steps import Steps
     from toy_points import logits_of, weights_of
+
+    from adamerge.data.steps import Steps
 
     module, data = module_of(PseudoLabel(seed=3)), ToyPoints()
     fit_toy(module, data, 1)
@@ -222,13 +233,21 @@ def test_the_loss_of_a_step_is_the_mean_over_the_samples_that_count():
 def test_a_resumed_fit_is_the_same_to_the_bit_in_the_middle_of_a_pass(tmp_path):
     """40 samples, 8 a step: step 13 is within the third pass."""
     data = ToyPoints
-    whole = fit_toy(module_of(PseudoLabel()), data(), 16, enable_checkpointing=True, default_root_dir=str(tmp_path / "a"))
+    whole = fit_toy(
+        module_of(PseudoLabel()), data(), 16, enable_checkpointing=True, default_root_dir=str(tmp_path / "a")
+    )
     from lightning import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from toy_points import QUIET
 
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=13, save_top_k=-1)
-    settings = {**QUIET, "enable_checkpointing": True, "max_steps": 16, "max_epochs": 1, "default_root_dir": str(tmp_path)}
+    settings = {
+        **QUIET,
+        "enable_checkpointing": True,
+        "max_steps": 16,
+        "max_epochs": 1,
+        "default_root_dir": str(tmp_path),
+    }
     first = module_of(PseudoLabel())
     Trainer(**settings, callbacks=[keep]).fit(first, data())
     saved = torch.load(tmp_path / "step=13.ckpt", weights_only=True)["state_dict"]

@@ -37,7 +37,11 @@ def test_seeds_and_numbers_are_those_of_the_published_hash():
 def test_numbers_are_uniform_and_independent():
     many = torch.arange(40000)
     rows = [uniform(seeds_of(0, 3, many), 0), uniform(seeds_of(0, 3, many), 1), uniform(seeds_of(0, 4, many), 0)]
-    rows += [uniform(seeds_of(1, 3, many), 0), uniform(seeds_of(0, 3, many + 1), 0), uniform(seeds_of(0, 3, many, 1), 0)]
+    rows += [
+        uniform(seeds_of(1, 3, many), 0),
+        uniform(seeds_of(0, 3, many + 1), 0),
+        uniform(seeds_of(0, 3, many, 1), 0),
+    ]
     table = torch.stack(rows)
     assert (table >= 0).all() and (table < 1).all()
     assert (table.mean(1) - 0.5).abs().max() < 5 / math.sqrt(12 * 40000)
@@ -114,7 +118,9 @@ def test_strength_is_a_limit():
 
 
 @pytest.mark.parametrize("view", [FlipAndShift(), RandomOperations()])
-@pytest.mark.parametrize("inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 7, dtype=torch.uint8), {"a": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 7, dtype=torch.uint8), {"a": torch.zeros(2)}]
+)
 def test_what_is_no_image_is_refused(view, inputs):
     with pytest.raises(ConfigError, match="is for images"):
         view(inputs, SEEDS[:2])
