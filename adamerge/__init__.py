@@ -132,7 +132,12 @@ if TYPE_CHECKING:
         RandomPartition,
         TaskWise,
     )
-    from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty, SummedDistanceToInitial
+    from adamerge.penalties import (
+        CoefficientNorm,
+        DistanceToInitial,
+        Penalty,
+        SummedDistanceToInitial,
+    )
     from adamerge.selection import (
         HighestScore,
         KeepBest,

@@ -49,9 +49,11 @@ class Paper:
         return total + self.gamma * norms.mean()
 
 
-def module_of(
-    beta: dict[str, float], penalty: Penalty | None = None, optimizer=partial(SGD, lr=1.0), **arguments
-) -> AdaptiveMerging:
+def sgd(parameters):
+    return SGD(parameters, 1.0)
+
+
+def module_of(beta: dict[str, float], penalty: Penalty | None = None, optimizer=sgd, **arguments) -> AdaptiveMerging:
     return AdaptiveMerging(
         ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), CrossEntropy(), LR, optimizer, penalty, beta, **arguments
     )  # fmt: skip

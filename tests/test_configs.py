@@ -17,6 +17,9 @@ GIVEN = sorted(path for path in METHODS.iterdir() if path.is_dir() or path.suffi
 POOL_FILES = sorted((CONFIGS / "pools").glob("*.yaml"))
 TRAINER_FILES = sorted((CONFIGS / "trainer").glob("*.yaml"))
 TASK_FILES = sorted((CONFIGS / "tasks").glob("*.yaml"))
+NAMES = {
+    "atlas_negation": ["--model.task_weights={colours: -1.0}", "--leave_out=[shapes]"]
+}  # what a method must be told
 QUICK = ("--trainer.enable_progress_bar=false", "--data.batch_size=4")
 
 
@@ -81,7 +84,8 @@ def test_every_class_exists(path):
 @pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
 def test_a_method_says_nothing_of_models_and_data(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert content.keys() <= {"model", "trainer"}
+    assert content.keys() <= {"model", "trainer", "data"}
+    assert content.get("data", {}).keys() <= {"labelled", "shots", "batch_size"}, "what is read of data, not which"
     assert not content["model"].keys() & {"backbone"}
     assert not content["model"].get("task_vectors", {}).keys() & {"base", "experts", "include", "exclude"}
 
@@ -89,7 +93,7 @@ def test_a_method_says_nothing_of_models_and_data(path):
 @pytest.mark.parametrize("path", GIVEN, ids=name_of)
 def test_a_method_runs_in_either_order(path, pool_file, capfd):
     pool_words, method_words = ["--config", str(pool_file)], ["--config", str(path)]
-    steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", *QUICK]
+    steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", *QUICK, *NAMES.get(path.stem, [])]
     for name, words in (("a", pool_words + method_words), ("b", method_words + pool_words)):
         outcome = command(capfd, "fit", *words, *steps, "--name=n", f"--id={name}")
         assert outcome.code == 0, outcome.err[-2000:]

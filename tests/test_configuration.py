@@ -4,7 +4,7 @@ import pytest
 import yaml
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
-from adamerge.configuration import ConfigCLI, config_files
+from adamerge.configuration import ConfigCLI, config_files, data_first
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 
 
@@ -242,3 +242,28 @@ def test_tasks_that_are_left_out_are_not_opened(pool, image_folders, tmp_path, m
     with pytest.raises(CheckpointError, match="nowhere"):
         ConfigCLI(words)
     assert ConfigCLI([*words, "--tasks=[colours]"]).model.merged.task_vectors.experts == ("colours",)
+
+
+def test_some_of_a_pools_experts_are_left_out(configured, refused):
+    assert configured("--leave_out=[shapes]").model.merged.task_vectors.experts == ("colours",)
+    assert tuple(configured("--leave_out=[shapes]").datamodule.tasks) == ("colours", "shapes"), "their data stay"
+    left = configured("--leave_out=[shapes]").config
+    assert left.leave_out is None, "a resumed run does not look for them"
+    assert "no expert 'shades'" in refused("--leave_out=[shades]").what
+
+
+@pytest.mark.parametrize("written", ["data: {labelled: true}", "data: {init_args: {labelled: true}}"])
+def test_a_method_may_set_an_argument_of_whatever_data_there_are(written, pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = str(write_yaml(tmp_path / "p.yaml", pool_config(pool, image_folders)))
+    (tmp_path / "m.yaml").write_text(written)
+    second, third = str(tmp_path / "m.yaml"), str(TASK_ARITHMETIC)
+    for words in (
+        ["--config", first, "--config", second, "--config", third],
+        ["--config", second, f"--config={first}", "-c", third],
+    ):
+        assert ConfigCLI(words).datamodule.labelled is True
+    assert data_first([*words, "--data.seed=3"]) == [
+        *["--config", first, f"--config={third}", "-c", second],
+        "--data.seed=3",
+    ]

@@ -504,6 +504,11 @@ OTHER_ARGUMENTS = {
         "init": 0.15, "budget": 1.5, "kappa": 0.5, "importance": {name: 1.0 + i for i, name in enumerate(SHAPES)},
     },
     "DistanceToInitial": {"weight": 0.5, "power": 2.0}, "SummedDistanceToInitial": {"weight": 0.25, "power": 1.5},
+    "CoefficientNorm": {"weight": 0.25, "order": 2.0},
+    "PseudoLabel": {
+        "weak": adamerge.objectives.FlipAndShift(), "strong": adamerge.objectives.RandomOperations(), "temperature": 0.7,
+        "threshold": 0.8, "share": 0.5, "limit": 7, "part": 0.5, "seed": 3,
+    },
 }  # fmt: skip
 
 
@@ -565,6 +570,7 @@ class Hand(NamedTuple):
     labels: Tensor | None = None
     teacher: Teacher | None = None
     hidden: tuple[Tensor, ...] = ()
+    targets: Tensor | None = None
 
 
 def entropies(z: Tensor) -> Tensor:
@@ -580,6 +586,7 @@ def divergences(z: Tensor, temperature: float = 1.0) -> Tensor:
 
 LOGITS = [[0.0, 0.0, 0.0], QUARTER]  # of the merged model, in every case
 TAUGHT = Teacher(torch.tensor([QUARTER, QUARTER]))
+SURE = torch.tensor([[1.0, 0.0, 0.0], [0.95, 0.05, 0.0]])  # more than 0.9, so that both samples count
 STATES = torch.tensor([[[1.0, 2.0]], [[0.0, -4.0]]], requires_grad=True)
 HAND = {
     "Entropy": Hand([math.log(3), 1.5 * math.log(2)], entropies),
@@ -590,6 +597,9 @@ HAND = {
     "HiddenAlignment": Hand(
         [2.5, 8.0], lambda z: torch.tensor([2.5, 8.0]) + 0 * z.sum(), {"layers": [1]}, None,
         Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    "PseudoLabel": Hand(
+        [math.log(3), 1.05 * math.log(2)], lambda z: -(SURE.double() * z.log_softmax(dim=-1)).sum(dim=-1), targets=SURE
     ),
     "Sum": Hand(
         [2.5 * math.log(3) - 0.75 * math.log(2), 3 * math.log(2)],
@@ -618,14 +628,15 @@ def test_objective_is_the_hand_computed_number_without_labels(kind):
     objective = kind(**case.arguments)
     tensor = torch.tensor(LOGITS, requires_grad=True)
     output = Output(tensor, Encoded(torch.zeros(2, 4), case.hidden))
-    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher)
+    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets)
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(case.expected, rel=1e-6, abs=1e-7)
     assert objective.weight(batch).tolist() == [1.0, 1.0]
     assert (objective.labelled, objective.taught) == (case.labels is not None, case.teacher is not None)
     if not kind.labelled:
-        assert torch.equal(objective(output, Batch(batch.inputs, Untouchable(), case.teacher)), losses)
+        unseen = batch._replace(labels=Untouchable())
+        assert torch.equal(objective(output, unseen), losses)
     logits64 = tensor.detach().double().requires_grad_(True)
     reference = torch.autograd.grad(case.formula(logits64).sum(), logits64)[0]
     (found,) = torch.autograd.grad(losses.sum(), tensor, allow_unused=True)

@@ -132,3 +132,37 @@ def test_a_staged_method_with_teachers_in_two_processes(pool, image_folders, tmp
     assert found["status"] == "finished" and found["stages"]["1_expert_merging"]["teachers"]["forwards"] == {
         "colours": 3, "shapes": 3,
     }, "half of the six samples of a task"  # fmt: skip
+
+
+TOY = """
+import json, sys
+from functools import partial
+sys.path.insert(0, sys.argv[1])
+import torch
+from lightning import Trainer
+from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
+from adamerge.modules import AdaptiveMerging
+from adamerge.objectives import PseudoLabel
+from adamerge.parametrizations import LayerWise
+from adamerge.selection import HighestScore, KeepBest
+
+torch.set_num_threads(1)
+module = AdaptiveMerging(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), PseudoLabel(), 0.05)
+trainer = Trainer(**QUIET, max_steps=12, max_epochs=1, devices=2, strategy="ddp", callbacks=[KeepBest(HighestScore(), 3)])
+trainer.fit(module, ToyPoints(batch_size=9))
+found = module.coefficients().protocol["selection"]
+trusted = {task: module.objective.trusted(task).tolist() for task in ("one", "two")}
+values = module.merged.parametrization.w.tolist()
+with open(f"rank_{trainer.global_rank}.json", "w") as file:
+    json.dump([found, trusted, values], file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_trust_the_same_samples_and_choose_the_same_step(tmp_path):
+    (tmp_path / "fit.py").write_text(TOY)
+    done = child([tmp_path / "fit.py", Path(__file__).parent], tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert any(label >= 0 for label in first[1]["one"]) and first[0]["looks"] == 5

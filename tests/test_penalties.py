@@ -6,7 +6,7 @@ import torch
 from adamerge.constraints import Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
-from adamerge.penalties import DistanceToInitial, SummedDistanceToInitial
+from adamerge.penalties import CoefficientNorm, DistanceToInitial, SummedDistanceToInitial
 from adamerge.task_vectors import TaskVectors
 
 
@@ -33,7 +33,9 @@ def test_the_released_code_is_as_many_times_larger_as_there_are_experts(layers):
     parametrization = LayerWise(layers, init=0.1)
     parametrization.values()["b"][0, 0] = 0.7
     papers, released = (kind(5.0)(parametrization) for kind in (DistanceToInitial, SummedDistanceToInitial))
-    assert float(papers.detach()) == pytest.approx(5 * 0.6 / 6) and float(released.detach()) == pytest.approx(5 * 0.6 / 3)
+    assert float(papers.detach()) == pytest.approx(5 * 0.6 / 6) and float(released.detach()) == pytest.approx(
+        5 * 0.6 / 3
+    )
 
 
 def test_chunks_of_a_layer_are_added_up(layers):
@@ -81,3 +83,28 @@ def test_it_is_zero_at_the_start_under_softmax_too(vectors):
 def test_numbers_out_of_range_are_refused(weight, power):
     with pytest.raises(ConfigError, match="DistanceToInitial"):
         DistanceToInitial(weight, power)
+
+
+@pytest.mark.parametrize(("order", "expected"), [(1.0, (7.0 + 2.0) / 2), (2.0, (5.0 + 2.0) / 2)])
+def test_the_norm_is_over_experts_and_its_mean_over_their_coefficients(vectors, order, expected):
+    """Columns (3, -4) and (0, 2): L1 7 and 2, L2 5 and 2."""
+    parametrization = ChunkWise(vectors, init=0.0, chunks=2)
+    parametrization.load_values({"a": torch.tensor([[3.0, 0.0], [-4.0, 2.0]])})
+    penalty = CoefficientNorm(weight=0.5, order=order)(parametrization)
+    assert float(penalty.detach()) == pytest.approx(0.5 * expected, rel=1e-6)
+    penalty.backward()
+    slopes = [1.0, 0.0, -1.0, 1.0] if order == 1 else [0.6, 0.0, -0.8, 1.0]
+    assert parametrization.w.grad.flatten().tolist() == pytest.approx([0.25 * slope for slope in slopes], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1.0, 1.5, 2.0, 3.0])
+def test_the_norm_has_a_finite_gradient_at_the_base(vectors, order):
+    parametrization = TaskWise(vectors, init=0.0)
+    CoefficientNorm(order=order)(parametrization).backward()
+    assert parametrization.w.grad.tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(("weight", "order"), [(-1.0, 1.0), (1.0, 0.5)])
+def test_a_norm_out_of_range_is_refused(weight, order):
+    with pytest.raises(ConfigError, match="CoefficientNorm"):
+        CoefficientNorm(weight, order)

@@ -272,6 +272,7 @@ def test_calibration_samples_are_nested(pictures):
         ({"eval_batch_size": 0}, "eval_batch_size"),
         ({"calibration_samples": 0}, "calibration_samples"),
         ({"workers": -1}, "workers"),
+        ({"shots": 0, "labelled": True}, "shots"),
     ],
 )
 def test_numbers_out_of_range(arguments, named):
@@ -315,3 +316,51 @@ def test_without_a_backbone_or_a_length_there_is_no_loader(pictures):
         Noise().samples("colours", "test")
     with pytest.raises(ConfigError, match="max_steps"):
         served(pictures).train_dataloader()
+
+
+def test_shots_are_k_of_each_class_and_nested(pictures):
+    """Twenty noise images of three or four classes."""
+    chosen = {}
+    for shots in (1, 2):
+        data = served(pictures, labelled=True, shots=shots)
+        for task, names in CLASSES.items():
+            rows = data.rows(task, "calibration")
+            assert Counter(rows["label"]) == dict.fromkeys(range(len(names)), shots)
+            assert len(data.samples(task, "calibration")) == shots * len(names) == len(data.labels(task, "calibration"))
+            chosen[task, shots] = {image.tobytes() for image in rows["image"]}
+            assert len(data.rows(task, "validation")) == data.sizes["validation"], "the other splits are whole"
+        assert data.protocol["shots"] == shots
+    assert all(chosen[task, 1] < chosen[task, 2] for task in CLASSES)
+
+
+def test_shots_are_a_function_of_the_seed(pictures):
+    def chosen(seed):
+        rows = served(pictures, labelled=True, shots=1, seed=seed).rows("shapes", "calibration")
+        return [image.tobytes() for image in rows["image"]]
+
+    assert chosen(0) == chosen(0) != chosen(1)
+
+
+def test_shots_need_labels_and_as_many_samples(pictures):
+    with pytest.raises(ConfigError, match="chosen by their labels"):
+        Noise(shots=1)
+    with pytest.raises(DataError, match="fewer samples than shots"):
+        served(pictures, labelled=True, shots=15).rows("shapes", "calibration")
+
+
+def test_only_some_tasks_are_calibrated_on(pictures):
+    data = served(pictures, only=["shapes"])
+    assert list(batches_of(data, 1)[0]) == ["shapes"] == data.fitted == data.labelled_tasks("validation")
+    assert data.labelled_tasks("test") == list(data.tasks) == list(CLASSES), "all are tested"
+    assert list(data.protocol["calibration_samples"]) == ["shapes"]
+    for only, what in ((["shades"], "'shades'"), ([], "no task")):
+        with pytest.raises(ConfigError, match=what):
+            served(pictures, only=only).check(pictures)
+
+
+def test_a_course_says_what_a_fit_is_going_to_see_without_labels(pictures):
+    data = served(pictures, only=["shapes"], batch_size=5)
+    batches_of(data, 3)
+    course = data.course()
+    assert (course.steps, course.batch_size, course.classes) == (3, 5, {"shapes": 4})
+    assert len(course.samples["shapes"]) == 20 and torch.is_tensor(course.samples["shapes"][0])
