@@ -1,0 +1,146 @@
+"""What all transformers backbones share: loading without surprises, on-disk names, hidden states, the exported folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.names import names_of
+from adamerge.checkpoint import Checkpoint
+from adamerge.errors import CheckpointError, ConfigError
+from adamerge.layout import Layout
+from adamerge.sources import open_checkpoint
+
+COPIED = (
+    *("config.json", "generation_config.json", "*processor_config.json", "chat_template.*", "*.jinja", "*.py"),
+    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.tiktoken"),
+)
+"""Files of a model's folder that describe it and its inputs."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class TransformersBackbone(Backbone):
+    """A network that transformers loads.
+
+    Args:
+        model: folder or Hub id (``org/name[@revision]``) of the base.
+        dtype: of the merged copy.
+        loader: transformers' ``AutoModelFor...`` class of the task.
+
+    Attributes:
+        folder: where the base's files are on this machine.
+        missing: parameters of the network that the base has no values for.
+
+    Raises:
+        CheckpointError: the folder is unusable, or its tensors are not the network's.
+        ConfigError: there is no such dtype.
+    """
+
+    network: Any
+
+    def __init__(self, model: str, dtype: str, loader: Any) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"backbone: there is no dtype '{dtype}'", expected=f"one of {list(DTYPES)}", got=dtype)
+        self.model, self.dtype = model, dtype
+        if Path(model).expanduser().is_file():
+            raise CheckpointError(f"'{model}' is a file", expected="the model's folder, with its config.json")
+        checkpoint = open_checkpoint(model)
+        self.folder = checkpoint.sources[0].parent
+        self.network, information = self.load(loader, dtype=getattr(torch, dtype), output_loading_info=True)
+        self.network.eval()
+        self.heads = {}
+        self.missing = frozenset(information["missing_keys"]) - self._optional_missing()
+        self.names = names_of(self.network, checkpoint)
+        self._check(set(information["unexpected_keys"]))
+
+    def load(self, loader: Any, **arguments: Any) -> Any:
+        """``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.
+
+        Raises:
+            CheckpointError: it cannot.
+        """
+        try:
+            return loader.from_pretrained(
+                str(self.folder), local_files_only=True, trust_remote_code=False, **arguments
+            )
+        except Exception as error:  # the library raises what its parts raise: OSError, ValueError, KeyError, Rust's own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{self.model}: transformers' {loader.__name__} cannot load it: {reason}") from error
+
+    def is_head(self, name: str) -> bool:
+        """Whether a tensor in the base's file that the network has no place for is the head of some other task."""
+        return False
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Names as in the base's file; pieces of fused parameters are views, a tie counts once."""
+        return names_of(self.network, (*self.names.tensors,)).tensors
+
+    def ignores(self, name: str) -> bool:
+        """Second copies of ties, and what the network computes without: masks of old versions, other tasks' heads."""
+        return name in self.names.copies or name in self.names.strangers
+
+    def trains(self, name: str) -> bool:
+        """What the network has a place for."""
+        return name in self.names.tensors
+
+    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
+        """None: the network predicts by itself."""
+
+    def layout(self) -> Layout:
+        """What ``from_pretrained`` reads; files are the base's own."""
+        copied = [
+            name
+            for name in sorted(os.listdir(self.folder))
+            if (self.folder / name).is_file()
+            and any(fnmatchcase(name, pattern) for pattern in COPIED)
+            and not name.endswith((".safetensors", ".index.json"))
+        ]
+        return Layout(copied=copied, copies=self.names.copies)
+
+    def _optional_missing(self) -> frozenset[str]:
+        """Parameters whose values come from elsewhere than the base: the heads of tasks."""
+        return frozenset()
+
+    def _check(self, unexpected: set[str]) -> None:
+        surprising = {name for name in unexpected if not self.is_head(name)}
+        if self.missing or surprising:
+            name = sorted(self.missing or surprising)[0]
+            raise CheckpointError(
+                f"base {self.model} {'lacks' if self.missing else 'has unexpected'} '{name}'",
+                expected=f"the tensors of {type(self.network).__name__}",
+                got=f"{len(self.missing)} missing, {len(surprising)} unexpected",
+                todo="check that config.json belongs to these weights, and the backbone to this kind of model",
+            )
+
+
+def chosen(states: Sequence[Tensor] | None, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+    """Hidden states by number: 0 is what enters the first block, the last what leaves the network's final norm.
+
+    Args:
+        states: of all numbers, each ``(samples, positions, width)`` or ``(samples, channels, height, width)``.
+        numbers: negative ones count from the last.
+
+    Returns:
+        each ``(samples, positions, width)``.
+
+    Raises:
+        ConfigError: there is no such hidden state.
+    """
+    if not numbers:
+        return ()
+    if states is None:
+        raise ConfigError("this network gives no hidden states to align")
+    count = len(states)
+    wrong = [number for number in numbers if not -count <= number < count]
+    if wrong:
+        raise ConfigError(f"there is no hidden state {wrong[0]}", expected=f"0 to {count - 1}, or -1 to -{count}")
+    found = [states[number] for number in numbers]
+    return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in found)
