@@ -1,20 +1,48 @@
 """Backbones: networks that hold a merged copy, one file a library or family."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from adamerge.backbones.base import IGNORED, Backbone, Batch, Encoded, Output, Task, Teacher, masked_mean
-from adamerge.backbones.causal import CausalLM
 from adamerge.backbones.inputs import Inputs
-from adamerge.backbones.open_clip import OpenClipClassifier
+
+_HOMES = {
+    "CausalLM": "causal",
+    "ClipVisionClassifier": "vision",
+    "ImageClassifier": "vision",
+    "OpenClipClassifier": "open_clip",
+    "SentenceClassifier": "encoder",
+    "Seq2Seq": "seq2seq",
+    "SequenceClassifier": "encoder",
+    "VisionLanguage": "vision_language",
+}
 
 __all__ = [
     "IGNORED",
     "Backbone",
     "Batch",
-    "CausalLM",
     "Encoded",
     "Inputs",
-    "OpenClipClassifier",
     "Output",
     "Task",
     "Teacher",
     "masked_mean",
+    *_HOMES,
 ]
+
+if TYPE_CHECKING:
+    from adamerge.backbones.causal import CausalLM
+    from adamerge.backbones.encoder import SentenceClassifier, SequenceClassifier
+    from adamerge.backbones.open_clip import OpenClipClassifier
+    from adamerge.backbones.seq2seq import Seq2Seq
+    from adamerge.backbones.vision import ClipVisionClassifier, ImageClassifier
+    from adamerge.backbones.vision_language import VisionLanguage
+
+
+def __getattr__(name: str) -> Any:
+    # lazily: each loads a library of networks, and a run needs one of them
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adamerge.backbones' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"adamerge.backbones.{_HOMES[name]}"), name)

@@ -28,6 +28,12 @@ class NameMap:
     copies: Mapping[str, str]
     strangers: frozenset[str]
 
+    def without(self, names: frozenset[str]) -> NameMap:
+        """The same, with these names strangers."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
+        copies = {name: first for name, first in self.copies.items() if name not in names and first not in names}
+        return NameMap(tensors, copies, self.strangers | names)
+
 
 class _Uncopied(TorchFunctionMode):
     """Leaves views as they are: the library makes its pieces contiguous before it writes them."""

@@ -17,29 +17,11 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
 from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
 from adamerge.checkpoint import Checkpoint
-from adamerge.errors import CheckpointError, ConfigError, DataError
+from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.layout import Layout
-
-
-class ZeroShotHead(nn.Module):
-    """Cosine similarity to class embeddings, times the logit scale.
-
-    Args:
-        weight: ``(classes, width)``: exp(logit_scale) x normalised mean over templates of normalised text embeddings.
-    """
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features ``(samples, width)``, not normalised, to logits ``(samples, classes)``."""
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 has steps of 0.1 at CLIP's logits
-            return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
 class OpenClipClassifier(Backbone):
@@ -127,14 +109,12 @@ class OpenClipClassifier(Backbone):
 
     @torch.no_grad()
     def _class_embeddings(self, name: str, task: Task) -> Tensor:
-        if not task.classnames or not task.templates:
-            raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
-        prompts = [template.format(classname) for classname in task.classnames for template in task.templates]
-        device = self.network.logit_scale.device
-        tokens = self.tokenizer(prompts).to(device)
-        embeddings = [self.network.encode_text(part, normalize=True).float() for part in tokens.split(256)]
-        means = torch.cat(embeddings).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
-        return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+        scale: Tensor = self.network.logit_scale
+        return scale.float().exp() * class_embeddings(
+            name,
+            task,
+            lambda prompts: self.network.encode_text(self.tokenizer(list(prompts)).to(scale.device), normalize=True),
+        )
 
 
 @contextmanager

@@ -57,7 +57,8 @@ class TransformersBackbone(Backbone):
         self.network, information = self.load(loader, dtype=getattr(torch, dtype), output_loading_info=True)
         self.network.eval()
         self.heads = {}
-        self.missing = frozenset(information["missing_keys"]) - self._optional_missing()
+        missing = frozenset(information["missing_keys"])
+        self.missing = missing - self._optional_missing(missing)
         self.names = names_of(self.network, checkpoint)
         self._check(set(information["unexpected_keys"]))
 
@@ -105,7 +106,7 @@ class TransformersBackbone(Backbone):
         ]
         return Layout(copied=copied, copies=self.names.copies)
 
-    def _optional_missing(self) -> frozenset[str]:
+    def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
         """Parameters whose values come from elsewhere than the base: the heads of tasks."""
         return frozenset()
 
