@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,17 @@ class Layout:
     Attributes:
         weights: file name of the weights.
         files: name and content of the text files that go beside them.
-        copied: names of the files of the base's folder that go beside them as they are; ``config.json`` with the dtype.
-        heads: glob patterns of the tensors that every expert has of its own; they are never merged.
-        aliases: second on-disk names of tied tensors, and the first name of each.
+        copied: names of the files that are copied from the base's folder.
+        heads: glob patterns of tensors that are each model's own: never merged, exported beside the trunk.
+        copies: name of a tied tensor's second copy in the file to the name it must equal.
     """
 
     weights: str = "model.safetensors"
     files: Mapping[str, str] = field(default_factory=dict)
     copied: Sequence[str] = ()
     heads: Sequence[str] = ()
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def is_head(self, name: str) -> bool:
+        """Whether the tensor of this name is each model's own."""
+        return any(fnmatchcase(name, pattern) for pattern in self.heads)

@@ -9,14 +9,14 @@ from adamerge.backbones.base import IGNORED, Backbone, Batch, Encoded, Output, T
 from adamerge.backbones.inputs import Inputs
 
 _HOMES = {
-    "CausalLM": "language",
+    "CausalLM": "causal",
     "ClipVisionClassifier": "vision",
     "ImageClassifier": "vision",
     "OpenClipClassifier": "open_clip",
     "SentenceClassifier": "encoder",
-    "Seq2Seq": "language",
+    "Seq2Seq": "seq2seq",
     "SequenceClassifier": "encoder",
-    "VisionLanguage": "language",
+    "VisionLanguage": "vision_language",
 }
 
 __all__ = [
@@ -33,14 +33,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from adamerge.backbones.causal import CausalLM
     from adamerge.backbones.encoder import SentenceClassifier, SequenceClassifier
-    from adamerge.backbones.language import CausalLM, Seq2Seq, VisionLanguage
     from adamerge.backbones.open_clip import OpenClipClassifier
+    from adamerge.backbones.seq2seq import Seq2Seq
     from adamerge.backbones.vision import ClipVisionClassifier, ImageClassifier
+    from adamerge.backbones.vision_language import VisionLanguage
 
 
 def __getattr__(name: str) -> Any:
-    # lazily, so that a run of one library's networks does not load the other library
+    # lazily: each loads a library of networks, and a run needs one of them
     if name not in _HOMES:
         raise AttributeError(f"module 'adamerge.backbones' has no attribute '{name}'")
     return getattr(importlib.import_module(f"adamerge.backbones.{_HOMES[name]}"), name)

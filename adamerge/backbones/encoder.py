@@ -1,4 +1,4 @@
-"""Text encoders of transformers as classifiers: with each expert's own head, or with heads made of class names."""
+"""Text encoders: sequence classifiers with each expert's own head, and sentence encoders with zero-shot heads."""
 
 from __future__ import annotations
 
@@ -6,135 +6,139 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from adamerge.backbones.base import Encoded, Task
-from adamerge.backbones.inputs import Inputs, stack
-from adamerge.backbones.transformers import (
-    ExpertHead,
-    TransformersBackbone,
-    hidden_states,
-    load_companion,
-    named,
-    trunk_output,
-)
-from adamerge.backbones.zero_shot import ZeroShotHead, class_prompts
+from adamerge.backbones.causal import longest
+from adamerge.backbones.expert_heads import ExpertHeads
+from adamerge.backbones.inputs import Inputs, moved, stack
+from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import DataError
 
 
-class TextEncoder(TransformersBackbone):
-    """What encoders share: a text, or a pair ``{"text", "pair"}``, to token ids."""
+class SequenceClassifier(ExpertHeads):
+    """A text classifier: BERT, RoBERTa and their kind; experts may have different numbers of classes.
 
-    def __init__(self, model: str, dtype: str = "float32", max_length: int = 128) -> None:
-        super().__init__(model, dtype)
-        self.max_length = max_length
-        self.tokenizer: Any = load_companion(transformers.AutoTokenizer, self.folder)
-
-    def preprocess(self, sample: Any) -> dict[str, Tensor]:
-        """Token ids, cut to ``max_length``."""
-        words = (sample,) if isinstance(sample, str) else (sample["text"], sample["pair"])
-        found = self.tokenizer(*words, truncation=True, max_length=self.max_length)
-        if not any(str(word).strip() for word in words):
-            raise DataError("the text is empty", todo="remove the row")
-        return {name: torch.tensor(value) for name, value in found.items()}
-
-
-class SequenceClassifier(TextEncoder):
-    """An encoder whose experts bring classification heads of their own: BERT, RoBERTa and others; the trunk is merged.
-
-    The heads are neither merged nor trained: each expert's stays its task's. The base may lack one, as pretrained
-    models do; exclude what it has instead, such as ``lm_head.*``.
+    A sample is a text, or a mapping of one text or two (sentence and second sentence, in this order).
 
     Args:
-        model: folder of the base, a Hub id, or ``package:NAME/FOLDER``.
+        model: folder or Hub id of the base, with or without a head.
         dtype: of the merged copy.
-        max_length: tokens of a text or pair; the rest is cut off.
-        head: glob patterns of the head's tensors.
+        max_length: samples are cut to so many tokens; by default what the network takes, at most 512.
 
     Raises:
-        CheckpointError: the model or its tokenizer cannot be loaded.
+        CheckpointError: the folder is unusable.
+        ConfigError: the network does not take ``max_length`` tokens.
     """
 
-    def __init__(
-        self, model: str, dtype: str = "float32", max_length: int = 128, head: Sequence[str] = ("classifier.*",)
-    ) -> None:
-        self.heads_of_experts = tuple(head)
-        super().__init__(model, dtype, max_length)
+    def __init__(self, model: str, dtype: str = "float32", max_length: int | None = None) -> None:
+        super().__init__(model, dtype, AutoModelForSequenceClassification)
+        self.tokenizer = self.load(AutoTokenizer)
+        self.max_length = text_length(self.network.config, self.tokenizer, max_length)
 
-    @property
-    def auto(self) -> Any:
-        """Any encoder with a classification head."""
-        return transformers.AutoModelForSequenceClassification
+    def preprocess(self, sample: Any) -> Inputs:
+        """What the tokenizer makes of a text or a pair: each ``(positions,)``.
 
-    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Each task's expert's."""
-        self.heads = {
-            task: ExpertHead(self.network, self.auto, experts[task], self.heads_of_experts)
-            for task in tasks
-            if task in experts
-        }
+        Raises:
+            DataError: the text is empty.
+        """
+        return text_inputs(self.tokenizer, sample, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
-        """Token ids to what the head is given: pooled states, or all of them."""
-        given = named(inputs)
-        output = self.network.base_model(**given, output_hidden_states=bool(hidden))
-        return trunk_output(output, hidden, given["attention_mask"])
+        """What would enter the head; hidden states count where there is text."""
+        inputs = repadded(inputs, self.network.config.pad_token_id)
+        output = self.network(**inputs, output_hidden_states=bool(hidden))
+        states = chosen(output.hidden_states if hidden else None, hidden)
+        return Encoded(output.logits, states, None, inputs["attention_mask"].bool())
 
 
-class SentenceClassifier(TextEncoder):
-    """A sentence encoder with zero-shot heads: cosine similarity to the embeddings of the class names, as with CLIP.
+class SentenceClassifier(TransformersBackbone):
+    """A sentence encoder as a classifier: the embedding nearest to that of a class's name.
 
-    An embedding is the mean of the last hidden states over the text's tokens, normalised. Heads are made by the base.
+    Embeddings are the mean of the last hidden states over the text's positions, normalised.
 
     Args:
-        model: folder of the base, a Hub id, or ``package:NAME/FOLDER``.
+        model: folder or Hub id of the base.
         dtype: of the merged copy.
-        max_length: tokens of a text; the rest is cut off.
-        scale: by which similarities are multiplied; sentence encoders have none of their own.
+        scale: of the cosine similarities.
+        max_length: samples are cut to so many tokens; by default what the network takes, at most 512.
 
     Raises:
-        CheckpointError: the model or its tokenizer cannot be loaded.
+        CheckpointError: the folder is unusable.
+        ConfigError: the network does not take ``max_length`` tokens.
 
-    Reference: Sentence-BERT (Reimers and Gurevych, 2019), https://arxiv.org/abs/1908.10084.
+    Reference: Sentence-BERT (Reimers & Gurevych, 2019), https://arxiv.org/abs/1908.10084.
     """
 
-    def __init__(self, model: str, dtype: str = "float32", max_length: int = 128, scale: float = 20.0) -> None:
-        super().__init__(model, dtype, max_length)
-        self.scale = scale
-
-    @property
-    def auto(self) -> Any:
-        """Any encoder."""
-        return transformers.AutoModel
+    def __init__(self, model: str, dtype: str = "float32", scale: float = 20.0, max_length: int | None = None) -> None:
+        super().__init__(model, dtype, AutoModel)
+        self.tokenizer, self.scale = self.load(AutoTokenizer), scale
+        self.max_length = text_length(self.network.config, self.tokenizer, max_length)
 
     def trains(self, name: str) -> bool:
-        """All but the pooler, which embeddings do not use."""
+        """All but the pooler, which the mean passes by."""
         return super().trains(name) and not name.startswith("pooler.")
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Encode every prompt once; experts have no heads of their own."""
-        self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
+        """Embed every prompt once; experts have no heads of their own."""
+        self.heads = {
+            name: ZeroShotHead(self.scale * class_embeddings(name, task, self._embed)) for name, task in tasks.items()
+        }
+
+    def preprocess(self, sample: Any) -> Inputs:
+        """What the tokenizer makes of a text or a pair: each ``(positions,)``.
+
+        Raises:
+            DataError: the text is empty.
+        """
+        return text_inputs(self.tokenizer, sample, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
-        """Token ids to embeddings ``(samples, width)``, not normalised."""
-        given = named(inputs)
-        output = self.network(**given, output_hidden_states=bool(hidden))
-        mask = given["attention_mask"].bool()
-        weights = mask.unsqueeze(-1).to(output.last_hidden_state.dtype)
-        embeddings = (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
-        states = hidden_states(output.hidden_states, hidden) if hidden else ()
-        return Encoded(embeddings, states, hidden_mask=mask)
+        """Mean of the last hidden states over the text, ``(samples, width)``, not normalised."""
+        inputs = repadded(inputs, self.network.config.pad_token_id)
+        output = self.network(**inputs, output_hidden_states=bool(hidden))
+        attended = inputs["attention_mask"].bool()
+        states = torch.where(attended[:, :, None], output.last_hidden_state, 0.0)
+        mean = states.sum(dim=1) / attended.sum(dim=1, keepdim=True)
+        return Encoded(mean, chosen(output.hidden_states if hidden else None, hidden), None, attended)
 
-    @torch.no_grad()
-    def _class_embeddings(self, name: str, task: Task) -> Tensor:
-        prompts = class_prompts(name, task)
-        device = self.network.device
-        found = []
-        for first in range(0, len(prompts), 64):
-            batch = named(stack([self.preprocess(prompt) for prompt in prompts[first : first + 64]]))
-            found.append(self.encode({key: value.to(device) for key, value in batch.items()}).features.float())
-        embeddings = nn.functional.normalize(torch.cat(found), dim=-1)
-        means = embeddings.view(len(task.classnames), len(task.templates), -1).mean(dim=1)
-        return self.scale * nn.functional.normalize(means, dim=-1)
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        inputs = stack([self.preprocess(prompt) for prompt in prompts])
+        return self.encode(moved(inputs, next(self.network.parameters()).device)).features
+
+
+def text_length(config: Any, tokenizer: Any, wanted: int | None) -> int:
+    """Tokens that a text may have, special ones included.
+
+    Raises:
+        ConfigError: more are wanted than the network has positions for.
+    """
+    # RoBERTa's table has more rows than the tokenizer may use: positions begin behind the padding's
+    return longest(config, wanted) if wanted is not None else min(longest(config, None), tokenizer.model_max_length)
+
+
+def text_inputs(tokenizer: Any, sample: Any, most: int) -> dict[str, Tensor]:
+    """One text, or a mapping of one or two, to the tokenizer's tensors, each ``(positions,)``.
+
+    Raises:
+        DataError: it is empty, or of no known form.
+    """
+    texts = [sample] if isinstance(sample, str) else list(sample.values() if isinstance(sample, Mapping) else sample)
+    if not (1 <= len(texts) <= 2 and all(isinstance(text, str) for text in texts)):
+        raise DataError("a sample of a text encoder is of no known form", expected="one text or two", got=texts)
+    found = tokenizer(*texts, truncation=True, max_length=most)
+    if len(found["input_ids"]) <= tokenizer.num_special_tokens_to_add(pair=len(texts) == 2):
+        raise DataError("the text is empty", todo="remove the sample")
+    return {name: torch.tensor(values) for name, values in found.items()}
+
+
+def repadded(inputs: Inputs, padding: int | None) -> dict[str, Tensor]:
+    """Text inputs with the network's own padding id where there is no text; batches are padded with zeros."""
+    assert isinstance(inputs, dict)
+    if not padding:
+        return inputs
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
+    return inputs | {"input_ids": ids}

@@ -17,7 +17,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
 from adamerge.backbones.inputs import Inputs
-from adamerge.backbones.zero_shot import ZeroShotHead, class_prompts
+from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
@@ -39,7 +39,7 @@ class OpenClipClassifier(Backbone):
     """
 
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
-        self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
+        self.architecture, folder = architecture, Path(architecture).expanduser()
         if folder.is_dir():
             config, identifier = read_json(folder / "open_clip_config.json"), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):
@@ -109,12 +109,12 @@ class OpenClipClassifier(Backbone):
 
     @torch.no_grad()
     def _class_embeddings(self, name: str, task: Task) -> Tensor:
-        prompts = class_prompts(name, task)
-        device = self.network.logit_scale.device
-        tokens = self.tokenizer(prompts).to(device)
-        embeddings = [self.network.encode_text(part, normalize=True).float() for part in tokens.split(256)]
-        means = torch.cat(embeddings).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
-        return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+        scale: Tensor = self.network.logit_scale
+        return scale.float().exp() * class_embeddings(
+            name,
+            task,
+            lambda prompts: self.network.encode_text(self.tokenizer(list(prompts)).to(scale.device), normalize=True),
+        )
 
 
 @contextmanager

@@ -1,150 +1,147 @@
-"""Image networks of transformers: classifiers with each expert's own head, and CLIP with heads made of class names."""
+"""Image towers of transformers: classifiers with each expert's own head, and CLIP with zero-shot heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
-import transformers
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
 
 from adamerge.backbones.base import Encoded, Task
+from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs
-from adamerge.backbones.transformers import (
-    ExpertHead,
-    TransformersBackbone,
-    hidden_states,
-    load_companion,
-    trunk_output,
-)
-from adamerge.backbones.zero_shot import ZeroShotHead, class_prompts
+from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
 from adamerge.checkpoint import Checkpoint
+from adamerge.errors import CheckpointError
 
 
-class ImageNetwork(TransformersBackbone):
-    """What networks of images share: a PIL image to pixels, uint8 where the normalisation can wait for the device."""
-
-    def __init__(self, model: str, dtype: str = "float32") -> None:
-        super().__init__(model, dtype)
-        processor = load_companion(transformers.AutoImageProcessor, self.folder)
-        self.processor: Any = processor
-        self._late = bool(getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False))
-        if self._late:
-            self._factor = float(processor.rescale_factor)
-            self._mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-            self._std = torch.tensor(processor.image_std).view(-1, 1, 1)
-
-    def preprocess(self, sample: Any) -> Tensor:
-        """A PIL image to ``(3, height, width)``: all that the processor does, up to rescaling and normalisation."""
-        later = {"do_rescale": False, "do_normalize": False} if self._late else {}
-        pixels: Tensor = self.processor(sample.convert("RGB"), return_tensors="pt", **later)["pixel_values"][0]
-        return pixels.round().clamp(0, 255).to(torch.uint8) if self._late else pixels
-
-    def normalise(self, inputs: Tensor) -> Tensor:
-        """Preprocessed ``(samples, 3, height, width)`` to the pixels that the processor itself gives, in fp32."""
-        if not self._late:
-            return inputs
-        if self._mean.device != inputs.device:
-            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
-        return (inputs.to(torch.float32) * self._factor - self._mean) / self._std
-
-    def pixels(self, inputs: Inputs) -> Tensor:
-        """Normalised pixels in the network's dtype."""
-        assert isinstance(inputs, Tensor)
-        return self.normalise(inputs).to(self.network.dtype)
-
-
-class ImageClassifier(ImageNetwork):
-    """An image network whose experts bring classification heads of their own: ViT, ResNet and others; the trunk is merged.
-
-    Buffers such as the running statistics of batch normalisation stay the base's: exclude them (``*.running_mean``,
-    ``*.running_var``).
+class Images:
+    """An image processor cut in two: up to bytes, which are cached, and the normalisation, which runs on the device.
 
     Args:
-        model: folder of the base, a Hub id, or ``package:NAME/FOLDER``.
-        dtype: of the merged copy.
-        head: glob patterns of the head's tensors.
-
-    Raises:
-        CheckpointError: the model or its image processor cannot be loaded.
+        processor: transformers'; where it does not resize to bytes first, it is not cut.
     """
 
-    def __init__(self, model: str, dtype: str = "float32", head: Sequence[str] = ("classifier.*",)) -> None:
-        self.heads_of_experts = tuple(head)
-        super().__init__(model, dtype)
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self._factor = float(getattr(processor, "rescale_factor", None) or 1 / 255)
+        normalises = bool(getattr(processor, "do_normalize", False))
+        mean, std = (processor.image_mean, processor.image_std) if normalises else ([0.0], [1.0])
+        self._mean, self._std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+        self.compact = bool(getattr(processor, "do_rescale", False)) and self._is_exact()
 
-    @property
-    def auto(self) -> Any:
-        """Any image network with a classification head."""
-        return transformers.AutoModelForImageClassification
+    def __call__(self, image: Any) -> Tensor:
+        """A PIL image to uint8 ``(3, height, width)``, or to fp32 where the processor cannot be cut."""
+        image = image.convert("RGB")
+        return self._bytes(image) if self.compact else self._whole(image)
 
-    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Each task's expert's."""
-        self.heads = {
-            task: ExpertHead(self.network, self.auto, experts[task], self.heads_of_experts)
-            for task in tasks
-            if task in experts
-        }
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(samples, 3, height, width)`` to what the network takes; fp32."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        if self._mean.device != pixels.device:
+            self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return pixels.float().mul(self._factor).sub(self._mean).div(self._std)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
-        """Images to what the head is given."""
-        output = self.network.base_model(self.pixels(inputs), output_hidden_states=bool(hidden))
-        return trunk_output(output, hidden, None)
+    def _whole(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels.float()
+
+    def _bytes(self, image: Image.Image) -> Tensor:
+        found = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        pixels: Tensor = found["pixel_values"][0]
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
+    def _is_exact(self) -> bool:
+        """Whether the two halves give what the processor gives, on an image of noise."""
+        noise = numpy.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=numpy.uint8)
+        image = Image.fromarray(noise)
+        return torch.allclose(self.normalise(self._bytes(image)), self._whole(image), rtol=0, atol=1e-5)
 
 
-class ClipVisionClassifier(ImageNetwork):
-    """The image tower of a CLIP in transformers' format, then the zero-shot head of the sample's task.
+class ImageClassifier(ExpertHeads):
+    """An image classifier: ViT, ResNet and their kind; experts may have different numbers of classes.
 
-    The base is a whole ``CLIPModel``; experts may be whole ones or image towers, ``vision_model.*`` (include these).
-    ``visual_projection`` and the text tower are the base's, and frozen.
+    Running statistics of batch normalisation are buffers: they are not merged, and must be excluded.
 
     Args:
-        model: folder of the base, a Hub id, or ``package:NAME/FOLDER``.
+        model: folder or Hub id of the base, with or without a head.
         dtype: of the merged copy.
 
     Raises:
-        CheckpointError: the model, its tokenizer or its image processor cannot be loaded.
+        CheckpointError: the folder is unusable.
+    """
+
+    def __init__(self, model: str, dtype: str = "float32") -> None:
+        super().__init__(model, dtype, AutoModelForImageClassification)
+        self.images = Images(self.load(AutoImageProcessor))
+
+    def preprocess(self, sample: Any) -> Tensor:
+        """A PIL image to ``(3, height, width)``."""
+        return self.images(sample)
+
+    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+        """What would enter the head; maps of convolutions become one position a pixel."""
+        assert isinstance(inputs, Tensor)
+        images = self.images.normalise(inputs).to(next(self.network.parameters()).dtype)
+        output = self.network(pixel_values=images, output_hidden_states=bool(hidden))
+        return Encoded(output.logits, chosen(output.hidden_states if hidden else None, hidden))
+
+
+class ClipVisionClassifier(TransformersBackbone):
+    """CLIP as a classifier: its image tower, then the zero-shot head that the base's own text tower makes.
+
+    Args:
+        model: folder or Hub id of a whole CLIP model; experts may be image towers alone.
+        dtype: of the merged copy.
+
+    Raises:
+        CheckpointError: the folder is unusable.
 
     Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
 
     def __init__(self, model: str, dtype: str = "float32") -> None:
-        super().__init__(model, dtype)
-        self.tokenizer: Any = load_companion(transformers.AutoTokenizer, self.folder)
-
-    @property
-    def auto(self) -> Any:
-        """CLIP and its kin."""
-        return transformers.AutoModelForZeroShotImageClassification
+        super().__init__(model, dtype, CLIPModel)
+        if not isinstance(self.network, CLIPModel):
+            raise CheckpointError(f"{model} is no CLIP model with both towers", got=type(self.network).__name__)
+        self.tokenizer = self.load(AutoTokenizer)
+        self.images = Images(self.load(AutoImageProcessor))
 
     def trains(self, name: str) -> bool:
-        """The image tower alone."""
+        """The image tower and its projection: heads are frozen, made by the base's text tower."""
         return super().trains(name) and name.startswith(("vision_model.", "visual_projection."))
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encode every prompt once; experts have no heads of their own."""
-        self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
+        scale = self.network.logit_scale.detach().float().exp()
+        self.heads = {
+            name: ZeroShotHead(scale * class_embeddings(name, task, self._embed)) for name, task in tasks.items()
+        }
+
+    def preprocess(self, sample: Any) -> Tensor:
+        """A PIL image to ``(3, height, width)``."""
+        return self.images(sample)
 
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
-        """Images to projected features, not normalised, and hidden states of the image tower."""
-        output = self.network.vision_model(self.pixels(inputs), output_hidden_states=bool(hidden))
-        states = hidden_states(output.hidden_states, hidden) if hidden else ()
-        return Encoded(self.network.visual_projection(output.pooler_output), states)
+        """Projected features, not normalised, and hidden states of the image tower."""
+        assert isinstance(inputs, Tensor)
+        images = self.images.normalise(inputs).to(self.network.logit_scale.dtype)
+        output = self.network.vision_model(pixel_values=images, output_hidden_states=bool(hidden))
+        features = self.network.visual_projection(output.pooler_output)
+        return Encoded(features, chosen(output.hidden_states if hidden else None, hidden))
 
-    @torch.no_grad()
-    def _class_embeddings(self, name: str, task: Task) -> Tensor:
-        prompts = class_prompts(name, task)
-        found = []
-        for first in range(0, len(prompts), 256):
-            words = self.tokenizer(
-                prompts[first : first + 256],
-                padding=True,
-                truncation=True,
-                max_length=self.network.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(self.network.device)
-            pooled = self.network.text_model(words["input_ids"], words["attention_mask"]).pooler_output
-            found.append(nn.functional.normalize(self.network.text_projection(pooled).float(), dim=-1))
-        means = torch.cat(found).view(len(task.classnames), len(task.templates), -1).mean(dim=1)
-        return self.network.logit_scale.float().exp() * nn.functional.normalize(means, dim=-1)
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        most = self.network.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=most, return_tensors="pt")
+        device = self.network.logit_scale.device
+        output = self.network.text_model(
+            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+        )
+        embeddings: Tensor = self.network.text_projection(output.pooler_output)
+        return embeddings

@@ -1,6 +1,8 @@
-"""Zero-shot heads: cosine similarity to the embeddings of the class names, frozen."""
+"""Zero-shot heads: cosine similarity to the embeddings of the classes' names."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,6 @@ class ZeroShotHead(nn.Module):
 
     Args:
         weight: ``(classes, width)``: scale x normalised mean over templates of normalised text embeddings.
-
-    Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
 
     weight: Tensor
@@ -30,12 +30,22 @@ class ZeroShotHead(nn.Module):
             return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
-def class_prompts(name: str, task: Task) -> list[str]:
-    """Every template with every class name, classes first.
+@torch.no_grad()
+def class_embeddings(name: str, task: Task, embed: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """Normalised mean over templates of the normalised embeddings of each class; ``(classes, width)``.
+
+    Args:
+        name: of the task, for errors.
+        task: class names and templates.
+        embed: prompts to ``(prompts, width)``; called with at most 256.
 
     Raises:
         DataError: there are no class names or no templates.
     """
     if not task.classnames or not task.templates:
         raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
-    return [template.format(classname) for classname in task.classnames for template in task.templates]
+    prompts = [template.format(classname) for classname in task.classnames for template in task.templates]
+    parts = [embed(prompts[start : start + 256]).float() for start in range(0, len(prompts), 256)]
+    embeddings = nn.functional.normalize(torch.cat(parts), dim=-1)
+    means = embeddings.view(len(task.classnames), len(task.templates), -1).mean(dim=1)
+    return nn.functional.normalize(means, dim=-1)

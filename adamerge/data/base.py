@@ -102,7 +102,7 @@ class Calibration(LightningDataModule, ABC):
         """The columns that make a sample of a task."""
         return ("image",)
 
-    def read(self, task: str, value: Any) -> Any:
+    def read(self, task: str, split: str, value: Any) -> Any:
         """What the backbone preprocesses, from the value of the one column or a mapping of several."""
         return value
 
@@ -205,7 +205,7 @@ class Calibration(LightningDataModule, ABC):
             self._samples[task, split] = Samples(
                 rows,
                 self.columns(task),
-                lambda value: preprocess(self.read(task, value)),
+                lambda value: preprocess(self.read(task, split, value)),
                 f"task '{task}', {split} split",
                 self.workers > 0,
             )

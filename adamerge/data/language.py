@@ -25,7 +25,8 @@ class LanguageTask(Table):
     Args:
         dataset: a folder written by ``save_to_disk``, a data file (JSON, JSON lines, CSV, Parquet, text), or a Hub id.
         text: the whole text when there is no response, else the prompt.
-        response: what the model should say; only its tokens count then.
+        response: what the model should say; only its tokens count then. Where it is made of ``words``, it is a label, and
+            calibration without labels does not see it.
         messages: column of a chat, a list of ``{"role", "content"}``, instead of both; the assistant's turns count.
         words: for columns of numbers, the word of each number: ``{label: [negative, positive]}``.
         config: of a Hub data set that has several.
@@ -39,9 +40,9 @@ class LanguageTask(Table):
     words: dict[str, list[str]] = field(default_factory=dict)
 
     def sample(self, row: Mapping[str, Any]) -> Any:
-        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or a list of messages."""
+        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``."""
         if self.messages is not None:
-            return row[self.messages]
+            return {"messages": row[self.messages]}
         named = {column: "" if value is None else value for column, value in row.items()}
         named |= {column: words[row[column]] for column, words in self.words.items()}
         if self.response is None:
@@ -120,10 +121,13 @@ class LanguageCalibration(TableCalibration):
         """The columns that make a sample."""
         return tuple(self.sources[task].fields())
 
-    def read(self, task: str, value: Any) -> Any:
-        """Fill the templates."""
+    def read(self, task: str, split: str, value: Any) -> Any:
+        """Fill the templates; without labels, no word that stands for one is calibrated on."""
         source = self.sources[task]
-        return source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value})
+        sample = source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value})
+        if split == "calibration" and not self.labelled and source.words and source.response is not None:
+            return sample["prompt"]
+        return sample
 
     def has_labels(self, rows: datasets.Dataset) -> bool:
         """The tokens are the labels."""

@@ -26,7 +26,7 @@ def calibration(tmp_path):
 def samples(task):
     data = ImageTextCalibration({"vqa": task})
     rows = data.rows("vqa", "calibration")
-    return [data.read("vqa", row) for row in rows.select_columns(list(data.columns("vqa")))]
+    return [data.read("vqa", "calibration", row) for row in rows.select_columns(list(data.columns("vqa")))]
 
 
 def test_a_calibration_file_is_all_calibration(calibration):
@@ -59,5 +59,5 @@ def test_saved_data_sets_keep_their_splits(tmp_path):
     task = ImageTextTask(str(tmp_path / "saved"), response="{answer}", image_column="picture")
     data = ImageTextCalibration({"vqa": task})
     assert [len(data.rows("vqa", split)) for split in ("calibration", "validation", "test")] == [1, 1, 10]
-    sample = data.read("vqa", data.rows("vqa", "test")[0])
+    sample = data.read("vqa", "test", data.rows("vqa", "test")[0])
     assert sample["question"] == "q" and sample["response"] == "a" and sample["image"].size == (2, 2)

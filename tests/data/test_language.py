@@ -57,10 +57,21 @@ def test_prompts_responses_and_words_for_numbers(folder):
     assert "".join(map(chr, found)) == "yes"
 
 
+def test_words_that_are_labels_reach_no_unlabelled_calibration(folder):
+    task = LanguageTask(folder, "q {premise} a ", response="{label}", words={"label": ["no", "yes"]})
+    row = {"premise": "p", "label": 1}
+    for labelled, split, expected in (
+        (False, "calibration", "q p a "),
+        (False, "test", {"prompt": "q p a ", "response": "yes"}),
+        (True, "calibration", {"prompt": "q p a ", "response": "yes"}),
+    ):
+        assert LanguageCalibration({"one": task}, labelled=labelled).read("one", split, row) == expected
+
+
 def test_chats_are_handed_on():
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     task = LanguageTask("anywhere", messages="chat")
-    assert task.fields() == ["chat"] and task.sample({"chat": messages}) == messages
+    assert task.fields() == ["chat"] and task.sample({"chat": messages}) == {"messages": messages}
 
 
 def test_files_of_json_lines(tmp_path):

@@ -1,0 +1,111 @@
+"""Heads that are each expert's own: what stands behind the trunk in its checkpoint, around the merged trunk's features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from adamerge.backbones.base import Task
+from adamerge.backbones.transformers import TransformersBackbone
+from adamerge.checkpoint import Checkpoint
+from adamerge.errors import CheckpointError
+from adamerge.layout import Layout
+
+
+class ExpertHeads(TransformersBackbone):
+    """A classifier whose trunk is merged and whose heads are read from each expert's checkpoint.
+
+    The head is what the class of the task adds to the bare model, and what the bare model has and the base lacks, as
+    BERT's pooler after masked-language pretraining. The network hands on what would enter it.
+
+    Args:
+        model: folder or Hub id of the base, with or without a head.
+        dtype: of the merged copy.
+        loader: transformers' ``AutoModelFor...Classification``.
+
+    Attributes:
+        head_modules: names of the submodules that make a head, in the order of computation.
+    """
+
+    def __init__(self, model: str, dtype: str, loader: Any) -> None:
+        self.loader = loader
+        self.head_modules: tuple[str, ...] = ()
+        super().__init__(model, dtype, loader)
+        for name in self.head_modules:
+            parent, _, child = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), child, nn.Identity())
+        own = tuple(f"{name}." for name in self.head_modules)
+        strangers = self.names.strangers
+        self._own = frozenset(name for name in (*self.names.tensors, *self.names.copies) if name.startswith(own))
+        self.names = self.names.without(self._own)
+        self._foreign = tuple(sorted(strangers))
+
+    def is_head(self, name: str) -> bool:
+        """In a checkpoint with the trunk's prefix, all that lacks it is some head."""
+        return not name.startswith(f"{self.network.base_model_prefix}.")
+
+    def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
+        """Read each expert's head.
+
+        Raises:
+            CheckpointError: there is none for a task, or it is not one that the network's class makes.
+        """
+        self.heads = {}
+        for task in tasks:
+            if task not in experts:
+                raise CheckpointError(
+                    f"task '{task}' has no expert, and so no head", expected=f"one of {sorted(experts)}", got=task
+                )
+            self.heads[task] = self._head(task, tasks[task], experts[task])
+
+    def layout(self) -> Layout:
+        """The base's files; the heads' tensors by pattern."""
+        patterns = [f"{name}.*" for name in self.head_modules]
+        return replace(super().layout(), heads=[*patterns, *self._foreign])
+
+    def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
+        """Find the head's submodules, for which the base needs no values."""
+        trunk = self.network.base_model_prefix
+        found = []
+        for name, module in getattr(self.network, trunk).named_children():
+            names = {f"{trunk}.{name}.{key}" for key in module.state_dict()}
+            if names and names <= missing:
+                found.append(f"{trunk}.{name}")
+        for name, module in self.network.named_children():
+            if name != trunk and module.state_dict():
+                found.append(name)
+        self.head_modules = tuple(found)
+        return frozenset(name for name in missing if name.startswith(tuple(f"{head}." for head in found)))
+
+    def _head(self, task: str, words: Task, expert: Checkpoint) -> nn.Module:
+        with torch.device("meta"):
+            whole = self.loader.from_config(self._config(words, expert))
+        modules = []
+        for name in self.head_modules:
+            module = whole.get_submodule(name)
+            try:
+                weights = {key: expert[f"{name}.{key}"] for key in module.state_dict()}
+                module.load_state_dict(weights, assign=True)
+            except (KeyError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[-1].strip()
+                raise CheckpointError(
+                    f"expert '{task}' has no head that fits: {reason}",
+                    where=expert.location,
+                    expected=f"tensors '{name}.*' of a {type(whole).__name__}",
+                ) from error
+            modules.append(module)
+        parameter = next(self.network.parameters())
+        return nn.Sequential(*modules).to(parameter).requires_grad_(False).eval()
+
+    def _config(self, words: Task, expert: Checkpoint) -> Any:
+        folder = expert.sources[0].parent if expert.sources else None
+        if folder is not None and (folder / "config.json").is_file():
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            str(self.folder), local_files_only=True, trust_remote_code=False, num_labels=len(words.classnames)
+        )

@@ -1,0 +1,127 @@
+"""Vision-language models: an image, a question, and a response that the language part predicts token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from adamerge.backbones.base import Encoded, Output
+from adamerge.backbones.causal import chat_spans, longest, next_tokens, shifted, token_inputs, within
+from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.language_head import LanguageHead
+from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.errors import CheckpointError, DataError
+
+
+class VisionLanguage(TransformersBackbone):
+    """A vision-language model such as LLaVA; merge its language part with include patterns of the pool.
+
+    A sample is ``{"image", "question", "response"}``; without a response, the question's tokens are to be predicted.
+    Positions of the image are context: they predict nothing, and their hidden states do not count.
+
+    Args:
+        model: folder or Hub id of the base.
+        dtype: of the merged copy.
+        max_length: samples are cut to so many tokens, those of the image included.
+        response_only: only tokens of responses are to be predicted; else all but the first and the image's.
+
+    Raises:
+        CheckpointError: the folder is unusable, or its images differ in their number of patches.
+        ConfigError: the network does not take ``max_length`` tokens.
+    """
+
+    def __init__(
+        self, model: str, dtype: str = "float32", max_length: int | None = None, response_only: bool = True
+    ) -> None:
+        super().__init__(model, dtype, AutoModelForImageTextToText)
+        self.processor = self.load(AutoProcessor)
+        config = self.network.config
+        image_token = getattr(config, "image_token_id", None)
+        self.image_token: int | None = image_token or getattr(config, "image_token_index", None)
+        if self.image_token is None:
+            raise CheckpointError(f"{model}: its config.json names no image token", got=config.model_type)
+        self.max_length, self.response_only = longest(config, max_length), response_only
+        self._head = LanguageHead(self.network, self.network.base_model_prefix)
+
+    def preprocess(self, sample: Any) -> Inputs:
+        """Token ids, attention and what is predicted, each ``(positions,)``; pixels ``(3, height, width)``.
+
+        Raises:
+            DataError: there is nothing to predict, or the image's tokens do not fit into ``max_length``.
+        """
+        response = sample.get("response")
+        text, turns = self._text(str(sample["question"]), response)
+        found = self.processor(
+            images=sample["image"].convert("RGB"),
+            text=text,
+            return_tensors="pt",
+            add_special_tokens=not self.processor.chat_template,
+        )
+        ids = found["input_ids"][0]
+        is_image = ids == self.image_token
+        if not is_image.any() or is_image[self.max_length :].any():
+            raise DataError(
+                f"{int(is_image.sum())} tokens of the image in {len(ids)}",
+                expected=f"at least one, and all in the first {self.max_length}",
+                todo="raise backbone.max_length",
+            )
+        predicted = ~is_image
+        if self.response_only and response is not None:
+            # an image's place is one mark in the text and many tokens behind it, so the response is counted from the end
+            answered = len(ids) - self._tokens_from(text, turns[-1][0])
+            predicted &= torch.arange(len(ids)) >= answered
+        inputs = token_inputs(ids.tolist(), predicted.tolist(), self.max_length)
+        return inputs | {"pixel_values": found["pixel_values"][0]}
+
+    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+        """Last hidden states after the final norm; positions of text count, where the next token is to be predicted."""
+        assert isinstance(inputs, dict)
+        ids, attended = inputs["input_ids"], inputs["attention_mask"]
+        output = self.network.base_model(
+            input_ids=ids,
+            attention_mask=attended,
+            pixel_values=inputs["pixel_values"].to(next(self.network.parameters()).dtype),
+            use_cache=False,
+            output_hidden_states=bool(hidden),
+        )
+        states = chosen(output.hidden_states if hidden else None, hidden)
+        is_text = ids != self.image_token
+        mask = shifted(inputs["predicted"]) & is_text
+        return Encoded(output.last_hidden_state, states, mask, attended.bool() & is_text)
+
+    def output(self, encoded: Encoded, task: str) -> Output:
+        """The network's own head, the same for all tasks: logits ``(samples, positions, tokens)``."""
+        return Output(self._head(encoded.features), encoded)
+
+    def labels(self, sample: Inputs) -> Tensor:
+        """The next token of each position, where that is to be predicted."""
+        assert isinstance(sample, dict)
+        is_image = torch.nn.functional.pad(sample["input_ids"], (0, 0)) == self.image_token
+        return torch.where(is_image, -100, next_tokens(sample))
+
+    def _text(self, question: str, response: str | None) -> tuple[str, list[tuple[int, int]]]:
+        """The sample as text with one mark for the image, and where the response stands in it."""
+        if self.processor.chat_template:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            messages: list[Mapping[str, Any]] = [{"role": "user", "content": content}]
+            if response is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": response}]})
+            return chat_spans(self.processor, messages)
+        text = f"{self.processor.image_token}\n{question}"
+        if response is None:
+            return text, []
+        whole = f"{text}\n{response}{self.processor.tokenizer.eos_token or ''}"
+        return whole, [(len(text) + 1, len(whole))]
+
+    def _tokens_from(self, text: str, start: int) -> int:
+        """How many of the text's last tokens stand behind character ``start``."""
+        encoded = self.processor.tokenizer(
+            text, add_special_tokens=not self.processor.chat_template, return_offsets_mapping=True
+        )
+        offsets = encoded["offset_mapping"]
+        inside = within(offsets, [(start, len(text))])
+        return len(inside) - inside.index(True) if True in inside else 0
