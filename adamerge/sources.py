@@ -52,21 +52,6 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
 
 
-def local_folder(source: str | Path) -> Path:
-    """The folder that ``source`` names: a local one, one inside an installed package, or a hub id's, downloaded.
-
-    Raises:
-        CheckpointError: there is none, or it is no folder.
-    """
-    place = _place(source)
-    if not os.path.lexists(place) and isinstance(source, str) and _HUB_ID.fullmatch(source):
-        return _download(source)
-    if not place.is_dir():
-        state = "is no folder" if os.path.lexists(place) else "no such folder"
-        raise CheckpointError(f"{quoted(source)}: {state}", todo="check the path")
-    return place
-
-
 def _place(source: str | Path) -> Path:
     """A path; ``package:NAME/FOLDER`` is one inside an installed package, which is not imported."""
     if not isinstance(source, str) or not source.startswith(_PACKAGE):

@@ -32,9 +32,10 @@ class ExpertHeads(TransformersBackbone):
         head_modules: names of the submodules that make a head, in the order of computation.
     """
 
+    head_modules: tuple[str, ...] = ()
+
     def __init__(self, model: str, dtype: str, loader: Any) -> None:
         self.loader = loader
-        self.head_modules: tuple[str, ...] = ()
         super().__init__(model, dtype, loader)
         for name in self.head_modules:
             parent, _, child = name.rpartition(".")
@@ -79,7 +80,7 @@ class ExpertHeads(TransformersBackbone):
         for name, module in self.network.named_children():
             if name != trunk and module.state_dict():
                 found.append(name)
-        self.head_modules = tuple(found)
+        self.head_modules = (*found,)
         return frozenset(name for name in missing if name.startswith(tuple(f"{head}." for head in found)))
 
     def _head(self, task: str, words: Task, expert: Checkpoint) -> nn.Module:

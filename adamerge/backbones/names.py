@@ -78,7 +78,7 @@ def names_of(network: Any, names: Iterable[str]) -> NameMap:
                 f"'{name}' is stored in another arrangement than {type(network).__name__} computes with",
                 expected="each tensor on disk is a parameter, or a slice or transposition of one",
                 got="a conversion that must copy",
-                todo=f"convert the checkpoints to the layout in memory, or write a Backbone for '{network.config.model_type}'",
+                todo=f"convert the checkpoints, or write a Backbone for '{network.config.model_type}'",
             )
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if place in places:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from adamerge.backbones.base import Encoded, Output
+from adamerge.backbones.base import IGNORED, Encoded, Output
 from adamerge.backbones.causal import chat_spans, longest, next_tokens, shifted, token_inputs, within
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.language_head import LanguageHead
@@ -100,8 +100,7 @@ class VisionLanguage(TransformersBackbone):
     def labels(self, sample: Inputs) -> Tensor:
         """The next token of each position, where that is to be predicted."""
         assert isinstance(sample, dict)
-        is_image = torch.nn.functional.pad(sample["input_ids"], (0, 0)) == self.image_token
-        return torch.where(is_image, -100, next_tokens(sample))
+        return next_tokens(sample).masked_fill(sample["input_ids"].eq(self.image_token or -1), IGNORED)
 
     def _text(self, question: str, response: str | None) -> tuple[str, list[tuple[int, int]]]:
         """The sample as text with one mark for the image, and where the response stands in it."""
