@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from adamerge.backbones.inputs import count
 from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
-from adamerge.evaluation import Spread
+from adamerge.evaluation import Spread, average
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
@@ -135,6 +135,7 @@ class Summary(Callback):
         self._start = time.monotonic()
         self._content: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
+        self._chosen: dict[str, float] = {}  # figures of the step that is the result, where that is not the last
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the run has begun."""
@@ -147,7 +148,7 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that it is done, and which step is the result."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
-            self._content["protocol"] = pl_module.coefficients().protocol
+            self._choose(trainer, pl_module)
             if pl_module.objective is not None and pl_module.objective.taught:
                 self._content["teachers"] = pl_module.teachers.report()
             self._write(trainer, "finished")
@@ -159,7 +160,18 @@ class Summary(Callback):
         if trainer.is_global_zero:
             what = exception.what if isinstance(exception, AdamergeError) else repr(exception)
             self._content["error"] = what
+            if isinstance(pl_module, MergingModule) and pl_module.choice:
+                self._choose(trainer, pl_module)
             self._write(trainer, status)
+
+    def _choose(self, trainer: Trainer, module: MergingModule) -> None:
+        """The protocol, and the validation figures of the coefficients that were written."""
+        self._content["protocol"] = module.coefficients().protocol
+        scores = module.choice.get("scores", {})
+        if scores:
+            name = trainer.datamodule.metric.name  # type: ignore[attr-defined]
+            self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
+            self._chosen[f"validation/{name}"] = average(scores)
 
     def _write(self, trainer: Trainer, status: str) -> None:
         seconds = time.monotonic() - self._start
@@ -168,7 +180,7 @@ class Summary(Callback):
             "status": status,
             "step": trainer.global_step,
             "seconds": round(seconds, 3),
-            "metrics": self._metrics,
+            "metrics": {**self._metrics, **self._chosen},
         }
         content["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if torch.cuda.is_available():

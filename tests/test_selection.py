@@ -249,6 +249,8 @@ def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folder
     summary, written = read_json(run / "summary.json"), (run / "coefficients.safetensors").read_bytes()
     chosen = summary["protocol"]["selection"]
     assert chosen["rule"] == "LowestTarget" and chosen["looks"] == 4 and chosen["split"] == "validation, labels read"
+    assert summary["metrics"]["validation/accuracy/shapes"] == chosen["scores"]["shapes"], "of what was written"
+    assert summary["metrics"]["validation/accuracy"] == pytest.approx(sum(chosen["scores"].values()) / 2)
     metadata, values = read_coefficients(run / "coefficients.safetensors")
     assert metadata["step"] == chosen["step"] and metadata["protocol"] == summary["protocol"]
     assert any(value.any() for value in values.values()) is (chosen["step"] > 0)
