@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptiveMerging": "modules",
     "Backbone": "backbones",
+    "BilevelMerging": "modules",
+    "BinaryMask": "parametrizations",
     "BlockWise": "parametrizations",
     "Calibration": "data",
     "ChunkWise": "parametrizations",
@@ -17,13 +19,17 @@ _HOMES = {
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
     "Combine": "transforms",
+    "Concrete": "parametrizations",
     "Constraint": "constraints",
     "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
+    "ExpectedMask": "parametrizations",
     "FlipAndShift": "objectives",
     "Free": "constraints",
+    "Frozen": "parametrizations",
+    "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
     "HighestScore": "selection",
     "ImageCalibration": "data",
@@ -38,6 +44,7 @@ _HOMES = {
     "LogitAlignment": "objectives",
     "LowestTarget": "selection",
     "Magnitude": "transforms",
+    "Mask": "parametrizations",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -50,6 +57,7 @@ _HOMES = {
     "Scale": "transforms",
     "Selection": "selection",
     "Sigmoid": "constraints",
+    "SoftMask": "parametrizations",
     "Softmax": "constraints",
     "Sum": "objectives",
     "TaskVectors": "task_vectors",
@@ -91,7 +99,7 @@ if TYPE_CHECKING:
         TextTask,
     )
     from adamerge.merged_model import MergedModel
-    from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
+    from adamerge.modules import AdaptiveMerging, BilevelMerging, TeacherCache, TeacherFiles
     from adamerge.objectives import (
         CrossEntropy,
         Entropy,
@@ -106,12 +114,19 @@ if TYPE_CHECKING:
         View,
     )
     from adamerge.parametrizations import (
+        BinaryMask,
         BlockWise,
         ChunkWise,
+        Concrete,
+        ExpectedMask,
+        Frozen,
+        HardMask,
         ImportanceChunkWise,
         LayerWise,
+        Mask,
         Parametrization,
         RandomPartition,
+        SoftMask,
         TaskWise,
     )
     from adamerge.penalties import CoefficientNorm, DistanceToInitial, Penalty

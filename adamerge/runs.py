@@ -27,7 +27,7 @@ from adamerge.data import Calibration
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
-from adamerge.modules import AdaptiveMerging
+from adamerge.modules import MergingModule
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 
@@ -59,7 +59,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         _refuse_ended(resume)
         arguments = ["--config", str(resume / "config.yaml")]
     cli = ConfigCLI(arguments)
-    module: AdaptiveMerging = cli.model
+    module: MergingModule = cli.model
     data: Calibration = cli.datamodule
     settings = cli.config
     module.merged.task_vectors.check()
@@ -127,7 +127,7 @@ def _trainer(cli: ConfigCLI, folder: Path) -> Trainer:
 
 
 def _search(
-    trainer: Trainer, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
+    trainer: Trainer, module: MergingModule, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
     environment = _environment(trainer)
@@ -149,7 +149,7 @@ def _search(
         raise
 
 
-def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
+def _write_initial(module: MergingModule, folder: Path) -> None:
     """A method without an objective: its coefficients are the initial ones, and no data are opened."""
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
