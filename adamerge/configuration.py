@@ -252,6 +252,7 @@ def _quieten() -> None:
         "exists and is not empty",
         "does not have many workers",
         "smaller than the logging interval",
+        "no pre-optimization state was saved",
     ):
         warnings.filterwarnings("ignore", f".*{text}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

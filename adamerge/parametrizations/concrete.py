@@ -17,6 +17,8 @@ from adamerge.parametrizations.base import Parametrization, ParametrizationFacto
 from adamerge.parametrizations.masks import Mask, SoftMask
 from adamerge.task_vectors import TaskVectors
 
+Sample = Callable[[Tensor], Tensor]
+
 
 class Concrete(Parametrization):
     """``inner(tau) * m / mean(m)`` with one logit per weight, ``mean`` over the tensor; an empty mask gives no update.
@@ -25,9 +27,9 @@ class Concrete(Parametrization):
     exported has the one declared ``mask``, and a mask from a file is constant: then a search sees that one, too.
 
     Neither the mask nor the combined update is kept between merge and backward: the noise comes from a hash, the update
-    from the deltas again. Beside the inner parametrization, a merge touches 14 P elements and a backward 12 P for the
-    coefficients or 20 P for the logits, which also take one more combination of the deltas. So a mask adds at most 34 P
-    to the cost of ``inner`` for either, and one combination (T P of stored deltas, 2T P of experts on disk) for both.
+    from the deltas again. Of P elements, a mask adds 33 P to merge and contraction of ``inner`` for the coefficients'
+    gradient alone and 41 P for the logits' alone, which is what a search asks for; both at once take 56 P and one more
+    combination of the deltas (T P of stored ones, 2T P of experts on disk). The hash is half of it, twice.
     The logits, their gradient, and Adam's two moments are four times the model; a guarded step holds a fifth for a while.
 
     Args:
@@ -67,6 +69,7 @@ class Concrete(Parametrization):
         self.logits = nn.ParameterList(
             torch.full(task_vectors.shape(name), initial_logit, dtype=torch.float32) for name in task_vectors
         )
+        self._constant = mask_from is not None
         self.mask_from = None  # whoever reads the recipe finds the logits beside it, and needs no second file
         if mask_from is not None:
             self._take(Path(mask_from))
@@ -77,8 +80,7 @@ class Concrete(Parametrization):
 
     def draw(self, number: int) -> Update:
         """The inner update under the ``number``-th sample; under the declared mask when the logits are not learned."""
-        learned = any(logits.requires_grad for logits in self.logits)
-        mask = SoftMask(self.seed, number) if learned else self.mask
+        mask = self.mask if self._constant else SoftMask(self.seed, number)
         return partial(self._masked, self.inner.draw(number), mask)
 
     def coefficients(self) -> dict[str, Tensor]:
@@ -98,9 +100,14 @@ class Concrete(Parametrization):
         self.inner.project_()
 
     def _masked(self, inner: Update, mask: Mask, name: str, deltas: Deltas) -> Tensor:
-        combine = partial(inner, name, deltas)
-        logits = self.logits[self._places[name]]
-        masked: Tensor = _Masked.apply(combine(), logits, combine, partial(mask, name), mask, self.temperature)
+        logits, combine = self.logits[self._places[name]], partial(inner, name, deltas)
+
+        def sample(x: Tensor) -> Tensor:
+            return mask(name, x.reshape(-1), self.temperature)
+
+        masked: Tensor = _Masked.apply(combine(), logits.detach(), sample)
+        if torch.is_grad_enabled() and logits.requires_grad:
+            masked = masked + _OfMask.apply(logits, combine, sample, mask, self.temperature)
         return masked
 
     def _take(self, path: Path) -> None:
@@ -116,43 +123,51 @@ class Concrete(Parametrization):
 
 
 class _Masked(torch.autograd.Function):
+    """``combined * m / mean(m)``, and its gradient for ``combined``."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        combined: Tensor,
-        logits: Tensor,
-        combine: Callable[[], Tensor],
-        sample: Callable[[Tensor, float], Tensor],
-        mask: Mask,
-        temperature: float,
-    ) -> Tensor:
-        m = sample(logits.reshape(-1), temperature)
+    def forward(ctx: Any, combined: Tensor, logits: Tensor, sample: Sample) -> Tensor:
+        m = sample(logits)
         scale = _inverse(m.mean())
         # the parameter itself and a scalar: nothing of the tensor's size waits for the backward pass
         ctx.save_for_backward(logits, scale)
-        ctx.combine, ctx.sample, ctx.mask, ctx.temperature = combine, sample, mask, temperature
+        ctx.sample = sample
         return m.mul_(combined.reshape(-1)).mul_(scale).view(combined.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         logits, scale = ctx.saved_tensors
-        m = ctx.sample(logits.reshape(-1), ctx.temperature)
-        flat = gradient.reshape(-1)
-        of_combined = of_logits = None
-        if ctx.needs_input_grad[1]:
-            slope = ctx.mask.slope(m, ctx.temperature)
-            if slope is None:
-                of_logits = torch.zeros_like(logits)
-            else:
-                with torch.no_grad():
-                    product = ctx.combine().reshape(-1).mul(flat)
-                # d/dm_e of sum_f G_f T_f m_f / mean(m) = (G_e T_e - <G T, m> / sum(m)) / mean(m)
-                centre = torch.dot(product, m) * scale / len(m)
-                of_logits = product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape)
-        if ctx.needs_input_grad[0]:
-            of_combined = m.mul_(flat).mul_(scale).view(gradient.shape)
-        return of_combined, of_logits, None, None, None, None
+        m = ctx.sample(logits)
+        return m.mul_(gradients[0].reshape(-1)).mul_(scale).view(gradients[0].shape), None, None
+
+
+class _OfMask(torch.autograd.Function):
+    """A zero whose gradient for the logits is that of ``combined * m / mean(m)``.
+
+    Beside ``_Masked`` and not in it: who asks for the coefficients' gradient alone does not pay for this one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, combine: Callable[[], Tensor], sample: Sample, mask: Mask, temperature: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.combine, ctx.sample, ctx.mask, ctx.temperature = combine, sample, mask, temperature
+        return logits.new_zeros(()).expand(logits.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        m = ctx.sample(logits)
+        slope = ctx.mask.slope(m, ctx.temperature)
+        if slope is None:
+            return torch.zeros_like(logits), None, None, None, None
+        scale = _inverse(m.mean())
+        with torch.no_grad():
+            product = ctx.combine().reshape(-1).mul(gradients[0].reshape(-1))
+        # d/dm_e of sum_f G_f T_f m_f / mean(m) = (G_e T_e - <G T, m> / sum(m)) / mean(m)
+        centre = torch.dot(product, m) * scale / len(m)
+        return product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape), None, None, None, None
 
 
 def _inverse(mean: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adamerge.deltas import Deltas
-from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update
+from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
 from adamerge.task_vectors import TaskVectors
 
 
@@ -40,7 +40,3 @@ class Frozen(Parametrization):
     def masks(self) -> dict[str, nn.Parameter]:
         """Those of ``inner``."""
         return self.inner.masks()
-
-    def draw(self, number: int) -> Update:
-        """That of ``inner``."""
-        return self.inner.draw(number)
