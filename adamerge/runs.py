@@ -70,6 +70,10 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             )
         if settings.trainer.accumulate_grad_batches not in {None, 1}:
             raise ConfigError("trainer.accumulate_grad_batches would shorten the fit", todo="use --model.micro_batch")
+        if settings.trainer.gradient_clip_val and not module.automatic_optimization:
+            raise ConfigError(
+                "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
+            )
         module.check(data, str(settings.trainer.precision))
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:

@@ -109,7 +109,7 @@ class BilevelMerging(MergingModule):
         return [inner, outer]
 
     def check(self, data: Calibration, precision: str) -> None:
-        """As for every module; a batch has two halves; and nobody else touches the gradients."""
+        """As for every module; and a batch has two halves."""
         super().check(data, precision)
         processes = 1 if self._trainer is None else self._trainer.world_size
         if data.batch_size < 2 * processes:
@@ -117,10 +117,6 @@ class BilevelMerging(MergingModule):
                 "data.batch_size: a bilevel search halves each task's samples of a step",
                 expected=f"at least {2 * processes}",
                 got=data.batch_size,
-            )
-        if self._trainer is not None and self._trainer.gradient_clip_val:
-            raise ConfigError(
-                "trainer.gradient_clip_val is not for a bilevel search: it would not say which of two gradients it means"
             )
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
@@ -133,20 +129,25 @@ class BilevelMerging(MergingModule):
             for parameter, start in zip(self._coefficients, self._start, strict=True):
                 parameter.copy_(start)
         optimizers: Any = self.optimizers()
-        _, losses = self._descend(inner, draw, self._coefficients, optimizers[0].optimizer)
+        _, losses = self._pull_back(inner, draw, self._coefficients)
         self.log("train/inner_loss", torch.stack(list(losses.values())).sum())
-        # the step by which Lightning counts; it calls on_before_optimizer_step
-        run, losses = self._descend(outer, draw + self.fresh_noise, self._mask, optimizers[1])
+        plain = optimizers[0].optimizer  # whose steps Lightning does not see
+        self.guard.before_step(plain)
+        plain.step()
+        plain.zero_grad()
+        run, losses = self._pull_back(outer, draw + self.fresh_noise, self._mask)
+        optimizers[1].step()  # the one that counts; it calls on_before_optimizer_step
+        optimizers[1].zero_grad()
         self.record(losses, run.spread, torch.stack(list(losses.values())).sum())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """A gradient that is not finite must not move anything."""
         self.guard.before_step(optimizer)
 
-    def _descend(
-        self, batch: Mapping[str, Batch], draw: int, parameters: Sequence[nn.Parameter], optimizer: Any
+    def _pull_back(
+        self, batch: Mapping[str, Batch], draw: int, parameters: Sequence[nn.Parameter]
     ) -> tuple[BackwardPass, dict[str, Tensor]]:
-        """One merge, one backward pass, one contraction for these parameters alone, one step."""
+        """One merge, one backward pass, one contraction: the gradients of these parameters alone."""
         self.merged.merge(draw)
         run = self.backward_pass()
         losses = run(batch)
@@ -156,8 +157,4 @@ class BilevelMerging(MergingModule):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             reduced = self.trainer.strategy.reduce(gradient, reduce_op="mean")
             parameter.grad = reduced if isinstance(reduced, Tensor) else gradient
-        if isinstance(optimizer, Optimizer):
-            self.guard.before_step(optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
         return run, losses
