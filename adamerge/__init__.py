@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptiveMerging": "modules",
     "Backbone": "backbones",
+    "BilevelMerging": "modules",
+    "BinaryMask": "parametrizations",
     "BlockWise": "parametrizations",
     "Calibration": "data",
     "CausalLM": "backbones",
@@ -19,13 +21,17 @@ _HOMES = {
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
     "Combine": "transforms",
+    "Concrete": "parametrizations",
     "Constraint": "constraints",
     "CrossEntropy": "objectives",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
+    "ExpectedMask": "parametrizations",
     "FlipAndShift": "objectives",
     "Free": "constraints",
+    "Frozen": "parametrizations",
+    "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
     "HighestScore": "selection",
     "ImageCalibration": "data",
@@ -41,6 +47,7 @@ _HOMES = {
     "LogitAlignment": "objectives",
     "LowestTarget": "selection",
     "Magnitude": "transforms",
+    "Mask": "parametrizations",
     "MergedModel": "merged_model",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -56,6 +63,7 @@ _HOMES = {
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "Sigmoid": "constraints",
+    "SoftMask": "parametrizations",
     "Softmax": "constraints",
     "Sum": "objectives",
     "SummedDistanceToInitial": "penalties",
@@ -109,7 +117,12 @@ if TYPE_CHECKING:
         TextTask,
     )
     from adamerge.merged_model import MergedModel
-    from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
+    from adamerge.modules import (
+        AdaptiveMerging,
+        BilevelMerging,
+        TeacherCache,
+        TeacherFiles,
+    )
     from adamerge.objectives import (
         CrossEntropy,
         Entropy,
@@ -124,12 +137,19 @@ if TYPE_CHECKING:
         View,
     )
     from adamerge.parametrizations import (
+        BinaryMask,
         BlockWise,
         ChunkWise,
+        Concrete,
+        ExpectedMask,
+        Frozen,
+        HardMask,
         ImportanceChunkWise,
         LayerWise,
+        Mask,
         Parametrization,
         RandomPartition,
+        SoftMask,
         TaskWise,
     )
     from adamerge.penalties import (

@@ -1,8 +1,7 @@
-"""The coefficient file: learned values, the recipe that gives them meaning, and which models they belong to."""
+"""Coefficients: learned values, the recipe that gives them meaning, and which models they belong to."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,35 +13,14 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.errors import AdamergeError, CoefficientsError, ConfigError
-from adamerge.files import TensorFile
+from adamerge.coefficient_file import FORMAT, METADATA_KEY, digest_of, read_coefficients
+from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.layout import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.recipe import build, build_factory, describe
 from adamerge.staging import staged_file
 from adamerge.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
-
-FORMAT = 1
-METADATA_KEY = "adamerge"
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-FIELDS: dict[str, type] = {
-    "format": int,
-    "version": str,
-    "step": int,
-    "base": dict,
-    "experts": dict,
-    "rows": list,
-    "include": list,
-    "exclude": list,
-    "transforms": list,
-    "states": list,
-    "parametrization": dict,
-    "dtype": str,
-    "layout": dict,
-    "protocol": dict,
-    "digest": str,
-}
 
 
 @dataclass(frozen=True)
@@ -89,6 +67,16 @@ class Coefficients:
                 for group, value in self.parametrization.coefficients().items()
             }
 
+    def mask_table(self) -> dict[str, tuple[float, float]]:
+        """Tensor name to what is learned of its mask: the mean probability, and the share of probabilities above 0.5."""
+        return {name: mask_statistics(logits.detach()) for name, logits in self.parametrization.masks().items()}
+
+
+def mask_statistics(logits: Tensor) -> tuple[float, float]:
+    """Mean of ``sigmoid(logits)``, and the share of it above 0.5."""
+    probabilities = logits.sigmoid()
+    return float(probabilities.mean()), float((probabilities > 0.5).float().mean())
+
 
 def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
     """Write the file atomically; the same coefficients give the same bytes.
@@ -116,10 +104,17 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         "layout": {"weights": coefficients.layout.weights, "files": dict(coefficients.layout.files)},
         "protocol": dict(coefficients.protocol),
     }
-    values = {f"w/{group}": value.contiguous().cpu() for group, value in coefficients.parametrization.values().items()}
-    metadata["digest"] = _digest(metadata, values)
+    parametrization = coefficients.parametrization
+    sections: dict[str, Mapping[str, Tensor]] = {"w": parametrization.values(), "mask": parametrization.masks()}
+    values = {
+        f"{section}/{name}": value.detach().contiguous().cpu()
+        for section, found in sections.items()
+        for name, value in found.items()
+    }
+    metadata["digest"] = digest_of(metadata, values)
     with staged_file(Path(path)) as temporary:
-        temporary.write_bytes(safetensors.torch.save(values, {METADATA_KEY: json.dumps(metadata)}))
+        # not one string of bytes first: a mask is as large as the model
+        safetensors.torch.save_file(values, temporary, {METADATA_KEY: json.dumps(metadata)})
 
 
 def _lasting(location: str) -> str:
@@ -149,7 +144,7 @@ def load_coefficients(
         CheckpointError: a model cannot be opened.
     """
     path = Path(path)
-    metadata, values = read_coefficients(path)
+    metadata, sections = read_coefficients(path)
     moved = dict(experts or {})
     unknown = sorted(moved.keys() - metadata["experts"].keys())
     if unknown:
@@ -168,7 +163,8 @@ def load_coefficients(
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)
         if list(vectors.experts) != metadata["rows"]:
             raise ValueError(f"rows {metadata['rows']}, experts {list(vectors.experts)}")
-        parametrization.load_values(values)
+        parametrization.load_values(sections["w"])
+        parametrization.load_masks(sections["mask"])
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -178,84 +174,6 @@ def load_coefficients(
     layout = Layout(metadata["layout"]["weights"], metadata["layout"]["files"])
     dtype = getattr(torch, metadata["dtype"])
     return Coefficients(vectors, parametrization, layout, dtype, metadata["step"], metadata["protocol"])
-
-
-def read_coefficients(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The file's metadata and its raw values by group, without opening any model.
-
-    Raises:
-        CoefficientsError: not a coefficient file, another version, unknown or missing fields, or non-finite values.
-    """
-    try:
-        file = TensorFile(path)
-    except AdamergeError as error:
-        raise CoefficientsError(
-            error.what, where=path, expected=error.expected, got=error.got, todo=error.todo
-        ) from error
-    try:
-        metadata = json.loads(file.metadata[METADATA_KEY])
-        found = metadata["format"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CoefficientsError(f"{path} is not a coefficient file: no '{METADATA_KEY}' metadata") from error
-    if found != FORMAT:
-        raise CoefficientsError(f"{path}: unknown format version", expected=FORMAT, got=found, todo="update adamerge")
-    _check_metadata(path, metadata)
-    values = {}
-    for name, info in file.tensors.items():
-        section, _, group = name.partition("/")
-        if section != "w" or info.dtype != "F32" or len(info.shape) != 2:
-            raise CoefficientsError(
-                f"{path}: unexpected tensor '{name}'",
-                expected="w/<group>, F32, (experts, n)",
-                got=f"{info.dtype} {info.shape}",
-            )
-        values[group] = file.read(name)
-        if not torch.isfinite(values[group]).all():
-            raise CoefficientsError(f"{path}: '{name}' holds NaN or infinity")
-    if metadata["digest"] != _digest(metadata, {f"w/{group}": value for group, value in values.items()}):
-        raise CoefficientsError(
-            f"{path} is damaged: its content does not match its digest", todo="restore it from a copy"
-        )
-    return metadata, values
-
-
-def _digest(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
-    """sha256 over everything in the file but itself."""
-    rest = {key: value for key, value in metadata.items() if key != "digest"}
-    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for name in sorted(values):
-        found.update(json.dumps([name, list(values[name].shape)]).encode())
-        found.update(values[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Every field is there and of its kind."""
-    if metadata.keys() != FIELDS.keys():
-        raise CoefficientsError(f"{path}: unknown or missing fields {sorted(FIELDS.keys() ^ metadata.keys())}")
-    for name, kind in FIELDS.items():
-        if type(metadata[name]) is not kind:
-            raise CoefficientsError(f"{path}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200])
-    models = {"base": metadata["base"], **metadata["experts"]}
-    for who, entry in models.items():
-        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("source", "fingerprint"))):
-            raise CoefficientsError(f"{path}: model '{who}'", expected="source and fingerprint", got=repr(entry)[:200])
-    files = metadata["layout"].get("files")
-    if not (
-        isinstance(metadata["layout"].get("weights"), str)
-        and isinstance(files, dict)
-        and all(isinstance(content, str) for content in files.values())
-    ):
-        raise CoefficientsError(
-            f"{path}: field 'layout'", expected="weights and files", got=repr(metadata["layout"])[:200]
-        )
-    texts = [*metadata["include"], *metadata["exclude"], *metadata["rows"]]
-    if not all(isinstance(text, str) for text in texts):
-        raise CoefficientsError(f"{path}: include, exclude and rows", expected="texts", got=repr(texts)[:200])
-    if metadata["dtype"] not in DTYPES or metadata["step"] < 0:
-        raise CoefficientsError(
-            f"{path}: dtype or step", expected=f"one of {DTYPES}, 0 or more", got=(metadata["dtype"], metadata["step"])
-        )
 
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:

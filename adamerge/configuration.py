@@ -20,8 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.modules import AdaptiveMerging
+from adamerge.modules import MergingModule
 
+DEFAULT_SEARCH = "adamerge.modules.AdaptiveMerging"
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
 
 
@@ -42,7 +43,7 @@ class ConfigCLI(LightningCLI):
             read_config(Path(path))
         try:
             super().__init__(
-                AdaptiveMerging,
+                search_of(args),
                 Calibration,
                 subclass_mode_data=True,
                 save_config_callback=None,
@@ -57,6 +58,7 @@ class ConfigCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
+        parser.add_argument("--search", default=DEFAULT_SEARCH, help="class that says how; its arguments are `model`")
         parser.add_argument("--tasks", type=list[str] | None, default=None, help="of the pool's tasks only these")
         parser.add_argument("--leave_out", type=list[str] | None, default=None, help="of the pool's experts not these")
         parser.add_argument("--runs", default="runs", help="folder of all runs")
@@ -164,6 +166,30 @@ def data_first(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def search_of(arguments: Sequence[str]) -> type[MergingModule]:
+    """The module that the last ``search`` names; it decides which keys ``model`` has, so it is read before them.
+
+    Raises:
+        ConfigError: it is no such class.
+    """
+    named = [read_config(Path(path)).get("search") for path in config_files(arguments)]
+    words = list(arguments)
+    for i, word in enumerate(words):
+        if word.startswith("--search="):
+            named.append(word.partition("=")[2])
+        elif word == "--search" and i + 1 < len(words):
+            named.append(words[i + 1])
+    path = str(next((name for name in reversed(named) if name is not None), DEFAULT_SEARCH))
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"search: there is no {path}: {error}", expected=f"such as {DEFAULT_SEARCH}") from error
+    if not (isinstance(found, type) and issubclass(found, MergingModule)):
+        raise ConfigError(f"search: {path} is not a MergingModule", expected=f"such as {DEFAULT_SEARCH}")
+    return found
+
+
 def config_files(arguments: Sequence[str]) -> list[str]:
     """The files given with ``--config``, in order."""
     found = []
@@ -226,6 +252,7 @@ def _quieten() -> None:
         "exists and is not empty",
         "does not have many workers",
         "smaller than the logging interval",
+        "no pre-optimization state was saved",
     ):
         warnings.filterwarnings("ignore", f".*{text}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamerge.coefficients import read_coefficients
+from adamerge.coefficient_file import read_coefficients
+from adamerge.coefficients import mask_statistics
 from adamerge.files import read_json
 from adamerge.sources import open_checkpoint
 
@@ -40,7 +41,7 @@ def describe_path(path: str) -> None:
 
 
 def _describe_coefficients(path: Path) -> None:
-    metadata, values = read_coefficients(path)
+    metadata, sections = read_coefficients(path)
     console = _Console()
     console.print(
         f"[bold]{escape(str(path))}[/bold]: coefficients after {metadata['step']} steps, adamerge {metadata['version']}"
@@ -56,9 +57,15 @@ def _describe_coefficients(path: Path) -> None:
         *map(escape, metadata["rows"]),
         title="raw values, before the constraint (mean over a group's chunks)",
     )
-    for group, value in values.items():
+    for group, value in sections["w"].items():
         table.add_row(escape(group), *(f"{row.mean().item():.4f}" for row in value))
     console.print(table)
+    if sections["mask"]:
+        masks = Table("tensor", "shape", "mean probability", "share above 0.5", title="learned mask")
+        for name, logits in sections["mask"].items():
+            mean, share = mask_statistics(logits)
+            masks.add_row(escape(name), str(tuple(logits.shape)), f"{mean:.4f}", f"{share:.4f}")
+        console.print(masks)
 
 
 def _describe_model(path: str) -> None:

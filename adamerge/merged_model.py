@@ -97,13 +97,18 @@ class MergedModel(nn.Module):
         base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
         self.fill(lambda name: (expert if name in self.task_vectors else base)[name])
 
-    def merge(self) -> None:
-        """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``."""
+    def merge(self, draw: int | None = None) -> None:
+        """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
+
+        Args:
+            draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
+        """
         self._place()
         self._edges = {}
+        update_of = self.parametrization if draw is None else self.parametrization.draw(draw)
         with torch.autocast(self.device.type, enabled=False):
             for name in self._merged_names():
-                update = self.parametrization(name, self.task_vectors[name])
+                update = update_of(name, self.task_vectors[name])
                 if update.requires_grad:
                     # the edge keeps the way back to the coefficients and lets go of the update itself
                     self._edges[name] = get_gradient_edge(update)
@@ -114,27 +119,31 @@ class MergedModel(nn.Module):
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
-    def pull_back(self, loss: Tensor) -> Tensor:
+    def pull_back(self, loss: Tensor, parameters: Sequence[nn.Parameter] | None = None) -> Tensor:
         """A scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
 
         Args:
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
+            parameters: of the parametrization, that the gradient is for; all that are trained when None.
         """
         if not self._edges:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
-        scalar: Tensor = _PullBack.apply(loss, self, *self.parametrization.parameters())
+        scalar: Tensor = _PullBack.apply(loss, self, *(self.trained() if parameters is None else parameters))
         return scalar
 
     def forward(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
         """What the network makes of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
         return self.backbone.encode(inputs, hidden)
 
-    def _contract(self) -> list[Tensor]:
-        """``dL/dw`` of every parameter of the parametrization, from the accumulated ``G``; which is then let go."""
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters of the parametrization that are not frozen."""
+        return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
+
+    def _contract(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """``dL/dw`` of these parameters of the parametrization, from the accumulated ``G``; which is then let go."""
         pairs = [(edge, _gradient(self._tensors[name])) for name, edge in self._edges.items()]
         edges = [edge for edge, gradient in pairs if gradient is not None]
         gradients = [gradient for _, gradient in pairs if gradient is not None]
-        parameters = list(self.parametrization.parameters())
         with torch.autocast(self.device.type, enabled=False):
             found = torch.autograd.grad(edges, parameters, gradients, allow_unused=True) if edges else ()
         self._edges = {}
@@ -206,9 +215,9 @@ def _gradient(tensor: Tensor) -> Tensor | None:
 class _PullBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, merged: MergedModel, *parameters: Tensor) -> Tensor:
-        ctx.merged = merged
+        ctx.merged, ctx.parameters = merged, parameters
         return loss.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient * scale[0] for gradient in ctx.merged._contract())
+        return None, None, *(gradient * scale[0] for gradient in ctx.merged._contract(ctx.parameters))

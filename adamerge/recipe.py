@@ -10,10 +10,10 @@ from typing import Any
 
 from adamerge.constraints import Constraint
 from adamerge.errors import CoefficientsError
-from adamerge.parametrizations import Parametrization
+from adamerge.parametrizations import Mask, Parametrization
 from adamerge.transforms import Transform
 
-PARTS = (Constraint, Parametrization, Transform)
+PARTS = (Constraint, Mask, Parametrization, Transform)
 HOMES = ("adamerge.constraints", "adamerge.parametrizations", "adamerge.transforms")
 """Modules that a recipe may name; others only with their prefix in ``plugins``."""
 

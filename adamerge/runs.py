@@ -26,7 +26,7 @@ from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
-from adamerge.modules import AdaptiveMerging
+from adamerge.modules import MergingModule
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
@@ -58,7 +58,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         _refuse_ended(resume)
         arguments = ["--config", str(resume / "config.yaml")]
     cli = ConfigCLI(arguments)
-    module: AdaptiveMerging = cli.model
+    module: MergingModule = cli.model
     data: Calibration = cli.datamodule
     settings = cli.config
     module.merged.task_vectors.check()
@@ -69,6 +69,10 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             )
         if settings.trainer.accumulate_grad_batches not in {None, 1}:
             raise ConfigError("trainer.accumulate_grad_batches would shorten the fit", todo="use --model.micro_batch")
+        if settings.trainer.gradient_clip_val and not module.automatic_optimization:
+            raise ConfigError(
+                "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
+            )
         module.check(data, str(settings.trainer.precision))
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:
@@ -129,7 +133,7 @@ def _trainer(cli: ConfigCLI, folder: Path) -> Trainer:
 
 
 def _search(
-    trainer: Trainer, module: AdaptiveMerging, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
+    trainer: Trainer, module: MergingModule, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
     environment = environment_of(trainer)
@@ -151,7 +155,7 @@ def _search(
         raise
 
 
-def _write_initial(module: AdaptiveMerging, folder: Path) -> None:
+def _write_initial(module: MergingModule, folder: Path) -> None:
     """A method without an objective: its coefficients are the initial ones, and no data are opened."""
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors files staging layout factors checkpoint renaming lora_configuration adapters sources deltas low_rank
-transforms task_vectors constraints parametrizations penalties backbones merged_model recipe coefficients
+coefficient_file transforms task_vectors constraints parametrizations penalties backbones merged_model recipe coefficients
 allocation export adapter_export inspection heatmap evaluation objectives data modules selection tracking callbacks
 configuration environment runs stages comparison testbed cli
 """

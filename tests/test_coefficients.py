@@ -16,11 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
+from adamerge.coefficient_file import digest_of, read_coefficients
 from adamerge.coefficients import (
     Coefficients,
-    _digest,
     load_coefficients,
-    read_coefficients,
     save_coefficients,
 )  # fmt: skip
 from adamerge.constraints import Projection
@@ -58,13 +57,13 @@ def saved(models, tmp_path_factory) -> Path:
 
 def rewritten(saved: Path, target: Path, change: Callable[[dict], object], values: dict | None = None) -> Path:
     """The file with changed metadata, otherwise intact, and signed again: not damage but another recipe."""
-    metadata, tensors = read_coefficients(saved)
+    metadata, sections = read_coefficients(saved)
     metadata = json.loads(json.dumps(metadata))
     replaced = change(metadata)
-    tensors = {f"w/{group}": value for group, value in tensors.items()} if values is None else values
+    tensors = {f"w/{group}": value for group, value in sections["w"].items()} if values is None else values
     metadata = metadata if replaced is None else replaced
     if isinstance(metadata, dict) and isinstance(metadata.get("digest"), str):
-        metadata["digest"] = _digest(metadata, {name: value.float() for name, value in tensors.items()})
+        metadata["digest"] = digest_of(metadata, {name: value.float() for name, value in tensors.items()})
     text = json.dumps(metadata)
     target.write_bytes(safetensors.torch.save(tensors, {"adamerge": text}))
     return target

@@ -13,11 +13,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from adamerge.backbones import Backbone, Batch
-from adamerge.coefficients import Coefficients, read_coefficients
+from adamerge.coefficient_file import read_coefficients
+from adamerge.coefficients import Coefficients
 from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, ConfigError
+from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
+from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -65,6 +68,9 @@ class MergingModule(LightningModule, ABC):
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()
         self.choice: dict[str, Any] = {}  # which step's coefficients these are, and why; the last step's where empty
+        self.guard = Guard(self.merged.parametrization.project_)
+        self.spread: dict[str, Spread] = {}
+        self._losses: dict[str, Tensor] = {}
         self._metrics: dict[str, MeanMetric] = {}
         self._evaluated: list[str] = []
         if init_from is not None:
@@ -88,6 +94,8 @@ class MergingModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Run the experts on the samples of the fit, when the objective is taught: before the loader's workers start."""
+        self.guard.forget()
+        self._losses = {}
         data = self._data()
         data.teach(None)
         if self.objective is not None and self.objective.taught:
@@ -96,6 +104,22 @@ class MergingModule(LightningModule, ABC):
             folder = Path(self.trainer.default_root_dir)
             self.teachers.fill(self.merged, steps, self.objective.hidden, batch_size, self.trainer.strategy, folder)
             data.teach(self.teachers)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Stop when the step before was not finite: its update was undone, so the last good coefficients stand."""
+        self.guard.poll(self.global_step, self._losses)
+
+    def on_train_epoch_end(self) -> None:
+        """The last step has no next batch."""
+        self.guard.wait(self.global_step, self._losses)
+
+    def record(self, losses: dict[str, Tensor], spread: dict[str, Spread], total: Tensor) -> None:
+        """Log a step, and keep what guards look at."""
+        self._losses, self.spread = losses, spread
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log_dict({f"train/loss/{task}": loss for task, loss in losses.items()})
+        self.log_dict({f"train/marginal_entropy/{task}": found.marginal_entropy() for task, found in spread.items()})
+        self.log_dict({f"train/top_class_share/{task}": found.top_class_share() for task, found in spread.items()})
 
     def backward_pass(self) -> BackwardPass:
         """What runs a batch of every task through the merged copy."""
@@ -119,6 +143,18 @@ class MergingModule(LightningModule, ABC):
         if self.merged.dtype == torch.float16:
             raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
         self._check_heads()
+        if self.objective is not None and not self.merged.trained():
+            raise ConfigError(
+                f"{type(self.merged.parametrization).__name__}: nothing is left to learn",
+                todo="leave out Frozen or mask_from, or the objective",
+            )
+        if self._trainer is not None and self._trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
+                expected=1,
+                got=self._trainer.accumulate_grad_batches,
+                todo="set model.micro_batch to save memory",
+            )
         if self.objective is not None and self.objective.labelled != data.labelled:
             raise ConfigError(
                 f"{type(self.objective).__name__} {'needs' if self.objective.labelled else 'must not see'} labels",
@@ -229,7 +265,7 @@ class MergingModule(LightningModule, ABC):
         self.log(f"{split}/{name}", torch.stack(list(values.values())).mean(), prog_bar=True)
 
     def _warm_start(self, path: Path) -> None:
-        metadata, values = read_coefficients(path)
+        metadata, sections = read_coefficients(path)
         experts = self.merged.task_vectors.experts
         if sorted(metadata["rows"]) != sorted(experts):
             raise CoefficientsError(
@@ -239,7 +275,8 @@ class MergingModule(LightningModule, ABC):
             )
         order: Sequence[int] = [metadata["rows"].index(task) for task in experts]
         try:
-            self.merged.parametrization.load_values({group: value[order] for group, value in values.items()})
+            self.merged.parametrization.load_values({group: value[order] for group, value in sections["w"].items()})
+            self.merged.parametrization.load_masks(sections["mask"])
         except (KeyError, ValueError) as error:
             raise CoefficientsError(
                 f"init_from {path}: {error.args[0]}", todo="use the same parametrization"

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from adamerge.deltas import Deltas
 from adamerge.task_vectors import TaskVectors
 
+Update = Callable[[str, Deltas], Tensor]
+"""Name and deltas of a tensor to its update, of the tensor's shape, in fp32."""
+
 
 class Parametrization(nn.Module, ABC):
     """Holds the only trainable parameters of a merge, all of them fp32.
@@ -40,19 +43,42 @@ class Parametrization(nn.Module, ABC):
             KeyError: the groups are not exactly those of this parametrization.
             ValueError: a shape differs.
         """
-        own = self.values()
-        if own.keys() != values.keys():
-            raise KeyError(f"groups differ: {sorted(own.keys() ^ values.keys())[:10]}")
-        for group, value in values.items():
-            if own[group].shape != value.shape:
-                raise ValueError(f"'{group}': expected shape {tuple(own[group].shape)}, got {tuple(value.shape)}")
-        with torch.no_grad():
-            for group, value in values.items():
-                own[group].copy_(value)
+        _copy(self.values(), values, "groups")
+
+    def masks(self) -> dict[str, nn.Parameter]:
+        """Logits of a learned mask, tensor name to a parameter of the tensor's shape; none where there is no mask."""
+        return {}
+
+    def load_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Set the logits of the mask, in place.
+
+        Raises:
+            KeyError: the tensors are not exactly those of this parametrization's mask.
+            ValueError: a shape differs.
+        """
+        _copy(self.masks(), masks, "masked tensors")
+
+    def draw(self, number: int) -> Update:
+        """The updates in the ``number``-th merge of a search; those of this parametrization itself unless it is random.
+
+        What is evaluated, saved and exported is always the parametrization itself.
+        """
+        return self
 
     def project_(self) -> None:
         """Put the raw values back into the constraint's set, in place; called after each optimiser step."""
         return
+
+
+def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    if own.keys() != given.keys():
+        raise KeyError(f"{what} differ: {sorted(own.keys() ^ given.keys())[:10]}")
+    for name, value in given.items():
+        if own[name].shape != value.shape:
+            raise ValueError(f"'{name}': expected shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
+    with torch.no_grad():
+        for name, value in given.items():
+            own[name].copy_(value)
 
 
 ParametrizationFactory = Callable[[TaskVectors], Parametrization]

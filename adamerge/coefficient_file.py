@@ -1,0 +1,120 @@
+"""The coefficient file as bytes: its sections, its metadata and its digest, checked before anything is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamerge.errors import AdamergeError, CoefficientsError
+from adamerge.files import TensorFile
+
+FORMAT = 1
+METADATA_KEY = "adamerge"
+SECTIONS = ("w", "mask")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+FIELDS: dict[str, type] = {
+    "format": int,
+    "version": str,
+    "step": int,
+    "base": dict,
+    "experts": dict,
+    "rows": list,
+    "include": list,
+    "exclude": list,
+    "transforms": list,
+    "states": list,
+    "parametrization": dict,
+    "dtype": str,
+    "layout": dict,
+    "protocol": dict,
+    "digest": str,
+}
+
+
+Sections = dict[str, dict[str, Tensor]]
+"""``w``: raw values before the constraint, group name to ``(experts, n)``; ``mask``: logits, tensor name to its shape."""
+
+
+def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
+    """The file's metadata and its sections, without opening any model.
+
+    Raises:
+        CoefficientsError: not a coefficient file, another version, unknown or missing fields, or non-finite values.
+    """
+    try:
+        file = TensorFile(path)
+    except AdamergeError as error:
+        raise CoefficientsError(
+            error.what, where=path, expected=error.expected, got=error.got, todo=error.todo
+        ) from error
+    try:
+        metadata = json.loads(file.metadata[METADATA_KEY])
+        found = metadata["format"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CoefficientsError(f"{path} is not a coefficient file: no '{METADATA_KEY}' metadata") from error
+    if found != FORMAT:
+        raise CoefficientsError(f"{path}: unknown format version", expected=FORMAT, got=found, todo="update adamerge")
+    _check_metadata(path, metadata)
+    sections: Sections = {section: {} for section in SECTIONS}
+    values = {}
+    for name, info in file.tensors.items():
+        section, _, rest = name.partition("/")
+        if section not in SECTIONS or info.dtype != "F32" or (section == "w" and len(info.shape) != 2):
+            raise CoefficientsError(
+                f"{path}: unexpected tensor '{name}'",
+                expected="w/<group>, F32, (experts, n); or mask/<tensor>, F32",
+                got=f"{info.dtype} {info.shape}",
+            )
+        sections[section][rest] = values[name] = file.read(name)
+        if not torch.isfinite(values[name]).all():
+            raise CoefficientsError(f"{path}: '{name}' holds NaN or infinity")
+    if metadata["digest"] != digest_of(metadata, values):
+        raise CoefficientsError(
+            f"{path} is damaged: its content does not match its digest", todo="restore it from a copy"
+        )
+    return metadata, sections
+
+
+def digest_of(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
+    """sha256 over everything in the file but itself."""
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(values):
+        found.update(json.dumps([name, list(values[name].shape)]).encode())
+        found.update(values[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Every field is there and of its kind."""
+    if metadata.keys() != FIELDS.keys():
+        raise CoefficientsError(f"{path}: unknown or missing fields {sorted(FIELDS.keys() ^ metadata.keys())}")
+    for name, kind in FIELDS.items():
+        if type(metadata[name]) is not kind:
+            raise CoefficientsError(f"{path}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200])
+    models = {"base": metadata["base"], **metadata["experts"]}
+    for who, entry in models.items():
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("source", "fingerprint"))):
+            raise CoefficientsError(f"{path}: model '{who}'", expected="source and fingerprint", got=repr(entry)[:200])
+    files = metadata["layout"].get("files")
+    if not (
+        isinstance(metadata["layout"].get("weights"), str)
+        and isinstance(files, dict)
+        and all(isinstance(content, str) for content in files.values())
+    ):
+        raise CoefficientsError(
+            f"{path}: field 'layout'", expected="weights and files", got=repr(metadata["layout"])[:200]
+        )
+    texts = [*metadata["include"], *metadata["exclude"], *metadata["rows"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise CoefficientsError(f"{path}: include, exclude and rows", expected="texts", got=repr(texts)[:200])
+    if metadata["dtype"] not in DTYPES or metadata["step"] < 0:
+        raise CoefficientsError(
+            f"{path}: dtype or step", expected=f"one of {DTYPES}, 0 or more", got=(metadata["dtype"], metadata["step"])
+        )

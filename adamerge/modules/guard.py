@@ -1,0 +1,97 @@
+"""The guard: a step whose gradient is not finite does not happen, and the host learns of it without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adamerge.errors import DivergedError
+
+
+class Guard:
+    """Settles every step of the optimisers it watches: projected, or undone when the gradient was not finite.
+
+    From the first bad step on nothing moves any more, whichever optimiser it was; so the last good state stands.
+
+    Args:
+        project: puts the coefficients back into their set.
+    """
+
+    def __init__(self, project: Callable[[], None]) -> None:
+        self.project = project
+        self._before: dict[Optimizer, list[Tensor]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing of an earlier fit counts."""
+        self._bad: Tensor | None = None
+        self._flag: Tensor | None = None  # its copy on the host
+        self._copied: torch.cuda.Event | None = None
+
+    def watch(self, optimizer: Optimizer) -> Optimizer:
+        """Hook to the steps of an optimiser; ``before_step`` is for whoever calls them."""
+        optimizer.register_step_post_hook(self._settle)
+        return optimizer
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """If a gradient is not finite, remember it on the device and let the gradient be zero."""
+        parameters = _parameters(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # the gradients are those of all processes; a loss that is not finite has made them so
+        finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
+        bad = ~finite if self._bad is None else self._bad | ~finite
+        self._bad = self._flag = bad
+        if bad.is_cuda:
+            self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        self._before[optimizer] = [p.detach().clone() for p in parameters]
+        for gradient in gradients:
+            gradient.copy_(torch.where(bad, 0.0, gradient))
+
+    def _settle(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After a step: project, and undo the step if it was not finite."""
+        with torch.no_grad():
+            self.project()
+            for parameter, before in zip(_parameters(optimizer), self._before.pop(optimizer), strict=True):
+                parameter.copy_(torch.where(self._bad, before, parameter))  # type: ignore[arg-type]
+
+    def poll(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Stop if a bad step is known of; on a GPU it may be known a step or two late, and nobody waits for it.
+
+        Raises:
+            DivergedError: a loss or gradient was not finite.
+        """
+        if self._copied is None or self._copied.query():
+            self._stop_if_bad(step, losses)
+
+    def wait(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """The same, and wait for it: the last step has no next one.
+
+        Raises:
+            DivergedError: a loss or gradient was not finite.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._stop_if_bad(step, losses)
+
+    def _stop_if_bad(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        if self._flag is None or not bool(self._flag):
+            return
+        found = {task: float(loss) for task, loss in losses.items()}
+        guilty = [task for task, loss in found.items() if not torch.isfinite(torch.tensor(loss))]
+        raise DivergedError(
+            f"step {step}: the {'loss' if guilty else 'gradient'} is not finite"
+            + (f" for task '{guilty[0]}'" if guilty else ""),
+            expected="finite numbers",
+            got=f"losses {found}",
+            todo="lower model.lr, or look at the samples of that step; the last good coefficients were kept",
+        )
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

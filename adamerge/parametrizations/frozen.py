@@ -1,0 +1,42 @@
+"""Frozen: another parametrization whose coefficients stay what they are while something around it is learned."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from adamerge.deltas import Deltas
+from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
+from adamerge.task_vectors import TaskVectors
+
+
+class Frozen(Parametrization):
+    """The same updates, coefficients and file as ``inner``; no gradient reaches its parameters.
+
+    ``Concrete(inner=partial(Frozen, inner=TaskWise))`` is Concrete task arithmetic.
+
+    Args:
+        task_vectors: handed on.
+        inner: what is kept constant.
+    """
+
+    def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
+        super().__init__()
+        self.inner = inner(task_vectors).requires_grad_(False)
+        self.initial = self.inner.initial
+
+    def forward(self, name: str, deltas: Deltas) -> Tensor:
+        """The inner update."""
+        update: Tensor = self.inner(name, deltas)
+        return update
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """Those of ``inner``."""
+        return self.inner.coefficients()
+
+    def values(self) -> dict[str, Tensor]:
+        """Those of ``inner``."""
+        return self.inner.values()
+
+    def masks(self) -> dict[str, nn.Parameter]:
+        """Those of ``inner``."""
+        return self.inner.masks()

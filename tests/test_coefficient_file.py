@@ -1,0 +1,83 @@
+"""The coefficient file: its sections are told apart and checked, and its digest covers the mask."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from adamerge.coefficient_file import METADATA_KEY, digest_of, read_coefficients
+from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.errors import CoefficientsError
+from adamerge.files import TensorFile
+from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.task_vectors import TaskVectors
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file with a mask."""
+    for name, factor in (("base", 1.0), ("one", 2.0), ("two", 3.0)):
+        safetensors.torch.save_file(
+            {"a.w": factor * torch.ones(2, 3), "s": torch.tensor(factor)}, tmp_path / f"{name}.safetensors"
+        )
+    experts = {task: tmp_path / f"{task}.safetensors" for task in ("one", "two")}
+    vectors = TaskVectors(tmp_path / "base.safetensors", experts)
+    made = Concrete(vectors, LayerWise)
+    made.load_masks({"a.w": torch.arange(6.0).view(2, 3) - 3, "s": torch.tensor(0.5)})
+    save_coefficients(Coefficients(vectors, made), tmp_path / "c.safetensors")
+    return tmp_path / "c.safetensors"
+
+
+def rewritten(saved, change, signed=True):
+    """The file with other tensors."""
+    file = TensorFile(saved)
+    metadata = json.loads(file.metadata[METADATA_KEY])
+    tensors = {name: file.read(name).clone() for name in file.tensors}
+    change(tensors)
+    if signed:
+        metadata["digest"] = digest_of(metadata, {name: value.float() for name, value in tensors.items()})
+    target = saved.with_name("changed-coefficients.safetensors")
+    target.write_bytes(safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+    return target
+
+
+def test_the_sections_come_by_name_and_shape(saved):
+    metadata, sections = read_coefficients(saved)
+    assert metadata["format"] == 1 and sections.keys() == {"w", "mask"}
+    assert sections["w"].keys() == sections["mask"].keys() == {"a.w", "s"}
+    assert sections["mask"]["a.w"].tolist() == [[-3, -2, -1], [0, 1, 2]] and sections["mask"]["s"].shape == ()
+    assert sections["w"]["s"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.update({"mask/a.w": t["mask/a.w"].half()}), "unexpected tensor 'mask/a.w'"),
+        (lambda t: t.update({"other/a.w": torch.ones(1)}), "unexpected tensor 'other/a.w'"),
+        (lambda t: t["mask/a.w"].fill_(float("nan")), "'mask/a.w' holds NaN"),
+        (lambda t: t.update({"w/s": torch.ones(2)}), "unexpected tensor 'w/s'"),
+    ],
+)
+def test_what_is_no_section_is_refused(saved, change, says):
+    with pytest.raises(CoefficientsError, match=says):
+        read_coefficients(rewritten(saved, change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.pop("mask/s"),
+        lambda t: t.update({"mask/a.w": torch.zeros(3, 2)}),
+        lambda t: t.update({"mask/more": torch.zeros(3)}),
+        lambda t: [t.pop("mask/s"), t.pop("mask/a.w")],
+    ],
+)
+def test_a_mask_of_other_tensors_or_shapes_is_refused(saved, change):
+    with pytest.raises(CoefficientsError, match="does not fit the values"):
+        load_coefficients(rewritten(saved, change))
+
+
+def test_the_digest_covers_the_mask(saved):
+    with pytest.raises(CoefficientsError, match="digest"):
+        read_coefficients(rewritten(saved, lambda t: t["mask/a.w"].add_(1e-6), signed=False))
