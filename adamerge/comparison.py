@@ -55,7 +55,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     runs = {}
     for method in methods:
         try:
-            runs[method.stem] = _fitted(pool, method, folder, overrides)
+            runs[method.stem] = fitted(pool, method, folder, overrides)
         except (CollapsedError, DivergedError) as error:
             print(f"{method.stem} is left out: {error.what}")
     cli = ConfigCLI(_one_stage(pool, methods[0], overrides))
@@ -72,9 +72,9 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
     protocols: dict[str, Mapping[str, Any]] = {}
     for name, run in runs.items():
-        coefficients = _coefficients(run)
+        coefficients = run_coefficients(run)
         protocols[name] = coefficients.protocol
-        hits[name] = scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization))
+        hits[name] = scorer.merged(coefficients.task_vectors, partial(given, coefficients.parametrization))
     result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
     result["tuned_lambda"] = best
     result["runs"] = {name: str(run) for name, run in runs.items()}
@@ -129,7 +129,7 @@ class Scorer:
         return {task: score(model, task, loader(task, self.split), metric) for task in names}
 
 
-def _given(parametrization: Parametrization, vectors: TaskVectors) -> Parametrization:
+def given(parametrization: Parametrization, vectors: TaskVectors) -> Parametrization:
     return parametrization
 
 
@@ -142,9 +142,9 @@ def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
     cli = ConfigCLI(["--config", str(run / "config.yaml")])
-    coefficients = _coefficients(run)
+    coefficients = run_coefficients(run)
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
-    scores = means(scorer.merged(coefficients.task_vectors, partial(_given, coefficients.parametrization)))
+    scores = means(scorer.merged(coefficients.task_vectors, partial(given, coefficients.parametrization)))
     summary = read_json(run / "summary.json")
     write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
     return scores, cli.datamodule.metric
@@ -191,7 +191,7 @@ def _shown(value: float, factor: float) -> str:
     return f"{factor * value:.1f}" if factor > 1 else f"{factor * value:.3f}"
 
 
-def _fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
     arguments = ["--config", str(pool), "--config", str(method), *overrides]
     stages = stage_files(arguments)
@@ -217,7 +217,7 @@ def _one_stage(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
     return for_stage(arguments, stages[0], 1) if stages else for_stage(arguments, None, 0)
 
 
-def _coefficients(run: Path) -> Coefficients:
+def run_coefficients(run: Path) -> Coefficients:
     """A run's coefficients; its own configuration, which is the user's code, says which modules they may name."""
     configuration = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return load_coefficients(run / "coefficients.safetensors", plugins=sorted(_modules(configuration)))
