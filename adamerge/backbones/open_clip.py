@@ -39,7 +39,7 @@ class OpenClipClassifier(Backbone):
     """
 
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
-        self.architecture, folder = architecture, Path(architecture).expanduser()
+        self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
         if folder.is_dir():
             config, identifier = read_json(folder / "open_clip_config.json"), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):
