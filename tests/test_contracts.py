@@ -32,7 +32,14 @@ from adamerge.constraints import Constraint
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel, merged_tensor
 from adamerge.objectives import Objective
-from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
+from adamerge.parametrizations import (
+    ChunkWise,
+    ExpectedMask,
+    LayerWise,
+    Linear,
+    Mask,
+    Parametrization,
+)
 from adamerge.penalties import Penalty
 from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors import TaskVectors
@@ -69,7 +76,9 @@ def finals(package: object, kind: type) -> list[type]:
 
 
 TRANSFORMS = finals(adamerge.transforms, Transform)
-PARAMETRIZATIONS = finals(adamerge.parametrizations, Parametrization)
+PARAMETRIZATIONS = finals(adamerge.parametrizations, Linear)
+WRAPPERS = [kind for kind in finals(adamerge.parametrizations, Parametrization) if kind not in PARAMETRIZATIONS]
+MASKS = finals(adamerge.parametrizations, Mask)
 CONSTRAINTS = finals(adamerge.constraints, Constraint)
 OBJECTIVES = finals(adamerge.objectives, Objective)
 PENALTIES = finals(adamerge.penalties, Penalty)
@@ -309,6 +318,32 @@ def test_the_sweep_finds_the_parts_that_there_are():
     assert {named(kind) for kind in OBJECTIVES} >= {"Entropy"}
 
 
+# of the logits x of one tensor, times what is inside
+AROUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "Frozen": torch.ones_like,
+    "Concrete": lambda x: (1 / (1 + torch.exp(-x))) / (1 / (1 + torch.exp(-x))).mean(),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=named)
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=named)
+def test_what_wraps_a_parametrization_multiplies_its_update(files, wrapper, kind, constraint):
+    vectors = TaskVectors(**files)
+    around = formula(AROUND, wrapper)
+    inside = functools.partial(made, kind, constraint=constraint(), init=0.3)
+    wrapped = wrapper(vectors, inside, **({"mask": ExpectedMask()} if wrapper.__name__ == "Concrete" else {}))
+    wrapped.load_values(random_values(wrapped))
+    generator = torch.Generator().manual_seed(2)
+    wrapped.load_masks({n: torch.randn(x.shape, generator=generator) for n, x in wrapped.masks().items()})
+    expected = theta(files, None, kind, constraint, {g: value.double() for g, value in wrapped.values().items()})
+    with torch.no_grad():
+        for name in vectors:
+            factor = around(wrapped.masks().get(name, torch.zeros(SHAPES[name])).double())
+            update = (expected[name] - stored(files["base"])[name]) * factor
+            assert (wrapped(name, vectors[name]).double() - update).abs().max() < 2e-6
+
+
 @over_all
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
 def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, resident):
@@ -509,10 +544,13 @@ OTHER_ARGUMENTS = {
         "weak": adamerge.objectives.FlipAndShift(), "strong": adamerge.objectives.RandomOperations(), "temperature": 0.7,
         "threshold": 0.8, "share": 0.5, "limit": 7, "part": 0.5, "seed": 3,
     },
+    "SoftMask": {"seed": 3, "draw": 4}, "BinaryMask": {"seed": 5}, "HardMask": {"threshold": 0.25},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*TRANSFORMS, *CONSTRAINTS, *PARAMETRIZATIONS, *OBJECTIVES, *PENALTIES], ids=named)
+@pytest.mark.parametrize(
+    "kind", [*TRANSFORMS, *CONSTRAINTS, *PARAMETRIZATIONS, *MASKS, *OBJECTIVES, *PENALTIES], ids=named
+)
 def test_constructor_arguments_are_attributes_and_describe_builds_them_again(files, kind):
     vectors = TaskVectors(**files)
     names = [name for name in inspect.signature(kind).parameters if name != "task_vectors"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,7 @@ from adamerge.backbones import Backbone, Encoded
 from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
-from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition, TaskWise
+from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -544,6 +545,31 @@ def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
             found.append(pulled_back(MergedModel(Mlp(), given, parametrization), batches()))
     for low_rank, plain in zip(found[:3], found[3:], strict=True):
         assert (low_rank - plain).abs().max() <= 1e-6 * plain.abs().max()
+
+
+@pytest.mark.parametrize("tasks", [2, 8])
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize(("wanted", "bound"), [("coefficients", 33), ("logits", 41), ("both", 56)])
+def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_path, tasks, resident, wanted, bound):
+    vectors, found = files(tmp_path, tasks, 96), []
+    for kind in (LayerWise, partial(Concrete, inner=LayerWise)):
+        merged = MergedModel(Mlp(Net(96)), vectors, kind(vectors), resident)
+        merged.merge(0)
+        with Counter() as merge:
+            merged.merge(1)
+        between = merge.live()
+        merged(torch.randn(3, 96)).features.float().pow(2).mean().backward()
+        logits = list(merged.parametrization.masks().values())
+        coefficients = [p for name, p in merged.parametrization.named_parameters() if name.endswith("w")]
+        parameters = {"coefficients": coefficients, "logits": logits or coefficients}.get(wanted)
+        scalar = merged.pull_back(torch.zeros(()), parameters)
+        with Counter() as contraction:
+            torch.autograd.grad(scalar, parameters or merged.trained())
+        size = sum(vectors.shape(name).numel() for name in vectors)
+        found.append((merge.elements + contraction.elements) / size)
+        assert between < 4 * size / 10, "neither a mask nor an update waits"
+    again = tasks * (1 if resident else 2) if wanted == "both" else 0
+    assert bound - 3 <= found[1] - found[0] - again <= bound + 1.02, found
 
 
 @pytest.mark.parametrize("tasks", [2, 8])
