@@ -1,0 +1,379 @@
+"""Every part with every other: parametrization x constraint x objective x backbone x dense or LoRA experts, at pico size.
+
+The full product runs on the engine: a merge, a step's backward pass, a contraction. A pairwise covering set, in which each
+two choices meet at least once, runs through the command line's ``fit`` and ``export``; ten of it in the fast tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from conftest import build_open_clip_folder
+from pico import CAUSAL, KINDS, TASKS, TEXTS, pico_pool, pictures
+from running import QUICK, command, without_pictures, write_yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adamerge import constraints, objectives, parametrizations
+from adamerge.backbones import IGNORED, Batch, OpenClipClassifier, Teacher
+from adamerge.backbones.inputs import stack, stack_tensors
+from adamerge.errors import AdamergeError, ConfigError
+from adamerge.merged_model import MergedModel
+from adamerge.modules.backward import BackwardPass
+from adamerge.objectives import Objective
+from adamerge.parametrizations import Frozen, LayerWise, Parametrization
+from adamerge.recipe import describe
+from adamerge.sources import open_checkpoint
+from adamerge.task_vectors import TaskVectors
+
+ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
+BACKBONES = ["open_clip", *KINDS]
+EXPERTS = ["dense", "lora"]
+CONSTRAINTS = ["Free", "Clamp", "Projection", "Sigmoid", "Softmax"]
+PARAMETRIZATIONS: dict[str, dict[str, Any]] = {
+    "TaskWise": {}, "BlockWise": {}, "LayerWise": {}, "ChunkWise": {"chunks": 3}, "RandomPartition": {"parts": 3},
+    "ImportanceChunkWise": {"budget": 1.5}, "Concrete": {},
+}  # fmt: skip
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "Entropy": objectives.Entropy,
+    "CrossEntropy": objectives.CrossEntropy,
+    "LogitAlignment": objectives.LogitAlignment,
+    "HiddenAlignment": partial(objectives.HiddenAlignment, [-1]),
+    "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
+    "PseudoLabel": objectives.PseudoLabel,
+}
+LANGUAGE = {*CAUSAL, "t5", "t5_untied", "llava"}
+OF_IMAGES = {"open_clip", "vit", "resnet", "clip"}
+RANK = 2
+
+
+def legal(kind: str, experts: str) -> bool:
+    """Factors are of matrices, and a ResNet has none but its head's."""
+    return not (kind == "resnet" and experts == "lora")
+
+
+def open_clip_pool(folder: Path) -> dict[str, Any]:
+    base = build_open_clip_folder(folder / "base")
+    experts = {}
+    for seed, task in enumerate(TASKS):
+        torch.manual_seed(seed)
+        moved = {n: value + 0.05 * torch.randn_like(value) for n, value in base.items() if n.startswith("visual.")}
+        save_file(moved, folder / f"{task}.safetensors")
+        experts[task] = str(folder / f"{task}.safetensors")
+    return {
+        "base": str(folder / "base"), "experts": experts, "include": ["visual.*"], "exclude": [],
+        "backbone": lambda: OpenClipClassifier(str(folder / "base")),
+        "samples": {"one": pictures(), "two": pictures(seed=1)},
+    }  # fmt: skip
+
+
+def adapter_folder(kind: str, pool: dict[str, Any], task: str, folder: Path) -> str:
+    """A LoRA expert as peft writes it: factors of every linear layer that is merged, and the expert's own head."""
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+    generator = torch.Generator().manual_seed(list(TASKS).index(task))
+    tensors, modules = {}, []
+    for name in vectors:
+        shape = vectors.shape(name)
+        if (
+            len(shape) != 2
+            or not name.endswith(".weight")
+            or "embed" in name
+            or name in {"shared.weight", "wte.weight"}
+        ):
+            continue
+        module, rows, columns = name.removesuffix(".weight"), *(shape if kind != "gpt2" else reversed(shape))
+        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = 0.1 * torch.randn(rows, RANK, generator=generator)
+        modules.append(module)
+    expert = open_checkpoint(pool["experts"][task])
+    heads = {name for name in expert if name.startswith("classifier.") or (kind == "bert_mlm" and ".pooler." in name)}
+    tensors |= {f"base_model.model.{name}": expert[name].clone() for name in heads}
+    config = {
+        "peft_type": "LORA", "r": RANK, "lora_alpha": 4, "target_modules": modules, "bias": "none",
+        "fan_in_fan_out": kind == "gpt2", "base_model_name_or_path": pool["base"],
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in heads}) or None,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Any]]:
+    """The pool of a backbone with dense or LoRA experts, made once."""
+    root, made = tmp_path_factory.mktemp("matrix"), {}
+
+    def get(kind: str, experts: str) -> dict[str, Any]:
+        if (kind, experts) not in made:
+            if experts == "dense":
+                place = root / kind
+                made[kind, experts] = open_clip_pool(place) if kind == "open_clip" else pico_pool(kind, place)
+            else:
+                dense = get(kind, "dense")
+                found = {task: adapter_folder(kind, dense, task, root / f"{kind}-lora" / task) for task in TASKS}
+                made[kind, experts] = dense | {"experts": found}
+        return made[kind, experts]
+
+    return get
+
+
+def vectors_of(pool: dict[str, Any]) -> TaskVectors:
+    return TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+
+
+def parametrization_of(name: str, constraint: str, vectors: TaskVectors) -> Parametrization:
+    arguments = {"constraint": getattr(constraints, constraint)(), "init": 0.3}
+    if name == "Concrete":
+        return parametrizations.Concrete(vectors, partial(LayerWise, **arguments))
+    if name == "ImportanceChunkWise":
+        arguments["importance"] = {tensor: 1.0 + i % 3 for i, tensor in enumerate(vectors)}
+    return getattr(parametrizations, name)(vectors, **arguments, **PARAMETRIZATIONS[name])
+
+
+class Engine:
+    """A backbone with its batches, labels and teachers; parametrizations come and go."""
+
+    def __init__(self, kind: str, pool: dict[str, Any]) -> None:
+        self.vectors, self.backbone = vectors_of(pool), pool["backbone"]()
+        merged = self.merged(LayerWise(self.vectors))
+        self.backbone.build_heads(TASKS, self.vectors.checkpoints)
+        self.batch = {}
+        for task, samples in pool["samples"].items():
+            ready = [self.backbone.preprocess(sample) for sample in samples]
+            if kind in LANGUAGE:
+                labels = stack_tensors([self.backbone.labels(sample) for sample in ready], IGNORED)
+            else:
+                labels = torch.arange(len(ready)) % len(TASKS[task].classnames)
+            merged.fill_expert(task)
+            with torch.no_grad():
+                output = self.backbone.output(merged(stack(ready), [-1]), task)
+                both = self.backbone.output(merged(stack(ready), [0, 1]), task)
+            indices = torch.arange(len(ready))
+            self.batch[task] = Batch(stack(ready), labels, None, indices)
+            self.teachers = getattr(self, "teachers", {}) | {task: (output, both)}
+        self.samples = {task: len(samples) for task, samples in pool["samples"].items()}
+
+    def merged(self, parametrization: Parametrization) -> MergedModel:
+        return MergedModel(self.backbone, self.vectors, parametrization)
+
+    def for_objective(self, objective: Objective) -> dict[str, Batch]:
+        found = {}
+        for task, batch in self.batch.items():
+            output = self.teachers[task][0 if len(objective.hidden) < 2 else 1]
+            teacher = Teacher(output.logits, None, output.encoded.hidden) if objective.taught else None
+            found[task] = batch._replace(labels=batch.labels if objective.labelled else None, teacher=teacher)
+        return found
+
+
+def gradients(engine: Engine, parametrization: Parametrization, objective: Objective) -> list[Tensor]:
+    merged = engine.merged(parametrization)
+    merged.merge()
+    losses = BackwardPass(merged, objective, {}, None, ALONE)(engine.for_objective(objective))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    merged.pull_back(torch.stack(list(losses.values())).sum()).backward()
+    return [parameter.grad for parameter in parametrization.parameters() if parameter.requires_grad]
+
+
+def on_the_engine(engine: Engine, parts: Sequence[str], kinds: Sequence[str], wanted: Sequence[str]) -> int:
+    done = 0
+    for name, constraint, objective_name in itertools.product(parts, kinds, wanted):
+        objective = OBJECTIVES[objective_name]()
+        found = gradients(engine, parametrization_of(name, constraint, engine.vectors), objective)
+        assert found and all(torch.isfinite(gradient).all() for gradient in found), (name, constraint, objective_name)
+        assert any(gradient.abs().max() > 0 for gradient in found), (name, constraint, objective_name)
+        done += 1
+    return done
+
+
+DIRECT = [name for name in OBJECTIVES if name != "PseudoLabel"]  # which needs a fit's course: it goes through the CLI
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_the_full_product_on_the_engine(pools, kind, experts):
+    if not legal(kind, experts):
+        with pytest.raises(AdamergeError, match="no tensor"):
+            vectors_of(pools(kind, experts))
+        return
+    engine = Engine(kind, pools(kind, experts))
+    assert on_the_engine(engine, list(PARAMETRIZATIONS), CONSTRAINTS, DIRECT) == 7 * 5 * 5
+
+
+SOME = [("open_clip", "lora"), ("qwen3_moe", "dense"), ("gpt2", "lora"), ("bert_mlm", "dense"), ("t5", "lora")]
+
+
+@pytest.mark.parametrize(("kind", "experts"), SOME)
+def test_parts_on_the_engine(pools, kind, experts):
+    engine = Engine(kind, pools(kind, experts))
+    assert on_the_engine(engine, list(PARAMETRIZATIONS), ["Sigmoid"], ["Entropy", "Sum"]) == 14
+    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 25
+
+
+def test_the_matrix_has_all_parts_there_are():
+    """A new part must be put into the matrix."""
+    public = {name for name in parametrizations.__all__ if _final(getattr(parametrizations, name), Parametrization)}
+    assert public - {"Frozen"} == set(PARAMETRIZATIONS), "Frozen has no gradient of its own"
+    kinds = {name for name, part in vars(constraints).items() if _final(part, constraints.Constraint)}
+    assert kinds - {"Interval"} == set(CONSTRAINTS)
+    assert {name for name in objectives.__all__ if _final(getattr(objectives, name), Objective)} == set(OBJECTIVES)
+
+
+def _final(part: object, kind: type) -> bool:
+    return isinstance(part, type) and issubclass(part, kind) and not inspect.isabstract(part)
+
+
+# what does not go together ------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_parametrization_has_nothing_to_learn(pools):
+    vectors = vectors_of(pools("llama", "dense"))
+    assert not [p for p in Frozen(vectors, LayerWise).parameters() if p.requires_grad]
+
+
+def test_hidden_states_that_there_are_not_are_refused(pools):
+    engine = Engine("llama", pools("llama", "dense"))
+    objective = objectives.HiddenAlignment([99])
+    with pytest.raises(ConfigError, match="there is no hidden state 99"):
+        gradients(engine, LayerWise(engine.vectors), objective)
+
+
+# through the command line -------------------------------------------------------------------------------------------
+
+# of each family one; the full product above has them all
+THROUGH_CLI = [
+    "open_clip",
+    "resnet",
+    "vit",
+    "clip",
+    "sentence",
+    "bert_mlm",
+    "gpt2",
+    "qwen2_tied",
+    "qwen3_moe",
+    "t5",
+    "llava",
+]
+AXES = (list(PARAMETRIZATIONS), CONSTRAINTS, list(OBJECTIVES), THROUGH_CLI, EXPERTS)
+
+
+def covering() -> list[tuple[str, ...]]:
+    """Rows in which each two legal choices of two axes meet, chosen greedily and always the same way."""
+    rows = [row for row in itertools.product(*AXES) if legal(row[3], row[4])]
+    pairs_of = {row: {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(5), 2)} for row in rows}
+    missing, chosen = set().union(*pairs_of.values()), []
+    random.Random(0).shuffle(rows)
+    while missing:
+        best = max(rows, key=lambda row: len(pairs_of[row] & missing))
+        missing -= pairs_of[best]
+        chosen.append(best)
+    return chosen
+
+
+COVERING = covering()
+
+
+def data_config(kind: str, root: Path) -> dict[str, Any]:
+    """Saved data sets of the samples' kind, a few rows each."""
+    tasks: dict[str, Any] = {}
+    for task, words in TASKS.items():
+        names, place, rows = list(words.classnames), root / "data" / task, 12
+        label = [i % len(names) for i in range(rows)]
+        features = {"label": datasets.ClassLabel(names=names)}
+        if kind in OF_IMAGES or kind == "llava":
+            columns: dict[str, list[Any]] = {"image": [image for _ in range(4) for image in pictures()]}
+            features["image"] = datasets.Image()
+        else:
+            columns = {"text": [f"{TEXTS[i % len(TEXTS)]} {i}" for i in range(rows)]}
+            features["text"] = datasets.Value("string")
+        if kind == "llava":
+            columns |= {"question": ["what?"] * rows, "answer": ["abc"] * rows}
+            features |= {"question": datasets.Value("string"), "answer": datasets.Value("string")}
+        made = datasets.Dataset.from_dict(columns | {"label": label}, datasets.Features(features))
+        datasets.DatasetDict(dict.fromkeys(("calibration", "validation", "test"), made)).save_to_disk(place)
+        tasks[task] = {"dataset": str(place)}
+        if kind in LANGUAGE:
+            response = {"llava": "{answer}", "t5": "abc"}.get(kind)
+            tasks[task] |= {} if response is None else {"response": response}
+        else:
+            tasks[task] |= {"templates": list(words.templates)}
+    family = (
+        "ImageText" if kind == "llava" else "Language" if kind in LANGUAGE else "Image" if kind in OF_IMAGES else "Text"
+    )
+    return {"class_path": f"adamerge.data.{family}Calibration", "init_args": {"tasks": tasks, "batch_size": 2}}
+
+
+CLASSES = {
+    "open_clip": ("OpenClipClassifier", "architecture"), "vit": ("ImageClassifier", "model"),
+    "resnet": ("ImageClassifier", "model"), "clip": ("ClipVisionClassifier", "model"), "bert_mlm": ("SequenceClassifier", "model"),
+    "sentence": ("SentenceClassifier", "model"), "llava": ("VisionLanguage", "model"), "t5": ("Seq2Seq", "model"),
+    **dict.fromkeys(CAUSAL, ("CausalLM", "model")),
+}  # fmt: skip
+
+
+def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Path, Path]:
+    name, constraint, objective, kind, _ = row
+    class_path, argument = CLASSES[kind]
+    backbone = {"class_path": f"adamerge.backbones.{class_path}", "init_args": {argument: pool["base"]}}
+    vectors = {key: pool[key] for key in ("base", "experts", "include", "exclude")}
+    data = data_config(kind, root)
+    chosen = OBJECTIVES[objective]()
+    data["init_args"]["labelled"] = chosen.labelled
+    init: dict[str, Any] = {"init": 0.3, "constraint": {"class_path": f"adamerge.constraints.{constraint}"}}
+    if name == "Concrete":
+        init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}
+    if name == "ImportanceChunkWise":
+        numbers = {tensor: 1.0 + i % 3 for i, tensor in enumerate(vectors_of(pool))}
+        init["importance"] = str(root / "importance.json")
+        (root / "importance.json").write_text(json.dumps(numbers))
+    parametrization = {"class_path": f"adamerge.parametrizations.{name}", "init_args": init | PARAMETRIZATIONS[name]}
+    model = {"parametrization": parametrization, "objective": describe(chosen), "lr": 0.01}
+    pool_file = write_yaml(
+        root / "pools" / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data}
+    )
+    return pool_file, write_yaml(root / "methods" / "method.yaml", {"model": model, "trainer": {"max_steps": 2}})
+
+
+def fit_and_export(row: tuple[str, ...], pools: Any, root: Path, capfd: Any) -> None:
+    pool = pools(row[3], row[4])
+    pool_file, method = configs(row, pool, root)
+    quick = [word for word in QUICK if "batch_size" not in word]
+    words = ["--config", pool_file, "--config", method, *quick, "--runs", root / "runs", "--name", "m", "--id", "r"]
+    done = command(capfd, "fit", *words)
+    assert done.code == 0, (row, done.err[-3000:])
+    run = root / "runs" / "m" / "r"
+    done = command(capfd, "export", run / "coefficients.safetensors", root / "merged")
+    assert done.code == 0, (row, done.err[-3000:])
+    assert any(file.suffix == ".safetensors" for file in (root / "merged").iterdir())
+
+
+def test_the_covering_set_is_small_and_complete():
+    assert len(COVERING) <= 80
+    for i, j in itertools.combinations(range(5), 2):
+        met = {(row[i], row[j]) for row in COVERING}
+        assert met == {pair for pair in itertools.product(AXES[i], AXES[j]) if {i, j} != {3, 4} or legal(*pair)}
+
+
+@pytest.mark.parametrize("row", COVERING[:10], ids="-".join)
+def test_ten_of_the_covering_set_through_the_command_line(row, pools, tmp_path, capfd, monkeypatch):
+    without_pictures(monkeypatch)
+    fit_and_export(row, pools, tmp_path, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", COVERING[10:], ids="-".join)
+def test_the_covering_set_through_the_command_line(row, pools, tmp_path, capfd, monkeypatch):
+    without_pictures(monkeypatch)
+    fit_and_export(row, pools, tmp_path, capfd)
