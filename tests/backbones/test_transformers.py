@@ -64,10 +64,10 @@ def test_no_code_of_a_folder_is_run(folder):
 def test_files_that_describe_the_model_are_taken_over_and_weights_are_not(folder):
     for name in ("README.md", "training_args.bin", "model.safetensors.index.json.old", "tokenizer.model", "my_code.py"):
         (folder / name).write_text("x")
-    assert CausalLM(str(folder)).layout().copied == [
+    assert CausalLM(str(folder)).layout().copied == (
         *("chat_template.jinja", "config.json", "generation_config.json", "my_code.py"),
         *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
-    ]
+    )
 
 
 def test_hidden_states_by_number():
