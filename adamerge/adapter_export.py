@@ -15,11 +15,12 @@ from torch import Tensor
 from adamerge.adapters import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
-from adamerge.export import COEFFICIENTS_FILE, card, verify
+from adamerge.export import COEFFICIENTS_FILE, card
 from adamerge.files import quoted
 from adamerge.low_rank import LowRankDeltas
 from adamerge.parametrizations import Linear
 from adamerge.staging import staged_folder
+from adamerge.weights import verify_tensors
 
 
 def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite: bool = False) -> Path:
@@ -55,7 +56,7 @@ def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite:
         (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
-        verify(
+        verify_tensors(
             folder / WEIGHTS,
             {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()},
         )

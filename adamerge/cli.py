@@ -72,6 +72,9 @@ def export(arguments: list[str]) -> None:
         help="write one LoRA adapter of the base, of LoRA experts with whole-tensor coefficients",
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as in training")
+    parser.add_argument(
+        "--task", help="a complete model for this task, with its expert's head; default: all heads aside"
+    )
     parser.add_argument("--base", help="where the base is now")
     parser.add_argument("--expert", action="append", default=[], metavar="NAME=PATH", help="where an expert is now")
     parser.add_argument(
@@ -96,7 +99,7 @@ def export(arguments: list[str]) -> None:
         print(f"exported: {export_adapter(coefficients, own.target, overwrite=own.overwrite)}")
         return
     dtype = getattr(torch, own.dtype) if own.dtype else None
-    print(f"exported: {write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite)}")
+    print(f"exported: {write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite, task=own.task)}")
 
 
 def inspect(arguments: list[str]) -> None:

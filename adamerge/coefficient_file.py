@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.files import TensorFile
+from adamerge.layout import Layout
 
 FORMAT = 1
 METADATA_KEY = "adamerge"
@@ -102,14 +103,11 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     for who, entry in models.items():
         if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("source", "fingerprint"))):
             raise CoefficientsError(f"{path}: model '{who}'", expected="source and fingerprint", got=repr(entry)[:200])
-    files = metadata["layout"].get("files")
-    if not (
-        isinstance(metadata["layout"].get("weights"), str)
-        and isinstance(files, dict)
-        and all(isinstance(content, str) for content in files.values())
-    ):
+    if not _is_layout(metadata["layout"]):
         raise CoefficientsError(
-            f"{path}: field 'layout'", expected="weights and files", got=repr(metadata["layout"])[:200]
+            f"{path}: field 'layout'",
+            expected="weights, files, copied, heads and copies",
+            got=repr(metadata["layout"])[:200],
         )
     texts = [*metadata["include"], *metadata["exclude"], *metadata["rows"]]
     if not all(isinstance(text, str) for text in texts):
@@ -118,3 +116,29 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
         raise CoefficientsError(
             f"{path}: dtype or step", expected=f"one of {DTYPES}, 0 or more", got=(metadata["dtype"], metadata["step"])
         )
+
+
+def plain_layout(layout: Layout) -> dict[str, Any]:
+    """The layout as JSON holds it."""
+    return {
+        "weights": layout.weights,
+        "files": dict(layout.files),
+        "copied": list(layout.copied),
+        "heads": list(layout.heads),
+        "copies": dict(layout.copies),
+    }
+
+
+def _is_layout(found: Mapping[str, Any]) -> bool:
+    """Whether every field is of its kind; files of the first versions have only weights and files."""
+
+    def texts(values: Any, kind: type) -> bool:
+        held = values.values() if isinstance(values, dict) else values
+        return isinstance(values, kind) and all(isinstance(value, str) for value in held)
+
+    kinds = {"files": dict, "copied": list, "heads": list, "copies": dict}
+    return (
+        {"weights", "files"} <= found.keys() <= {"weights", *kinds}
+        and isinstance(found["weights"], str)
+        and all(texts(found[name], kind) for name, kind in kinds.items() if name in found)
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.coefficient_file import FORMAT, METADATA_KEY, digest_of, read_coefficients
+from adamerge.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.layout import Layout
 from adamerge.parametrizations import Parametrization
@@ -101,7 +101,7 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         "states": vectors.states,
         "parametrization": describe(coefficients.parametrization),
         "dtype": str(coefficients.dtype).removeprefix("torch."),
-        "layout": {"weights": coefficients.layout.weights, "files": dict(coefficients.layout.files)},
+        "layout": plain_layout(coefficients.layout),
         "protocol": dict(coefficients.protocol),
     }
     parametrization = coefficients.parametrization
@@ -171,7 +171,7 @@ def load_coefficients(
         raise CoefficientsError(f"{path}: the recipe does not fit the values: {error}") from error
     if verify:
         _compare_fingerprints(path, metadata, vectors)
-    layout = Layout(metadata["layout"]["weights"], metadata["layout"]["files"])
+    layout = Layout(**metadata["layout"])
     dtype = getattr(torch, metadata["dtype"])
     return Coefficients(vectors, parametrization, layout, dtype, metadata["step"], metadata["protocol"])
 

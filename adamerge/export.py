@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
 import adamerge
-from adamerge.checkpoint import FORMAT_NAMES
 from adamerge.coefficients import Coefficients, save_coefficients
-from adamerge.errors import CoefficientsError, ExportError
-from adamerge.files import TensorFile, quoted
+from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merged_model import merged_tensor
 from adamerge.staging import staged_folder
+from adamerge.weights import verify_tensors, write_tensors
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
 
 
 def export(
-    coefficients: Coefficients, target: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = False
+    coefficients: Coefficients,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    task: str | None = None,
 ) -> Path:
     """Write the merged model to folder ``target``: weights, configuration, card and coefficients.
 
@@ -37,92 +37,58 @@ def export(
         target: the new folder.
         dtype: of the floating-point tensors; by default that of the merged copy the coefficients were learned on.
         overwrite: replace an existing folder, which stays until the new one is complete.
+        task: write a complete model for this task, with the head and the configuration of its expert; without, the trunk
+            as the base's file has it, and every expert's head in ``heads/<task>/`` beside it.
 
     Raises:
+        ConfigError: there is no such task, or its expert has no head of its own.
         ExportError: the target exists, cannot be written, or does not read back as it was written.
         CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
     """
-    vectors = coefficients.task_vectors
+    vectors, layout = coefficients.task_vectors, coefficients.layout
     models = [vectors.base, *vectors.checkpoints.values()]
-    for name in (coefficients.layout.weights, *coefficients.layout.files):
-        if Path(name).name != name or name in {"", ".", ".."} or not (name.isascii() and name.isprintable()):
-            raise CoefficientsError(
-                f"the coefficient file names an unsafe file {quoted(name)}", expected="a plain file name"
-            )
+    check_names(layout, vectors.experts)
+    dtype = dtype or coefficients.dtype
+    if task is not None:
+        check_task(coefficients, task)
     inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
     with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
         for model in models:
             model.check()
-        weights = folder / coefficients.layout.weights
-        written = _write_weights(weights, coefficients, dtype or coefficients.dtype)
-        for name, content in coefficients.layout.files.items():
+        weights = folder / layout.weights
+        written = write_tensors(weights, headers(coefficients, task, dtype), merged_tensors(coefficients, dtype, task))
+        for name, content in layout.files.items():
             (folder / name).write_text(content, encoding="utf-8")
+        copy_files(layout, [vectors.base] if task is None else [vectors.checkpoints[task], vectors.base], folder, dtype)
+        if task is None:
+            write_heads(coefficients, folder, dtype)
         save_coefficients(coefficients, folder / COEFFICIENTS_FILE)
         (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
-        verify(weights, written)
+        verify_tensors(weights, written)
     return Path(target)
 
 
-def merged_tensors(coefficients: Coefficients, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the merged model by on-disk name, one at a time; what is not merged is the base's."""
-    vectors = coefficients.task_vectors
-    with torch.no_grad():
-        for name in vectors.base:
-            base = vectors.base[name]
-            if name in vectors:
-                yield name, merged_tensor(base, coefficients.parametrization(name, vectors[name]), dtype)
-            else:
-                yield name, base.to(dtype) if base.is_floating_point() else base
+def merged_tensors(
+    coefficients: Coefficients, dtype: torch.dtype, task: str | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the exported model by on-disk name, one at a time; what is not merged is the base's.
 
-
-def _write_weights(path: Path, coefficients: Coefficients, dtype: torch.dtype) -> dict[str, str]:
-    """A safetensors file, streamed: the header follows from the base's, so nothing waits in memory.
-
-    Returns:
-        sha256 of every tensor's bytes, as computed, by name.
+    Args:
+        coefficients: what ``load_coefficients`` gives.
+        dtype: of the floating-point tensors.
+        task: whose head takes the place of the base's.
     """
-    base = coefficients.task_vectors.base
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in base:
-        stored = dtype if base.dtype(name).is_floating_point else base.dtype(name)
-        start, end = end, end + base.shape(name).numel() * stored.itemsize
-        header[name] = {"dtype": FORMAT_NAMES[stored], "shape": list(base.shape(name)), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    hashes = {}
-    try:
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name, tensor in merged_tensors(coefficients, dtype):
-                hashes[name] = _write_tensor(file, tensor)
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {path}: {error.strerror}", todo="free space there, or choose another target"
-        ) from error
-    return hashes
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _write_tensor(file: BinaryIO, tensor: Tensor) -> str:
-    content = _bytes(tensor)
-    file.write(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def verify(path: Path, hashes: dict[str, str]) -> None:
-    """Open what was written as a stranger would, and compare every tensor with what was computed."""
-    file = TensorFile(path)
-    if file.tensors.keys() != hashes.keys():
-        raise ExportError(f"{path.name} does not read back: {sorted(file.tensors.keys() ^ hashes.keys())[:10]}")
-    for name, expected in hashes.items():
-        if hashlib.sha256(_bytes(file.read(name))).hexdigest() != expected:
-            raise ExportError(f"{path.name}: '{name}' does not read back as it was written", todo="check the disk")
+    vectors, layout = coefficients.task_vectors, coefficients.layout
+    with torch.no_grad():
+        for name, model in exported(coefficients, task).items():
+            source = layout.copies.get(name, name)
+            stored = model[source]
+            if model is vectors.base and source in vectors:
+                yield name, merged_tensor(stored, coefficients.parametrization(source, vectors[source]), dtype)
+            else:
+                yield name, stored.to(dtype) if stored.is_floating_point() else stored
 
 
 def card(coefficients: Coefficients) -> str:

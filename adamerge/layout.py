@@ -25,6 +25,10 @@ class Layout:
     heads: Sequence[str] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("copied", "heads"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # so that one read from a file is equal
+
     def is_head(self, name: str) -> bool:
         """Whether the tensor of this name is each model's own."""
         return any(fnmatchcase(name, pattern) for pattern in self.heads)

@@ -59,6 +59,7 @@ class MergedModel(nn.Module):
         self._tensors = dict(backbone.tensors())
         self._edges: dict[str, GradientEdge] = {}
         self._placed: torch.device | None = None
+        self._astray: list[str] = []  # buffers that are an expert's for now
         self._compare()
         backbone.network.eval().requires_grad_(False)
         self.fill(task_vectors.base.__getitem__)
@@ -90,12 +91,19 @@ class MergedModel(nn.Module):
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(source(name))
+        self._astray = []
         torch.clear_autocast_cache()
 
     def fill_expert(self, task: str) -> None:
-        """Fill the copy with one expert; tensors that are not merged stay the base's."""
+        """Fill the copy with one expert, its own buffers included; other tensors that are not merged stay the base's."""
         base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
-        self.fill(lambda name: (expert if name in self.task_vectors else base)[name])
+        buffers = [
+            name
+            for name, tensor in self._tensors.items()
+            if not isinstance(_owner(tensor), nn.Parameter) and name in expert and expert.shape(name) == tensor.shape
+        ]
+        self.fill(lambda name: (expert if name in self.task_vectors or name in buffers else base)[name])
+        self._astray = buffers
 
     def merge(self, draw: int | None = None) -> None:
         """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
@@ -106,6 +114,10 @@ class MergedModel(nn.Module):
         self._place()
         self._edges = {}
         update_of = self.parametrization if draw is None else self.parametrization.draw(draw)
+        with torch.no_grad():
+            for name in self._astray:
+                self._tensors[name].copy_(self.task_vectors.base[name])
+        self._astray = []
         with torch.autocast(self.device.type, enabled=False):
             for name in self._merged_names():
                 update = update_of(name, self.task_vectors[name])

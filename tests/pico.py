@@ -20,37 +20,45 @@ from adamerge import backbones
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-CHAT = "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant {% endif %}"
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant {% endif %}"
+)
 IMAGE_CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }} {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant {% endif %}"
 )
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "user", "assistant", *string.ascii_lowercase, *"0123456789.,?!"]
-DECODER = dict(
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=48,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
-ENCODER = dict(
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=48,
-    pad_token_id=0,
-)
-VISION = dict(
-    hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
-)
+DECODER = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 48,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ENCODER = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 48,
+    "pad_token_id": 0,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 CAUSAL: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=2
@@ -105,6 +113,8 @@ def random_model(auto: Any, config: Any, seed: int) -> Any:
     """A network with random biases and norms too: zeros and ones would hide a wrong sign."""
     torch.manual_seed(seed)
     network = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+    if config.model_type == "t5" and config.is_gated_act:  # T5 1.1: whether its head is tied, the values decide
+        network.lm_head.weight = torch.nn.Parameter(torch.randn(64, 16))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -280,7 +290,10 @@ def llava_pool(folder: Path) -> dict[str, Any]:
         ).save_pretrained(place)
 
     add_files(pool, processor)
-    samples = [{"image": image, "question": "what?", "response": text[:6]} for image, text in zip(pictures(), TEXTS)]
+    samples = [
+        {"image": image, "question": "what?", "response": text[:6]}
+        for image, text in zip(pictures(), TEXTS, strict=True)
+    ]
     return pool | {
         "include": ["*language_model.*", "*lm_head*"],
         "backbone": lambda dtype="float32": backbones.VisionLanguage(pool["base"], dtype),

@@ -215,7 +215,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
     module = sys.modules["adamerge.export"]
     paths = copied(pool, tmp_path / "models")
     vectors = TaskVectors(**paths, include=["visual.*"])
-    write = module._write_weights
+    write = module.write_tensors
 
     def write_and_touch(*args):
         written = write(*args)
@@ -224,7 +224,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
         save_file(changed, paths["experts"]["colours"])
         return written
 
-    monkeypatch.setattr(module, "_write_weights", write_and_touch)
+    monkeypatch.setattr(module, "write_tensors", write_and_touch)
     with pytest.raises(CheckpointError, match="colours.safetensors"):
         export(Coefficients(vectors, LayerWise(vectors)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -232,7 +232,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
 
 def test_a_disk_that_lies_is_found_out(learned, tmp_path, monkeypatch):
     module = sys.modules["adamerge.export"]
-    write = module._write_weights
+    write = module.write_tensors
 
     def write_and_rot(path, *args):
         written = write(path, *args)
@@ -241,7 +241,7 @@ def test_a_disk_that_lies_is_found_out(learned, tmp_path, monkeypatch):
         path.write_bytes(content)
         return written
 
-    monkeypatch.setattr(module, "_write_weights", write_and_rot)
+    monkeypatch.setattr(module, "write_tensors", write_and_rot)
     with pytest.raises(ExportError, match="does not read back"):
         export(load_coefficients(learned), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

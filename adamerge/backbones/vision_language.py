@@ -41,9 +41,10 @@ class VisionLanguage(TransformersBackbone):
         self.processor = self.load(AutoProcessor)
         config = self.network.config
         image_token = getattr(config, "image_token_id", None)
-        self.image_token: int | None = image_token or getattr(config, "image_token_index", None)
-        if self.image_token is None:
+        image_token = getattr(config, "image_token_index", None) if image_token is None else image_token
+        if image_token is None:
             raise CheckpointError(f"{model}: its config.json names no image token", got=config.model_type)
+        self.image_token: int = image_token
         self.max_length, self.response_only = longest(config, max_length), response_only
         self._head = LanguageHead(self.network, self.network.base_model_prefix)
 
@@ -100,7 +101,7 @@ class VisionLanguage(TransformersBackbone):
     def labels(self, sample: Inputs) -> Tensor:
         """The next token of each position, where that is to be predicted."""
         assert isinstance(sample, dict)
-        return next_tokens(sample).masked_fill(sample["input_ids"].eq(self.image_token or -1), IGNORED)
+        return next_tokens(sample).masked_fill(sample["input_ids"] == self.image_token, IGNORED)
 
     def _text(self, question: str, response: str | None) -> tuple[str, list[tuple[int, int]]]:
         """The sample as text with one mark for the image, and where the response stands in it."""
