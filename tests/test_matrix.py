@@ -317,7 +317,8 @@ def data_config(kind: str, root: Path) -> dict[str, Any]:
 
 CLASSES = {
     "open_clip": ("OpenClipClassifier", "architecture"), "vit": ("ImageClassifier", "model"),
-    "resnet": ("ImageClassifier", "model"), "clip": ("ClipVisionClassifier", "model"), "bert_mlm": ("SequenceClassifier", "model"),
+    "resnet": ("ImageClassifier", "model"), "clip": ("ClipVisionClassifier", "model"),
+    "bert_mlm": ("SequenceClassifier", "model"),
     "sentence": ("SentenceClassifier", "model"), "llava": ("VisionLanguage", "model"), "t5": ("Seq2Seq", "model"),
     **dict.fromkeys(CAUSAL, ("CausalLM", "model")),
 }  # fmt: skip
