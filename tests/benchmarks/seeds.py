@@ -2,8 +2,8 @@
 
     python tests/benchmarks/seeds.py POOL --seeds 0 1 2 --out FILE.json METHOD [--key=value ...] -- METHOD [--key=value ...]
 
-Every fit is a run of its own under ``runs/seeds``; finished ones are found again and killed ones go on, so that the
-command may be repeated until it ends. The seed decides the order of the calibration batches, and with it whatever else a method draws.
+Every fit is a run of its own under ``runs/seeds``; finished ones are found again and killed ones go on, so that the command
+may be repeated until it ends. The seed decides the order of the calibration batches, and whatever else a method draws.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def test_the_gradient_is_that_of_the_formula_in_float64(pool, image_folders, pla
         }
         network.load_state_dict({**base, **state})
         total = 0.0
-        for task, (inputs, _) in batch.items():
+        for task, part in batch.items():
+            inputs = part.inputs
             pixels = (inputs.double() / 255 - backbone._mean) / backbone._std
             features = torch.nn.functional.normalize(network.encode_image(pixels), dim=-1)
             p = (features @ backbone.heads[task].weight.double().T).softmax(-1)
