@@ -188,7 +188,8 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[
     assert "'org/gone' is no local file or folder" in refusal("org/gone") and "no route" in refusal("org/gone")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
         open_checkpoint("org/gone")
-    assert asked[0] == ("org/some-model.v2", "refs/pr/1", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]) and asked[1][1] is None
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    assert asked[0] == ("org/some-model.v2", "refs/pr/1", wanted) and asked[1][1] is None
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "gone").mkdir(parents=True)
     assert "has no .safetensors file" in refusal("org/gone")  # what is there goes before the hub
