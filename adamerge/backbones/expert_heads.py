@@ -30,6 +30,9 @@ class ExpertHeads(TransformersBackbone):
 
     Attributes:
         head_modules: names of the submodules that make a head, in the order of computation.
+
+    Raises:
+        CheckpointError: the folder is unusable, or the head is more than its modules one after the other.
     """
 
     head_modules: tuple[str, ...] = ()
@@ -37,9 +40,19 @@ class ExpertHeads(TransformersBackbone):
     def __init__(self, model: str, dtype: str, loader: Any) -> None:
         self.loader = loader
         super().__init__(model, dtype, loader)
+        expected, modules = self._probe(), [self.network.get_submodule(name) for name in self.head_modules]
         for name in self.head_modules:
             parent, _, child = name.rpartition(".")
             setattr(self.network.get_submodule(parent), child, nn.Identity())
+        with torch.no_grad():
+            found = nn.Sequential(*modules)(self._probe())
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3):
+            raise CheckpointError(
+                f"{model}: {type(self.network).__name__} does more behind its trunk than its head's modules do",
+                expected=f"{list(self.head_modules)}, one after the other",
+                got="other logits",
+                todo="write a Backbone for this head",
+            )
         own = tuple(f"{name}." for name in self.head_modules)
         strangers = self.names.strangers
         self._own = frozenset(name for name in (*self.names.tensors, *self.names.copies) if name.startswith(own))
@@ -68,6 +81,16 @@ class ExpertHeads(TransformersBackbone):
         """The base's files; the heads' tensors by pattern."""
         patterns = [f"{name}.*" for name in self.head_modules]
         return replace(super().layout(), heads=[*patterns, *self._foreign])
+
+    @torch.no_grad()
+    def _probe(self) -> Any:
+        """What the network makes of one made-up sample."""
+        config = self.network.config
+        if self.network.main_input_name == "pixel_values":
+            size = getattr(config, "image_size", 32)
+            pixels = torch.linspace(-1, 1, 3 * size * size, dtype=self.network.dtype).view(1, 3, size, size)
+            return self.network(pixel_values=pixels).logits
+        return self.network(input_ids=torch.tensor([[0, 5, 7, 2]]) % config.vocab_size).logits
 
     def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
         """Find the head's submodules, for which the base needs no values."""

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from pico import TASKS, pico_pool
+import transformers
+from pico import TASKS, pico_pool, random_model, tokenizer
 from safetensors.torch import load_file, save_file
 
+from adamerge.backbones import SequenceClassifier
 from adamerge.errors import CheckpointError
 from adamerge.sources import open_checkpoint
 
@@ -58,3 +60,12 @@ def test_missing_heads_are_refused_by_name(pool):
         save_file(changed, file, {"format": "pt"})
         with pytest.raises(CheckpointError, match="expert 'one' has no head that fits"):
             backbone.build_heads(TASKS, experts | {"one": open_checkpoint(pool["experts"]["one"])})
+
+
+def test_a_head_that_does_more_than_its_modules_is_refused(tmp_path):
+    """DistilBERT has a function between two layers of its head, which no module of it shows."""
+    config = transformers.DistilBertConfig(vocab_size=64, dim=16, hidden_dim=24, n_layers=1, n_heads=2, num_labels=3)
+    random_model(transformers.AutoModelForSequenceClassification, config, 0).save_pretrained(tmp_path)
+    tokenizer(tmp_path, marked=True)
+    with pytest.raises(CheckpointError, match="does more behind its trunk"):
+        SequenceClassifier(str(tmp_path), max_length=16)
