@@ -16,14 +16,14 @@ Splits = Iterator[tuple[str, datasets.Dataset]]
 
 
 def cached_splits(
-    name: str, recipe: Sequence[Path], build: Callable[[], Splits], cache_dir: Path | None
+    name: str, recipe: Sequence[Path], build: Callable[[], Splits], cache_dir: Path | None, versions: str = ""
 ) -> datasets.DatasetDict:
     """Return the four splits of ``name``, of which ``build`` gives each with its name, from the cache if they are there.
 
     The cache is ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache folder); a task's folder there is named
-    after a hash of ``recipe``, the files of code that make the data.
+    after a hash of ``recipe``, the files of code that make the data, and of ``versions``, of the packages they are from.
     """
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe)).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe) + versions.encode()).hexdigest()[:12]
     folder = (cache_dir or _default_cache()) / f"{name}-{digest}"
     if not folder.is_dir():
         _write(folder, build)

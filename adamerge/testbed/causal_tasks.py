@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
+from adamerge.testbed.cache import SPLITS, cached_splits
 from adamerge.testbed.causal_sources import (
     Files,
     Lines,
@@ -25,7 +22,6 @@ from adamerge.testbed.causal_sources import (
     versions,
 )
 
-SPLITS = ("train", "calibration", "validation", "test")
 SIZES: Mapping[str, int] = {"train": 6000, "calibration": 300, "validation": 150, "test": 400}
 MIN_BYTES = 80  # shorter chunks say little
 
@@ -99,10 +95,14 @@ def load_causal_task(name: str, cache_dir: Path | None = None) -> datasets.Datas
     """
     if name not in CAUSAL_TASKS:
         raise KeyError(f"no causal task {name!r}; there are {', '.join(CAUSAL_TASKS)}")
-    folder = (cache_dir or _default_cache()) / f"causal-{name}-{_recipe_hash(CAUSAL_TASKS[name])}"
-    if not folder.is_dir():
-        _build(CAUSAL_TASKS[name], folder)
-    return datasets.DatasetDict({split: datasets.load_from_disk(str(folder / split)) for split in SPLITS})
+    task, here = CAUSAL_TASKS[name], Path(__file__).parent
+
+    def build() -> Iterator[tuple[str, datasets.Dataset]]:
+        for split, texts in task_texts(task).items():
+            yield split, datasets.Dataset.from_dict({"text": texts})
+
+    recipe = [here / f"causal_{part}.py" for part in ("sources", "tasks")]
+    return cached_splits(f"causal-{name}", recipe, build, cache_dir, versions(task.source))
 
 
 def task_texts(task: CausalTask) -> dict[str, list[str]]:
@@ -132,33 +132,3 @@ def task_texts(task: CausalTask) -> dict[str, list[str]]:
     return {
         split: sorted(found[split], key=fingerprint) for split in SPLITS
     }  # sorted by hash: shuffled, the same always
-
-
-def _build(task: CausalTask, folder: Path) -> None:
-    """Write the task's splits beside ``folder``, then move them there in one rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        for split, texts in task_texts(task).items():
-            datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(stage / split))
-        try:
-            stage.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same data
-                raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not quiet:
-            datasets.enable_progress_bars()
-
-
-def _recipe_hash(task: CausalTask) -> str:
-    here = Path(__file__).parent
-    recipe = b"".join((here / f"causal_{part}.py").read_bytes() for part in ("sources", "tasks"))
-    return hashlib.sha256(recipe + versions(task.source).encode()).hexdigest()[:12]
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamerge" / "testbed"
