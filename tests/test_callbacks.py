@@ -211,15 +211,15 @@ def test_sure_predictions_of_many_classes_are_no_collapse(micro_batch, pool_file
     """With micro-batches too: the share of the most frequent class of ONE sample is always all of it."""
     plain, calls = OpenClipClassifier.output, []
 
-    def surer(self, features, task):
+    def surer(self, encoded, task):
         """Sample i of a forward pass is class i, unsure at first and sure later."""
         calls.append(task)
-        found = plain(self, features, task)
+        found = plain(self, encoded, task)
         first = len(calls) // 2 if micro_batch else 0
-        wanted = (torch.arange(len(features)) + first) % found.logits.shape[-1]
+        wanted = (torch.arange(len(encoded.features)) + first) % found.logits.shape[-1]
         sharpness = 0.1 if len(calls) < 50 else 50.0
         one_hot = torch.nn.functional.one_hot(wanted, found.logits.shape[-1]) * sharpness
-        return Output(found.logits * 1e-3 + one_hot, found.features)
+        return Output(found.logits * 1e-3 + one_hot, encoded)
 
     monkeypatch.setattr(OpenClipClassifier, "output", surer)
     size = [f"--model.micro_batch={micro_batch}"] if micro_batch else []
