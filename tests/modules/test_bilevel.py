@@ -119,18 +119,17 @@ def test_three_steps_are_those_of_the_paper_in_float64(fresh, pool, image_folder
     expected = by_hand(pool, image_folders, 3, fresh, inner_lr, lr)
     made = module.merged.parametrization
     names = list(made.masks())
+    largest = max(float(value.abs().max()) for _, _, _, of_x, _, _ in expected for value in of_x.values())
     for step, (_, outer, of_w, of_x, _, _) in enumerate(expected):
-        assert losses[step] == pytest.approx(outer, abs=2e-6)
-        assert (gradients[2 * step][0].double() - of_w).abs().max() <= 2e-6 * max(1.0, of_w.abs().max())
-        largest = max(float(value.abs().max()) for value in of_x.values())
+        assert losses[step] == pytest.approx(outer, rel=1e-6)
+        assert (gradients[2 * step][0].double() - of_w).abs().max() <= 1e-6 * of_w.abs().max()
         for name, found in zip(names, gradients[2 * step + 1], strict=True):
-            assert (found.double() - of_x[name]).abs().max() <= 1e-5 * largest, name
+            assert (found.double() - of_x[name]).abs().max() <= 1e-6 * largest, name
     adapted, x = expected[-1][4:]
     assert (made.inner.w.detach().double() - adapted).abs().max() <= 1e-6
-    moved = max(float(value.abs().max()) for value in x.values())
-    assert moved > 1e-3
+    assert max(float(value.abs().max()) for value in x.values()) > 0.1, "the mask moved"
     for name in names:
-        assert (made.masks()[name].detach().double() - x[name]).abs().max() <= 1e-6 * max(1.0, 10 * moved)
+        assert (made.masks()[name].detach().double() - x[name]).abs().max() <= 1e-6, name
 
 
 # the search under a trainer ---------------------------------------------------------------------------------------
