@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -12,19 +13,12 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Task
-from adamerge.data.steps import (
-    Classes,
-    Labelled,
-    Labels,
-    Samples,
-    Steps,
-    StepSampler,
-    labelled_batch,
-    seed_of,
-)
+from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
+from adamerge.data.samples import Samples
+from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
 from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError
-from adamerge.evaluation import Accuracy, Metric
+from adamerge.evaluation import Metric
 from adamerge.objectives import Course
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -48,8 +42,7 @@ class Calibration(LightningDataModule, ABC):
         ConfigError: a number is out of range, or shots of data whose labels may not be read.
     """
 
-    label_column: str = "label"
-    metric: Metric = Accuracy()
+    labelling: Labelling = ClassLabels()
 
     def __init__(
         self,
@@ -105,6 +98,11 @@ class Calibration(LightningDataModule, ABC):
     def read(self, task: str, split: str, value: Any) -> Any:
         """What the backbone preprocesses, from the value of the one column or a mapping of several."""
         return value
+
+    @property
+    def metric(self) -> Metric:
+        """How predictions are scored."""
+        return self.labelling.metric
 
     @property
     def fitted(self) -> list[str]:
@@ -169,27 +167,10 @@ class Calibration(LightningDataModule, ABC):
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))
             found = found.select(torch.randperm(len(found), generator=generator)[: self.calibration_samples].tolist())
         if split == "calibration" and self.shots is not None:
-            found = found.select(self._shots(task, found))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, task, "shots"))
+            classes = len(self.tasks[task].classnames)
+            found = found.select(shots(found, classes, self.shots, generator, f"task '{task}'"))
         return found
-
-    def _shots(self, task: str, rows: datasets.Dataset) -> list[int]:
-        """Numbers of ``shots`` samples of each class, class by class."""
-        if not self.has_labels(rows):
-            raise DataError(f"task '{task}': shots need labels", expected=self.label_column, got=rows.column_names)
-        labels = torch.tensor(list(rows[self.label_column]), dtype=torch.int64)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of(self.seed, task, "shots")))
-        chosen: list[int] = []
-        for label in range(len(self.tasks[task].classnames)):
-            of_class = order[labels[order] == label]
-            if len(of_class) < (self.shots or 0):
-                raise DataError(
-                    f"task '{task}': class {label} has fewer samples than shots",
-                    expected=f"at least {self.shots}",
-                    got=len(of_class),
-                    todo="lower data.shots, or give more calibration samples",
-                )
-            chosen += of_class[: self.shots].tolist()
-        return chosen
 
     def _loaded(self, task: str) -> dict[str, datasets.Dataset]:
         if task not in self._splits:
@@ -226,13 +207,9 @@ class Calibration(LightningDataModule, ABC):
         found = []
         for task in self.fitted if split == "validation" else self.tasks:
             rows = self._loaded(task).get(split)
-            if rows is not None and len(rows) > 0 and self.has_labels(rows):
+            if rows is not None and len(rows) > 0 and self.labelling.has(rows):
                 found.append(task)
         return found
-
-    def has_labels(self, rows: datasets.Dataset) -> bool:
-        """Whether these rows say what should be predicted."""
-        return self.label_column in rows.column_names
 
     def labels(self, task: str, split: str) -> Labels:
         """Labels of a split, in the order of its rows.
@@ -240,12 +217,8 @@ class Calibration(LightningDataModule, ABC):
         Raises:
             DataError: it has none.
         """
-        rows = self.rows(task, split)
-        if self.label_column not in rows.column_names:
-            raise DataError(
-                f"task '{task}': the {split} split has no labels", expected=self.label_column, got=rows.column_names
-            )
-        return Classes(rows[self.label_column])
+        samples, where = partial(self.samples, task, split), f"task '{task}': the {split} split"
+        return self.labelling.of(self.rows(task, split), samples, self._backbone, where)
 
     def course(self) -> Course:
         """What the trainer's fit is going to see, without labels."""

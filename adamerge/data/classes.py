@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import datasets
 
 from adamerge.backbones import Task
+from adamerge.data.labels import LABEL
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import DataError
 
 
 @dataclass
-class ClassTable(Table):
+class ClassTable(Table, ABC):
     """One classification task.
 
     Args:
@@ -36,9 +38,9 @@ class ClassTable(Table):
             load_vocabulary(self.vocabulary)  # refused before any data set is opened
 
     @property
+    @abstractmethod
     def inputs(self) -> dict[str, str]:
         """The data set's columns that make a sample, and what we call them."""
-        return {"text": "text"}
 
     @property
     def words(self) -> Vocabulary:
@@ -69,7 +71,7 @@ class ClassCalibration(TableCalibration):
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
         """Rename the sample's columns and the label's; labels may lack where they are never read."""
         source = self.sources[task]
-        names = {**source.inputs, source.label_column: self.label_column}
+        names = {**source.inputs, source.label_column: LABEL}
         source.need(task, split, rows, list(names if split == source.test else source.inputs))
         rows = rows.rename_columns({old: new for old, new in names.items() if old != new and old in rows.column_names})
         self._check_classes(task, rows)
@@ -77,7 +79,7 @@ class ClassCalibration(TableCalibration):
 
     def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
         """Refuse class names that cannot belong to the labels, as far as the data set names its classes."""
-        feature, given = rows.features.get(self.label_column), self.sources[task].words.classnames
+        feature, given = rows.features.get(LABEL), self.sources[task].words.classnames
         if not given or not isinstance(feature, datasets.ClassLabel):
             return
         if len(given) != len(feature.names):
@@ -99,7 +101,7 @@ class ClassCalibration(TableCalibration):
         given = self.sources[task].words.classnames
         if given:
             return given
-        feature = self.rows(task, "test").features[self.label_column]
+        feature = self.rows(task, "test").features[LABEL]
         if not isinstance(feature, datasets.ClassLabel):
             raise DataError(
                 f"task '{task}': the data set names no classes", todo="list classnames in the configuration"

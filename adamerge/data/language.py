@@ -10,10 +10,9 @@ from typing import Any
 import datasets
 
 from adamerge.backbones import Task
-from adamerge.data.steps import Labels, Samples, Tokens
+from adamerge.data.labels import TokenLabels
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
-from adamerge.evaluation import Metric, TokenLoss
 
 
 @dataclass
@@ -110,7 +109,7 @@ class LanguageCalibration(TableCalibration):
         )
 
     sources: Mapping[str, LanguageTask]  # type: ignore[assignment]
-    metric: Metric = TokenLoss()
+    labelling = TokenLabels()
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -128,16 +127,6 @@ class LanguageCalibration(TableCalibration):
         if split == "calibration" and not self.labelled and source.words and source.response is not None:
             return sample["prompt"]
         return sample
-
-    def has_labels(self, rows: datasets.Dataset) -> bool:
-        """The tokens are the labels."""
-        return True
-
-    def labels(self, task: str, split: str) -> Labels:
-        """The tokens that count, of every sample."""
-        samples: Samples = self.samples(task, split)
-        assert self._backbone is not None
-        return Tokens(samples, self._backbone.labels)
 
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
         """The columns as they are."""

@@ -1,120 +1,25 @@
-"""Steps: samples decoded once, and batches of every task in an order made of (seed, step) alone."""
+"""Steps: batches of every task in an order made of (seed, step) alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from adamerge.backbones import IGNORED, Batch, Inputs
 from adamerge.backbones.inputs import stack, stack_tensors
+from adamerge.data.labels import Labels
+from adamerge.data.samples import Samples
 from adamerge.data.teachers import Teach, stack_teachers
-from adamerge.errors import ConfigError, DataError
+from adamerge.errors import ConfigError
 
 
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from anything printable; the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-class Samples(Dataset[Inputs]):
-    """Preprocessed samples of one split, each decoded at its first use and kept in memory.
-
-    Args:
-        rows: of the split.
-        columns: that make a sample: of one, its value is preprocessed, of several, a mapping of them.
-        preprocess: one decoded sample to tensors; images are all of one shape, sequences may differ in length.
-        where: task and split, for errors.
-        shared: keep samples that are one tensor in memory that worker processes share.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        columns: Sequence[str],
-        preprocess: Callable[[Any], Inputs],
-        where: str,
-        shared: bool = False,
-    ) -> None:
-        # only these columns: the labels of unlabelled data are never read
-        self.rows, self.columns = rows.select_columns(list(columns)), tuple(columns)
-        self.preprocess, self.where = preprocess, where
-        self._decoded: dict[int, Inputs] = {}
-        self._shared: tuple[Tensor, Tensor] | None = None
-        first = self._decoded[0] = self._decode(0)
-        if shared and isinstance(first, Tensor):
-            values = torch.empty(len(rows), *first.shape, dtype=first.dtype).share_memory_()
-            self._shared = values, torch.zeros(len(rows), dtype=torch.bool).share_memory_()
-            self._shared[0][0], self._shared[1][0] = first, True
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Inputs:
-        index = int(index)
-        if self._shared is not None and self._shared[1][index]:
-            return self._shared[0][index]
-        if index not in self._decoded:
-            decoded, first = self._decode(index), self._decoded[0]
-            if isinstance(first, Tensor) and isinstance(decoded, Tensor) and decoded.shape != first.shape:
-                raise DataError(
-                    f"{self.where}: row {index} has another shape than row 0 after preprocessing",
-                    expected=tuple(first.shape),
-                    got=tuple(decoded.shape),
-                )
-            if self._shared is not None and isinstance(decoded, Tensor):
-                self._shared[0][index], self._shared[1][index] = decoded, True
-                return decoded
-            self._decoded[index] = decoded
-        return self._decoded[index]
-
-    def _decode(self, index: int) -> Inputs:
-        try:
-            row = self.rows[index]
-            return self.preprocess(row[self.columns[0]] if len(self.columns) == 1 else row)
-        except Exception as error:
-            raise DataError(
-                f"{self.where}: row {index} cannot be read: {error}", todo="remove the row, or repair the file"
-            ) from error
-
-
-class Classes(Dataset[Tensor]):
-    """The labels of a split that names a class for each sample."""
-
-    def __init__(self, classes: Sequence[int]) -> None:
-        self._classes = torch.tensor(list(classes), dtype=torch.int64)  # some data sets have truth values
-
-    def __len__(self) -> int:
-        return len(self._classes)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._classes[index]
-
-
-class Tokens(Dataset[Tensor]):
-    """The labels of a split for a language model: the tokens of the samples themselves.
-
-    Args:
-        samples: of the split.
-        labels: a preprocessed sample to its labels.
-    """
-
-    def __init__(self, samples: Samples, labels: Callable[[Inputs], Tensor]) -> None:
-        self.samples, self.labels = samples, labels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.labels(self.samples[index])
-
-
-Labels = Classes | Tokens
 
 
 class Steps(Dataset[dict[str, Batch]]):

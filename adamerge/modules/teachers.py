@@ -16,7 +16,8 @@ from lightning.pytorch.strategies import Strategy
 
 from adamerge.backbones import Teacher
 from adamerge.backbones.inputs import moved, stack
-from adamerge.data.steps import Samples, Steps
+from adamerge.data.samples import Samples
+from adamerge.data.steps import Steps
 from adamerge.data.teachers import Kept, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import TensorFile

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import datasets
 
 from adamerge.backbones import Task
 from adamerge.data import Calibration, Vocabulary
-from adamerge.data.steps import Labels, Tokens
-from adamerge.evaluation import Metric, TokenLoss
+from adamerge.data.labels import TokenLabels
 from adamerge.testbed.causal_tasks import CAUSAL_TASKS, load_causal_task
 from adamerge.testbed.image_tasks import IMAGE_TASKS, load_image_task
 from adamerge.testbed.text_tasks import TEXT_TASKS, load_text_task
@@ -54,7 +52,7 @@ class TestbedLanguage(Calibration):
     """Four domains of text for a language model, built from packages on first use and cached."""
 
     __test__ = False
-    metric: Metric = TokenLoss()
+    labelling = TokenLabels()
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -68,13 +66,3 @@ class TestbedLanguage(Calibration):
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """The domain's four splits, disjoint by construction."""
         return load_causal_task(task)
-
-    def has_labels(self, rows: datasets.Dataset) -> bool:
-        """The tokens are the labels."""
-        return True
-
-    def labels(self, task: str, split: str) -> Labels:
-        """The tokens of every sample."""
-        samples: Any = self.samples(task, split)
-        assert self._backbone is not None
-        return Tokens(samples, self._backbone.labels)

@@ -11,7 +11,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
-from adamerge.data.steps import Samples, Steps, StepSampler, seed_of
+from adamerge.data.samples import Samples
+from adamerge.data.steps import Steps, StepSampler, seed_of
 from adamerge.errors import ConfigError, DataError
 
 

@@ -4,20 +4,19 @@ import datasets
 import pytest
 
 from adamerge.data import TextCalibration, TextTask
-from adamerge.data.classes import ClassTable
 from adamerge.errors import ConfigError, DataError
 
 
 def test_the_configuration_comes_before_the_vocabulary():
-    assert ClassTable("x", vocabulary="mnist").words.classnames[0] in {"0", "zero"}
-    given = ClassTable("x", ["a {}"], ["one", "two"], vocabulary="mnist").words
+    assert TextTask("x", vocabulary="mnist").words.classnames[0] in {"0", "zero"}
+    given = TextTask("x", ["a {}"], ["one", "two"], vocabulary="mnist").words
     assert given.templates == ("a {}",) and given.classnames == ("one", "two")
-    assert ClassTable("x").words.classnames == ()
+    assert TextTask("x").words.classnames == ()
 
 
 def test_an_unknown_vocabulary_is_a_configuration_error():
     with pytest.raises(ConfigError, match="there is no vocabulary 'minst'"):
-        assert ClassTable("x", vocabulary="minst").words
+        assert TextTask("x", vocabulary="minst").words
 
 
 def test_the_same_classes_in_another_order_are_refused(tmp_path):
