@@ -34,6 +34,7 @@ GPT2 = transformers.GPT2Config(
     vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=2
 )
 SIGLIP = transformers.SiglipConfig(text_config=TEXT, vision_config=VISION)
+LLAVA = transformers.LlavaConfig(text_config=LLAMA, vision_config=CLIP.vision_config)
 BART = transformers.BartConfig(
     **{"vocab_size": 64, "d_model": 16, "max_position_embeddings": 48, "encoder_layers": 2, "decoder_layers": 2},
     **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
@@ -61,6 +62,16 @@ CASES = {
     "bert without pooler": ("BertForMaskedLM", BERT, "BertModel", BERT, "bert.", "", ["cls.*", "pooler.*"]),
     "llama": ("LlamaForCausalLM", LLAMA, "LlamaModel", LLAMA, "model.", "", ["lm_head.*"]),
     "llama, bare": ("LlamaModel", LLAMA, "LlamaForCausalLM", LLAMA, "", "model.", ["lm_head.*"]),
+    "llava": ("LlamaForCausalLM", LLAMA, "LlavaForConditionalGeneration", LLAVA, "", "language_model.", ["[vm][iu]*"]),
+    "in llava": (
+        "LlavaForConditionalGeneration",
+        LLAVA,
+        "LlamaForCausalLM",
+        LLAMA,
+        "language_model.",
+        "",
+        ["[vm][iu]*"],
+    ),
     "gpt2": ("GPT2LMHeadModel", GPT2, "GPT2Model", GPT2, "transformer.", "", ["lm_head.*"]),
     "bart": ("BartForConditionalGeneration", BART, "BartModel", BART, "model.", "", ["final_logits_bias"]),
 }
@@ -77,7 +88,7 @@ def case(request, tmp_path):
         network.save_pretrained(tmp_path / task)
         experts[task] = str(tmp_path / task)
         tensors = load_file(tmp_path / task / "model.safetensors")
-        heads = ("classifier.", "pooler.", "lm_head.") if request.param != "bert" else ()
+        heads = () if request.param in {"bert", "in llava"} else ("classifier.", "pooler.", "lm_head.")
         by_hand[task] = {
             name if name.startswith(heads) else before + name.removeprefix(away): tensor
             for name, tensor in tensors.items()
