@@ -108,3 +108,10 @@ def test_the_disk_is_gone_through_once_however_many_names_there_are():
     Counted.passes = 0
     assert Renaming("'expert'", names, disk).find_all().keys() == dict(disk).keys()
     assert Counted.passes == 1
+
+
+def test_what_lacks_the_dropped_prefix_gets_no_other():
+    names, disk = ["bert.encoder.0.q.weight", "dense.weight"], ["x.encoder.0.q.weight", "x.dense.weight"]
+    found = Renaming("'expert'", names, disk).find_all()
+    assert found == {"x.encoder.0.q.weight": "bert.encoder.0.q.weight", "dense.weight": "dense.weight"}
+    assert Renaming("'adapter'", names[:1], disk).find_if_there("dense.weight") == "dense.weight"
