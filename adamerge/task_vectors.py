@@ -70,7 +70,9 @@ class TaskVectors(Mapping[str, Deltas]):
         self._selected = frozenset(self._names)
         for task, checkpoint in self.checkpoints.items():
             refuse_other(task, checkpoint, self.base, self._names)
-            extra = [name for name in checkpoint if self._selects(name) and name not in self.base]
+            # position ids and counters are never merged: old versions of libraries save some that new ones do not
+            weights = [name for name in checkpoint if self._selects(name) and checkpoint.dtype(name) not in COUNTERS]
+            extra = [name for name in weights if name not in self.base]
             refuse_extra(task, checkpoint, self.base, extra)
         if not self._names:
             raise ConfigError(
