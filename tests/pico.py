@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,9 +301,9 @@ def pictures_of_sizes() -> list[Image.Image]:
     return [image.resize(size) for image, size in zip(pictures(), sizes, strict=True)]
 
 
-def qwen2_vl_pool(folder: Path, tied: bool = False) -> dict[str, Any]:
+def qwen2_vl_pool(folder: Path, tied: bool = False, decoder: Mapping[str, Any] = DECODER) -> dict[str, Any]:
     config = transformers.Qwen2VLConfig(
-        text_config=DECODER | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        text_config={**decoder, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
         vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
         tie_word_embeddings=tied,
         **{f"{name}_token_id": WORDS.index(mark) for name, mark in zip(QWEN_NAMES, QWEN_MARKS, strict=True)},
@@ -322,9 +322,9 @@ def qwen2_vl_pool(folder: Path, tied: bool = False) -> dict[str, Any]:
     return pool | {"include": ["model.*", "lm_head*"]}
 
 
-def internvl_pool(folder: Path) -> dict[str, Any]:
+def internvl_pool(folder: Path, decoder: Mapping[str, Any] = DECODER) -> dict[str, Any]:
     config = transformers.InternVLConfig(
-        text_config=DECODER | {"model_type": "qwen2"},
+        text_config={**decoder, "model_type": "qwen2"},
         vision_config=VISION | {"patch_size": 4},
         image_token_id=WORDS.index("<IMG_CONTEXT>"),
         image_seq_length=4,

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -44,12 +43,11 @@ class VisionLanguage(TransformersBackbone):
         config = self.network.config
         image_token = getattr(config, "image_token_id", None)
         image_token = getattr(config, "image_token_index", None) if image_token is None else image_token
-        if image_token is None:
-            raise CheckpointError(f"{model}: its config.json names no image token", got=config.model_type)
+        marks = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        if image_token is None or marks[0] is None:
+            raise CheckpointError(f"{model}: config.json and processor name no image token", got=config.model_type)
         self.image_token: int = image_token
-        self.mark: str = self.processor.image_token
-        kinds = (getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
-        self._marks = tuple(mark for mark in kinds if mark)
+        self._marks = tuple(str(mark) for mark in marks if mark is not None)
         self._accepted = frozenset(inspect.signature(self.network.base_model.forward).parameters)
         self.max_length, self.response_only = longest(config, max_length), response_only
         self._head = LanguageHead(self.network, self.network.base_model_prefix)
@@ -75,13 +73,14 @@ class VisionLanguage(TransformersBackbone):
             raise DataError(
                 f"{int(is_image.sum())} tokens of the image in {len(ids)}",
                 expected=f"at least one, and all in the first {self.max_length}",
-                todo="raise backbone.max_length",
+                todo="raise backbone.max_length, or make the image smaller",
             )
         predicted = ~is_image
         if self.response_only and response is not None:
             # an image's place is one mark in the text and many tokens behind it, so the response is counted from the end
-            answered = len(ids) - self._tokens_from(text, turns[-1][0])
-            predicted &= torch.arange(len(ids)) >= answered
+            first, last = self._from_the_end(text, turns[-1])
+            predicted[: len(ids) - first] = False
+            predicted[len(ids) - last :] = False
         inputs = token_inputs(ids.tolist(), predicted.tolist(), self.max_length)
         others = {name: value for name, value in found.items() if name in self._accepted and name not in inputs}
         image = {name: others.pop(name) for name in self.processor.image_processor.model_input_names if name in others}
@@ -134,13 +133,13 @@ class VisionLanguage(TransformersBackbone):
         config, words = self.network.config, self.processor.tokenizer.convert_ids_to_tokens
         frame = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
         before, after = ("" if number is None else words(number) for number in frame)
-        return f"{before}{self.mark}{after}"
+        return f"{before}{self._marks[0]}{after}"
 
-    def _tokens_from(self, text: str, start: int) -> int:
-        """How many of the text's last tokens stand behind character ``start``."""
+    def _from_the_end(self, text: str, turn: tuple[int, int]) -> tuple[int, int]:
+        """How many of the text's last tokens there are from the first inside the turn on, and how many behind it."""
         encoded = self.processor.tokenizer(
             text, add_special_tokens=not self.processor.chat_template, return_offsets_mapping=True
         )
-        offsets = encoded["offset_mapping"]
-        inside = within(offsets, [(start, len(text))])
-        return len(inside) - inside.index(True) if True in inside else 0
+        inside = within(encoded["offset_mapping"], [turn])
+        places = [place for place, counted in enumerate(inside) if counted]
+        return (len(inside) - places[0], len(inside) - places[-1] - 1) if places else (0, 0)

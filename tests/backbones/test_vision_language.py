@@ -60,6 +60,16 @@ def test_the_response_is_predicted_and_never_the_image(kind, pool, backbone, mon
     assert predicted(whole, SAMPLE) == ["a", "b", "c", "</s>"]
 
 
+def test_what_a_template_writes_behind_the_response_is_not_predicted(backbone, monkeypatch):
+    text, [(start, end)] = backbone._text(SAMPLE["question"], SAMPLE["response"])
+    assert text[start:end] == "abc</s>"
+    monkeypatch.setattr(backbone, "_text", lambda question, response: (f"{text} 12", [(start, end)]))
+    assert predicted(backbone, SAMPLE) == ["a", "b", "c", "</s>"]
+    monkeypatch.setattr(backbone, "_text", lambda question, response: (text, [(start, start)]))
+    with pytest.raises(DataError, match="no token to predict"):
+        backbone.preprocess(SAMPLE)
+
+
 def test_an_image_has_as_many_pieces_as_its_size_asks_for(kind, backbone, ready):
     assert [int(sample["pixel_values.count"]) for sample in ready] == PIECES[kind]
     assert [len(sample["pixel_values"]) for sample in ready] == PIECES[kind]
@@ -88,7 +98,9 @@ def test_logits_and_masks(kind, pool, backbone, ready):
         logits = backbone.output(encoded, "one").logits
         own = network(**own_inputs, output_hidden_states=True)
     assert torch.equal(logits, own.logits)
-    assert torch.equal(encoded.hidden[0], own.hidden_states[0]) and torch.equal(encoded.hidden[1], own.hidden_states[-1])
+    assert torch.equal(encoded.hidden[0], own.hidden_states[0]) and torch.equal(
+        encoded.hidden[1], own.hidden_states[-1]
+    )
     image = inputs["input_ids"] == backbone.image_token
     assert image.sum(dim=1).tolist() == TOKENS[kind]
     assert not (encoded.hidden_mask & image).any() and not (encoded.mask & image).any()
