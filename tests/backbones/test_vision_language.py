@@ -111,6 +111,16 @@ def test_logits_and_masks(kind, pool, backbone, ready):
         assert not encoded.mask[row, len(labels) :].any()
 
 
+def test_the_image_predicts_no_word_of_the_question_behind_it(backbone):
+    sample = backbone.preprocess(SAMPLE | {"response": None})
+    with torch.no_grad():
+        mask = backbone.encode(stack([sample])).mask[0]
+    image = sample["input_ids"] == backbone.image_token
+    last = int(image.nonzero()[-1])
+    assert sample["predicted"][last + 1] and not mask[last] and mask[last + 1]
+    assert torch.equal(mask, backbone.labels(sample) != IGNORED) and not (mask & image).any()
+
+
 def results(backbone, inputs):
     """Of each sample: logits, hidden states, and the loss of a made-up objective at the positions that count."""
     encoded = backbone.encode(inputs, [0, -1])
