@@ -81,9 +81,7 @@ class MergingModule(LightningModule, ABC):
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()
         self.recalibrate_buffers = recalibrate_buffers
-        self.recalibration: dict[
-            str, Any
-        ] = {}  # on which data the buffers were recomputed; empty while they are the base's
+        self.recalibration: dict[str, Any] = {}  # which data the buffers are of; empty while they are the base's
         self.choice: dict[str, Any] = {}  # which step's coefficients these are, and why; the last step's where empty
         self.guard = Guard(self.merged.parametrization.project_)
         self.spread: dict[str, Spread] = {}
@@ -137,6 +135,8 @@ class MergingModule(LightningModule, ABC):
 
     def finish(self, data: Calibration, strategy: Strategy) -> None:
         """Recompute the buffers for the coefficients that are the result, when that is wanted and not done yet.
+
+        A fit that ends early keeps the base's.
 
         Args:
             data: that the coefficients were learned on.

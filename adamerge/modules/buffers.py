@@ -40,8 +40,8 @@ def normalisations(backbone: Backbone) -> dict[_BatchNorm, tuple[str, str]]:
 class Moments:
     """Mean and variance of what enters one layer, pooled over batches and processes; called before each of its forwards.
 
-    The layer stays in eval mode and is given the batch's own statistics to normalise with, over all processes: what it
-    computes is what it would in train mode, while nothing else about it moves.
+    The layer stays in eval mode and is given the batch's own statistics to normalise with, over all processes, rounded to
+    its buffers' dtype: what it computes is what it would in train mode, while nothing else about it moves.
 
     Args:
         strategy: of the trainer: sums over processes.
