@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,13 +43,22 @@ class MergedModel(nn.Module):
         task_vectors: base and experts.
         parametrization: holds the coefficients.
         resident: hold the deltas in memory (experts x model size), or read them at each merge.
+        buffers: on-disk name to the values of a buffer that take the place of the base's.
+
+    Attributes:
+        recalibrated: ``buffers``, or what replaced them.
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
     """
 
     def __init__(
-        self, backbone: Backbone, task_vectors: TaskVectors, parametrization: Parametrization, resident: bool = True
+        self,
+        backbone: Backbone,
+        task_vectors: TaskVectors,
+        parametrization: Parametrization,
+        resident: bool = True,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.parametrization = parametrization
@@ -59,7 +68,8 @@ class MergedModel(nn.Module):
         self._tensors = dict(backbone.tensors())
         self._edges: dict[str, GradientEdge] = {}
         self._placed: torch.device | None = None
-        self._astray: list[str] = []  # buffers that are an expert's for now
+        self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
+        self._astray: set[str] = set()  # buffers that hold something else for now
         self._compare()
         backbone.network.eval().requires_grad_(False)
         self.fill(task_vectors.base.__getitem__)
@@ -91,7 +101,7 @@ class MergedModel(nn.Module):
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(source(name))
-        self._astray = []
+        self._astray = set(self.recalibrated)
         torch.clear_autocast_cache()
 
     def fill_expert(self, task: str) -> None:
@@ -103,7 +113,12 @@ class MergedModel(nn.Module):
             if not isinstance(_owner(tensor), nn.Parameter) and name in expert and expert.shape(name) == tensor.shape
         ]
         self.fill(lambda name: (expert if name in self.task_vectors or name in buffers else base)[name])
-        self._astray = buffers
+        self._astray.update(buffers)
+
+    def replace_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """From the next merge on these buffers hold these values, by on-disk name, and all others the base's."""
+        self._astray.update(self.recalibrated, values)
+        self.recalibrated = dict(values)
 
     def merge(self, draw: int | None = None) -> None:
         """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
@@ -116,8 +131,9 @@ class MergedModel(nn.Module):
         update_of = self.parametrization if draw is None else self.parametrization.draw(draw)
         with torch.no_grad():
             for name in self._astray:
-                self._tensors[name].copy_(self.task_vectors.base[name])
-        self._astray = []
+                own = self.recalibrated.get(name)
+                self._tensors[name].copy_(self.task_vectors.base[name] if own is None else own)
+        self._astray = set()
         with torch.autocast(self.device.type, enabled=False):
             for name in self._merged_names():
                 update = update_of(name, self.task_vectors[name])

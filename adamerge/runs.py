@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.allocation import allocation_table
@@ -74,6 +76,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
             )
         module.check(data, str(settings.trainer.precision))
+    if module.objective is not None or module.recalibrate_buffers:
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
@@ -94,7 +97,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 print(allocation_table(module.merged.parametrization))
                 write_json(folder / "allocation.json", module.merged.parametrization.allocation)
         if trainer is None:
-            _write_initial(module, folder)
+            _write_initial(module, data, folder)
         else:
             _search(trainer, module, data, folder, resume is not None, allow_resume_difference)
     return folder
@@ -155,13 +158,17 @@ def _search(
         raise
 
 
-def _write_initial(module: MergingModule, folder: Path) -> None:
-    """A method without an objective: its coefficients are the initial ones, and no data are opened."""
+def _write_initial(module: MergingModule, data: Calibration, folder: Path) -> None:
+    """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
+    module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
     write_json(folder / "environment.json", environment_of(None))
-    write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
+    write_json(
+        folder / "summary.json",
+        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},
+    )
 
 
 def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
