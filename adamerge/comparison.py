@@ -25,6 +25,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
+from adamerge.storage import Disk
 from adamerge.task_vectors import TaskVectors
 
 Scores = dict[str, Tensor]
@@ -96,7 +97,7 @@ class Scorer:
         self.backbone, self.data, self.vectors, self.split = backbone, data, vectors, split
         data.serve(backbone)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False).to(self.device)
+        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), storage=Disk()).to(self.device)
         self._plain.fill(vectors.base.__getitem__)
         backbone.build_heads(data.tasks, vectors.checkpoints)
 
@@ -118,7 +119,7 @@ class Scorer:
 
     def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
         """A merged model on all tasks."""
-        model = MergedModel(self.backbone, vectors, parametrization(vectors), resident=False).to(self.device)
+        model = MergedModel(self.backbone, vectors, parametrization(vectors), storage=Disk()).to(self.device)
         with torch.no_grad():
             model.merge()
         return self._score(model)

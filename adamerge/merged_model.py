@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from adamerge.errors import CheckpointError
 from adamerge.parametrizations import Parametrization
+from adamerge.storage import Automatic, Storage
 from adamerge.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     )
 
 
-def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
+def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """``(base.float() + update).to(dtype)``: the one place where a merged tensor is made.
 
     Args:
         base: as stored; a narrower dtype is widened inside the addition.
         update: of the same shape, fp32.
         dtype: of the result.
+        out: of that dtype and shape, to write into.
     """
-    return torch.add(base, update).to(dtype)
+    return torch.add(base, update, out=torch.empty_like(update, dtype=dtype) if out is None else out)
 
 
 class MergedModel(nn.Module):
@@ -42,20 +44,25 @@ class MergedModel(nn.Module):
         backbone: the network; its floating-point parameters become the merged copy.
         task_vectors: base and experts.
         parametrization: holds the coefficients.
-        resident: hold the deltas in memory (experts x model size), or read them at each merge.
+        storage: where the deltas are between merges; what fits, when None.
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
     """
 
     def __init__(
-        self, backbone: Backbone, task_vectors: TaskVectors, parametrization: Parametrization, resident: bool = True
+        self,
+        backbone: Backbone,
+        task_vectors: TaskVectors,
+        parametrization: Parametrization,
+        storage: Storage | None = None,
     ) -> None:
         super().__init__()
         self.parametrization = parametrization
         # a backbone is no nn.Module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
         self.backbone = backbone
-        self.task_vectors, self.resident = task_vectors, resident
+        self.task_vectors = task_vectors
+        self.storage = storage if storage is not None else Automatic()
         self._tensors = dict(backbone.tensors())
         self._edges: dict[str, GradientEdge] = {}
         self._placed: torch.device | None = None
@@ -126,7 +133,7 @@ class MergedModel(nn.Module):
                     self._edges[name] = get_gradient_edge(update)
                 tensor = self._tensors[name]
                 with torch.no_grad():
-                    tensor.copy_(merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype))
+                    merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype, out=tensor)
                 _owner(tensor).grad = None
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
@@ -180,10 +187,10 @@ class MergedModel(nn.Module):
 
     @torch.inference_mode(False)
     def _place(self) -> None:
-        """Follow the coefficients to their device, and hold the deltas there when they are to be resident."""
+        """Follow the coefficients to their device, and place the deltas for merges there."""
         self._follow()
         if self._placed != self.device:
-            self.task_vectors = (self.task_vectors.resident if self.resident else self.task_vectors.to)(self.device)
+            self.task_vectors = self.storage.place(self.task_vectors, self.device)
             self._placed = self.device
 
     def _compare(self) -> None:

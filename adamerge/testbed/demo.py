@@ -22,6 +22,7 @@ from adamerge.export import export
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.staging import write_json
+from adamerge.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
 METHODS = (
@@ -103,7 +104,7 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     data = cli.datamodule
     data.serve(backbone)
     task = next(iter(data.tasks))
-    model = MergedModel(backbone, coefficients.task_vectors, coefficients.parametrization, resident=False)
+    model = MergedModel(backbone, coefficients.task_vectors, coefficients.parametrization, storage=Disk())
     backbone.build_heads({task: data.tasks[task]}, coefficients.task_vectors.checkpoints)
     inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
     with torch.no_grad():
