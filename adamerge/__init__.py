@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptiveMerging": "modules",
     "Backbone": "backbones",
+    "Automatic": "storage",
     "BilevelMerging": "modules",
     "BinaryMask": "parametrizations",
     "BlockWise": "parametrizations",
@@ -24,6 +25,7 @@ _HOMES = {
     "Concrete": "parametrizations",
     "Constraint": "constraints",
     "CrossEntropy": "objectives",
+    "Disk": "storage",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
@@ -45,6 +47,7 @@ _HOMES = {
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "LogitAlignment": "objectives",
+    "LowBit": "storage",
     "LowestTarget": "selection",
     "Magnitude": "transforms",
     "Mask": "parametrizations",
@@ -53,10 +56,12 @@ _HOMES = {
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
     "Penalty": "penalties",
+    "Pinned": "storage",
     "Projection": "constraints",
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
+    "Resident": "storage",
     "Scale": "transforms",
     "Selection": "selection",
     "SentenceClassifier": "backbones",
@@ -65,6 +70,7 @@ _HOMES = {
     "Sigmoid": "constraints",
     "SoftMask": "parametrizations",
     "Softmax": "constraints",
+    "Storage": "storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "penalties",
     "TaskVectors": "task_vectors",
@@ -164,6 +170,7 @@ if TYPE_CHECKING:
         LowestTarget,
         Selection,
     )
+    from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import (
         Combine,

@@ -25,6 +25,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
+from adamerge.storage import Disk
 from adamerge.task_vectors import TaskVectors
 
 Scores = dict[str, Tensor]
@@ -96,7 +97,7 @@ class Scorer:
         self.backbone, self.data, self.vectors, self.split = backbone, data, vectors, split
         data.serve(backbone)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), resident=False).to(self.device)
+        self._plain = MergedModel(backbone, vectors, TaskWise(vectors, init=0.0), storage=Disk()).to(self.device)
         self._plain.fill(vectors.base.__getitem__)
         backbone.build_heads(data.tasks, vectors.checkpoints)
 
@@ -123,7 +124,7 @@ class Scorer:
     def of(self, coefficients: Coefficients) -> Scores:
         """The merged model that a coefficient file describes, on all tasks."""
         vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
-        model = MergedModel(self.backbone, vectors, parametrization, resident=False, buffers=coefficients.buffers)
+        model = MergedModel(self.backbone, vectors, parametrization, storage=Disk(), buffers=coefficients.buffers)
         model.to(self.device)
         with torch.no_grad():
             model.merge()

@@ -26,7 +26,10 @@ class Groups(ABC):
 
     @abstractmethod
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """``out += sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count)."""
+        """``out += sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count).
+
+        ``rows`` may be of a narrower dtype; sums and products are in that of ``out``, here and below that of ``gradient``.
+        """
 
     @abstractmethod
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
@@ -40,11 +43,11 @@ class Whole(Groups):
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """``out += coefficients[:, 0] @ rows``."""
-        out.addmv_(rows.t(), coefficients[:, 0])
+        _add_rows(out, rows, coefficients[:, 0])
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """``rows @ gradient``."""
-        return torch.mv(rows, gradient).unsqueeze(1)
+        return torch.mv(rows.to(gradient.dtype), gradient).unsqueeze(1)
 
 
 class Chunks(Groups):
@@ -67,12 +70,21 @@ class Chunks(Groups):
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """One product per chunk."""
         for group, chunk in enumerate(self.slices(out.numel())):
-            out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
+            _add_rows(out[chunk], rows[:, chunk], coefficients[:, group])
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """One product per chunk."""
-        parts = [torch.mv(rows[:, chunk], gradient[chunk]) for chunk in self.slices(gradient.numel())]
-        return torch.stack(parts, dim=1)
+        chunks = self.slices(gradient.numel())
+        return torch.stack([torch.mv(rows[:, chunk].to(gradient.dtype), gradient[chunk]) for chunk in chunks], dim=1)
+
+
+def _add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+    """``out += coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once."""
+    if rows.dtype == out.dtype:
+        out.addmv_(rows.t(), coefficients)
+        return
+    for row, coefficient in zip(rows, coefficients, strict=True):
+        out.addcmul_(row, coefficient)
 
 
 class Ids(Groups):
@@ -117,7 +129,7 @@ class _PlacedIds(Groups):
         found = []
         for row in rows:
             products = row * gradient
-            sums = torch.zeros(runs + 1, self.count, dtype=rows.dtype, device=rows.device)
+            sums = torch.zeros(runs + 1, self.count, dtype=gradient.dtype, device=rows.device)
             sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
             sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
             found.append(sums.sum(dim=0))
@@ -137,11 +149,23 @@ class Deltas(ABC):
 
     @abstractmethod
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block."""
+        """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block.
 
-    def held(self, device: torch.device | str) -> Deltas:
-        """The same deltas, kept on ``device`` in fp32 and read no more."""
-        return DenseDeltas(self.dense().to(device))
+        Of ``dtype``, or narrower where they are kept so. A block may change once the next one is asked for.
+        """
+
+    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
+        """The same deltas, read once and kept in memory.
+
+        Args:
+            keep: gives the kept deltas of dense ones and their number of experts.
+            count: experts.
+        """
+        return keep(self, count)
+
+    def elements(self, count: int) -> tuple[int, int]:
+        """Numbers that ``count`` experts' deltas consist of: dense ones, and those of factors; nothing is read."""
+        return count * self.shape.numel(), 0
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
@@ -153,6 +177,12 @@ class Deltas(ABC):
         for block in self.blocks(coefficients.dtype):
             groups.accumulate(out, block, coefficients[first : first + len(block)])
             first += len(block)
+
+    def summed(self, coefficients: Tensor, groups: Groups) -> Tensor:
+        """``sum_k c[k, g] tau_k``, flat and without autograd: ``(numel,)``."""
+        out = torch.zeros(self.shape.numel(), dtype=coefficients.dtype, device=self.device)
+        self.accumulate(out, coefficients, groups)
+        return out
 
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
@@ -177,10 +207,8 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, deltas: Deltas, groups: Groups) -> Tensor:
         ctx.deltas, ctx.groups = deltas, groups
-        out = torch.zeros(deltas.shape.numel(), dtype=coefficients.dtype, device=deltas.device)
-        with torch.autocast(out.device.type, enabled=False):
-            deltas.accumulate(out, coefficients, groups)
-        return out.view(deltas.shape)
+        with torch.autocast(deltas.device.type, enabled=False):
+            return deltas.summed(coefficients, groups).view(deltas.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

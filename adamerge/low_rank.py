@@ -49,10 +49,14 @@ class LowRankDeltas(Deltas):
             weighted = left[:, own.to(left.device)].to(dtype) * row[own].to(left.device, dtype)
             yield (weighted @ right[own.to(right.device)].to(dtype)).reshape(1, -1)
 
-    def held(self, device: torch.device | str) -> Deltas:
-        """The same factors, kept on ``device`` in fp32."""
-        left, right = (factor.to(device, torch.float32) for factor in self.read())
-        return LowRankDeltas(lambda: (left, right), self.weights, self.shape, torch.device(device))
+    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
+        """The same factors, on ``device`` in fp32 whatever dense deltas are kept in: they are small."""
+        left, right = self.read()
+        return LowRankDeltas(lambda: (left, right), self.weights, self.shape, self.device)
+
+    def elements(self, count: int) -> tuple[int, int]:
+        """Those of the factors."""
+        return 0, self.weights.shape[1] * sum(matrix_shape(self.shape))
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """The same factors, with other weights."""
@@ -92,9 +96,14 @@ class JoinedDeltas(Deltas):
         for _, part in self.parts:
             yield from part.blocks(dtype)
 
-    def held(self, device: torch.device | str) -> Deltas:
+    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
         """Each part kept in its own way."""
-        return JoinedDeltas([(count, part.held(device)) for count, part in self.parts])
+        return JoinedDeltas([(own, part.kept(keep, own)) for own, part in self.parts])
+
+    def elements(self, count: int) -> tuple[int, int]:
+        """Those of the parts."""
+        dense, factors = zip(*(part.elements(own) for own, part in self.parts), strict=True)
+        return sum(dense), sum(factors)
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Each part scaled in its own way, when no expert becomes part of another."""

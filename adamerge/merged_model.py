@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from adamerge.blocks import Copy, WholeCopy, owner, undo_blocks
 from adamerge.errors import CheckpointError
 from adamerge.parametrizations import Parametrization, Update
+from adamerge.storage import Automatic, Storage
 from adamerge.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
     )
 
 
-def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
+def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """``(base.float() + update).to(dtype)``: the one place where a merged tensor is made.
 
     Args:
         base: as stored; a narrower dtype is widened inside the addition.
         update: of the same shape, fp32.
         dtype: of the result.
+        out: of that dtype and shape, to write into.
     """
-    return torch.add(base, update).to(dtype)
+    return torch.add(base, update, out=torch.empty_like(update, dtype=dtype) if out is None else out)
 
 
 class MergedModel(nn.Module):
@@ -43,7 +45,7 @@ class MergedModel(nn.Module):
         backbone: the network; its floating-point parameters become the merged copy.
         task_vectors: base and experts.
         parametrization: holds the coefficients.
-        resident: hold the deltas in memory (experts x model size), or read them at each merge.
+        storage: where the deltas are between merges; what fits, when None.
         buffers: on-disk name to the values of a buffer that take the place of the base's.
         copy: whether the merged copy exists at once or block by block.
 
@@ -60,7 +62,7 @@ class MergedModel(nn.Module):
         backbone: Backbone,
         task_vectors: TaskVectors,
         parametrization: Parametrization,
-        resident: bool = True,
+        storage: Storage | None = None,
         buffers: Mapping[str, Tensor] | None = None,
         copy: Copy | None = None,
     ) -> None:
@@ -68,7 +70,8 @@ class MergedModel(nn.Module):
         self.parametrization = parametrization
         # a backbone is no nn.Module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
         self.backbone = backbone
-        self.task_vectors, self.resident = task_vectors, resident
+        self.task_vectors = task_vectors
+        self.storage = storage if storage is not None else Automatic()
         undo_blocks(backbone.network)  # of an earlier merged model
         self._tensors = dict(backbone.tensors())  # that are always there
         self._edges: dict[str, GradientEdge] = {}
@@ -190,7 +193,7 @@ class MergedModel(nn.Module):
                     # the edge keeps the way back to the coefficients and lets go of the update itself
                     self._edges[name] = get_gradient_edge(update)
                 with torch.no_grad():
-                    tensor.copy_(merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype))
+                    merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype, out=tensor)
                 owner(tensor).grad = None
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
@@ -233,10 +236,10 @@ class MergedModel(nn.Module):
 
     @torch.inference_mode(False)
     def _place(self) -> None:
-        """Follow the coefficients to their device, and hold the deltas there when they are to be resident."""
+        """Follow the coefficients to their device, and place the deltas for merges there."""
         self._follow()
         if self._placed != self.device:
-            self.task_vectors = (self.task_vectors.resident if self.resident else self.task_vectors.to)(self.device)
+            self.task_vectors = self.storage.place(self.task_vectors, self.device)
             self._placed = self.device
 
     def _compare(self) -> None:

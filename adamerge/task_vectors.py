@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
@@ -128,9 +128,8 @@ class TaskVectors(Mapping[str, Deltas]):
 
     def base_tensor(self, name: str) -> Tensor:
         """The base's tensor, as stored, on ``device``."""
-        if name in self._stored_base:
-            return self._stored_base[name]
-        return self.base[name].to(self.device, non_blocking=True)
+        found = self._stored_base[name] if name in self._stored_base else self.base[name]
+        return found.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> TaskVectors:
         """The same task vectors, combined on ``device``; still read from where they are."""
@@ -140,12 +139,28 @@ class TaskVectors(Mapping[str, Deltas]):
         moved._stored, moved._stored_base = {}, {}
         return moved
 
-    def resident(self, device: torch.device | str) -> TaskVectors:
-        """The same task vectors held on ``device`` as transformed fp32 deltas: experts x size of the model, or of factors."""
+    def kept(
+        self,
+        device: torch.device | str,
+        keep: Callable[[Deltas, int], Deltas],
+        keep_base: Callable[[Tensor], Tensor],
+    ) -> TaskVectors:
+        """The same task vectors, combined on ``device`` and read from where they are no more.
+
+        Args:
+            device: where combinations are computed.
+            keep: gives the kept deltas of dense ones, after the transforms, and their number of experts.
+            keep_base: gives what is kept of a tensor of the base.
+        """
         held = self.to(device)
-        held._stored_base = {name: self.base[name].to(device) for name in self._names}
-        held._stored = {name: held._read(name, self.states).held(device) for name in self._names}
+        held._stored_base = {name: keep_base(self.base[name]) for name in self._names}
+        held._stored = {name: held._read(name, self.states).kept(keep, len(self.experts)) for name in self._names}
         return held
+
+    def elements(self, name: str) -> tuple[int, int]:
+        """Numbers that the deltas of tensor ``name`` consist of, dense ones and those of factors; from headers alone."""
+        unlearned: list[State] = [{} for _ in self.transforms]  # which changes values, never how many there are
+        return self._read(name, unlearned).elements(len(self.experts))
 
     def check(self) -> None:
         """Read every weight once.

@@ -42,6 +42,7 @@ from adamerge.parametrizations import (
 )
 from adamerge.penalties import Penalty
 from adamerge.recipe import build, build_factory, describe
+from adamerge.storage import Disk, Resident
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Transform
 
@@ -345,14 +346,14 @@ def test_what_wraps_a_parametrization_multiplies_its_update(files, wrapper, kind
 
 
 @over_all
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, resident):
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, storage):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     parametrization.load_values(random_values(parametrization))
     assert {p.dtype for p in parametrization.parameters()} == {torch.float32}
     backbone = Probe()
-    merged = MergedModel(backbone, vectors, parametrization, resident)
+    merged = MergedModel(backbone, vectors, parametrization, storage)
     merged.merge()
 
     values = {group: value.double().requires_grad_(True) for group, value in parametrization.values().items()}
@@ -452,13 +453,13 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
 @pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
 @pytest.mark.parametrize("constraint", REACHES_ANYTHING, ids=named)
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, resident):
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, storage):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     values = parametrization.values()
     backbone = Probe()
-    merged = MergedModel(backbone, vectors, parametrization, resident)
+    merged = MergedModel(backbone, vectors, parametrization, storage)
     parametrization.load_values({group: torch.zeros_like(value) for group, value in values.items()})
     merged.merge()
     base = stored(files["base"])

@@ -20,6 +20,7 @@ from adamerge.export import COEFFICIENTS_FILE, export, merged_tensors
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise
+from adamerge.storage import Disk, Resident
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -41,13 +42,13 @@ def learned(pool, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensors_are_merge_then_cast_exactly(pool, learned, tmp_path, dtype, resident):
+def test_tensors_are_merge_then_cast_exactly(pool, learned, tmp_path, dtype, storage):
     loaded = load_coefficients(learned)
     export(loaded, tmp_path / "out", dtype=dtype)
     written = load_file(tmp_path / "out" / "open_clip_model.safetensors")
-    merged = MergedModel(OpenClipClassifier(pool["base"]), loaded.task_vectors, loaded.parametrization, resident)
+    merged = MergedModel(OpenClipClassifier(pool["base"]), loaded.task_vectors, loaded.parametrization, storage)
     merged.merge()
     base = load_file(Path(pool["base"]) / "open_clip_model.safetensors")
     assert written.keys() == base.keys() == merged.backbone.tensors().keys()
@@ -286,6 +287,7 @@ import torch
 from adamerge.coefficients import Coefficients
 from adamerge.export import export
 from adamerge.parametrizations import LayerWise
+from adamerge.storage import Disk, Resident
 from adamerge.task_vectors import TaskVectors
 
 def anonymous():

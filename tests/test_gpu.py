@@ -3,14 +3,18 @@
 import pytest
 import torch
 
+from adamerge.storage import Disk, LowBit, Pinned, Resident
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_a_bf16_mixed_step_on_cuda(pool, image_folders, resident):
+@pytest.mark.parametrize(
+    "storage", [Resident(), Resident("bfloat16"), Pinned(), Pinned("float16"), LowBit(8), Disk()], ids=str
+)
+def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from lightning import Trainer
 
     from adamerge.backbones import OpenClipClassifier
@@ -24,9 +28,7 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, resident):
 
     data = ImageCalibration({t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
     vectors = TaskVectors(**pool)
-    module = AdaptiveMerging(
-        OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, resident=resident
-    )
+    module = AdaptiveMerging(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, storage=storage)
     devices = []
     step = module.training_step
 
@@ -56,7 +58,7 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, resident):
         parametrization = LayerWise(vectors)
         with torch.no_grad():
             parametrization.w.copy_(learned.cpu())
-        merged = MergedModel(OpenClipClassifier(pool["base"]), vectors, parametrization, resident).to(device)
+        merged = MergedModel(OpenClipClassifier(pool["base"]), vectors, parametrization, storage).to(device)
         merged.merge()
         return {name: tensor.detach().cpu() for name, tensor in merged.backbone.tensors().items()}
 

@@ -24,6 +24,7 @@ from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
+from adamerge.storage import Disk, Resident, Storage
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -86,13 +87,13 @@ def models(tasks: int = 3, width: int = WIDTH, dtype: torch.dtype = torch.float3
     return {"base": base, "experts": experts}
 
 
-def make(kind=LayerWise, tasks=3, dtype=torch.float32, resident=True, transforms=(), stored=torch.float32, **arguments):
+def make(kind=LayerWise, tasks=3, dtype=torch.float32, storage=None, transforms=(), stored=torch.float32, **arguments):
     vectors = TaskVectors(**models(tasks, dtype=stored), transforms=transforms)
     parametrization = kind(vectors, **arguments)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         parametrization.w.copy_(torch.rand(parametrization.w.shape, generator=generator))
-    return MergedModel(Mlp(dtype=dtype), vectors, parametrization, resident)
+    return MergedModel(Mlp(dtype=dtype), vectors, parametrization, storage or Resident())
 
 
 def batches(tasks: int = 3, samples: int = 5) -> list[Tensor]:
@@ -260,10 +261,10 @@ def pulled_back(merged: MergedModel, inputs: list[Tensor]) -> Tensor:
     return merged.parametrization.w.grad
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 @pytest.mark.parametrize("kind", [TaskWise, LayerWise, ChunkWise])
-def test_gradient_is_autograds_through_functional_call(kind, resident):
-    merged = make(kind, resident=resident)
+def test_gradient_is_autograds_through_functional_call(kind, storage):
+    merged = make(kind, storage=storage)
     found = pulled_back(merged, batches())
     for dtype in (torch.float64, torch.float32):
         expected = through_autograd(merged, batches(), kind, dtype).double()
@@ -360,9 +361,9 @@ def test_two_merges_in_one_autocast_region_see_two_weights():
     assert not torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_merge_and_contraction_stay_fp32_under_autocast(resident):
-    plain, inside = make(resident=resident), make(resident=resident)
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+def test_merge_and_contraction_stay_fp32_under_autocast(storage):
+    plain, inside = make(storage=storage), make(storage=storage)
     slopes = {name: torch.randn(value.shape) for name, value in models()["base"].items()}
 
     def step(merged: MergedModel) -> Tensor:
@@ -482,10 +483,10 @@ def files(folder, tasks: int, width: int, transforms=()) -> TaskVectors:
 def test_operations_are_linear_in_tasks(tmp_path, tasks, kind):
     width = 96
     vectors = files(tmp_path, tasks, width)
-    for resident, bound in ((True, 3 * tasks + 2), (False, 5 * tasks + 2)):
-        merged = MergedModel(Mlp(Net(width)), vectors, kind(vectors), resident)
+    for storage, bound in ((Resident(), 3 * tasks + 2), (Disk(), 5 * tasks + 2)):
+        merged = MergedModel(Mlp(Net(width)), vectors, kind(vectors), storage)
         found = cost(merged, torch.randn(3, width))
-        assert found.both <= bound, f"{found.both:.2f} P > {bound} P, resident={resident}"
+        assert found.both <= bound, f"{found.both:.2f} P > {bound} P, {storage}"
         # every delta is read once to merge and once to contract: less would mean that the counter is blind
         assert found.merge >= tasks and found.contraction >= tasks
 
@@ -495,21 +496,21 @@ def test_operations_are_linear_in_tasks(tmp_path, tasks, kind):
 def test_random_partitions_cost_one_gather_and_one_scatter_more(tmp_path, tasks, parts):
     width = 128
     vectors = files(tmp_path, tasks, width)
-    for resident, bound in ((True, 5 * tasks + 4), (False, 6 * tasks + 8)):
-        merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=parts), resident)
+    for storage, bound in ((Resident(), 5 * tasks + 4), (Disk(), 6 * tasks + 8)):
+        merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=parts), storage)
         merged.merge()
         merged(torch.randn(3, width)).features.float().pow(2).mean().backward()
         merged.pull_back(torch.zeros(())).backward()  # the first contraction makes the ids
         merged.parametrization.w.grad = None
         found = cost(merged, torch.randn(3, width))
-        print(f"T={tasks} parts={parts} resident={resident}: {found.both:.3f} P, bound {bound} P")
+        print(f"T={tasks} parts={parts} {storage}: {found.both:.3f} P, bound {bound} P")
         assert 4 * tasks < found.both <= bound
 
 
 def test_ids_take_a_byte_an_element_and_none_before_a_contraction(tmp_path):
     width = 128
     vectors = files(tmp_path, 2, width)
-    merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=200), resident=True)
+    merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=200), storage=Resident())
     merged.merge()
     groups = [merged.parametrization.shares(name)[1] for name in vectors]
     assert all(group.kept is None for group in groups)
@@ -537,17 +538,17 @@ def lora_files(folder, tasks: int, width: int, rank: int = 2) -> TaskVectors:
     return TaskVectors(folder / "base.safetensors", experts)
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_lora_experts_cost_the_same_however_many(tmp_path, resident):
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+def test_lora_experts_cost_the_same_however_many(tmp_path, storage):
     """The sum and its gradient are read once for all experts: 5 P, and the factors, which are small."""
     width = 128
     for tasks in (2, 8):
         folder = tmp_path / str(tasks)
         folder.mkdir()
         vectors = lora_files(folder, tasks, width)
-        found = cost(MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), resident), torch.randn(3, width))
+        found = cost(MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), storage), torch.randn(3, width))
         factors = tasks * 2 * (2 * width + width) / (2 * width * width)  # of one tensor, in P
-        print(f"T={tasks} resident={resident}: {found.both:.3f} P, factors {factors:.3f} P")
+        print(f"T={tasks} {storage}: {found.both:.3f} P, factors {factors:.3f} P")
         assert 4 <= found.both <= 5 + 12 * factors
 
 
@@ -570,12 +571,12 @@ def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
 
 
 @pytest.mark.parametrize("tasks", [2, 8])
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 @pytest.mark.parametrize(("wanted", "bound"), [("coefficients", 33), ("logits", 41), ("both", 56)])
-def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_path, tasks, resident, wanted, bound):
+def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_path, tasks, storage, wanted, bound):
     vectors, found = files(tmp_path, tasks, 96), []
     for kind in (LayerWise, partial(Concrete, inner=LayerWise)):
-        merged = MergedModel(Mlp(Net(96)), vectors, kind(vectors), resident)
+        merged = MergedModel(Mlp(Net(96)), vectors, kind(vectors), storage)
         merged.merge(0)
         with Counter() as merge:
             merged.merge(1)
@@ -590,7 +591,7 @@ def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_pa
         size = sum(vectors.shape(name).numel() for name in vectors)
         found.append((merge.elements + contraction.elements) / size)
         assert between < 4 * size / 10, "neither a mask nor an update waits"
-    again = tasks * (1 if resident else 2) if wanted == "both" else 0
+    again = tasks * (1 if isinstance(storage, Resident) else 2) if wanted == "both" else 0
     assert bound - 3 <= found[1] - found[0] - again <= bound + 1.02, found
 
 
@@ -598,30 +599,30 @@ def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_pa
 def test_ties_on_disk_costs_a_stated_multiple_more(tmp_path, tasks):
     width = 96
     vectors = files(tmp_path, tasks, width, [Ties()])
-    merged = MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), resident=False)
+    merged = MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), storage=Disk())
     untransformed = TaskVectors(vectors.base, vectors.checkpoints)
-    plain = MergedModel(Mlp(Net(width)), untransformed, LayerWise(vectors), resident=False)
+    plain = MergedModel(Mlp(Net(width)), untransformed, LayerWise(vectors), storage=Disk())
     extra = cost(merged, torch.randn(3, width)).both - cost(plain, torch.randn(3, width)).both
     assert 0 < extra <= 2 * (9 * tasks + 4), f"{extra:.2f} P"
-    resident = MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), resident=True)
+    resident = MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), storage=Resident())
     assert cost(resident, torch.randn(3, width)).both <= 3 * tasks + 2
 
 
 @pytest.mark.parametrize("kind", [TaskWise, LayerWise])
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp_path, kind, resident):
+@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp_path, kind, storage):
     width, found = 96, {}
     for tasks in (2, 16):
         folder = tmp_path / str(tasks)
         folder.mkdir()
         vectors = files(folder, tasks, width)
-        found[tasks] = cost(MergedModel(Mlp(Net(width)), vectors, kind(vectors), resident), torch.randn(3, width))
+        found[tasks] = cost(MergedModel(Mlp(Net(width)), vectors, kind(vectors), storage), torch.randn(3, width))
     largest = 4 * 2 * width * width  # bytes of the largest tensor
     coefficients = 16 * 4 * 5 * 8  # the columns that autograd keeps: 16 experts, 5 tensors, some copies of 4 bytes
     assert found[2].peak >= largest  # the tracker sees the update of a tensor
     assert found[16].between - found[2].between <= coefficients
     assert found[16].between <= coefficients * 2  # and no update is kept at all
-    assert found[16].peak - found[2].peak <= coefficients * 2 + (0 if resident else 4 * largest)
+    assert found[16].peak - found[2].peak <= coefficients * 2 + (0 if isinstance(storage, Resident) else 4 * largest)
 
 
 def test_one_merge_and_one_contraction_whatever_the_micro_batches(monkeypatch):
@@ -658,13 +659,13 @@ def tower(tmp_path_factory):
         path.unlink()
 
 
-def tower_model(root, tasks: int, resident: bool) -> MergedModel:
+def tower_model(root, tasks: int, storage: Storage) -> MergedModel:
     from adamerge.backbones import OpenClipClassifier
 
     experts = {f"e{k}": root / f"expert{k}.safetensors" for k in range(tasks)}
     vectors = TaskVectors(root / "base.safetensors", experts, include=["visual.*"])
     backbone = OpenClipClassifier("ViT-B-32-quickgelu")
-    return MergedModel(backbone, vectors, LayerWise(vectors), resident)
+    return MergedModel(backbone, vectors, LayerWise(vectors), storage)
 
 
 @pytest.mark.slow
@@ -672,10 +673,10 @@ def tower_model(root, tasks: int, resident: bool) -> MergedModel:
 def test_real_tower_operations_are_linear_in_tasks(tower):
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     for tasks in (2, 4, 8):
-        for resident, bound in ((True, 3 * tasks + 2), (False, 5 * tasks + 2)):
-            found = cost(tower_model(tower, tasks, resident), images)
+        for storage, bound in ((Resident(), 3 * tasks + 2), (Disk(), 5 * tasks + 2)):
+            found = cost(tower_model(tower, tasks, storage), images)
             assert found.size > 87_000_000
-            print(f"T={tasks} resident={resident}: {found.both:.3f} P, bound {bound} P")
+            print(f"T={tasks} {storage}: {found.both:.3f} P, bound {bound} P")
             assert found.both <= bound
             assert found.merge >= tasks and found.contraction >= tasks
             assert found.between < 4 * found.size / 100  # nothing of the size of a tensor waits for the backward pass
@@ -688,6 +689,7 @@ from pathlib import Path
 from adamerge.backbones import OpenClipClassifier
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
+from adamerge.storage import Disk
 from adamerge.task_vectors import TaskVectors
 
 def anonymous():
@@ -704,7 +706,7 @@ def watch():
         time.sleep(0.002)
 vectors = TaskVectors(root / "base.safetensors", {f"e{k}": root / f"expert{k}.safetensors" for k in range(tasks)},
                       include=["visual.*"])
-merged = MergedModel(OpenClipClassifier("ViT-B-32-quickgelu"), vectors, LayerWise(vectors), resident=False)
+merged = MergedModel(OpenClipClassifier("ViT-B-32-quickgelu"), vectors, LayerWise(vectors), storage=Disk())
 thread = threading.Thread(target=watch)
 thread.start()
 for step in range(2):

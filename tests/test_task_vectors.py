@@ -13,6 +13,7 @@ from adamerge.adapters import AdapterCheckpoint
 from adamerge.deltas import Whole
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.sources import open_checkpoint
+from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Elementwise, Scale, Ties
 
@@ -188,7 +189,7 @@ def test_states_that_do_not_fit_the_transforms_are_refused(states):
 def test_resident_and_streamed_and_moved_are_the_same_numbers():
     transforms = [Ties(keep=0.5)]
     vectors = TaskVectors(model(0), {"one": model(1), "two": model(2)}, transforms)
-    held, moved = vectors.resident("cpu"), vectors.to("cpu")
+    held, moved = Resident().place(vectors, torch.device("cpu")), vectors.to("cpu")
     for name in vectors:
         assert torch.equal(held[name].dense(), vectors[name].dense())
         assert torch.equal(moved[name].dense(), vectors[name].dense())
@@ -243,7 +244,7 @@ def test_only_what_some_adapter_touches_is_merged(lora):
 )
 def test_deltas_of_adapters_are_those_of_the_merged_models(lora, cases):
     vectors = lora_vectors(lora, cases)
-    held = vectors.resident("cpu")
+    held = Resident().place(vectors, torch.device("cpu"))
     for name in vectors:
         exact = exact_deltas(lora, cases, name)
         for deltas in (vectors[name], held[name]):
@@ -264,7 +265,7 @@ def test_full_models_and_adapters_merge_in_one_pool(lora, tmp_path, transforms):
     dense = {**experts, "llama": {name: lora.merged["llama"][name] for name in base}}
     mixed = TaskVectors(lora.bases["llama"], experts, transforms)
     same = TaskVectors(lora.bases["llama"], dense, transforms)
-    held = mixed.resident("cpu")
+    held = Resident().place(mixed, torch.device("cpu"))
     assert set(mixed) == set(base)
     for name in mixed:
         # a threshold falls on one side or the other of a rounding, for a few entries
@@ -291,7 +292,7 @@ def test_resident_adapters_take_the_memory_of_their_factors(tmp_path):
         save_file(factors, folder / "adapter_model.safetensors")
         experts[f"task{task}"] = folder
     vectors = TaskVectors(tmp_path / "base.safetensors", experts, [Scale({"task1": -1.0})])
-    held = vectors.resident("cpu")
+    held = Resident().place(vectors, torch.device("cpu"))
     alive = sum(factor.untyped_storage().nbytes() for name in held for factor in held[name].read())
     assert alive == 2 * tasks * 4 * 2 * width * rank  # tensors, tasks, bytes, factors
     coefficients = torch.randn(tasks, 1)

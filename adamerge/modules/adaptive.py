@@ -19,6 +19,7 @@ from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.penalties import Penalty
+from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
 
@@ -38,7 +39,7 @@ class AdaptiveMerging(MergingModule):
         penalty: on the coefficients.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
-        resident: hold the deltas in memory, or read them from disk at each step.
+        storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
@@ -65,7 +66,7 @@ class AdaptiveMerging(MergingModule):
         penalty: Penalty | None = None,
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
-        resident: bool = True,
+        storage: Storage | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -80,7 +81,7 @@ class AdaptiveMerging(MergingModule):
             objective,
             task_weights,
             micro_batch,
-            resident,
+            storage,
             init_from,
             teachers,
             recalibrate_buffers,

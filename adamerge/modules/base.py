@@ -26,6 +26,7 @@ from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
 SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
@@ -41,7 +42,7 @@ class MergingModule(LightningModule, ABC):
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
-        resident: hold the deltas in memory, or read them from disk at each step.
+        storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -61,7 +62,7 @@ class MergingModule(LightningModule, ABC):
         objective: Objective | None = None,
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
-        resident: bool = True,
+        storage: Storage | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -76,7 +77,7 @@ class MergingModule(LightningModule, ABC):
                 todo="leave it out",
             )
         super().__init__()
-        self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), resident)
+        self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), storage)
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()

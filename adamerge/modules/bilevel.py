@@ -20,6 +20,7 @@ from adamerge.modules.base import MergingModule
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
 
@@ -47,7 +48,7 @@ class BilevelMerging(MergingModule):
         fresh_noise: see another sample of the mask in the outer merge; False takes that of the inner one again.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
         micro_batch: samples per forward pass, of whatever task; all of the half step's samples at once when None.
-        resident: hold the deltas in memory, or read them from disk at each merge.
+        storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         init_from: a coefficient file of the same groups, mask and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -75,7 +76,7 @@ class BilevelMerging(MergingModule):
         fresh_noise: bool = True,
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
-        resident: bool = True,
+        storage: Storage | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -90,7 +91,7 @@ class BilevelMerging(MergingModule):
             objective,
             task_weights,
             micro_batch,
-            resident,
+            storage,
             init_from,
             teachers,
             recalibrate_buffers,

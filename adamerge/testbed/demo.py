@@ -22,6 +22,7 @@ from adamerge.export import export
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.staging import write_json
+from adamerge.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
 METHODS = (
@@ -104,7 +105,7 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     data.serve(backbone)
     task = next(iter(data.tasks))
     vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
-    model = MergedModel(backbone, vectors, parametrization, resident=False, buffers=coefficients.buffers)
+    model = MergedModel(backbone, vectors, parametrization, storage=Disk(), buffers=coefficients.buffers)
     backbone.build_heads({task: data.tasks[task]}, vectors.checkpoints)
     inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
     with torch.no_grad():

@@ -1,0 +1,173 @@
+"""Memory: what task vectors would take, told from headers alone, and what this machine has left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adamerge.task_vectors import TaskVectors
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the host's anonymous memory and of a device's.
+
+    Memory-mapped files are not counted: the system takes their pages back when it needs them.
+    """
+
+    host: int = 0
+    device: int = 0
+
+    @classmethod
+    def of(cls, nbytes: int, device: torch.device) -> Memory:
+        """Bytes on ``device``, which is the host itself when it is the CPU."""
+        return cls(host=nbytes) if device.type == "cpu" else cls(device=nbytes)
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.host + other.host, self.device + other.device)
+
+    def fits(self, there: Available, margin: float) -> bool:
+        """Whether it is there and a fraction ``margin`` of what is available stays free; what is unknown suffices."""
+        pairs = ((self.host, there.host), (self.device, there.device))
+        return all(has is None or needs <= (1 - margin) * has for needs, has in pairs)
+
+
+@dataclass(frozen=True)
+class Available:
+    """Bytes that can still be taken; None where the system does not say.
+
+    Attributes:
+        host: without swapping, and within the limit of the control group: that of this process alone where several
+            processes share the machine.
+        device: free, or reserved by this process and unused; 0 when the device is the CPU.
+    """
+
+    host: int | None
+    device: int | None
+
+    @classmethod
+    def on(cls, device: torch.device) -> Available:
+        """What there is now."""
+        host = [found for found in (_free_host(PROC), _free_group(PROC, CGROUPS)) if found is not None]
+        share = min(host) // _processes() if host else None
+        if device.type == "cpu":
+            return cls(share, 0)
+        if device.type != "cuda" or not torch.cuda.is_available():
+            return cls(share, None)
+        free, _ = torch.cuda.mem_get_info(device)
+        return cls(share, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What task vectors consist of.
+
+    Attributes:
+        experts: after the transforms.
+        tensors: merged ones: name to elements.
+        dense: of each, elements of dense deltas of all experts.
+        factors: elements of low-rank factors, of all tensors and experts.
+        base_bytes: of the base's merged tensors, as stored.
+        mapped: whether the base is read from files, and not from memory.
+        narrow: whether the base's tensors are widened when they are read.
+        transformed: whether all experts' deltas of a tensor are in memory at once when they are read.
+    """
+
+    experts: int
+    tensors: Mapping[str, int]
+    dense: Mapping[str, int]
+    factors: int
+    base_bytes: int
+    mapped: bool
+    narrow: bool
+    transformed: bool
+
+    @classmethod
+    def of(cls, vectors: TaskVectors) -> Sizes:
+        """Those of task vectors, from headers; nothing is read and nothing learned."""
+        tensors = {name: vectors.shape(name).numel() for name in vectors}
+        elements = {name: vectors.elements(name) for name in vectors}
+        dtypes = {name: vectors.base.dtype(name) for name in vectors}
+        return cls(
+            experts=len(vectors.experts),
+            tensors=tensors,
+            dense={name: dense for name, (dense, _) in elements.items()},
+            factors=sum(factors for _, factors in elements.values()),
+            base_bytes=sum(tensors[name] * dtype.itemsize for name, dtype in dtypes.items()),
+            mapped=bool(vectors.base.sources),
+            narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
+            transformed=bool(vectors.transforms),
+        )
+
+    @property
+    def merged(self) -> int:
+        """Elements of all merged tensors."""
+        return sum(self.tensors.values())
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest merged tensor."""
+        return max(self.tensors.values(), default=0)
+
+
+def _processes() -> int:
+    """Processes of this run on this machine, as far as they have been told of each other."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if local.isdecimal() and int(local) > 0:
+        return int(local)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def _free_host(proc: Path) -> int | None:
+    """``MemAvailable``: free, or in caches that can be dropped."""
+    for line in _lines(proc / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _free_group(proc: Path, root: Path) -> int | None:
+    """What the limits of this process's control group and of those around it leave; None where there are none."""
+    found = []
+    for line in _lines(proc / "self" / "cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            top, names = root, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
+        else:
+            continue
+        folder = top / path.strip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            left = _left(group, *names)
+            if left is not None:
+                found.append(left)
+    return min(found, default=None)
+
+
+def _left(group: Path, limit: str, usage: str, *caches: str) -> int | None:
+    """The limit of one control group less what it uses and cannot drop."""
+    most, used = _lines(group / limit), _lines(group / usage)
+    if not most or not used or not most[0].isdecimal():
+        return None  # "max", or no such file
+    statistics = dict(line.split() for line in _lines(group / "memory.stat") if len(line.split()) == 2)
+    cached = sum(int(statistics.get(name, 0)) for name in caches)
+    return max(0, int(most[0]) - max(0, int(used[0]) - cached))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

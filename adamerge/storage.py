@@ -1,0 +1,270 @@
+"""Storage: where the deltas are between merges, and in how many bits; always combined and contracted in fp32."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+
+import torch
+
+from adamerge.conveyor import Arena, Conveyor
+from adamerge.deltas import Deltas, DenseDeltas
+from adamerge.errors import ConfigError
+from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
+from adamerge.memory import Available, Memory, Sizes
+from adamerge.task_vectors import TaskVectors
+
+DTYPES = ("float32", "bfloat16", "float16")
+FP32 = 4  # bytes
+
+log = logging.getLogger(__name__)
+
+
+class Storage(ABC):
+    """How task vectors are held while coefficients are learned.
+
+    Factors of LoRA experts stay factors in fp32, whatever holds them. What is exported never depends on the storage: the
+    export reads base and experts themselves.
+    """
+
+    @abstractmethod
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """The same task vectors, for merges on ``device``."""
+
+    @abstractmethod
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """What stays in memory between merges."""
+
+    @abstractmethod
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """What the contraction of the largest tensor needs for a moment."""
+
+    def needs(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Both."""
+        return self.held(sizes, device) + self.passing(sizes, device)
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({given})"
+
+
+class Resident(Storage):
+    """All deltas on the device, experts x size of the model, and the base's merged tensors with them.
+
+    Exact in float32. In bfloat16 each delta is rounded by at most 2^-8 of itself, in float16 by 2^-11 of itself or 2^-25,
+    whichever is larger; products and sums are in fp32 in any case, so a merged weight is off by at most that fraction of
+    ``sum_k |c_k tau_k|``, and the exported one, which is exact, differs by so much from the one that was trained.
+
+    Args:
+        dtype: of the deltas: float32, bfloat16 or float16.
+
+    Raises:
+        ConfigError: there is no such dtype; later, a delta beyond 65504 in float16.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = _known(dtype)
+
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """Read everything once."""
+        return vectors.kept(device, self._keep, lambda base: base.to(device))
+
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Deltas and base; a base that is mapped from a file takes nothing on the CPU."""
+        return Memory.of(_dense(sizes, _floats(self.dtype)) + FP32 * sizes.factors, device) + _base(sizes, device)
+
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """One expert's tensor in fp32, where the deltas are narrower."""
+        return Memory.of(0 if self.dtype == "float32" else FP32 * sizes.largest, device)
+
+    def _keep(self, deltas: Deltas, count: int) -> Deltas:
+        if self.dtype != "float32":
+            return KeptDeltas.of(deltas, _floats(self.dtype), lambda row: row)
+        values = torch.empty(count, deltas.shape.numel(), dtype=torch.float32, device=deltas.device)
+        first = 0
+        for block in deltas.blocks(torch.float32):
+            values[first : first + len(block)] = block
+            first += len(block)
+        return DenseDeltas(values.view(count, *deltas.shape))
+
+
+class LowBit(Storage):
+    """All deltas on the device, as integers of 8 or 4 bits with an fp32 scale for every 64 of them: 8.5 or 4.5 bits each.
+
+    A delta is off by at most 1/254 (8 bits) or 1/14 (4 bits) of the largest of its block of 64 in the flattened tensor.
+    Merged and exported weights differ as those of ``Resident`` in bfloat16 do.
+
+    Args:
+        bits: 8 or 4.
+
+    Raises:
+        ConfigError: bits is neither.
+
+    Reference: LLM.int8() (Dettmers et al., 2022), https://arxiv.org/abs/2208.07339, for absmax quantisation; per block as in
+    8-bit Optimizers (Dettmers et al., 2022), https://arxiv.org/abs/2110.02861.
+    """
+
+    def __init__(self, bits: int = 8) -> None:
+        if bits not in {8, 4}:
+            raise ConfigError(f"LowBit: bits must be 8 or 4, got {bits}")
+        self.bits = bits
+
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """Read and encode everything once."""
+        code = Blockwise(self.bits)
+        return vectors.kept(
+            device, lambda deltas, _: KeptDeltas.of(deltas, code, lambda row: row), lambda base: base.to(device)
+        )
+
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Integers and scales; and the base."""
+        return Memory.of(_dense(sizes, Blockwise(self.bits)) + FP32 * sizes.factors, device) + _base(sizes, device)
+
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """One expert's tensor in fp32, and its integers apart."""
+        return Memory.of((FP32 + 1) * sizes.largest, device)
+
+
+class Pinned(Storage):
+    """Deltas and base in page-locked host memory; copied to the device expert by expert while it computes.
+
+    The device holds two tensors of one expert at a time. Exact in float32, else as ``Resident``, which it is on the CPU.
+
+    Args:
+        dtype: of the deltas: float32, bfloat16 or float16.
+
+    Raises:
+        ConfigError: there is no such dtype; later, a delta beyond 65504 in float16.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = _known(dtype)
+
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """Read everything once, into host memory."""
+        if device.type == "cpu":
+            return Resident(self.dtype).place(vectors, device)
+        return self.placed(vectors, device, pinned=True)
+
+    def placed(self, vectors: TaskVectors, device: torch.device, pinned: bool) -> TaskVectors:
+        """The same, also for a device that needs no pinned memory."""
+        sizes, code = Sizes.of(vectors), _floats(self.dtype)
+        largest = code.nbytes(sizes.largest)
+        arena = Arena(_dense(sizes, code) + sizes.base_bytes, largest, pinned)
+        carry = Conveyor(device, largest)
+        return vectors.kept(device, lambda deltas, _: KeptDeltas.of(deltas, code, arena.put, carry), arena.put)
+
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Up to a quarter more than the deltas on the host; two tensors and the factors on the device."""
+        if device.type == "cpu":
+            return Resident(self.dtype).held(sizes, device)
+        code = _floats(self.dtype)
+        there = _dense(sizes, code) + sizes.base_bytes
+        return Memory(there + there // 4, 2 * code.nbytes(sizes.largest) + FP32 * sizes.factors)
+
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """As ``Resident``, and the base's tensor on its way."""
+        base = Memory.of(0 if device.type == "cpu" else FP32 * sizes.largest, device)
+        return Resident(self.dtype).passing(sizes, device) + base
+
+
+class Disk(Storage):
+    """Nothing is held: base and experts are memory-mapped, read and subtracted at each merge and each contraction.
+
+    Exact. As many experts as the disk holds; as fast as the system's page cache or the disk.
+    """
+
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """Where they are."""
+        return vectors.to(device)
+
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Nothing."""
+        return Memory()
+
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """One expert's tensor and its delta; of all experts, and what the transform makes of them, where there is one."""
+        copies = 2 + (1 if sizes.narrow or device.type != "cpu" else 0)
+        if sizes.transformed:
+            copies += 3 * sizes.experts
+        return Memory.of(copies * FP32 * sizes.largest, device)
+
+
+class Automatic(Storage):
+    """The fastest exact storage that fits: on the device, else in pinned memory, else on disk.
+
+    It fits when a fraction of the memory that is available stays free beside it and the gradient of the merged copy: what
+    activations take is not known before. Never rounds deltas: that is for you to say, with ``Resident`` or ``LowBit``.
+
+    Args:
+        margin: that fraction.
+
+    Raises:
+        ConfigError: margin is not in [0, 1).
+    """
+
+    def __init__(self, margin: float = 0.2) -> None:
+        if not 0 <= margin < 1:
+            raise ConfigError(f"Automatic: margin must be in [0, 1), got {margin}")
+        self.margin = margin
+
+    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
+        """As the chosen one does."""
+        sizes = Sizes.of(vectors)
+        gradient = Memory.of(FP32 * sizes.merged, device)
+        chosen = self.chosen(sizes, device, Available.on(device), gradient)
+        log.info("storage: %s", chosen)
+        return chosen.place(vectors, device)
+
+    def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
+        """The first that fits.
+
+        Args:
+            sizes: of the task vectors.
+            device: of the merges.
+            there: what is available.
+            beside: what else will be taken of it.
+        """
+        for storage in self.candidates(device):
+            if (storage.needs(sizes, device) + beside).fits(there, self.margin):
+                return storage
+        return Disk()
+
+    def candidates(self, device: torch.device) -> list[Storage]:
+        """The exact ones, the fastest first."""
+        return [Resident(), Disk()] if device.type == "cpu" else [Resident(), Pinned(), Disk()]
+
+    def held(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Of what would be chosen now."""
+        return self._now(sizes, device).held(sizes, device)
+
+    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Of what would be chosen now."""
+        return self._now(sizes, device).passing(sizes, device)
+
+    def _now(self, sizes: Sizes, device: torch.device) -> Storage:
+        return self.chosen(sizes, device, Available.on(device), Memory.of(FP32 * sizes.merged, device))
+
+
+def _known(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ConfigError(f"storage: there is no dtype '{dtype}'", expected=f"one of {list(DTYPES)}", got=dtype)
+    return dtype
+
+
+def _floats(dtype: str) -> Floats:
+    return Floats(getattr(torch, dtype))
+
+
+def _dense(sizes: Sizes, code: Code) -> int:
+    """Bytes of all dense deltas; each expert's tensor is encoded by itself."""
+    return sum(
+        dense // numel * code.nbytes(numel)
+        for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
+        if numel
+    )
+
+
+def _base(sizes: Sizes, device: torch.device) -> Memory:
+    """What the base's merged tensors take where they are kept as they were opened, or moved to a device."""
+    return Memory() if device.type == "cpu" else Memory(device=sizes.base_bytes)
