@@ -14,8 +14,11 @@ from torch import Tensor
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other."""
 
-PIECE = 1 << 18
-"""Elements of a piece: what is read from disk is combined piece by piece, in buffers that stay in a processor's cache."""
+PIECE = 1 << 15
+"""Elements of a piece: what is read from disk is combined piece by piece, in buffers that stay in a processor's cache.
+
+So few that torch computes them in one thread: waiting for another at each piece would take longer, on a busy machine much.
+"""
 
 
 class Groups(ABC):

@@ -20,7 +20,7 @@ from adamerge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch  # only for annotations: headers are read without it
 
-MAPPED = 1 << 27  # bytes read through one mapping of a file, before the next begins
+MAPPED = 1 << 25  # bytes read through one mapping of a file, before the next begins
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 # bits of one element, by the format's name for it
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32}

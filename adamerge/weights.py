@@ -18,7 +18,7 @@ from adamerge.checkpoint import FORMAT_NAMES
 from adamerge.errors import ExportError
 from adamerge.files import TensorFile
 
-AHEAD = 4
+AHEAD = 32
 """Pieces, at most, that wait for the disk while further ones are computed."""
 
 
