@@ -9,10 +9,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveMerging": "modules",
-    "Backbone": "backbones",
     "Automatic": "storage",
+    "Backbone": "backbones",
     "BilevelMerging": "modules",
     "BinaryMask": "parametrizations",
+    "BlockCopy": "blocks",
     "BlockWise": "parametrizations",
     "Calibration": "data",
     "CausalLM": "backbones",
@@ -24,6 +25,7 @@ _HOMES = {
     "Combine": "transforms",
     "Concrete": "parametrizations",
     "Constraint": "constraints",
+    "Copy": "copies",
     "CrossEntropy": "objectives",
     "Disk": "storage",
     "DistanceToInitial": "penalties",
@@ -67,6 +69,7 @@ _HOMES = {
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
+    "ShardedCopy": "shards",
     "Sigmoid": "constraints",
     "SoftMask": "parametrizations",
     "Softmax": "constraints",
@@ -84,6 +87,7 @@ _HOMES = {
     "Unchanged": "objectives",
     "View": "objectives",
     "VisionLanguage": "backbones",
+    "WholeCopy": "copies",
     "load_coefficients": "coefficients",
     "save_coefficients": "coefficients",
 }
@@ -102,6 +106,7 @@ if TYPE_CHECKING:
         SequenceClassifier,
         VisionLanguage,
     )
+    from adamerge.blocks import BlockCopy
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.constraints import (
         Clamp,
@@ -111,6 +116,7 @@ if TYPE_CHECKING:
         Sigmoid,
         Softmax,
     )
+    from adamerge.copies import Copy, WholeCopy
     from adamerge.data import (
         Calibration,
         ImageCalibration,
@@ -170,6 +176,7 @@ if TYPE_CHECKING:
         LowestTarget,
         Selection,
     )
+    from adamerge.shards import ShardedCopy
     from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import (

@@ -1,43 +1,16 @@
-"""How the merged copy exists: all of it at once, or one block of the network after the other, only while it runs."""
+"""Block by block: the weights of a block of the network exist only while it runs, and its gradient only while it is used."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner
 from adamerge.errors import ConfigError
-
-Visit = Callable[[Mapping[str, Tensor]], None]
-"""What is done with tensors of the copy, by on-disk name."""
-
-
-class Copy(ABC):
-    """Which weights of the network exist when."""
-
-    @abstractmethod
-    def blocks(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Block]:
-        """The parts whose weights exist only while they run; the rest of the network is always there.
-
-        Args:
-            network: whose modules run.
-            tensors: on-disk name to a parameter or a view of one.
-
-        Raises:
-            ConfigError: the network has no such parts.
-        """
-
-
-class WholeCopy(Copy):
-    """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has."""
-
-    def blocks(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Block]:
-        """None."""
-        return []
 
 
 class BlockCopy(Copy):
@@ -49,7 +22,7 @@ class BlockCopy(Copy):
     heads, whatever is in no block, are always there.
     """
 
-    def blocks(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Block]:
+    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
         """The members of the outermost module lists, with the parameters that are theirs alone."""
         modules = outermost(network)
         users: dict[int, set[int]] = {}  # parameter to the blocks that use it; -1 is the rest
@@ -62,7 +35,7 @@ class BlockCopy(Copy):
             found = users.get(id(owner(tensor)), {-1})
             if len(found) == 1 and -1 not in found:
                 parts[next(iter(found))][name] = tensor
-        blocks = [Block(module, own) for module, own in zip(modules, parts, strict=True) if own]
+        blocks: list[Passing] = [Block(module, own) for module, own in zip(modules, parts, strict=True) if own]
         if not blocks:
             raise ConfigError(
                 f"{type(network).__name__} has no blocks to merge one at a time",
@@ -99,7 +72,7 @@ class Block:
             for name, t in tensors.items()
         }
         self._strides = [parameter.stride() for parameter in self.parameters]
-        self._taken: dict[str, Tensor] = {}
+        self._taken: dict[str, Place] = {}
         self.module, self.forward = module, module.forward
         module.forward = self
         self.drop()
@@ -109,7 +82,7 @@ class Block:
         self._make_room()
         with torch.no_grad():
             self._taken = {
-                name: parameter if whole else parameter.as_strided(size, stride, offset)
+                name: Place(parameter if whole else parameter.as_strided(size, stride, offset))
                 for name, (parameter, size, stride, offset, whole) in self._places.items()
             }
         self.fetch(self._taken)
@@ -231,23 +204,3 @@ def undo_blocks(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module.forward, Block):
             module.forward.undo()
-
-
-def outermost(network: nn.Module) -> list[nn.Module]:
-    """Members of the module lists that are in no other module list, in the order of the network."""
-    found: list[nn.Module] = []
-
-    def walk(module: nn.Module) -> None:
-        for child in module.children():
-            if isinstance(child, nn.ModuleList):
-                found.extend(child)
-            else:
-                walk(child)
-
-    walk(network)
-    return found
-
-
-def owner(tensor: Tensor) -> Tensor:
-    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
-    return tensor if tensor._base is None else tensor._base

@@ -224,6 +224,10 @@ class Deltas(ABC):
         """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
         return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows)
 
+    def within(self, part: slice) -> Deltas:
+        """The deltas of a part of the flattened tensor, whose ``combine`` takes groups of the whole one."""
+        return PartOfDeltas(self, self, part)
+
     def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
         """``out += sum_k c[k, g] tau_k``, in place and without autograd; out ``(numel,)``."""
         groups, first = groups.placed(out.device), 0
@@ -279,6 +283,34 @@ class _Combine(torch.autograd.Function):
             return ctx.deltas.contract(gradients[0], ctx.groups), None, None
 
 
+class PartOfDeltas(Deltas):
+    """A part of the flattened deltas of a tensor.
+
+    Args:
+        whole: of the tensor.
+        inner: the same, or deltas that are of this part alone and cheaper to read.
+        part: of the flattened tensor.
+    """
+
+    def __init__(self, whole: Deltas, inner: Deltas, part: slice) -> None:
+        self.whole, self.inner, self.part = whole, inner, part
+        self.shape, self.device = torch.Size([part.stop - part.start]), whole.device
+
+    def within(self, part: slice) -> Deltas:
+        """A part of the part."""
+        first = self.part.start
+        return self.whole.within(slice(first + part.start, first + part.stop))
+
+    def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
+        """With the groups that this part has of the whole tensor's; coefficients ``(experts, groups.count)``."""
+        return super().combine(coefficients, groups.within(self.part.start, self.part.stop, self.whole.shape.numel()))
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The part of each block."""
+        for block in self.inner.blocks(dtype):
+            yield block if self.inner is not self.whole else block[:, self.part]
+
+
 class DenseDeltas(Deltas):
     """Stored deltas.
 
@@ -313,6 +345,16 @@ class StreamedDeltas(Deltas):
         device: torch.device,
     ) -> None:
         self.base, self.experts, self.shape, self.device = base, experts, shape, device
+
+    def within(self, part: slice) -> Deltas:
+        """Nothing else is read."""
+
+        def cut(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            return lambda: read().reshape(-1)[part]
+
+        shape = torch.Size([part.stop - part.start])
+        inner = StreamedDeltas(cut(self.base), [cut(read) for read in self.experts], shape, self.device)
+        return PartOfDeltas(self, inner, part)
 
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """One block per expert."""

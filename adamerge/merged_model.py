@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from adamerge.blocks import Copy, WholeCopy, owner, undo_blocks
-from adamerge.errors import CheckpointError
+from adamerge.blocks import undo_blocks
+from adamerge.copies import Copy, Place, WholeCopy, owner
+from adamerge.errors import CheckpointError, ConfigError
 from adamerge.parametrizations import Parametrization, Update
-from adamerge.storage import Automatic, Storage
+from adamerge.storage import Automatic, Disk, Storage
 from adamerge.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MergedModel(nn.Module):
         parametrization: holds the coefficients.
         storage: where the deltas are between merges; what fits, when None.
         buffers: on-disk name to the values of a buffer that take the place of the base's.
-        copy: whether the merged copy exists at once or block by block.
+        copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
 
     Attributes:
         recalibrated: ``buffers``, or what replaced them.
@@ -71,9 +72,17 @@ class MergedModel(nn.Module):
         # a backbone is no nn.Module: checkpoints, optimisers and DDP's broadcast must see the coefficients alone
         self.backbone = backbone
         self.task_vectors = task_vectors
-        self.storage = storage if storage is not None else Automatic()
+        self.copy = copy if copy is not None else WholeCopy()
+        self.storage = storage if storage is not None else Disk() if self.copy.collective else Automatic()
+        if self.copy.collective and not isinstance(self.storage, Disk):
+            raise ConfigError(
+                f"model.storage {self.storage} holds whole tensors in each process, of which a sharded copy needs a part",
+                todo="set model.storage=Disk",
+            )
         undo_blocks(backbone.network)  # of an earlier merged model
-        self._tensors = dict(backbone.tensors())  # that are always there
+        tensors = backbone.tensors()
+        self._places: dict[str, Place] = {}  # of what is always there
+        self._settled: torch.device | None = None
         self._edges: dict[str, GradientEdge] = {}
         self._found: list[Tensor | None] = []  # gradients of blocks, contracted already
         self._source: Callable[[str], Tensor] | None = None  # of blocks; merged when None
@@ -82,9 +91,9 @@ class MergedModel(nn.Module):
         self._placed: torch.device | None = None
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
-        self._compare()
+        self._compare(tensors)
         backbone.network.eval().requires_grad_(False)
-        merged = {name: owner(self._tensors[name]) for name in task_vectors if name in self._tensors}
+        merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}
         for name, holder in merged.items():
             if not isinstance(holder, nn.Parameter):
                 raise CheckpointError(
@@ -97,11 +106,11 @@ class MergedModel(nn.Module):
             holder.grad_dtype = torch.float32
         self.dtype = next(iter(merged.values())).dtype
         """Of the merged copy."""
-        self._blocks = (copy if copy is not None else WholeCopy()).blocks(backbone.network, self._tensors)
-        for block in self._blocks:
-            block.fetch, block.hand_on = self._fetch, self._hand_on
-        self._keep_standing()
-        self.fill(task_vectors.base.__getitem__)
+        self._passing = self.copy.passing(backbone.network, tensors)
+        for part in self._passing:
+            part.fetch, part.hand_on = self._fetch, self._hand_on
+        if self.copy.ready:
+            self.fill(task_vectors.base.__getitem__)
 
     @property
     def device(self) -> torch.device:
@@ -113,18 +122,19 @@ class MergedModel(nn.Module):
         self._follow()
         self._source, self._pullable = source, False
         with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                tensor.copy_(source(name))
+            for name, place in self._places.items():
+                place.tensor.copy_(place.cut(source(name)))
         self._astray = set(self.recalibrated)
         torch.clear_autocast_cache()
 
     def fill_expert(self, task: str) -> None:
         """Fill the copy with one expert, its own buffers included; other tensors that are not merged stay the base's."""
+        self._follow()
         base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
         buffers = [
             name
-            for name, tensor in self._tensors.items()
-            if not isinstance(owner(tensor), nn.Parameter) and name in expert and expert.shape(name) == tensor.shape
+            for name, place in self._places.items()
+            if not place.is_parameter and name in expert and expert.shape(name) == place.tensor.shape
         ]
         self.fill(lambda name: (expert if name in self.task_vectors or name in buffers else base)[name])
         self._astray.update(buffers)
@@ -147,7 +157,7 @@ class MergedModel(nn.Module):
         with torch.no_grad():
             for name in self._astray:
                 own = self.recalibrated.get(name)
-                self._tensors[name].copy_(self.task_vectors.base[name] if own is None else own)
+                self._places[name].tensor.copy_(self.task_vectors.base[name] if own is None else own)
         self._astray = set()
         self._fetch(self._standing())
 
@@ -171,36 +181,42 @@ class MergedModel(nn.Module):
         """The parameters of the parametrization that are not frozen."""
         return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
 
-    def _standing(self) -> dict[str, Tensor]:
+    def _standing(self) -> dict[str, Place]:
         """Merged tensors that are always there."""
-        return {name: tensor for name, tensor in self._tensors.items() if name in self.task_vectors}
+        return {name: place for name, place in self._places.items() if name in self.task_vectors}
 
-    def _keep_standing(self) -> None:
-        passing = {name for block in self._blocks for name in block.names}
-        self._tensors = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
-
-    def _fetch(self, tensors: Mapping[str, Tensor]) -> None:
+    def _fetch(self, places: Mapping[str, Place]) -> None:
         """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
         with torch.autocast(self.device.type, enabled=False):
-            for name, tensor in tensors.items():
+            for name, place in places.items():
                 if self._source is not None or name not in self.task_vectors:
                     source = self._source or self.task_vectors.base.__getitem__
                     with torch.no_grad():
-                        tensor.copy_(source(name))
+                        place.tensor.copy_(place.cut(source(name)))
                     continue
-                update = self._update_of(name, self.task_vectors[name])
+                update = self._update(name, place.part).view(place.tensor.shape)
                 if update.requires_grad:
                     # the edge keeps the way back to the coefficients and lets go of the update itself
                     self._edges[name] = get_gradient_edge(update)
                 with torch.no_grad():
-                    merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype, out=tensor)
-                owner(tensor).grad = None
+                    base = place.cut(self.task_vectors.base_tensor(name))
+                    merged_tensor(base, update, place.tensor.dtype, out=place.tensor)
+                place.forget()
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
-    def _hand_on(self, tensors: Mapping[str, Tensor]) -> None:
+    def _update(self, name: str, part: slice | None) -> Tensor:
+        """The update of a tensor, or of a part of it, flat."""
+        deltas = self.task_vectors[name]
+        if part is None:
+            return self._update_of(name, deltas)
+        if self.parametrization.local:
+            return self._update_of(name, deltas.within(part))
+        return self._update_of(name, deltas).reshape(-1)[part]
+
+    def _hand_on(self, places: Mapping[str, Place]) -> None:
         """Contract the gradients of a block with its task vectors, and add the result up until ``pull_back``."""
-        found = self._contracted(tensors, self.trained())
+        found = self._contracted(places, self.trained())
         earlier = self._found or [None] * len(found)
         self._found = [_sum(one, other) for one, other in zip(earlier, found, strict=True)]
 
@@ -210,14 +226,14 @@ class MergedModel(nn.Module):
         found = self._contracted(standing, parameters)
         of_blocks = dict(zip(map(id, self.trained()), self._found, strict=False))
         self._edges, self._found, self._pullable = {}, [], False
-        for tensor in standing.values():
-            owner(tensor).grad = None
+        for place in standing.values():
+            place.forget()
         total = [_sum(gradient, of_blocks.get(id(p))) for p, gradient in zip(parameters, found, strict=True)]
         return [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, total, strict=True)]
 
-    def _contracted(self, tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    def _contracted(self, places: Mapping[str, Place], parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """``sum_e G[e] d(theta[e])/dw`` over these tensors; None where it is 0."""
-        pairs = [(self._edges.pop(name), _gradient(t)) for name, t in tensors.items() if name in self._edges]
+        pairs = [(self._edges.pop(name), place.gradient) for name, place in places.items() if name in self._edges]
         edges = [edge for edge, gradient in pairs if gradient is not None]
         gradients = [gradient for _, gradient in pairs if gradient is not None]
         if not edges:
@@ -227,12 +243,15 @@ class MergedModel(nn.Module):
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _follow(self) -> None:
-        """Move the backbone to the coefficients' device."""
-        if next(iter(self._tensors.values())).device != self.device:
-            for block in self._blocks:
-                block.to(self.device)
-            self.backbone.to(self.device)
-            self._keep_standing()
+        """Move the backbone to the coefficients' device, and find where its tensors are there."""
+        if self._settled == self.device:
+            return
+        for part in self._passing:
+            part.to(self.device)
+        self.backbone.to(self.device)
+        passing = {name for part in self._passing for name in part.names}
+        standing = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
+        self._places, self._settled = self.copy.places(self.backbone.network, standing), self.device
 
     @torch.inference_mode(False)
     def _place(self) -> None:
@@ -242,19 +261,19 @@ class MergedModel(nn.Module):
             self.task_vectors = self.storage.place(self.task_vectors, self.device)
             self._placed = self.device
 
-    def _compare(self) -> None:
+    def _compare(self, tensors: Mapping[str, Tensor]) -> None:
         base = self.task_vectors.base
-        missing = [name for name in self._tensors if name not in base]
-        extra = [name for name in base if name not in self._tensors and not self.backbone.ignores(name)]
+        missing = [name for name in tensors if name not in base]
+        extra = [name for name in base if name not in tensors and not self.backbone.ignores(name)]
         if missing or extra:
             name = (missing or extra)[0]
             raise CheckpointError(
                 f"base {base.location} {'lacks' if missing else 'has unexpected'} '{name}'",
-                expected=f"the {len(self._tensors)} tensors of {type(self.backbone).__name__}",
+                expected=f"the {len(tensors)} tensors of {type(self.backbone).__name__}",
                 got=f"{len(missing)} missing, {len(extra)} unexpected",
                 todo="check that the backbone's architecture is the base's",
             )
-        for name, tensor in self._tensors.items():
+        for name, tensor in tensors.items():
             if base.shape(name) != tensor.shape:
                 raise CheckpointError(
                     f"base {base.location}: '{name}' has another shape than in the backbone",
@@ -267,17 +286,6 @@ class MergedModel(nn.Module):
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Their sum; None is 0."""
     return other if one is None else one if other is None else one + other
-
-
-def _gradient(tensor: Tensor) -> Tensor | None:
-    """``G`` of one on-disk tensor: the same view of the owner's gradient."""
-    holder = owner(tensor)
-    if holder is tensor or holder.grad is None:
-        return holder.grad
-    gradient = holder.grad
-    if gradient.stride() != holder.stride():
-        gradient = torch.empty_like(holder, dtype=gradient.dtype).copy_(gradient)
-    return gradient.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - holder.storage_offset())
 
 
 class _PullBack(torch.autograd.Function):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors files staging layout factors checkpoint weights renaming renamed lora_configuration adapters sources deltas
 low_rank coefficient_file transforms agreement task_vectors memory kept_deltas conveyor storage constraints
-parametrizations penalties backbones blocks merged_model recipe coefficients allocation exported_files export
+parametrizations penalties backbones copies blocks shards merged_model recipe coefficients allocation exported_files export
 adapter_export inspection heatmap evaluation objectives data modules selection tracking callbacks configuration
 environment runs stages comparison testbed cli
 """

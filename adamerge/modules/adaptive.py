@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adamerge.backbones import Backbone, Batch
+from adamerge.copies import Copy
 from adamerge.errors import ConfigError
 from adamerge.modules.base import MergingModule
 from adamerge.modules.teachers import TeacherCache
@@ -40,6 +41,7 @@ class AdaptiveMerging(MergingModule):
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
+        copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
@@ -67,6 +69,7 @@ class AdaptiveMerging(MergingModule):
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
         storage: Storage | None = None,
+        copy: Copy | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -82,6 +85,7 @@ class AdaptiveMerging(MergingModule):
             task_weights,
             micro_batch,
             storage,
+            copy,
             init_from,
             teachers,
             recalibrate_buffers,

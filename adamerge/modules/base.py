@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from adamerge.backbones import Backbone, Batch
 from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import Coefficients
+from adamerge.copies import Copy
 from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.evaluation import Spread
@@ -43,6 +44,7 @@ class MergingModule(LightningModule, ABC):
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
+        copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -63,6 +65,7 @@ class MergingModule(LightningModule, ABC):
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
         storage: Storage | None = None,
+        copy: Copy | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -77,7 +80,7 @@ class MergingModule(LightningModule, ABC):
                 todo="leave it out",
             )
         super().__init__()
-        self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), storage)
+        self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), storage, copy=copy)
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()
@@ -116,6 +119,11 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         data.teach(None)
         if self.objective is not None and self.objective.taught:
+            if self.merged.copy.collective:
+                raise ConfigError(
+                    f"{type(self.objective).__name__} asks each process for other passes of the experts than the others",
+                    todo="use model.copy=adamerge.BlockCopy, whose processes do not wait for each other",
+                )
             steps = data.steps()
             batch_size = self.micro_batch or steps.batch_size
             folder = Path(self.trainer.default_root_dir)

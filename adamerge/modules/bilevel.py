@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.backbones.inputs import count
+from adamerge.copies import Copy
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.modules.backward import BackwardPass
@@ -49,6 +50,7 @@ class BilevelMerging(MergingModule):
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
         micro_batch: samples per forward pass, of whatever task; all of the half step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
+        copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
         init_from: a coefficient file of the same groups, mask and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -77,6 +79,7 @@ class BilevelMerging(MergingModule):
         task_weights: dict[str, float] | None = None,
         micro_batch: int | None = None,
         storage: Storage | None = None,
+        copy: Copy | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -92,6 +95,7 @@ class BilevelMerging(MergingModule):
             task_weights,
             micro_batch,
             storage,
+            copy,
             init_from,
             teachers,
             recalibrate_buffers,

@@ -24,6 +24,9 @@ class Parametrization(nn.Module, ABC):
     initial: float
     """The coefficient that every expert starts from."""
 
+    local: bool = False
+    """Whether each element's update depends on that element alone, so that ``forward`` takes deltas of parts of tensors."""
+
     @abstractmethod
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """The update ``merged - base`` of tensor ``name``, of the tensor's shape."""

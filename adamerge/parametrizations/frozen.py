@@ -24,7 +24,7 @@ class Frozen(Parametrization):
     def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
         super().__init__()
         self.inner = inner(task_vectors).requires_grad_(False)
-        self.initial = self.inner.initial
+        self.initial, self.local = self.inner.initial, self.inner.local
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """The inner update."""

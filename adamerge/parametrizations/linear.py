@@ -28,6 +28,8 @@ class Linear(Parametrization):
         ConfigError: the constraint cannot hold the initial coefficient.
     """
 
+    local = True
+
     def __init__(
         self, task_vectors: TaskVectors, init: float | None = 0.3, constraint: Constraint | None = None
     ) -> None:

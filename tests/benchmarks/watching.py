@@ -67,7 +67,11 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 
 def own_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment in which ``adamerge`` is the one beside this file, without network, and ``more``."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(more or {})
+    return (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        | dict(more or {})
+    )
 
 
 def memory(process: int | str = "self") -> dict[str, int]:

@@ -1,0 +1,135 @@
+"""How the merged copy exists: which weights of the network are there when, and in which process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Place:
+    """Where one on-disk tensor is in the merged copy.
+
+    Args:
+        tensor: a parameter or buffer, or a view of one.
+
+    Attributes:
+        part: what of the flattened on-disk tensor is here; None for all of it.
+    """
+
+    part: slice | None = None
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether gradients can reach it."""
+        return isinstance(owner(self.tensor), nn.Parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """``G`` of it, as accumulated: the same view of the owner's gradient."""
+        holder = owner(self.tensor)
+        gradient = holder.grad
+        if holder is self.tensor or gradient is None:
+            return gradient
+        if gradient.stride() != holder.stride():
+            gradient = torch.empty_like(holder, dtype=gradient.dtype).copy_(gradient)
+        offset = self.tensor.storage_offset() - holder.storage_offset()
+        return gradient.as_strided(self.tensor.size(), self.tensor.stride(), offset)
+
+    def forget(self) -> None:
+        """Let the gradient go."""
+        owner(self.tensor).grad = None
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """What of a whole on-disk tensor belongs here, in the shape it has here."""
+        return tensor if self.part is None else tensor.reshape(-1)[self.part].view(self.tensor.shape)
+
+
+Visit = Callable[[Mapping[str, Place]], None]
+"""What is done with tensors of the copy, by on-disk name."""
+
+
+class Passing(Protocol):
+    """A part of the network whose weights exist only while it runs.
+
+    Attributes:
+        names: on-disk names of its tensors.
+        fetch: fills them; with grad enabled, ready for ``hand_on``.
+        hand_on: takes the gradients that were just accumulated.
+    """
+
+    names: tuple[str, ...]
+    fetch: Visit
+    hand_on: Visit
+
+    def to(self, device: torch.device) -> None:
+        """Run on another device from now on."""
+
+
+class Copy(ABC):
+    """Which weights of the network exist when.
+
+    Attributes:
+        collective: whether all processes go through each forward pass together, and each merges a part of every tensor.
+    """
+
+    collective: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the weights have a place by now."""
+        return True
+
+    @abstractmethod
+    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
+        """The parts whose weights exist only while they run; the rest of the network is always there.
+
+        Args:
+            network: whose modules run.
+            tensors: on-disk name to a parameter or a view of one.
+
+        Raises:
+            ConfigError: the network has no such parts.
+        """
+
+    def places(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+        """Where the tensors are that are always there; asked again when the network has moved.
+
+        Raises:
+            ConfigError: a tensor cannot be where this copy wants it.
+        """
+        return {name: Place(tensor) for name, tensor in tensors.items()}
+
+
+class WholeCopy(Copy):
+    """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has."""
+
+    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
+        """None."""
+        return []
+
+
+def owner(tensor: Tensor) -> Tensor:
+    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def outermost(network: nn.Module) -> list[nn.Module]:
+    """The blocks: members of the module lists that are in no other module list, in the order of the network."""
+    found: list[nn.Module] = []
+
+    def walk(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList):
+                found.extend(child)
+            else:
+                walk(child)
+
+    walk(network)
+    return found

@@ -1,0 +1,136 @@
+"""Sharded: each process holds its rows of every weight and of its gradient, and merges and contracts those alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from adamerge.copies import Copy, Passing, Place, outermost, owner
+from adamerge.errors import ConfigError
+
+
+class ShardedCopy(Copy):
+    """The merged copy and its gradient in equal parts over the processes, by torch's FSDP2; experts stay on disk.
+
+    For copies that do not fit on one device: ``trainer.strategy=ddp`` starts the processes, each with batches of its own.
+    Every process reads, merges and contracts its rows alone; the whole of a block's weights is gathered where it runs and
+    let go, in the forward and in the backward pass. Rows are held in fp32 and gathered in the copy's dtype. Coefficients
+    are on every process, and the same. What is tied, or used by no module of its own, is whole in every process.
+    """
+
+    collective = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the processes know each other, as they do once the trainer has started them."""
+        return distributed.is_available() and distributed.is_initialized()
+
+    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
+        """None."""
+        return []
+
+    def places(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+        """Shard the network, and find its rows.
+
+        Raises:
+            ConfigError: there is one process alone; the network is sharded already; or a parameter holds several tensors,
+                or one in another arrangement.
+        """
+        if not self.ready:
+            raise ConfigError(
+                "a sharded copy needs several processes",
+                expected="a trainer that starts them",
+                got="one process",
+                todo="set trainer.strategy=ddp and trainer.devices, or leave model.copy at adamerge.WholeCopy",
+            )
+        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+            raise ConfigError("the network is sharded already, and cannot move or be sharded again")
+        units = list(_units(network))
+        holders, shared = _holders(units)
+        for name, tensor in tensors.items():
+            if id(owner(tensor)) in holders and owner(tensor) is not tensor:
+                raise ConfigError(
+                    f"'{name}' cannot be sharded: the network keeps it in a piece of a larger parameter",
+                    expected="parameters that are one tensor on disk each",
+                    got=f"a parameter of shape {tuple(owner(tensor).shape)}",
+                    todo="use model.copy=adamerge.BlockCopy in each process, or WholeCopy",
+                )
+        held = {name: holders.get(id(tensor)) for name, tensor in tensors.items()}
+        device = next(network.parameters()).device
+        mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+        for unit in units:
+            _shard(unit, mesh, shared)
+        return {
+            name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
+            for name, tensor in tensors.items()
+        }
+
+
+class Shard(Place):
+    """The rows of a parameter that this process holds.
+
+    Args:
+        parameter: sharded along its first dimension.
+    """
+
+    def __init__(self, parameter: DTensor) -> None:
+        super().__init__(cast(DTensor, parameter.detach()).to_local())
+        self.parameter = parameter
+        width = parameter.numel() // max(parameter.shape[0], 1) if parameter.ndim else 1
+        rank, each = parameter.device_mesh.get_local_rank(), -(-parameter.shape[0] // parameter.device_mesh.size())
+        first = min(rank * each, parameter.shape[0])
+        self.part = slice(first * width, first * width + self.tensor.numel())
+
+    @property
+    def is_parameter(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """``G`` of these rows, summed over the processes: what each makes of it is averaged, as if of the whole."""
+        gradient = self.parameter.grad
+        return None if gradient is None else cast(DTensor, gradient).to_local() * self.parameter.device_mesh.size()
+
+    def forget(self) -> None:
+        """Let the gradient go."""
+        self.parameter.grad = None
+
+
+def _units(network: nn.Module) -> Iterator[nn.Module]:
+    """What is gathered at once: each block, and each module outside of them that has parameters and no other modules."""
+    blocks = outermost(network)
+    yield from blocks
+    inside = {id(part) for block in blocks for part in block.modules()}
+    for module in network.modules():
+        if id(module) not in inside and not list(module.children()) and list(module.parameters(recurse=False)):
+            yield module
+
+
+def _holders(units: list[nn.Module]) -> tuple[dict[int, tuple[nn.Module, str]], set[nn.Parameter]]:
+    """Where each parameter is that belongs to one unit, by its id; and those that belong to several."""
+    users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for unit in units:
+        for module in unit.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                users.setdefault(parameter, []).append((module, name))
+    shared = {parameter for parameter, at in users.items() if len(at) > 1}
+    return {id(parameter): at[0] for parameter, at in users.items() if parameter not in shared}, shared
+
+
+def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> None:
+    own = [parameter for parameter in unit.parameters() if parameter not in ignored]
+    if not own:
+        return
+    dtype = own[0].dtype
+    for parameter in own:
+        # rows, and the sums of gradients, are in fp32; what is gathered is rounded as a merged tensor is
+        parameter.data = parameter.data.float()
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)

@@ -1,0 +1,50 @@
+"""Places of the merged copy: views find their gradient in their owner's, and a part is cut out of the whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from adamerge.copies import Place, WholeCopy, outermost, owner
+
+
+def test_a_view_finds_its_gradient_in_its_owners():
+    fused = nn.Parameter(torch.zeros(4, 6))
+    with torch.no_grad():
+        view = fused[2:, 3:].t()
+    fused.grad = torch.arange(24.0).view(4, 6)
+    place = Place(view)
+    assert place.is_parameter and owner(view) is fused
+    assert torch.equal(place.gradient, fused.grad[2:, 3:].t())
+    fused.grad = torch.arange(24.0).view(6, 4).t()  # as autograd may lay it out
+    assert torch.equal(place.gradient, fused.grad[2:, 3:].t())
+    place.forget()
+    assert fused.grad is None and place.gradient is None
+
+
+def test_a_parameter_has_its_own():
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    assert Place(parameter).gradient is parameter.grad
+    assert not Place(torch.zeros(3)).is_parameter
+
+
+def test_a_part_is_cut_out_of_the_flattened_tensor():
+    place = Place(torch.zeros(2, 3))
+    whole = torch.arange(12.0).view(4, 3)
+    assert torch.equal(place.cut(whole[:2]), whole[:2])
+    place.part = slice(6, 12)
+    assert torch.equal(place.cut(whole), whole[2:])
+
+
+def test_a_whole_copy_is_always_there():
+    network = nn.Linear(2, 2)
+    copy, tensors = WholeCopy(), dict(network.named_parameters())
+    assert copy.ready and not copy.collective and copy.passing(network, tensors) == []
+    assert {name: place.tensor for name, place in copy.places(network, tensors).items()} == tensors
+
+
+def test_blocks_are_members_of_the_outermost_lists():
+    inner = nn.ModuleList([nn.Linear(1, 1)])
+    network = nn.Sequential(nn.ModuleList([nn.Sequential(inner), nn.Linear(1, 1)]), nn.ModuleDict({"x": inner}))
+    assert outermost(network) == [network[0][0], network[0][1], inner[0]]

@@ -1,0 +1,173 @@
+"""Sharded over two processes: the coefficients that one process finds, on both; and only rows of the weights in each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pico import pico_pool
+from running import child
+from torch import nn
+
+from adamerge.copies import owner
+from adamerge.errors import ConfigError
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import TaskWise
+from adamerge.shards import ShardedCopy, _holders, _units
+from adamerge.storage import Resident
+from adamerge.task_vectors import TaskVectors
+
+SCRIPT = """
+import json, sys
+from functools import partial
+import torch
+from lightning import Trainer
+from torch.optim import SGD
+from adamerge import CausalLM, ChunkWise, Concrete, Entropy, LanguageCalibration, LanguageTask, LayerWise
+from adamerge import AdaptiveMerging, RandomPartition, ShardedCopy, TaskVectors, WholeCopy
+from adamerge.transforms import Ties
+
+given = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+pool = given["pool"]
+parts = {
+    "layer": LayerWise, "chunk": partial(ChunkWise, chunks=3), "partition": partial(RandomPartition, parts=4),
+    "mask": partial(Concrete, inner=LayerWise),
+}
+vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"] else [])
+data = LanguageCalibration({t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
+data.calibration_fraction = 0.8
+copy = ShardedCopy() if given["sharded"] else WholeCopy()
+module = AdaptiveMerging(
+    CausalLM(pool["base"]), vectors, parts[given["part"]], Entropy(), 0.5, partial(SGD, lr=1.0),
+    micro_batch=given["micro_batch"], copy=copy,
+)
+parallel = {"devices": 2, "strategy": "ddp"} if given["sharded"] else {"devices": 1}
+trainer = Trainer(
+    max_steps=3, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=1,
+    num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **parallel,
+)
+trainer.fit(module, data)
+places = module.merged._places.values()
+held = sum(place.tensor.numel() for place in places)
+found = {"values": [p.detach() for p in module.merged.trained()], "held": held,
+         "score": trainer.callback_metrics["validation/token_loss"]}
+torch.save(found, f"{given['out']}_{trainer.global_rank}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root, made = tmp_path_factory.mktemp("shards"), {}
+
+    def get(kind: str) -> dict[str, Any]:
+        if kind not in made:
+            made[kind] = pico_pool(kind, root / kind)
+        return made[kind]
+
+    return get
+
+
+def fitted(folder: Path, pool: dict[str, Any], name: str, **settings: Any) -> list[dict[str, Any]]:
+    script, texts = folder / "fit.py", {}
+    script.write_text(SCRIPT)
+    for task in ("one", "two"):
+        texts[task] = str(folder / f"{task}.jsonl")
+        Path(texts[task]).write_text("\n".join(json.dumps({"text": f"{task} says hello {i} times"}) for i in range(12)))
+    given = {"pool": {key: pool[key] for key in ("base", "experts")}, "texts": texts, "out": name, "micro_batch": None}
+    done = child([script, json.dumps({**given, "part": "layer", "ties": False, **settings})], folder, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_*.pt"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {}),
+        pytest.param("gpt2", {"part": "chunk", "micro_batch": 3}, marks=pytest.mark.slow),  # its head is tied
+        pytest.param("llama", {"part": "partition"}, marks=pytest.mark.slow),
+        pytest.param("llama", {"part": "mask"}, marks=pytest.mark.slow),
+        pytest.param("llama", {"ties": True}, marks=pytest.mark.slow),
+    ],
+    ids=["layer-wise", "chunks of a tied model", "partition", "mask", "TIES"],
+)
+def test_two_processes_find_what_one_finds(kind, settings, pool_of, tmp_path):
+    pool = pool_of(kind)
+    (alone,) = fitted(tmp_path, pool, "alone", sharded=False, **settings)
+    first, second = fitted(tmp_path, pool, "both", sharded=True, **settings)
+    for one, other, right in zip(first["values"], second["values"], alone["values"], strict=True):
+        assert torch.equal(one, other), "the ranks drifted apart"
+        assert (one - right).abs().max() <= 1e-6
+    assert (alone["values"][0] - 0.3).abs().max() > 1e-4, "something was learned"
+    assert float(first["score"]) == pytest.approx(float(alone["score"]), rel=1e-5)
+    share = 0.75 if kind == "gpt2" else 0.51  # what is tied is whole in both
+    assert first["held"] <= share * alone["held"] and first["held"] + second["held"] >= alone["held"]
+
+
+def test_one_process_alone_is_told(pool_of):
+    pool = pool_of("llama")
+    vectors = TaskVectors(pool["base"], pool["experts"])
+    merged = MergedModel(pool["backbone"](), vectors, TaskWise(vectors), copy=ShardedCopy())
+    with pytest.raises(ConfigError, match="a sharded copy needs several processes"):
+        merged.merge()
+
+
+def test_experts_that_each_process_would_hold_whole_are_refused(pool_of):
+    pool = pool_of("llama")
+    vectors = TaskVectors(pool["base"], pool["experts"])
+    with pytest.raises(ConfigError, match=r"model.storage Resident\(dtype=float32\) holds whole tensors"):
+        MergedModel(pool["backbone"](), vectors, TaskWise(vectors), Resident(), copy=ShardedCopy())
+
+
+@pytest.fixture
+def group(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_pieces_of_fused_parameters_are_refused(group, pool_of):
+    pool = pool_of("qwen3_moe")
+    vectors = TaskVectors(pool["base"], pool["experts"])
+    merged = MergedModel.__new__(MergedModel)
+    with pytest.raises(ConfigError, match="cannot be sharded: the network keeps it in a piece of a larger parameter"):
+        merged.__init__(pool["backbone"](), vectors, TaskWise(vectors), copy=ShardedCopy())
+
+
+def test_a_process_of_its_own_group_is_the_whole(group, pool_of):
+    """One process that shards among itself: gathered, reduced and contracted as among many; twice is refused."""
+    pool = pool_of("llama")
+    vectors, found = TaskVectors(pool["base"], pool["experts"]), []
+    for copy in (None, ShardedCopy()):
+        merged = MergedModel(pool["backbone"](), vectors, TaskWise(vectors), copy=copy)
+        merged.merge()
+        ids = torch.arange(5, 17).view(2, 6)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "predicted": torch.ones_like(ids)}
+        loss = merged(inputs).features.square().mean()
+        loss.backward()
+        merged.pull_back(loss.detach()).backward()
+        found.append(merged.trained()[0].grad)
+    assert (found[0] - found[1]).abs().max() <= 1e-6 * found[0].abs().max()
+    with pytest.raises(ConfigError, match="sharded already"):
+        ShardedCopy().places(merged.backbone.network, {})
+
+
+def test_units_and_what_they_share():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
+            self.head.weight = self.embed.weight
+            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)])
+            self.scale = nn.Parameter(torch.ones(2))
+
+    network = Network()
+    units = list(_units(network))
+    assert units == [*network.layers, network.embed, network.head]
+    holders, shared = _holders(units)
+    assert shared == {network.embed.weight} and len(holders) == 2 * 4
+    assert holders[id(network.layers[1][0].bias)] == (network.layers[1][0], "bias")
+    assert owner(network.scale) is network.scale and id(network.scale) not in holders
