@@ -158,14 +158,13 @@ class Plan:
     def table(self) -> Table:
         """A line for each storage."""
         on_device = self.device.type != "cpu"
-        found = Table("storage", "held", "peak, host", *(["peak, device"] if on_device else []), "fits", "deltas")
-        found.columns[0].no_wrap = True
+        found = Table("storage", "host peak", *(["device peak"] if on_device else []), "fits", "rounding", box=None)
         for storage in self.storages:
-            held, peak = storage.held(self.sizes, self.device), self.peak(storage)
-            columns = [held.host + held.device, peak.host, *([peak.device] if on_device else [])]
+            peak = self.peak(storage)
+            columns = [peak.host, peak.device] if on_device else [peak.host]
             verdict = "yes" if self.fits(storage) else "no"
             verdict += ", chosen" if str(storage) == str(self.chosen) else ""
-            found.add_row(escape(str(storage)), *map(size, columns), verdict, _accuracy(storage))
+            found.add_row(escape(str(storage)), *map(size, columns), verdict, _rounding(storage))
         return found
 
     def __str__(self) -> str:
@@ -208,7 +207,7 @@ def size(nbytes: int | None) -> str:
     return f"{nbytes / 1024**unit:.{2 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
-def _accuracy(storage: Storage) -> str:
+def _rounding(storage: Storage) -> str:
     if isinstance(storage, LowBit):
-        return f"± 1/{254 if storage.bits == 8 else 14} of a block's largest"
-    return {"bfloat16": "± 2^-8", "float16": "± 2^-11"}.get(getattr(storage, "dtype", ""), "exact")
+        return f"1/{254 if storage.bits == 8 else 14} of a block"
+    return {"bfloat16": "2^-8", "float16": "2^-11"}.get(getattr(storage, "dtype", ""), "none")

@@ -44,7 +44,7 @@ class Storage(ABC):
         return self.held(sizes, device) + self.passing(sizes, device)
 
     def __str__(self) -> str:
-        given = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_"))
+        given = ", ".join(str(value) for value in vars(self).values())
         return f"{type(self).__name__}({given})"
 
 

@@ -60,7 +60,7 @@ def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
 def test_the_choice_is_automatic_or_what_was_said(tmp_path):
     vectors = files(tmp_path, 3, 32)
     needed = planned(vectors).peak(Resident()).host
-    assert str(planned(vectors, there=Available(round(needed / 0.8) + 1, 0)).chosen) == "Resident(dtype=float32)"
+    assert str(planned(vectors, there=Available(round(needed / 0.8) + 1, 0)).chosen) == "Resident(float32)"
     assert str(planned(vectors, there=Available(round(needed / 0.8) - 8, 0)).chosen) == "Disk()"
     plan = planned(vectors, storage=LowBit(8), there=Available(1, 0))
     assert plan.chosen is plan.storage and not plan.fits(plan.chosen)
@@ -72,7 +72,7 @@ def test_it_says_what_to_do_when_nothing_or_something_smaller_fits(tmp_path):
     plan = planned(vectors, storage=Resident())
     room = Available(round(plan.peak(Resident("bfloat16")).host / 0.8) + 1, 0)
     found = planned(vectors, storage=Resident(), there=room).advice()
-    assert "Resident(dtype=float32) does not fit" in found and "Resident(dtype=bfloat16)" in found
+    assert "Resident(float32) does not fit" in found and "Resident(bfloat16)" in found
     assert "--model.storage=Disk" in found
     found = planned(vectors, there=Available(1000, 0)).advice()
     assert "not even the merged copy and its gradient fit" in found and "backbone.dtype" in found
@@ -80,17 +80,17 @@ def test_it_says_what_to_do_when_nothing_or_something_smaller_fits(tmp_path):
 
 def test_factors_are_never_rounded_so_no_line_says_so(tmp_path):
     names = [str(storage) for storage in planned(lora_files(tmp_path, 3, 32)).storages]
-    assert names == ["Resident(dtype=float32)", "Disk()"]
+    assert names == ["Resident(float32)", "Disk()"]
     (tmp_path / "dense").mkdir()
     dense = files(tmp_path / "dense", 2, 8)
     assert len(planned(dense).storages) == 5 and len(planned(dense, device=CUDA).storages) == 6
-    assert str(planned(dense, storage=Resident("float16")).storages[0]) == "Resident(dtype=float16)"
+    assert str(planned(dense, storage=Resident("float16")).storages[0]) == "Resident(float16)"
 
 
 def test_the_record_and_the_table_say_the_same(tmp_path, capsys):
     plan = planned(files(tmp_path, 3, 32), device=CUDA, there=Available(1 << 33, 5000))
     record = json.loads(json.dumps(plan.record()))
-    assert record["storage"] == "Pinned(dtype=float32)" or record["storage"] == "Disk()"
+    assert record["storage"] == "Pinned(float32)" or record["storage"] == "Disk()"
     assert record["available"] == {"host": 1 << 33, "device": 5000} and record["gradient"] == plan.gradient
     assert set(record["predicted_peak"]) == set(map(str, plan.storages))
     print_plan(plan)

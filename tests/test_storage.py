@@ -227,7 +227,7 @@ def test_automatic_takes_the_fastest_exact_one_that_fits(tmp_path):
 
 def test_automatic_places_as_the_chosen_one_does_and_says_so_once(tmp_path, monkeypatch, caplog):
     vectors = files(tmp_path, 3, 16)
-    for there, kind, word in ((1 << 40, "DenseDeltas", "Resident(dtype=float32)"), (1000, "StreamedDeltas", "Disk()")):
+    for there, kind, word in ((1 << 40, "DenseDeltas", "Resident(float32)"), (1000, "StreamedDeltas", "Disk()")):
         monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, there=there: cls(there, 0)))
         caplog.clear()
         with caplog.at_level("INFO"):
@@ -260,8 +260,8 @@ def test_a_delta_that_float16_cannot_hold_is_refused_when_it_is_read():
 
 
 def test_a_storage_says_what_it_is():
-    assert str(Resident("bfloat16")) == "Resident(dtype=bfloat16)" and str(LowBit(4)) == "LowBit(bits=4)"
-    assert str(Disk()) == "Disk()" and str(Automatic()) == "Automatic(margin=0.2)"
+    assert str(Resident("bfloat16")) == "Resident(bfloat16)" and str(LowBit(4)) == "LowBit(4)"
+    assert str(Disk()) == "Disk()" and str(Automatic()) == "Automatic(0.2)"
 
 
 def test_the_recipe_does_not_know_the_storage(tmp_path):
