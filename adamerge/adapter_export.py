@@ -74,6 +74,10 @@ def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
     """Of each merged tensor: what peft calls it, from the first adapter that has it."""
     vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
     adapters = []
+    if coefficients.buffers:
+        raise _refusal(
+            f"buffers such as {quoted(next(iter(coefficients.buffers)))} were recomputed, and have no factors"
+        )
     for task, checkpoint in vectors.checkpoints.items():
         if not isinstance(checkpoint, AdapterCheckpoint):
             raise _refusal(f"expert '{task}' is a full model")

@@ -52,7 +52,9 @@ class CoefficientFile(Callback):
         self.path = folder / "coefficients.safetensors"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, draw and log; also when a resumed run finds that all its steps are done."""
+        """Finish, write, draw and log; also when a resumed run finds that all its steps are done."""
+        if isinstance(pl_module, MergingModule):
+            pl_module.finish(trainer.datamodule, trainer.strategy)  # type: ignore[attr-defined]
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             coefficients = pl_module.coefficients()
             save_coefficients(coefficients, self.path)

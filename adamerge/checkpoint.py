@@ -91,6 +91,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Return what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
         return None
 
+    def own_name(self, name: str) -> str:
+        """Return what the tensor is called where it is stored."""
+        return name
+
     @abstractmethod
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         """Return dtype and shape as the format writes them, and the bytes."""

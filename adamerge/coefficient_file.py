@@ -17,7 +17,7 @@ from adamerge.layout import Layout
 
 FORMAT = 1
 METADATA_KEY = "adamerge"
-SECTIONS = ("w", "mask")
+SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 FIELDS: dict[str, type] = {
     "format": int,
@@ -39,7 +39,8 @@ FIELDS: dict[str, type] = {
 
 
 Sections = dict[str, dict[str, Tensor]]
-"""``w``: raw values before the constraint, group name to ``(experts, n)``; ``mask``: logits, tensor name to its shape."""
+"""``w``: raw values before the constraint, group name to ``(experts, n)``; ``mask``: logits, tensor name to its shape;
+``buffer``: recomputed values, tensor name to its shape."""
 
 
 def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
@@ -69,7 +70,7 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
         if section not in SECTIONS or info.dtype != "F32" or (section == "w" and len(info.shape) != 2):
             raise CoefficientsError(
                 f"{path}: unexpected tensor '{name}'",
-                expected="w/<group>, F32, (experts, n); or mask/<tensor>, F32",
+                expected="w/<group>, F32, (experts, n); or mask/<tensor> or buffer/<tensor>, F32",
                 got=f"{info.dtype} {info.shape}",
             )
         sections[section][rest] = values[name] = file.read(name)

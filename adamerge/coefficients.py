@@ -34,6 +34,7 @@ class Coefficients:
         dtype: of the merged copy they were learned on.
         step: optimiser steps they were learned for.
         protocol: which data were used, and how.
+        buffers: on-disk name to fp32 values that take the place of the base's; none where its own stay.
     """
 
     task_vectors: TaskVectors
@@ -42,6 +43,7 @@ class Coefficients:
     dtype: torch.dtype = torch.float32
     step: int = 0
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def check(self) -> None:
         """See whether the recipe can be written, before a fit and not after it.
@@ -105,7 +107,11 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         "protocol": dict(coefficients.protocol),
     }
     parametrization = coefficients.parametrization
-    sections: dict[str, Mapping[str, Tensor]] = {"w": parametrization.values(), "mask": parametrization.masks()}
+    sections: dict[str, Mapping[str, Tensor]] = {
+        "w": parametrization.values(),
+        "mask": parametrization.masks(),
+        "buffer": coefficients.buffers,
+    }
     values = {
         f"{section}/{name}": value.detach().contiguous().cpu()
         for section, found in sections.items()
@@ -165,6 +171,7 @@ def load_coefficients(
             raise ValueError(f"rows {metadata['rows']}, experts {list(vectors.experts)}")
         parametrization.load_values(sections["w"])
         parametrization.load_masks(sections["mask"])
+        _check_buffers(sections["buffer"], vectors)
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,7 +180,17 @@ def load_coefficients(
         _compare_fingerprints(path, metadata, vectors)
     layout = Layout(**metadata["layout"])
     dtype = getattr(torch, metadata["dtype"])
-    return Coefficients(vectors, parametrization, layout, dtype, metadata["step"], metadata["protocol"])
+    step, protocol = metadata["step"], metadata["protocol"]
+    return Coefficients(vectors, parametrization, layout, dtype, step, protocol, sections["buffer"])
+
+
+def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
+    """Each is one of the base's floating-point tensors that are not merged."""
+    for name, value in buffers.items():
+        if name not in vectors.base or name in vectors or not vectors.base.dtype(name).is_floating_point:
+            raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")
+        if vectors.base.shape(name) != value.shape:
+            raise ValueError(f"buffer '{name}' is {tuple(value.shape)}, in the base {tuple(vectors.base.shape(name))}")
 
 
 def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:

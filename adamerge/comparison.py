@@ -22,7 +22,7 @@ from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Metric, average, gap_closed, means, paired_step, score
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
-from adamerge.parametrizations import Parametrization, ParametrizationFactory, TaskWise
+from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
 from adamerge.storage import Disk
@@ -75,7 +75,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     for name, run in runs.items():
         coefficients = run_coefficients(run)
         protocols[name] = coefficients.protocol
-        hits[name] = scorer.merged(coefficients.task_vectors, partial(given, coefficients.parametrization))
+        hits[name] = scorer.of(coefficients)
     result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
     result["tuned_lambda"] = best
     result["runs"] = {name: str(run) for name, run in runs.items()}
@@ -119,7 +119,13 @@ class Scorer:
 
     def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
         """A merged model on all tasks."""
-        model = MergedModel(self.backbone, vectors, parametrization(vectors), storage=Disk()).to(self.device)
+        return self.of(Coefficients(vectors, parametrization(vectors)))
+
+    def of(self, coefficients: Coefficients) -> Scores:
+        """The merged model that a coefficient file describes, on all tasks."""
+        vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
+        model = MergedModel(self.backbone, vectors, parametrization, storage=Disk(), buffers=coefficients.buffers)
+        model.to(self.device)
         with torch.no_grad():
             model.merge()
         return self._score(model)
@@ -128,11 +134,6 @@ class Scorer:
         names = list(self.data.tasks) if tasks is None else tasks
         loader, metric = self.data.eval_dataloader, self.data.metric
         return {task: score(model, task, loader(task, self.split), metric) for task in names}
-
-
-def given(parametrization: Parametrization, vectors: TaskVectors) -> Parametrization:
-    """A parametrization that is there already, as a factory: ``partial(given, parametrization)``."""
-    return parametrization
 
 
 def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
@@ -146,7 +147,7 @@ def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
     cli = ConfigCLI(["--config", str(run / "config.yaml")])
     coefficients = run_coefficients(run)
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split)
-    scores = means(scorer.merged(coefficients.task_vectors, partial(given, coefficients.parametrization)))
+    scores = means(scorer.of(coefficients))
     summary = read_json(run / "summary.json")
     write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
     return scores, cli.datamodule.metric

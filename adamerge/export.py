@@ -73,7 +73,7 @@ def export(
 def merged_tensors(
     coefficients: Coefficients, dtype: torch.dtype, task: str | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the exported model by on-disk name, one at a time; what is not merged is the base's.
+    """Every tensor of the exported model by on-disk name, one at a time; what is neither merged nor recomputed is the base's.
 
     Args:
         coefficients: what ``load_coefficients`` gives.
@@ -84,7 +84,7 @@ def merged_tensors(
     with torch.no_grad():
         for name, model in exported(coefficients, task).items():
             source = layout.copies.get(name, name)
-            stored = model[source]
+            stored = coefficients.buffers[source] if source in coefficients.buffers else model[source]
             if model is vectors.base and source in vectors:
                 yield name, merged_tensor(stored, coefficients.parametrization(source, vectors[source]), dtype)
             else:

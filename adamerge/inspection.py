@@ -52,6 +52,9 @@ def _describe_coefficients(path: Path) -> None:
     for part in (*metadata["transforms"], metadata["parametrization"]):
         console.print(escape(f"{part['class_path']} {part['init_args']}"))
     console.print(escape(f"data: {metadata['protocol'] or 'none'}"))
+    if sections["buffer"]:
+        names = list(sections["buffer"])
+        console.print(escape(f"buffers: {len(names)} recomputed, the others the base's: {', '.join(names)}"))
     table = Table(
         "group",
         *map(escape, metadata["rows"]),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from adamerge.blocks import Copy, WholeCopy, owner, undo_blocks
 from adamerge.errors import CheckpointError
-from adamerge.parametrizations import Parametrization
+from adamerge.parametrizations import Parametrization, Update
 from adamerge.storage import Automatic, Storage
 from adamerge.task_vectors import TaskVectors
 
@@ -45,9 +46,15 @@ class MergedModel(nn.Module):
         task_vectors: base and experts.
         parametrization: holds the coefficients.
         storage: where the deltas are between merges; what fits, when None.
+        buffers: on-disk name to the values of a buffer that take the place of the base's.
+        copy: whether the merged copy exists at once or block by block.
+
+    Attributes:
+        recalibrated: ``buffers``, or what replaced them.
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
+        ConfigError: the backbone has no blocks.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class MergedModel(nn.Module):
         task_vectors: TaskVectors,
         parametrization: Parametrization,
         storage: Storage | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+        copy: Copy | None = None,
     ) -> None:
         super().__init__()
         self.parametrization = parametrization
@@ -63,42 +72,50 @@ class MergedModel(nn.Module):
         self.backbone = backbone
         self.task_vectors = task_vectors
         self.storage = storage if storage is not None else Automatic()
-        self._tensors = dict(backbone.tensors())
+        undo_blocks(backbone.network)  # of an earlier merged model
+        self._tensors = dict(backbone.tensors())  # that are always there
         self._edges: dict[str, GradientEdge] = {}
+        self._found: list[Tensor | None] = []  # gradients of blocks, contracted already
+        self._source: Callable[[str], Tensor] | None = None  # of blocks; merged when None
+        self._update_of: Update = parametrization.forward  # no module: it would be registered twice
+        self._pullable = False
         self._placed: torch.device | None = None
-        self._astray: list[str] = []  # buffers that are an expert's for now
+        self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
+        self._astray: set[str] = set()  # buffers that hold something else for now
         self._compare()
         backbone.network.eval().requires_grad_(False)
-        self.fill(task_vectors.base.__getitem__)
-        for name in self._merged_names():
-            if not isinstance(_owner(self._tensors[name]), nn.Parameter):
+        merged = {name: owner(self._tensors[name]) for name in task_vectors if name in self._tensors}
+        for name, holder in merged.items():
+            if not isinstance(holder, nn.Parameter):
                 raise CheckpointError(
                     f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
                     where=task_vectors.base.location,
                     todo=f"pass exclude=['{name}']: buffers stay the base's",
                 )
-            owner = _owner(self._tensors[name])
-            owner.requires_grad_(True)
+            holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
-            owner.grad_dtype = torch.float32
+            holder.grad_dtype = torch.float32
+        self.dtype = next(iter(merged.values())).dtype
+        """Of the merged copy."""
+        self._blocks = (copy if copy is not None else WholeCopy()).blocks(backbone.network, self._tensors)
+        for block in self._blocks:
+            block.fetch, block.hand_on = self._fetch, self._hand_on
+        self._keep_standing()
+        self.fill(task_vectors.base.__getitem__)
 
     @property
     def device(self) -> torch.device:
         """Where the coefficients are, and the copy with them."""
         return next(self.parametrization.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the merged copy."""
-        return self._tensors[self._merged_names()[0]].dtype
-
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
         self._follow()
+        self._source, self._pullable = source, False
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(source(name))
-        self._astray = []
+        self._astray = set(self.recalibrated)
         torch.clear_autocast_cache()
 
     def fill_expert(self, task: str) -> None:
@@ -107,10 +124,15 @@ class MergedModel(nn.Module):
         buffers = [
             name
             for name, tensor in self._tensors.items()
-            if not isinstance(_owner(tensor), nn.Parameter) and name in expert and expert.shape(name) == tensor.shape
+            if not isinstance(owner(tensor), nn.Parameter) and name in expert and expert.shape(name) == tensor.shape
         ]
         self.fill(lambda name: (expert if name in self.task_vectors or name in buffers else base)[name])
-        self._astray = buffers
+        self._astray.update(buffers)
+
+    def replace_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """From the next merge on these buffers hold these values, by on-disk name, and all others the base's."""
+        self._astray.update(self.recalibrated, values)
+        self.recalibrated = dict(values)
 
     def merge(self, draw: int | None = None) -> None:
         """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
@@ -119,24 +141,15 @@ class MergedModel(nn.Module):
             draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
         """
         self._place()
-        self._edges = {}
-        update_of = self.parametrization if draw is None else self.parametrization.draw(draw)
+        self._edges, self._found, self._source = {}, [], None
+        self._pullable = torch.is_grad_enabled()
+        self._update_of = self.parametrization.forward if draw is None else self.parametrization.draw(draw)
         with torch.no_grad():
             for name in self._astray:
-                self._tensors[name].copy_(self.task_vectors.base[name])
-        self._astray = []
-        with torch.autocast(self.device.type, enabled=False):
-            for name in self._merged_names():
-                update = update_of(name, self.task_vectors[name])
-                if update.requires_grad:
-                    # the edge keeps the way back to the coefficients and lets go of the update itself
-                    self._edges[name] = get_gradient_edge(update)
-                tensor = self._tensors[name]
-                with torch.no_grad():
-                    merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype, out=tensor)
-                _owner(tensor).grad = None
-        # autocast caches casts of parameters by identity and would serve the previous merge
-        torch.clear_autocast_cache()
+                own = self.recalibrated.get(name)
+                self._tensors[name].copy_(self.task_vectors.base[name] if own is None else own)
+        self._astray = set()
+        self._fetch(self._standing())
 
     def pull_back(self, loss: Tensor, parameters: Sequence[nn.Parameter] | None = None) -> Tensor:
         """A scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
@@ -145,7 +158,7 @@ class MergedModel(nn.Module):
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
             parameters: of the parametrization, that the gradient is for; all that are trained when None.
         """
-        if not self._edges:
+        if not self._pullable:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
         scalar: Tensor = _PullBack.apply(loss, self, *(self.trained() if parameters is None else parameters))
         return scalar
@@ -158,32 +171,68 @@ class MergedModel(nn.Module):
         """The parameters of the parametrization that are not frozen."""
         return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
 
+    def _standing(self) -> dict[str, Tensor]:
+        """Merged tensors that are always there."""
+        return {name: tensor for name, tensor in self._tensors.items() if name in self.task_vectors}
+
+    def _keep_standing(self) -> None:
+        passing = {name for block in self._blocks for name in block.names}
+        self._tensors = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
+
+    def _fetch(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
+        with torch.autocast(self.device.type, enabled=False):
+            for name, tensor in tensors.items():
+                if self._source is not None or name not in self.task_vectors:
+                    source = self._source or self.task_vectors.base.__getitem__
+                    with torch.no_grad():
+                        tensor.copy_(source(name))
+                    continue
+                update = self._update_of(name, self.task_vectors[name])
+                if update.requires_grad:
+                    # the edge keeps the way back to the coefficients and lets go of the update itself
+                    self._edges[name] = get_gradient_edge(update)
+                with torch.no_grad():
+                    merged_tensor(self.task_vectors.base_tensor(name), update, tensor.dtype, out=tensor)
+                owner(tensor).grad = None
+        # autocast caches casts of parameters by identity and would serve the previous merge
+        torch.clear_autocast_cache()
+
+    def _hand_on(self, tensors: Mapping[str, Tensor]) -> None:
+        """Contract the gradients of a block with its task vectors, and add the result up until ``pull_back``."""
+        found = self._contracted(tensors, self.trained())
+        earlier = self._found or [None] * len(found)
+        self._found = [_sum(one, other) for one, other in zip(earlier, found, strict=True)]
+
     def _contract(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """``dL/dw`` of these parameters of the parametrization, from the accumulated ``G``; which is then let go."""
-        pairs = [(edge, _gradient(self._tensors[name])) for name, edge in self._edges.items()]
+        standing = self._standing()
+        found = self._contracted(standing, parameters)
+        of_blocks = dict(zip(map(id, self.trained()), self._found, strict=False))
+        self._edges, self._found, self._pullable = {}, [], False
+        for tensor in standing.values():
+            owner(tensor).grad = None
+        total = [_sum(gradient, of_blocks.get(id(p))) for p, gradient in zip(parameters, found, strict=True)]
+        return [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, total, strict=True)]
+
+    def _contracted(self, tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """``sum_e G[e] d(theta[e])/dw`` over these tensors; None where it is 0."""
+        pairs = [(self._edges.pop(name), _gradient(t)) for name, t in tensors.items() if name in self._edges]
         edges = [edge for edge, gradient in pairs if gradient is not None]
         gradients = [gradient for _, gradient in pairs if gradient is not None]
+        if not edges:
+            return [None] * len(parameters)
         with torch.autocast(self.device.type, enabled=False):
-            found = torch.autograd.grad(edges, parameters, gradients, allow_unused=True) if edges else ()
-        self._edges = {}
-        for name in self._merged_names():
-            _owner(self._tensors[name]).grad = None
-        missing = (None,) * (len(parameters) - len(found))
-        return [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, (*found, *missing), strict=True)
-        ]
-
-    def _merged_names(self) -> list[str]:
-        """Merged tensors that the network has a place for."""
-        return [name for name in self.task_vectors if name in self._tensors]
+            return list(torch.autograd.grad(edges, parameters, gradients, allow_unused=True))
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _follow(self) -> None:
         """Move the backbone to the coefficients' device."""
-        if self._tensors[self._merged_names()[0]].device != self.device:
+        if next(iter(self._tensors.values())).device != self.device:
+            for block in self._blocks:
+                block.to(self.device)
             self.backbone.to(self.device)
-            self._tensors = dict(self.backbone.tensors())
+            self._keep_standing()
 
     @torch.inference_mode(False)
     def _place(self) -> None:
@@ -215,20 +264,20 @@ class MergedModel(nn.Module):
                 )
 
 
-def _owner(tensor: Tensor) -> Tensor:
-    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
-    return tensor if tensor._base is None else tensor._base
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Their sum; None is 0."""
+    return other if one is None else one if other is None else one + other
 
 
 def _gradient(tensor: Tensor) -> Tensor | None:
     """``G`` of one on-disk tensor: the same view of the owner's gradient."""
-    owner = _owner(tensor)
-    if owner is tensor or owner.grad is None:
-        return owner.grad
-    gradient = owner.grad
-    if gradient.stride() != owner.stride():
-        gradient = torch.empty_like(owner, dtype=gradient.dtype).copy_(gradient)
-    return gradient.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - owner.storage_offset())
+    holder = owner(tensor)
+    if holder is tensor or holder.grad is None:
+        return holder.grad
+    gradient = holder.grad
+    if gradient.stride() != holder.stride():
+        gradient = torch.empty_like(holder, dtype=gradient.dtype).copy_(gradient)
+    return gradient.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset() - holder.storage_offset())
 
 
 class _PullBack(torch.autograd.Function):

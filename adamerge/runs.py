@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.allocation import allocation_table
@@ -79,6 +80,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
             )
         module.check(data, str(settings.trainer.precision))
+    if module.objective is not None or module.recalibrate_buffers:
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
@@ -104,7 +106,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 print(allocation_table(module.merged.parametrization))
                 write_json(folder / "allocation.json", module.merged.parametrization.allocation)
         if trainer is None:
-            _write_initial(module, folder)
+            _write_initial(module, data, folder)
         else:
             _search(trainer, module, data, folder, resume is not None, allow_resume_difference)
     return folder
@@ -180,13 +182,17 @@ def _search(
         raise
 
 
-def _write_initial(module: MergingModule, folder: Path) -> None:
-    """A method without an objective: its coefficients are the initial ones, and no data are opened."""
+def _write_initial(module: MergingModule, data: Calibration, folder: Path) -> None:
+    """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
+    module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
     write_json(folder / "environment.json", environment_of(None))
-    write_json(folder / "summary.json", {"status": "finished", "step": 0, "protocol": {}, "metrics": {}})
+    write_json(
+        folder / "summary.json",
+        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},
+    )
 
 
 def run_folder(settings: Any, arguments: Sequence[str]) -> Path:

@@ -14,6 +14,7 @@ from adamerge.adapters import AdapterCheckpoint, is_adapter
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile, listed, quoted, read_json
+from adamerge.renamed import under_names_of
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
@@ -26,10 +27,16 @@ _HUB_ID = re.compile(rf"(?!.*\.(safetensors|bin|pt|pth|ckpt)$){_PART}/{_PART}(@[
 def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None = None) -> Checkpoint:
     """Open a safetensors file, a model folder, a hub id ``org/name[@revision]`` or a mapping; a Checkpoint is returned.
 
-    With ``base``, the source may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which
-    says whose adapter it is. Text is a hub id when nothing local has that name and it has the form of one. What cannot be
-    used is a CheckpointError that names the file, before any tensor is read.
+    With ``base``, the source is an expert: its tensors go by the base's names, which may have another prefix; and
+    it may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which says whose it
+    is. Text is a hub id when nothing local has that name and it has the form of one. What cannot be used is a
+    CheckpointError that names the file, before any tensor is read.
     """
+    found = _open(source, base)
+    return found if base is None else under_names_of(base, found)
+
+
+def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamerge.checkpoint import MERGEABLE, Checkpoint
+from adamerge.agreement import refuse_extra, refuse_other
+from adamerge.checkpoint import Checkpoint
 from adamerge.deltas import Deltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
@@ -29,7 +30,8 @@ class TaskVectors(Mapping[str, Deltas]):
     """Tensor name to ``Deltas``, for every floating-point tensor of the base that ``include`` and ``exclude`` leave.
 
     Tensors they do not leave are the base's in the merged model, and need not exist in the experts. So are those that
-    no expert can have changed: LoRA adapters touch few, and only their factors are kept.
+    no expert can have changed: LoRA adapters touch few, and only their factors are kept. An expert whose names have
+    another prefix than the base's (a bare ``BertModel`` beside a ``BertForMaskedLM``) goes by the base's names.
 
     Args:
         base: file, folder, Hub id (``org/name[@revision]``) or state dict of the model the experts come from.
@@ -67,7 +69,11 @@ class TaskVectors(Mapping[str, Deltas]):
         self._names = [name for name in self.base if self._selects(name) and self._may_differ(name)]
         self._selected = frozenset(self._names)
         for task, checkpoint in self.checkpoints.items():
-            self._compare(task, checkpoint)
+            refuse_other(task, checkpoint, self.base, self._names)
+            # position ids and counters are never merged: old versions of libraries save some that new ones do not
+            weights = [name for name in checkpoint if self._selects(name) and checkpoint.dtype(name) not in COUNTERS]
+            extra = [name for name in weights if name not in self.base]
+            refuse_extra(task, checkpoint, self.base, extra)
         if not self._names:
             raise ConfigError(
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
@@ -188,40 +194,6 @@ class TaskVectors(Mapping[str, Deltas]):
             if factors is None or factors.rank > 0:
                 return True
         return False
-
-    def _compare(self, task: str, checkpoint: Checkpoint) -> None:
-        """Refuse an expert whose merged tensors are not those of the base, by name, shape and kind of number."""
-        for name in self._names:
-            if name not in checkpoint:
-                raise CheckpointError(
-                    f"expert '{task}' lacks '{name}' (base has {len(self.base)} tensors, this one {len(checkpoint)})",
-                    where=checkpoint.location,
-                    todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
-                )
-            if checkpoint.shape(name) != self.base.shape(name):
-                raise CheckpointError(
-                    f"expert '{task}': '{name}' has another shape than in the base",
-                    where=checkpoint.location,
-                    expected=tuple(self.base.shape(name)),
-                    got=tuple(checkpoint.shape(name)),
-                    todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
-                )
-            for who, model in ((f"expert '{task}'", checkpoint), ("the base", self.base)):
-                if model.dtype(name) not in MERGEABLE:
-                    raise CheckpointError(
-                        f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
-                        where=model.location,
-                        expected="float64, float32, float16 or bfloat16",
-                        got=model.dtype(name),
-                        todo=f"pass exclude=['{name}'], or dequantise the checkpoint",
-                    )
-        extra = [name for name in checkpoint if self._selects(name) and name not in self.base]
-        if extra:
-            raise CheckpointError(
-                f"expert '{task}' has {len(extra)} tensors that the base lacks, first '{extra[0]}'",
-                where=checkpoint.location,
-                todo=f"pass exclude=['{extra[0]}'], or check which base the expert was trained from",
-            )
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,11 @@ IMAGE_CHAT = (
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant {% endif %}"
 )
+QWEN_NAMES = ["image", "vision_start", "vision_end", "video"]
+QWEN_MARKS = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
+INTERN_MARKS = ["<IMG_CONTEXT>", "<img>", "</img>"]
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "user", "assistant", *string.ascii_lowercase, *"0123456789.,?!"]
+WORDS += [*QWEN_MARKS, *INTERN_MARKS]
 DECODER = {
     "vocab_size": 64,
     "hidden_size": 16,
@@ -87,7 +92,7 @@ CLASSIFIERS: dict[str, tuple[str, Callable[[], Any]]] = {
 TEXTS = ["hello world", "merge 3 models", "a much longer sentence, is it not?"]
 
 
-def tokenizer(folder: Path, marked: bool = False) -> Any:
+def tokenizer(folder: Path, marked: bool = False, special_tokens: Any = ("<image>",)) -> Any:
     """A tokenizer of single characters in ``folder``; ``marked`` puts <s> and </s> around every text."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -102,7 +107,7 @@ def tokenizer(folder: Path, marked: bool = False) -> Any:
     if marked:
         special |= {"cls_token": "<s>", "sep_token": "</s>"}
     found = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, extra_special_tokens=["<image>"], model_max_length=48, **special
+        tokenizer_object=made, extra_special_tokens=special_tokens, model_max_length=48, **special
     )
     found.chat_template = CHAT
     found.save_pretrained(folder)
@@ -271,6 +276,73 @@ def seq2seq_pool(kind: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def questions(images: Sequence[Image.Image]) -> dict[str, list[dict[str, Any]]]:
+    """Samples by task: the same questions about the images, answered and not."""
+    samples = [
+        {"image": image, "question": "what?", "response": text[:6]} for image, text in zip(images, TEXTS, strict=True)
+    ]
+    return {"one": samples, "two": [sample | {"response": None} for sample in samples]}
+
+
+def vision_language_pool(config: Any, make: Callable[[Path], Any], inputs: Sequence[str], folder: Path) -> Any:
+    """What is common to models that read an image in pieces, as many as its size asks for."""
+    pool = prepared(folder, transformers.AutoModelForImageTextToText, config)
+    add_files(pool, lambda place: make(place).save_pretrained(place))
+    return pool | {
+        "backbone": lambda dtype="float32": backbones.VisionLanguage(pool["base"], dtype),
+        "samples": questions(pictures_of_sizes()),
+        "loader": "AutoModelForImageTextToText",
+        "inputs": ("input_ids", "attention_mask", "pixel_values", *inputs),
+    }
+
+
+def pictures_of_sizes() -> list[Image.Image]:
+    sizes = [(16, 16), (32, 16), (16, 24)]
+    return [image.resize(size) for image, size in zip(pictures(), sizes, strict=True)]
+
+
+def qwen2_vl_pool(folder: Path, tied: bool = False, decoder: Mapping[str, Any] = DECODER) -> dict[str, Any]:
+    config = transformers.Qwen2VLConfig(
+        text_config={**decoder, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
+        tie_word_embeddings=tied,
+        **{f"{name}_token_id": WORDS.index(mark) for name, mark in zip(QWEN_NAMES, QWEN_MARKS, strict=True)},
+    )
+
+    def processor(place: Path) -> Any:
+        sizes = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 512}}
+        return transformers.Qwen2VLProcessor(
+            transformers.Qwen2VLImageProcessor(**sizes),
+            tokenizer(place, special_tokens=QWEN_MARKS),
+            transformers.Qwen2VLVideoProcessor(**sizes),
+            chat_template=IMAGE_CHAT.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"),
+        )
+
+    pool = vision_language_pool(config, processor, ("image_grid_thw", "mm_token_type_ids"), folder)
+    return pool | {"include": ["model.*", "lm_head*"]}
+
+
+def internvl_pool(folder: Path, decoder: Mapping[str, Any] = DECODER) -> dict[str, Any]:
+    config = transformers.InternVLConfig(
+        text_config={**decoder, "model_type": "qwen2"},
+        vision_config=VISION | {"patch_size": 4},
+        image_token_id=WORDS.index("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+
+    def processor(place: Path) -> Any:
+        named = dict(zip(("context_image_token", "start_image_token", "end_image_token"), INTERN_MARKS, strict=True))
+        return transformers.InternVLProcessor(
+            transformers.GotOcr2ImageProcessor(size={"height": 16, "width": 16}, max_patches=2),
+            tokenizer(place, special_tokens=named | {"video_token": "<|video_pad|>"}),
+            transformers.InternVLVideoProcessor(size={"height": 16, "width": 16}),
+            image_seq_length=4,
+            chat_template=IMAGE_CHAT.replace("<image>", "<IMG_CONTEXT>"),
+        )
+
+    return vision_language_pool(config, processor, (), folder) | {"include": ["language_model.*"]}
+
+
 def llava_pool(folder: Path) -> dict[str, Any]:
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**DECODER),
@@ -290,17 +362,23 @@ def llava_pool(folder: Path) -> dict[str, Any]:
         ).save_pretrained(place)
 
     add_files(pool, processor)
-    samples = [
-        {"image": image, "question": "what?", "response": text[:6]}
-        for image, text in zip(pictures(), TEXTS, strict=True)
-    ]
     return pool | {
         "include": ["*language_model.*", "*lm_head*"],
         "backbone": lambda dtype="float32": backbones.VisionLanguage(pool["base"], dtype),
-        "samples": {"one": samples, "two": [sample | {"response": None} for sample in samples]},
+        "samples": questions(pictures()),
         "loader": "AutoModelForImageTextToText",
         "inputs": ("input_ids", "attention_mask", "pixel_values"),
     }
+
+
+OTHERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "sentence": sentence_pool,
+    "clip": clip_pool,
+    "llava": llava_pool,
+    "qwen2_vl": qwen2_vl_pool,
+    "qwen2_vl_tied": partial(qwen2_vl_pool, tied=True),
+    "internvl": internvl_pool,
+}
 
 
 def pico_pool(kind: str, folder: Path) -> dict[str, Any]:
@@ -316,11 +394,12 @@ def pico_pool(kind: str, folder: Path) -> dict[str, Any]:
         return classifier_pool(kind, folder)
     if kind in {"t5", "t5_untied"}:
         return seq2seq_pool(kind, folder)
-    return {"sentence": sentence_pool, "clip": clip_pool, "llava": llava_pool}[kind](folder)
+    return OTHERS[kind](folder)
 
 
 TASKS = {
     "one": SimpleNamespace(classnames=["red", "green", "blue"], templates=["a {}", "the {} one"]),
     "two": SimpleNamespace(classnames=["up", "down", "left", "right"], templates=["{}"]),
 }
-KINDS = [*CAUSAL, *CLASSIFIERS, "sentence", "clip", "t5", "t5_untied", "llava"]
+VISION_LANGUAGE = ["llava", "qwen2_vl", "internvl"]
+KINDS = [*CAUSAL, *CLASSIFIERS, "sentence", "clip", "t5", "t5_untied", *VISION_LANGUAGE]

@@ -15,7 +15,7 @@ import yaml
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, CLIPVisionModel
 
 from adamerge.data import ImageTask
 
@@ -67,6 +67,15 @@ def pico_clip_expert(path: Path, base: CLIPModel, seed: int) -> str:
     tower = {name: tensor for name, tensor in base.state_dict().items() if name.startswith("vision_model.")}
     save_file({name: moved(tensor, seed) for name, tensor in tower.items()}, path)
     return str(path)
+
+
+def bare_clip_expert(folder: Path, base: CLIPModel, seed: int) -> str:
+    """The same tower as a folder of transformers 5, whose ``CLIPVisionModel`` puts nothing before the names."""
+    tower = CLIPVisionModel(base.config.vision_config)
+    values = {name: moved(tensor, seed) for name, tensor in base.vision_model.state_dict().items()}
+    tower.load_state_dict(values)
+    tower.save_pretrained(folder)
+    return str(folder)
 
 
 def moved(tensor: torch.Tensor, seed: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,13 @@ def test_what_is_no_sum_of_factors_is_refused_with_the_reason(lora, tmp_path, ar
     with pytest.raises(ExportError, match=f"cannot be written as one adapter: .*{says}"):
         export_adapter(coefficients, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_recomputed_buffers_are_refused(lora, tmp_path):
+    made = merge_of(lora, "llama")
+    name = next(name for name in made.task_vectors.base if name not in made.task_vectors)
+    with pytest.raises(ExportError, match=f"buffers such as '{name}' were recomputed"):
+        export_adapter(replace(made, buffers={name: made.task_vectors.base[name]}), tmp_path / "out")
 
 
 def test_full_models_are_refused(lora, tmp_path):

@@ -29,6 +29,19 @@ def saved(tmp_path):
     return tmp_path / "c.safetensors"
 
 
+@pytest.fixture
+def with_buffers(tmp_path):
+    """A file with a buffer."""
+    base = {"w": torch.ones(2), "mean": torch.zeros(3), "steps": torch.tensor(4)}
+    for name in ("base", "one"):
+        weights = {key: value + (name == "one") for key, value in base.items()}
+        safetensors.torch.save_file(weights, tmp_path / f"{name}.safetensors")
+    vectors = TaskVectors(tmp_path / "base.safetensors", {"one": tmp_path / "one.safetensors"}, exclude=["mean"])
+    made = Coefficients(vectors, LayerWise(vectors), buffers={"mean": torch.tensor([1.0, 2, 3])})
+    save_coefficients(made, tmp_path / "b.safetensors")
+    return tmp_path / "b.safetensors"
+
+
 def rewritten(saved, change, signed=True):
     """The file with other tensors."""
     file = TensorFile(saved)
@@ -44,7 +57,7 @@ def rewritten(saved, change, signed=True):
 
 def test_the_sections_come_by_name_and_shape(saved):
     metadata, sections = read_coefficients(saved)
-    assert metadata["format"] == 1 and sections.keys() == {"w", "mask"}
+    assert metadata["format"] == 1 and sections.keys() == {"w", "mask", "buffer"} and sections["buffer"] == {}
     assert sections["w"].keys() == sections["mask"].keys() == {"a.w", "s"}
     assert sections["mask"]["a.w"].tolist() == [[-3, -2, -1], [0, 1, 2]] and sections["mask"]["s"].shape == ()
     assert sections["w"]["s"].shape == (2, 1)
@@ -57,6 +70,7 @@ def test_the_sections_come_by_name_and_shape(saved):
         (lambda t: t.update({"other/a.w": torch.ones(1)}), "unexpected tensor 'other/a.w'"),
         (lambda t: t["mask/a.w"].fill_(float("nan")), "'mask/a.w' holds NaN"),
         (lambda t: t.update({"w/s": torch.ones(2)}), "unexpected tensor 'w/s'"),
+        (lambda t: t.update({"buffer/mean": torch.ones(3).double()}), "unexpected tensor 'buffer/mean'"),
     ],
 )
 def test_what_is_no_section_is_refused(saved, change, says):
@@ -76,6 +90,27 @@ def test_what_is_no_section_is_refused(saved, change, says):
 def test_a_mask_of_other_tensors_or_shapes_is_refused(saved, change):
     with pytest.raises(CoefficientsError, match="does not fit the values"):
         load_coefficients(rewritten(saved, change))
+
+
+def test_buffers_come_back(with_buffers):
+    _, sections = read_coefficients(with_buffers)
+    assert sections["buffer"].keys() == {"mean"} and sections["w"].keys() == {"w"}
+    assert load_coefficients(with_buffers).buffers["mean"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.update({"buffer/mean": torch.ones(2)}), r"buffer 'mean' is \(2,\), in the base \(3,\)"),
+        (lambda t: t.update({"buffer/w": torch.ones(2)}), "buffer 'w' is no"),
+        (lambda t: t.update({"buffer/steps": torch.ones(())}), "buffer 'steps' is no"),
+        (lambda t: t.update({"buffer/other": torch.ones(3)}), "buffer 'other' is no"),
+    ],
+    ids=["shape", "merged", "counter", "unknown"],
+)
+def test_a_buffer_that_the_base_has_no_place_for_is_refused(with_buffers, change, says):
+    with pytest.raises(CoefficientsError, match=f"does not fit the values: {says}"):
+        load_coefficients(rewritten(with_buffers, change))
 
 
 def test_the_digest_covers_the_mask(saved):

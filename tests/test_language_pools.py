@@ -1,12 +1,17 @@
 """The pools of the papers, language: what ``include`` takes of the real architectures, and prompts made of real columns."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT
+from pico import DECODER as PICO_DECODER
+from pico import internvl_pool, moved_expert, pictures_of_sizes, qwen2_vl_pool
+from running import METHODS, ROOT, TASK_ARITHMETIC, command, without_pictures, write_yaml
+from safetensors.torch import load_file
 from stand_ins import moved, read_pool
 from transformers import (
+    AutoModelForImageTextToText,
     InternVLConfig,
     InternVLForConditionalGeneration,
     MistralConfig,
@@ -178,3 +183,50 @@ def test_questions_are_read_from_expert_mergings_json(name):
     for settings in tasks_of(name).values():
         source = ImageTextTask(**settings)
         assert source.sample({"image": "i", "question": "q"}) == {"image": "i", "question": "q", "response": None}
+
+
+def image_text_pool(name: str, folder: Path) -> dict:
+    """The pool with pico stand-ins, as deep as the real language parts, for what it would download; else as it is."""
+    pool = read_pool(path_of(name))
+    make, layers = {"qwen2_vl_7b": (qwen2_vl_pool, 28), "internvl2_5_1b": (internvl_pool, 24)}[name]
+    decoder = PICO_DECODER | {"num_hidden_layers": layers, "max_position_embeddings": 32768}
+    base, vectors = make(folder / "pico", decoder=decoder)["base"], pool["model"]["task_vectors"]
+    pool["model"]["backbone"]["init_args"]["model"] = vectors["base"] = base
+    for seed, task in enumerate(vectors["experts"]):
+        vectors["experts"][task] = moved_expert(Path(base), folder / task, seed)
+        rows = []
+        for i, picture in enumerate(pictures_of_sizes()):
+            picture.save(folder / f"{task}{i}.png")
+            rows.append({"image_path": f"{task}{i}.png", "question": f"what is {i}?", "response": ["a cat", ""][i % 2]})
+        (folder / f"{task}.json").write_text(json.dumps(rows))
+        pool["data"]["init_args"]["tasks"][task]["dataset"] = str(folder / f"{task}.json")
+    return pool
+
+
+@pytest.mark.parametrize("method", [TASK_ARITHMETIC, METHODS / "expert_merging.yaml"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["internvl2_5_1b", "qwen2_vl_7b"])
+def test_a_pool_of_images_and_text_runs_on_stand_ins(name, method, tmp_path, monkeypatch, capfd):
+    """Through fit and export, as its header says, and back by transformers' own loader."""
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    pool = image_text_pool(name, tmp_path)
+    file = write_yaml(tmp_path / "pools" / f"{name}.yaml", pool)
+    teachers = ["--model.teachers=adamerge.TeacherFiles", "--model.teachers.init_args.top=16"]
+    steps = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
+    learns = [] if method == TASK_ARITHMETIC else [*teachers, *steps]
+    outcome = command(capfd, "fit", "--config", file, "--config", method, *learns, "--id=a")
+    assert outcome.code == 0, outcome.err[-3000:]
+    run = tmp_path / "runs" / f"{name}-{method.stem}" / "a"
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    outcome = command(capfd, "export", run / "coefficients.safetensors", tmp_path / "merged")
+    assert outcome.code == 0, outcome.err[-3000:]
+
+    base, merged = load_file(f"{pool['model']['task_vectors']['base']}/model.safetensors"), tmp_path / "merged"
+    written = load_file(merged / "model.safetensors")
+    assert written.keys() == base.keys()
+    changed = [key for key, value in written.items() if not torch.equal(value, base[key])]
+    assert len(changed) == NETWORKS[name][1] and all(key.endswith("_proj.weight") for key in changed)
+    assert not [key for key in changed if "vis" in key], "the language part alone"
+    _, information = AutoModelForImageTextToText.from_pretrained(merged, output_loading_info=True)
+    assert not any(information.values())
+    assert (merged / "chat_template.jinja").is_file() and (merged / "processor_config.json").is_file()

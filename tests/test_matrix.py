@@ -20,7 +20,7 @@ import datasets
 import pytest
 import torch
 from conftest import build_open_clip_folder
-from pico import CAUSAL, KINDS, TASKS, TEXTS, pico_pool, pictures
+from pico import CAUSAL, KINDS, TASKS, TEXTS, VISION_LANGUAGE, pico_pool, pictures, pictures_of_sizes
 from running import QUICK, command, without_pictures, write_yaml
 from safetensors.torch import save_file
 from torch import Tensor
@@ -53,7 +53,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
     "PseudoLabel": objectives.PseudoLabel,
 }
-LANGUAGE = {*CAUSAL, "t5", "t5_untied", "llava"}
+LANGUAGE = {*CAUSAL, "t5", "t5_untied", *VISION_LANGUAGE}
 OF_IMAGES = {"open_clip", "vit", "resnet", "clip"}
 RANK = 2
 
@@ -216,7 +216,10 @@ def test_the_full_product_on_the_engine(pools, kind, experts):
     assert on_the_engine(engine, list(PARAMETRIZATIONS), CONSTRAINTS, DIRECT) == 7 * 5 * 5
 
 
-SOME = [("open_clip", "lora"), ("qwen3_moe", "dense"), ("gpt2", "lora"), ("bert_mlm", "dense"), ("t5", "lora")]
+SOME = [
+    *(("open_clip", "lora"), ("qwen3_moe", "dense"), ("gpt2", "lora"), ("bert_mlm", "dense"), ("t5", "lora")),
+    ("qwen2_vl", "dense"),
+]
 
 
 @pytest.mark.parametrize(("kind", "experts"), SOME)
@@ -296,26 +299,26 @@ def data_config(kind: str, root: Path) -> dict[str, Any]:
         names, place, rows = list(words.classnames), root / "data" / task, 12
         label = [i % len(names) for i in range(rows)]
         features = {"label": datasets.ClassLabel(names=names)}
-        if kind in OF_IMAGES or kind == "llava":
-            columns: dict[str, list[Any]] = {"image": [image for _ in range(4) for image in pictures()]}
+        if kind in OF_IMAGES or kind in VISION_LANGUAGE:
+            images = pictures_of_sizes() if kind in VISION_LANGUAGE else pictures()
+            columns: dict[str, list[Any]] = {"image": [image for _ in range(4) for image in images]}
             features["image"] = datasets.Image()
         else:
             columns = {"text": [f"{TEXTS[i % len(TEXTS)]} {i}" for i in range(rows)]}
             features["text"] = datasets.Value("string")
-        if kind == "llava":
+        if kind in VISION_LANGUAGE:
             columns |= {"question": ["what?"] * rows, "answer": ["abc"] * rows}
             features |= {"question": datasets.Value("string"), "answer": datasets.Value("string")}
         made = datasets.Dataset.from_dict(columns | {"label": label}, datasets.Features(features))
         datasets.DatasetDict(dict.fromkeys(("calibration", "validation", "test"), made)).save_to_disk(place)
         tasks[task] = {"dataset": str(place)}
         if kind in LANGUAGE:
-            response = {"llava": "{answer}", "t5": "abc"}.get(kind)
+            response = {"t5": "abc", **dict.fromkeys(VISION_LANGUAGE, "{answer}")}.get(kind)
             tasks[task] |= {} if response is None else {"response": response}
         else:
             tasks[task] |= {"templates": list(words.templates)}
-    family = (
-        "ImageText" if kind == "llava" else "Language" if kind in LANGUAGE else "Image" if kind in OF_IMAGES else "Text"
-    )
+    families = {"ImageText": VISION_LANGUAGE, "Language": LANGUAGE, "Image": OF_IMAGES}
+    family = next((name for name, kinds in families.items() if kind in kinds), "Text")
     return {"class_path": f"adamerge.data.{family}Calibration", "init_args": {"tasks": tasks, "batch_size": 2}}
 
 
@@ -323,8 +326,8 @@ CLASSES = {
     "open_clip": ("OpenClipClassifier", "architecture"), "vit": ("ImageClassifier", "model"),
     "resnet": ("ImageClassifier", "model"), "clip": ("ClipVisionClassifier", "model"),
     "bert_mlm": ("SequenceClassifier", "model"),
-    "sentence": ("SentenceClassifier", "model"), "llava": ("VisionLanguage", "model"), "t5": ("Seq2Seq", "model"),
-    **dict.fromkeys(CAUSAL, ("CausalLM", "model")),
+    "sentence": ("SentenceClassifier", "model"), "t5": ("Seq2Seq", "model"),
+    **dict.fromkeys(CAUSAL, ("CausalLM", "model")), **dict.fromkeys(VISION_LANGUAGE, ("VisionLanguage", "model")),
 }  # fmt: skip
 
 
@@ -382,6 +385,13 @@ def test_pseudo_labels_of_positions_are_refused_with_the_reason(pools, tmp_path,
 def test_ten_of_the_covering_set_through_the_command_line(row, pools, tmp_path, capfd, monkeypatch):
     without_pictures(monkeypatch)
     fit_and_export(row, pools, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("kind", ["qwen2_vl", "internvl"])
+def test_images_in_pieces_through_the_command_line(kind, experts, pools, tmp_path, capfd, monkeypatch):
+    without_pictures(monkeypatch)
+    fit_and_export(("LayerWise", "Sigmoid", "Sum", kind, experts), pools, tmp_path, capfd)
 
 
 @pytest.mark.slow

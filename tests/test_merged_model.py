@@ -147,6 +147,28 @@ def test_buffers_and_excluded_tensors_stay_the_bases():
     assert not torch.equal(now["blocks.0.weight"], given["base"]["blocks.0.weight"])
 
 
+def test_other_values_take_the_place_of_what_is_not_merged():
+    """From the file or later; they come back after any fill, and go for good when they are replaced."""
+    given, name = models(), "blocks.1.bias"
+    vectors = TaskVectors(**given, exclude=[name])
+    own, other = torch.full((WIDTH,), 5.0), torch.full((WIDTH,), 6.0)
+    merged = MergedModel(Mlp(), vectors, LayerWise(vectors, init=0.7), buffers={name: own})
+    now = merged.backbone.tensors()[name]
+    merged.merge()
+    assert torch.equal(now, own)
+    merged.fill_expert("task1")
+    assert torch.equal(now, given["base"][name])
+    merged.merge()
+    assert torch.equal(now, own)
+    merged.replace_buffers({name: other})
+    merged.fill(given["base"].__getitem__)
+    merged.merge()
+    assert torch.equal(now, other)
+    merged.replace_buffers({})
+    merged.merge()
+    assert torch.equal(now, given["base"][name])
+
+
 def test_an_expert_as_teacher_is_that_expert():
     given = models()
     given["experts"]["task1"]["blocks.1.bias"] += 100

@@ -9,10 +9,11 @@ import torch
 import yaml
 from running import LAYER_WISE, ROOT, command, without_pictures, write_yaml
 from safetensors.torch import save_file
-from stand_ins import moved, noise_data, pico_clip, pico_clip_expert, pico_open_clip, read_pool
+from stand_ins import bare_clip_expert, moved, noise_data, pico_clip, pico_clip_expert, pico_open_clip, read_pool
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from adamerge.data import load_vocabulary
+from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 POOLS, SUITES = ROOT / "configs" / "pools", ROOT / "configs" / "tasks"
@@ -102,8 +103,14 @@ def test_include_takes_the_image_tower_of_the_real_open_clip_model(path):
 def test_include_takes_the_vision_tower_of_the_hubs_models(path, tmp_path):
     base = pico_clip(tmp_path / "base", LAYERS[architecture_of(path)])
     expert = pico_clip_expert(tmp_path / "expert.safetensors", base, 1)
+    bare = bare_clip_expert(tmp_path / "bare", base, 1)
+    assert not any(name.startswith("vision_model.") for name in open_checkpoint(bare))
     include = task_vectors_of(path)["include"]
     vectors = TaskVectors(tmp_path / "base", {"a": expert}, include=include)
+    same = TaskVectors(tmp_path / "base", {"a": bare}, include=include)
+    assert list(same) == list(vectors)
+    assert all(torch.equal(same[name].dense(), vectors[name].dense()) for name in vectors)
+    assert same.checkpoints["a"].keys() == {*vectors}, "no head, no text, no second copy"
     assert len(vectors) == TENSORS[architecture_of(path)][0]
     assert all(name.startswith("vision_model.") for name in vectors)
     config = CLIPVisionConfig(num_hidden_layers=LAYERS[architecture_of(path)])
@@ -119,8 +126,10 @@ def pico(path: Path, folder: Path) -> dict:
     tasks = pool["data"]["init_args"]["tasks"]
     if path in HUB:
         base = pico_clip(folder / "base", LAYERS[architecture_of(path)])
-        experts = {
-            task: pico_clip_expert(folder / f"{task}.safetensors", base, seed)
+        experts = {  # saved by either version of transformers, and mixed
+            task: bare_clip_expert(folder / task, base, seed)
+            if seed % 2
+            else pico_clip_expert(folder / f"{task}.safetensors", base, seed)
             for seed, task in enumerate(vectors["experts"])
         }
         backbone["model"] = str(folder / "base")

@@ -76,6 +76,11 @@ def test_any_missing_tensor_is_refused_by_name_and_may_be_excluded(name):
     assert name not in TaskVectors(model(0), {"cars": expert}, exclude=[name])
 
 
+def test_position_ids_that_old_versions_saved_are_no_extra_tensor():
+    expert = model(1, position_ids=torch.arange(4))
+    assert set(TaskVectors(model(0), {"cars": expert})) == set(TaskVectors(model(0), {"cars": model(1)}))
+
+
 def test_an_extra_tensor_is_refused_by_name_and_may_be_excluded():
     expert = model(1, lost=torch.ones(2))
     with pytest.raises(CheckpointError, match="expert 'cars' has 1 tensors that the base lacks, first 'lost'"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 Inputs = Tensor | dict[str, Tensor]
 """Preprocessed inputs. Of a batch, every tensor is ``(samples, ...)``; of one sample, the same without that dimension."""
+
+COUNT = ".count"
+"""Ends the name of the number of pieces that a sample has of what the name begins with."""
 
 
 def count(inputs: Inputs) -> int:
@@ -54,6 +57,28 @@ def join(batches: Sequence[Inputs]) -> Inputs:
     return {name: _joined([batch[name] for batch in named]) for name in first}
 
 
+def pieces(sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors ``(n, ...)`` of one sample, each of its own ``n``, as patches of an image, and these numbers beside them."""
+    return {**sample, **{f"{name}{COUNT}": torch.tensor(len(tensor)) for name, tensor in sample.items()}}
+
+
+def packed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch without padding between ``pieces``: those of all samples one after the other, ``(sum of n, ...)``.
+
+    Args:
+        batch: each sample has at least one piece of each kind.
+    """
+    counts = {name.removesuffix(COUNT): value for name, value in batch.items() if name.endswith(COUNT)}
+    found = {name: value for name, value in batch.items() if not name.endswith(COUNT)}
+    for name, count_of in counts.items():
+        most = found[name].shape[1]
+        if most == 1:  # nothing is padded: told by the shape, so that no device is waited for
+            found[name] = found[name].flatten(0, 1)
+        else:
+            found[name] = found[name][torch.arange(most, device=count_of.device) < count_of[:, None]]
+    return found
+
+
 def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:
     """``(n, ...)`` to ``(length, ...)``, padded at the end."""
     if len(tensor) == length:
@@ -66,7 +91,13 @@ def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:
 def _joined(tensors: list[Tensor]) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
-    if tensors[0].ndim == 2:  # (samples, positions)
+    if tensors[0].ndim > 1:  # (samples, positions, ...)
         longest = max(tensor.shape[1] for tensor in tensors)
-        tensors = [torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors]
+        inner = (0, 0) * (tensors[0].ndim - 2)
+        tensors = [
+            tensor
+            if tensor.shape[1] == longest
+            else torch.nn.functional.pad(tensor, (*inner, 0, longest - tensor.shape[1]))
+            for tensor in tensors
+        ]
     return torch.cat(tensors)

@@ -80,7 +80,8 @@ def names_of(network: Any, names: Iterable[str]) -> NameMap:
                 got="a conversion that must copy",
                 todo=f"convert the checkpoints, or write a Backbone for '{network.config.model_type}'",
             )
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        storage = tensor.untyped_storage()._cdata  # its address would be 0 of weights that do not exist now
+        place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         if place in places:
             copies[name] = places[place]
         else:

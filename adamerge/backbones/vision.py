@@ -67,7 +67,8 @@ class Images:
 class ImageClassifier(ExpertHeads):
     """An image classifier: ViT, ResNet and their kind; experts may have different numbers of classes.
 
-    Running statistics of batch normalisation are buffers: they are not merged, and must be excluded.
+    Running statistics of batch normalisation are buffers: they are not merged, and must be excluded. The merged model has
+    the base's, or with ``model.recalibrate_buffers`` its own.
 
     Args:
         model: folder or Hub id of the base, with or without a head.

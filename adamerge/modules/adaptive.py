@@ -43,6 +43,8 @@ class AdaptiveMerging(MergingModule):
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
+        recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
+            keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
 
     Raises:
         ConfigError: a number is out of range.
@@ -68,11 +70,21 @@ class AdaptiveMerging(MergingModule):
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        recalibrate_buffers: bool = False,
     ) -> None:
         if not 0 < lr < float("inf"):
             raise ConfigError(f"model.lr must be positive, got {lr}")
         super().__init__(
-            backbone, task_vectors, parametrization, objective, task_weights, micro_batch, storage, init_from, teachers
+            backbone,
+            task_vectors,
+            parametrization,
+            objective,
+            task_weights,
+            micro_batch,
+            storage,
+            init_from,
+            teachers,
+            recalibrate_buffers,
         )
         self.lr, self.optimizer, self.penalty, self.lr_scheduler = lr, optimizer, penalty, lr_scheduler
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -20,6 +21,7 @@ from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
+from adamerge.modules.buffers import normalisations, recalibrate
 from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
@@ -43,8 +45,11 @@ class MergingModule(LightningModule, ABC):
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
+        recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
+            keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
 
     Raises:
+        ConfigError: a number is out of range, or there are no running statistics to recalibrate.
         CheckpointError: base, experts and backbone do not fit together.
         CoefficientsError: ``init_from`` does not fit.
     """
@@ -60,14 +65,24 @@ class MergingModule(LightningModule, ABC):
         storage: Storage | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
+        recalibrate_buffers: bool = False,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
+        if recalibrate_buffers and not normalisations(backbone):
+            raise ConfigError(
+                f"model.recalibrate_buffers: {type(backbone).__name__} has no running statistics to recompute",
+                expected="a network with batch normalisation",
+                got=type(backbone.network).__name__,
+                todo="leave it out",
+            )
         super().__init__()
         self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), storage)
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()
+        self.recalibrate_buffers = recalibrate_buffers
+        self.recalibration: dict[str, Any] = {}  # which data the buffers are of; empty while they are the base's
         self.choice: dict[str, Any] = {}  # which step's coefficients these are, and why; the last step's where empty
         self.guard = Guard(self.merged.parametrization.project_)
         self.spread: dict[str, Spread] = {}
@@ -86,7 +101,8 @@ class MergingModule(LightningModule, ABC):
         """Check, and make the heads from the base's weights."""
         data = self._data()
         if stage == "fit":
-            self.choice = {}
+            self.choice, self.recalibration = {}, {}
+            self.merged.replace_buffers({})
             self.check(data, str(self.trainer.precision))
             if self.objective is not None:
                 self.objective.begin(data.course())
@@ -113,6 +129,27 @@ class MergingModule(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """The last step has no next batch."""
         self.guard.wait(self.global_step, self._losses)
+
+    def on_fit_end(self) -> None:
+        """What follows a fit, where no callback has asked for it yet."""
+        self.finish(self._data(), self.trainer.strategy)
+
+    def finish(self, data: Calibration, strategy: Strategy) -> None:
+        """Recompute the buffers for the coefficients that are the result, when that is wanted and not done yet.
+
+        A fit that ends early keeps the base's.
+
+        Args:
+            data: that the coefficients were learned on.
+            strategy: of the trainer; every process comes here.
+
+        Raises:
+            DivergedError: the merged network computes what is not finite.
+        """
+        if self.recalibrate_buffers and not self.recalibration:
+            self.to(strategy.root_device)  # after a fit the trainer has moved all to the CPU
+            self.recalibration = recalibrate(self.merged, data, strategy)
+            self.cpu()
 
     def record(self, losses: dict[str, Tensor], spread: dict[str, Spread], total: Tensor) -> None:
         """Log a step, and keep what guards look at."""
@@ -203,6 +240,7 @@ class MergingModule(LightningModule, ABC):
         protocol: Mapping[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self._data().protocol | ({"selection": self.choice} if self.choice else {})
+        protocol = {**protocol, **self.recalibration}
         step = self.global_step if self._trainer is not None else 0
         if self.choice.get("step") is not None:
             step = self.choice["step"]
@@ -213,6 +251,7 @@ class MergingModule(LightningModule, ABC):
             self.merged.dtype,
             step,
             protocol,
+            self.merged.recalibrated,
         )
 
     def on_validation_epoch_start(self) -> None:

@@ -51,6 +51,8 @@ class BilevelMerging(MergingModule):
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         init_from: a coefficient file of the same groups, mask and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
+        recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
+            keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
 
     Raises:
         ConfigError: a number is out of range, or the parametrization has no mask, or no coefficients, to learn.
@@ -77,12 +79,22 @@ class BilevelMerging(MergingModule):
         storage: Storage | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
+        recalibrate_buffers: bool = False,
     ) -> None:
         for name, value in (("lr", lr), ("inner_lr", inner_lr)):
             if not 0 < value < float("inf"):
                 raise ConfigError(f"model.{name} must be positive, got {value}")
         super().__init__(
-            backbone, task_vectors, parametrization, objective, task_weights, micro_batch, storage, init_from, teachers
+            backbone,
+            task_vectors,
+            parametrization,
+            objective,
+            task_weights,
+            micro_batch,
+            storage,
+            init_from,
+            teachers,
+            recalibrate_buffers,
         )
         self.automatic_optimization = False
         self.lr, self.inner_lr, self.fresh_noise = lr, inner_lr, fresh_noise

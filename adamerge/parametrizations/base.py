@@ -63,7 +63,7 @@ class Parametrization(nn.Module, ABC):
 
         What is evaluated, saved and exported is always the parametrization itself.
         """
-        return self
+        return self.forward
 
     def project_(self) -> None:
         """Put the raw values back into the constraint's set, in place; called after each optimiser step."""

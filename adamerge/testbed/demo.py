@@ -104,8 +104,9 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     data = cli.datamodule
     data.serve(backbone)
     task = next(iter(data.tasks))
-    model = MergedModel(backbone, coefficients.task_vectors, coefficients.parametrization, storage=Disk())
-    backbone.build_heads({task: data.tasks[task]}, coefficients.task_vectors.checkpoints)
+    vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
+    model = MergedModel(backbone, vectors, parametrization, storage=Disk(), buffers=coefficients.buffers)
+    backbone.build_heads({task: data.tasks[task]}, vectors.checkpoints)
     inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
     with torch.no_grad():
         model.merge()

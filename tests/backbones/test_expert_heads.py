@@ -1,5 +1,7 @@
 """Heads that are each expert's own: found, read, and refused when they do not fit."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -7,8 +9,13 @@ from pico import TASKS, pico_pool, random_model, tokenizer
 from safetensors.torch import load_file, save_file
 
 from adamerge.backbones import SequenceClassifier
+from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
+from adamerge.export import export
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import LayerWise
 from adamerge.sources import open_checkpoint
+from adamerge.task_vectors import TaskVectors
 
 
 @pytest.fixture
@@ -69,3 +76,35 @@ def test_a_head_that_does_more_than_its_modules_is_refused(tmp_path):
     tokenizer(tmp_path, marked=True)
     with pytest.raises(CheckpointError, match="does more behind its trunk"):
         SequenceClassifier(str(tmp_path), max_length=16)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert", "resnet"])
+def test_experts_of_a_base_that_was_saved_as_the_bare_model(kind, tmp_path):
+    """Such as vit-base-patch16-224-in21k: the same weights, heads and exported models as of a base with the prefix."""
+    pool = pico_pool(kind, tmp_path)
+    network = getattr(transformers, pool["loader"]).from_pretrained(pool["base"])
+    shutil.copytree(pool["base"], tmp_path / "bare")
+    getattr(network, network.base_model_prefix).save_pretrained(tmp_path / "bare")
+    prefix = f"{network.base_model_prefix}."
+    assert not any(name.startswith(prefix) for name in load_file(tmp_path / "bare" / "model.safetensors"))
+    found = []
+    for base in (pool["base"], str(tmp_path / "bare")):
+        backbone = type(pool["backbone"]())(base)
+        vectors = TaskVectors(base, pool["experts"], exclude=pool["exclude"])
+        merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3))
+        backbone.build_heads(TASKS, vectors.checkpoints)
+        merged.merge()
+        states = [{name: value.clone() for name, value in backbone.network.state_dict().items()}]
+        for task in TASKS:
+            merged.fill_expert(task)
+            states.append({name: value.clone() for name, value in backbone.network.state_dict().items()})
+            states.append(backbone.heads[task].state_dict())
+            coefficients = Coefficients(vectors, merged.parametrization, layout=backbone.layout())
+            place = export(coefficients, tmp_path / f"{task} {len(found)}", task=task)
+            whole, report = backbone.loader.from_pretrained(place, output_loading_info=True)
+            assert not report["missing_keys"] and not report["unexpected_keys"]
+            states.append(whole.state_dict())
+        found.append(states)
+    for with_prefix, without in zip(*found, strict=True):
+        assert with_prefix.keys() == without.keys()
+        assert all(torch.equal(with_prefix[name], without[name]) for name in with_prefix)

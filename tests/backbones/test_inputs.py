@@ -2,7 +2,7 @@
 
 import torch
 
-from adamerge.backbones.inputs import count, join, moved, pad, rows, stack, stack_tensors
+from adamerge.backbones.inputs import count, join, moved, packed, pad, pieces, rows, stack, stack_tensors
 
 
 def words(*numbers):
@@ -43,3 +43,28 @@ def test_labels_are_padded_with_what_is_asked():
 def test_everything_moves():
     meta = torch.device("meta")
     assert moved(torch.ones(1), meta).is_meta and all(value.is_meta for value in moved(words(1), meta).values())
+
+
+def test_pieces_are_padded_in_a_batch_and_packed_for_the_network():
+    samples = [words(1) | pieces({"patches": torch.full((n, 2), n), "grid": torch.tensor([[n, 1]])}) for n in (2, 3, 1)]
+    batch = join([stack(samples[:1]), stack(samples[1:])])
+    assert batch["patches"].shape == (3, 3, 2) and batch["patches.count"].tolist() == [2, 3, 1]
+    assert batch["patches"][:, :, 0].tolist() == [[2, 2, 0], [3, 3, 3], [1, 0, 0]]
+    assert batch["grid"].shape == (3, 1, 2) and count(batch) == 3
+    found = packed(batch)
+    assert found["patches"].tolist() == [[2, 2], [2, 2], [3, 3], [3, 3], [3, 3], [1, 1]]
+    assert found["grid"].tolist() == [[2, 1], [3, 1], [1, 1]]
+    assert found.keys() == {"input_ids", "attention_mask", "patches", "grid"}
+    assert packed(rows(batch, slice(2, 3)))["patches"].tolist() == [[1, 1]]
+    assert packed(rows(batch, torch.tensor([2, 0])))["patches"].tolist() == [[1, 1], [2, 2], [2, 2]]
+
+
+def test_pieces_that_are_zero_are_no_padding():
+    batch = stack([pieces({"patches": torch.zeros(2, 1)}), pieces({"patches": torch.ones(3, 1)})])
+    assert packed(batch)["patches"][:, 0].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_what_has_no_pieces_is_packed_as_it_is():
+    batch = stack([words(5, 6), words(7)])
+    assert packed(batch).keys() == batch.keys()
+    assert all(packed(batch)[name] is value for name, value in batch.items())

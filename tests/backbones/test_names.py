@@ -148,6 +148,46 @@ def test_old_names_of_norms_are_kept(tmp_path):
     assert all(torch.equal(tensor, old[name]) for name, tensor in backbone.tensors().items())
 
 
+# of one model, as its published files have them, and as its parameters are called in memory
+PREFIXES = {
+    "qwen2_vl": [("model.", "visual.", "lm_head."), ("model.language_model.", "model.visual.", "lm_head.")],
+    "internvl": [
+        ("language_model.model.", "vision_tower.", "multi_modal_projector."),
+        ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
+    ],
+}
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_names_of_both_kinds_of_files_are_kept(kind, wanted, tmp_path):
+    pool = pico_pool(kind, tmp_path / "pool")
+    old, new = PREFIXES[kind][0], PREFIXES[kind][wanted]
+    for folder in (pool["base"], *pool["experts"].values()):
+        weights = load_file(f"{folder}/model.safetensors")
+        assert {next(prefix for prefix in old if name.startswith(prefix)) for name in weights} == set(old)
+        renamed = {}
+        for name, value in weights.items():
+            place = next(i for i, prefix in enumerate(old) if name.startswith(prefix))
+            renamed[new[place] + name.removeprefix(old[place])] = value
+        save_file(renamed, f"{folder}/model.safetensors", {"format": "pt"})
+    backbone, base = pool["backbone"](), load_file(f"{pool['base']}/model.safetensors")
+    assert backbone.tensors().keys() == base.keys() and not backbone.names.strangers
+    assert all(torch.equal(tensor, base[name]) for name, tensor in backbone.tensors().items())
+    include = [f"{new[0]}layers.*_proj.weight"]
+    vectors = TaskVectors(pool["base"], pool["experts"], include=include)
+    assert len(vectors) == 14
+    made = Coefficients(vectors, LayerWise(vectors, init=0.3), backbone.layout())
+    written = load_file(export(made, tmp_path / "out") / "model.safetensors")
+    assert written.keys() == base.keys()
+    moved = {name for name, value in written.items() if not torch.equal(value, base[name])}
+    assert moved == set(vectors)
+    again, information = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(information.values()) and again.num_parameters() == backbone.network.num_parameters()
+
+
 def test_what_is_permuted_in_memory_is_refused_with_the_tensors_name(tmp_path, monkeypatch):
     network = folder_of(transformers.LlamaConfig(**DECODER), tmp_path)
     name = "model.layers.0.self_attn.q_proj.weight"

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import KINDS, TASKS, pico_pool
+from pico import KINDS, TASKS, VISION_LANGUAGE, pico_pool
 from running import environment
 from safetensors.torch import load_file
 
 from adamerge import LayerWise, MergedModel, TaskVectors
-from adamerge.backbones.inputs import stack
+from adamerge.backbones.inputs import packed, stack
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.export import export
 
-CASES = [*((kind, "float32") for kind in KINDS), ("gpt2", "bfloat16"), ("roberta", "bfloat16"), ("llava", "bfloat16")]
+NARROW = ["gpt2", "roberta", *VISION_LANGUAGE]
+CASES = [*((kind, "float32") for kind in [*KINDS, "qwen2_vl_tied"]), *((kind, "bfloat16") for kind in NARROW)]
+TIED_OF_IMAGES = {"llava": 0, "qwen2_vl": 0, "qwen2_vl_tied": 2, "internvl": 2}
 
 
 def asked(kind, dtype, folder):
@@ -42,7 +44,7 @@ def asked(kind, dtype, folder):
     if isinstance(inputs, torch.Tensor):
         given = {"pixel_values": backbone.images.normalise(inputs).to(merged.dtype)}
     else:
-        given = {name: inputs[name] for name in pool["inputs"]}
+        given = {name: packed(inputs)[name] for name in pool["inputs"]}
         padding = getattr(backbone.network.config, "pad_token_id", None)
         if kind in {"bert", "bert_mlm", "roberta", "sentence"} and padding:
             given["input_ids"] = given["input_ids"].masked_fill(given["attention_mask"] == 0, padding)
@@ -96,6 +98,6 @@ def test_names_on_disk_are_the_bases(answers, kind, dtype):
 
 
 def test_ties_are_still_tied(answers):
-    for kind, count in {"gpt2": 2, "qwen2_tied": 2, "t5": 4, "qwen2": 0, "t5_untied": 3}.items():
+    for kind, count in {"gpt2": 2, "qwen2_tied": 2, "t5": 4, "qwen2": 0, "t5_untied": 3, **TIED_OF_IMAGES}.items():
         ties = answers[kind, "float32"]["answer"]["ties"]
         assert sum(map(len, ties)) == count, (kind, ties)

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from adamerge.comparison import LAMBDAS, Scorer, fitted, given, run_coefficients
+from adamerge.comparison import LAMBDAS, Scorer, fitted, run_coefficients
 from adamerge.configuration import ConfigCLI
 from adamerge.evaluation import average, means
 from adamerge.files import read_json
@@ -59,8 +59,7 @@ def measure(pool: Path, methods: list[tuple[Path, list[str]]], seeds: list[int],
     for (method, overrides), paths in zip(methods, runs.values(), strict=True):
         scores = []
         for run in paths:
-            coefficients = run_coefficients(run)
-            scores.append(means(scorer.merged(coefficients.task_vectors, partial(given, coefficients.parametrization))))
+            scores.append(means(scorer.of(run_coefficients(run))))
         summaries = [read_json(run / "summary.json") for run in paths]
         table["methods"][method.stem] = {
             "overrides": overrides,

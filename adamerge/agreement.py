@@ -1,0 +1,95 @@
+"""Agreement: an expert has the base's tensors by name, shape and kind of number, or is told what to leave out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from adamerge.checkpoint import MERGEABLE, Checkpoint
+from adamerge.errors import CheckpointError
+from adamerge.files import quoted
+
+
+def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
+    """Refuse an expert that lacks one of these tensors of the base, or has another under its name.
+
+    Raises:
+        CheckpointError: it does, by the first name that is wrong, and by the globs of all that are missing.
+    """
+    for name in names:
+        if name not in expert:
+            raise _lacking(task, expert, base, names)
+        if expert.shape(name) != base.shape(name):
+            own = expert.own_name(name)
+            raise CheckpointError(
+                f"expert '{task}': '{name}'{'' if own == name else f', there {quoted(own)},'} has another shape than in"
+                " the base",
+                where=expert.location,
+                expected=tuple(base.shape(name)),
+                got=tuple(expert.shape(name)),
+                todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
+            )
+        for who, model in ((f"expert '{task}'", expert), ("the base", base)):
+            if model.dtype(name) not in MERGEABLE:
+                raise CheckpointError(
+                    f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
+                    where=model.location,
+                    expected="float64, float32, float16 or bfloat16",
+                    got=model.dtype(name),
+                    todo=f"pass exclude=['{name}'], or dequantise the checkpoint",
+                )
+
+
+def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
+    """Refuse an expert for these tensors, which the base lacks, if there are any.
+
+    Raises:
+        CheckpointError: there are.
+    """
+    if names:
+        kept = {*expert, *base}.difference(names)
+        raise CheckpointError(
+            f"expert '{task}' has {len(names)} tensors that the base lacks, first '{names[0]}'",
+            where=expert.location,
+            todo=f"{_excluded(globs(names, kept))}, or check which base the expert was trained from",
+        )
+
+
+def globs(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """The shortest glob patterns for these names that match none of the others: ``text_model.*`` for a whole tower.
+
+    A pattern stands for several names; one alone is named.
+    """
+    kept, counts = {head for name in others for head in _heads(name)}, Counter[str]()
+    for name in names:
+        counts.update(_heads(name))
+    found = (
+        next((f"{head}.*" for head in _heads(name) if head not in kept and counts[head] > 1), name) for name in names
+    )
+    return list(dict.fromkeys(found))
+
+
+def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> CheckpointError:
+    missing, there = [name for name in names if name not in expert], [name for name in names if name in expert]
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    leave = (
+        f"{_excluded(globs(missing, there))} to leave {'them' if more else 'it'} at the base, or check the checkpoint"
+    )
+    return CheckpointError(
+        f"expert '{task}' lacks '{missing[0]}'{more} (base has {len(base)} tensors, this one {len(expert)})",
+        where=expert.location,
+        expected=f"the {len(names)} tensors to merge",
+        got=f"{len(there)} of them",
+        todo=leave if there else "check that it is an expert of this base: it has none of these tensors",
+    )
+
+
+def _excluded(patterns: Sequence[str]) -> str:
+    rest = f" and {len(patterns) - 8} more" if len(patterns) > 8 else ""
+    return f"pass exclude={[*patterns[:8]]}{rest}"
+
+
+def _heads(name: str) -> list[str]:
+    """What a name may begin with: ``a`` and ``a.b`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]

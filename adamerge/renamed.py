@@ -1,0 +1,67 @@
+"""An expert under its base's names: the same tensors and fingerprint, where a prefix alone tells the names apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from adamerge.checkpoint import Checkpoint, Scan
+from adamerge.factors import Factors
+from adamerge.files import quoted
+from adamerge.renaming import Renaming, blocks
+
+
+class RenamedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors go by other names than in its file; the fingerprint is that of the file's content.
+
+    Args:
+        checkpoint: what it reads.
+        names: each tensor's name to its name in ``checkpoint``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self.checkpoint, self.names = checkpoint, dict(names)
+        self.location, self.sources = checkpoint.location, checkpoint.sources
+        name, own = next((name, own) for name, own in sorted(self.names.items()) if name != own)
+        self.note = f"{checkpoint.note}, which calls {quoted(name)} {quoted(own)}"
+        self._entries = {name: self.names[name] for name in sorted(self.names)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.checkpoint[self._entry(name)]
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of one tensor."""
+        return self.checkpoint.shape(self._entry(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor."""
+        return self.checkpoint.dtype(self._entry(name))
+
+    def factors(self, name: str) -> Factors | None:
+        """Return what the checkpoint has as factors."""
+        return self.checkpoint.factors(self._entry(name))
+
+    def own_name(self, name: str) -> str:
+        """Return the name in the file."""
+        return self.checkpoint.own_name(self._entry(name))
+
+    def scan(self) -> Scan:
+        """Return the file's fingerprint, and its non-finite counts by the names here."""
+        found, names = self.checkpoint.scan(), {own: name for name, own in self.names.items()}
+        return Scan(found.fingerprint, {names[own]: count for own, count in found.nonfinite.items()})
+
+    def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
+        return self.checkpoint._stored(self._entry(name))
+
+
+def under_names_of(base: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint under the base's names; itself where they agree already, or no exchange of prefixes makes them agree.
+
+    Raises:
+        CheckpointError: no one exchange of prefixes leads to the base's names, or several do.
+    """
+    if any(name in base for name in blocks(checkpoint)):
+        return checkpoint
+    names = Renaming(quoted(checkpoint.location), list(checkpoint), base).find_all()
+    return RenamedCheckpoint(checkpoint, names) if any(name != own for name, own in names.items()) else checkpoint
