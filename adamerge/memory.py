@@ -74,7 +74,6 @@ class Sizes:
         dense: of each, elements of dense deltas of all experts.
         factors: elements of low-rank factors, of all tensors and experts.
         base_bytes: of the base's merged tensors, as stored.
-        mapped: whether the base is read from files, and not from memory.
         narrow: whether the base's tensors are widened when they are read.
         transformed: whether all experts' deltas of a tensor are in memory at once when they are read.
     """
@@ -84,7 +83,6 @@ class Sizes:
     dense: Mapping[str, int]
     factors: int
     base_bytes: int
-    mapped: bool
     narrow: bool
     transformed: bool
 
@@ -100,7 +98,6 @@ class Sizes:
             dense={name: dense for name, (dense, _) in elements.items()},
             factors=sum(factors for _, factors in elements.values()),
             base_bytes=sum(tensors[name] * dtype.itemsize for name, dtype in dtypes.items()),
-            mapped=bool(vectors.base.sources),
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
         )

@@ -16,7 +16,7 @@ from adamerge.storage import FP32, Automatic, Disk, LowBit, Pinned, Resident, St
 from adamerge.task_vectors import TaskVectors
 
 LEARNING = 4 * FP32
-"""Bytes for each learned number: its value, its gradient and Adam's two moments."""
+"""Bytes for each learned number beside its value: its gradient, Adam's two moments, and what the guard can go back to."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Plan:
         sizes: of the task vectors.
         coefficients: learned numbers of the experts.
         groups: of elements that share a coefficient.
-        logits: of a learned mask.
+        logits: of a mask.
+        trained: of both, those that are learned.
         copy: bytes of the merged copy, with the tensors that are not merged.
         device: of the merges.
         there: memory that is available, before any of this is taken.
@@ -41,6 +42,7 @@ class Plan:
     coefficients: int
     groups: int
     logits: int
+    trained: int
     copy: int
     device: torch.device
     there: Available
@@ -73,6 +75,7 @@ class Plan:
             sum(value.numel() for value in values.values()),
             len(values),
             sum(logit.numel() for logit in logits.values()),
+            sum(parameter.numel() for parameter in parametrization.parameters() if parameter.requires_grad),
             copy,
             device,
             Available(
@@ -89,8 +92,8 @@ class Plan:
 
     @property
     def learned(self) -> int:
-        """Bytes of coefficients and mask, with gradients and the moments of Adam."""
-        return LEARNING * (self.coefficients + self.logits)
+        """Bytes of coefficients and mask, with what learning needs."""
+        return FP32 * (self.coefficients + self.logits) + LEARNING * self.trained
 
     @property
     def beside(self) -> Memory:

@@ -23,7 +23,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from adamerge.allocation import allocation_table
 from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
-from adamerge.configuration import ConfigCLI, config_files
+from adamerge.config_files import config_files
+from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError

@@ -38,11 +38,10 @@ def test_sizes_by_hand(tmp_path):
     found = Sizes.of(TaskVectors(base, experts))
     assert found.experts == 3 and found.tensors == {"a.bias": 4, "a.weight": 24}
     assert found.dense == {"a.bias": 12, "a.weight": 72} and found.factors == 0
-    assert found.base_bytes == 2 * 28 and found.mapped and found.narrow and not found.transformed
+    assert found.base_bytes == 2 * 28 and found.narrow and not found.transformed
     assert (found.merged, found.largest) == (28, 24)
     held = {name: torch.randn(3) for name in ("a", "b")}
-    there = Sizes.of(TaskVectors(held, {"one": held}))
-    assert not there.mapped and not there.narrow
+    assert not Sizes.of(TaskVectors(held, {"one": held})).narrow
 
 
 def test_sizes_of_factors_stay_those_of_factors(tmp_path):

@@ -27,14 +27,16 @@ LOTS = Available(1 << 40, 1 << 40)
 
 def planned(vectors, kind=LayerWise, device=CPU, storage=None, there=LOTS, copy=1000):
     found = Plan.of(vectors, kind(vectors), copy, CPU, storage or Automatic())
-    return Plan(found.sizes, found.coefficients, found.groups, found.logits, copy, device, there, found.storage)
+    return Plan(
+        found.sizes, found.coefficients, found.groups, found.logits, found.trained, copy, device, there, found.storage
+    )
 
 
 def test_a_peak_is_copy_gradient_learned_numbers_and_storage(tmp_path):
     plan = planned(files(tmp_path, 3, 32))
     elements = 2 * (32 * 64) + 32 + 64 + 1
     assert plan.sizes.merged == elements and (plan.coefficients, plan.groups, plan.logits) == (15, 5, 0)
-    beside = 1000 + 4 * elements + 16 * 15
+    beside = 1000 + 4 * elements + 20 * 15
     assert plan.beside == Memory(host=beside)
     assert plan.peak(Resident()) == Memory(host=beside + 3 * 4 * elements)
     assert plan.peak(Resident("bfloat16")) == Memory(host=beside + 3 * 2 * elements + 4 * 32 * 64)
@@ -47,7 +49,7 @@ def test_a_peak_is_copy_gradient_learned_numbers_and_storage(tmp_path):
 def test_a_mask_is_learned_too(tmp_path):
     plan = planned(files(tmp_path, 2, 16), partial(Concrete, inner=TaskWise))
     assert plan.logits == plan.sizes.merged and plan.coefficients == 2 and plan.groups == 1
-    assert plan.learned == 16 * (2 + plan.sizes.merged)
+    assert plan.learned == 20 * (2 + plan.sizes.merged)
 
 
 def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
@@ -119,6 +121,7 @@ def test_a_parametrization_without_numbers_gives_the_same_plan(tmp_path, kind):
     assert all(parameter.is_meta for parameter in empty.parameters())
     real = kind(vectors)
     one, other = (Plan.of(vectors, made, 7, CPU, Disk()) for made in (empty, real))
+    assert one.record()["predicted_peak"] == other.record()["predicted_peak"]
     assert (one.coefficients, one.groups, one.logits) == (other.coefficients, other.groups, other.logits)
     assert empty.initial == real.initial
 
