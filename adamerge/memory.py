@@ -52,10 +52,15 @@ class Available:
     device: int | None
 
     @classmethod
-    def on(cls, device: torch.device) -> Available:
-        """What there is now."""
+    def on(cls, device: torch.device, processes: int | None = None) -> Available:
+        """What there is now.
+
+        Args:
+            device: of the merges.
+            processes: that share this machine's memory; those of this run that are known of, when None.
+        """
         host = [found for found in (_free_host(PROC), _free_group(PROC, CGROUPS)) if found is not None]
-        share = min(host) // _processes() if host else None
+        share = min(host) // (processes or _processes()) if host else None
         if device.type == "cpu":
             return cls(share, 0)
         if device.type != "cuda" or not torch.cuda.is_available():

@@ -57,6 +57,7 @@ class Plan:
         device: torch.device,
         storage: Storage,
         taken: Memory | None = None,
+        processes: int | None = None,
     ) -> Plan:
         """From task vectors and a parametrization, which may be on the meta device.
 
@@ -67,8 +68,9 @@ class Plan:
             device: of the merges.
             storage: as configured.
             taken: what of the plan this process has taken already.
+            processes: of the run, that share this machine's memory.
         """
-        there, taken = Available.on(device), taken or Memory()
+        there, taken = Available.on(device, processes), taken or Memory()
         values, logits = parametrization.values(), parametrization.masks()
         return cls(
             Sizes.of(vectors),

@@ -86,7 +86,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
             once = cli.trainer_with([], logger=False)
-            _planned(module, once.strategy.root_device, settings)
+            _planned(module, once, settings)
             once.fit(module, data)
         return None
     folder = resume or run_folder(settings, arguments)
@@ -98,7 +98,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     summary = Summary(folder)
     trainer = _trainer(cli, folder, summary) if module.objective is not None else None
     if trainer is not None:
-        summary.plan = _planned(module, trainer.strategy.root_device, settings)
+        summary.plan = _planned(module, trainer, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if resume is None and is_first_process():
@@ -123,12 +123,19 @@ def _refuse_ended(folder: Path) -> None:
         )
 
 
-def _planned(module: MergingModule, device: torch.device, settings: Any) -> dict[str, Any]:
+def _planned(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
+    device = trainer.strategy.root_device
     copy = sum(tensor.nbytes for tensor in module.merged.backbone.tensors().values())
     taken = Memory(host=copy) if device.type == "cpu" else None
     plan = Plan.of(
-        module.merged.task_vectors, module.merged.parametrization, copy, device, module.merged.storage, taken
+        module.merged.task_vectors,
+        module.merged.parametrization,
+        copy,
+        device,
+        module.merged.storage,
+        taken,
+        trainer.num_devices,
     )
     if is_first_process():
         print_plan(plan)

@@ -53,7 +53,7 @@ def test_a_mask_is_learned_too(tmp_path):
 
 
 def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
-    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device: cls(5000, None)))
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(5000, None)))
     vectors = files(tmp_path, 2, 16)
     plan = Plan.of(vectors, LayerWise(vectors), 1000, CPU, Automatic(), Memory(host=1000))
     assert plan.there == Available(6000, None)

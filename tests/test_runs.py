@@ -82,7 +82,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     """On a machine with less memory by then, reading from disk would give other bits."""
     from adamerge.memory import Available
 
-    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device: cls(1 << 40, 0)))
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1 << 40, 0)))
     outcome = command(capfd, "fit", *fit_words(pool_file, "--id=a"))
     assert "Resident(float32)" in outcome.out and "Activations come on top" in " ".join(outcome.out.split())
     run = Path("runs/tiny-adamerging_layer_wise/a")
@@ -90,7 +90,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"] == told
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float32)" and plan["predicted_peak"]["Disk()"]["host"] > plan["merged_copy"]
-    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device: cls(1000, 0)))
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
     again = command(capfd, "fit", "--resume", run)
     assert again.code == 0 and "no, chosen" in again.out and "warning: not even" in again.out
     assert json.loads((run / "summary.json").read_text())["plan"]["storage"] == "Resident(float32)"

@@ -201,6 +201,16 @@ def test_predictions_for_a_device_by_hand(tmp_path):
     assert Resident().passing(sizes, CPU) == Memory() and Resident("float16").passing(sizes, CPU).host == largest
 
 
+def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
+    """Three copies of every expert's largest tensor, in the place of a gradient that is not there by then."""
+    sizes = Sizes.of(TaskVectors(**models(8), transforms=[Ties(keep=0.5)]))
+    largest, merged = 72, 2 * 72 + 12 + 6 + 1
+    assert (sizes.largest, sizes.merged) == (largest, merged)
+    for storage in (Resident(), Resident("bfloat16"), LowBit(8)):
+        assert storage.passing(sizes, CPU).host == 4 * (3 * 8 * largest - merged)
+    assert Disk().passing(sizes, CPU).host == 4 * (2 + 3 * 8) * largest
+
+
 # the automatic choice ------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +237,9 @@ def test_automatic_takes_the_fastest_exact_one_that_fits(tmp_path):
 def test_automatic_places_as_the_chosen_one_does_and_says_so_once(tmp_path, monkeypatch, caplog):
     vectors = files(tmp_path, 3, 16)
     for there, kind, word in ((1 << 40, "DenseDeltas", "Resident(float32)"), (1000, "StreamedDeltas", "Disk()")):
-        monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, there=there: cls(there, 0)))
+        monkeypatch.setattr(
+            Available, "on", classmethod(lambda cls, device, processes=None, there=there: cls(there, 0))
+        )
         caplog.clear()
         with caplog.at_level("INFO"):
             merged = MergedModel(Mlp(Net(16)), vectors, LayerWise(vectors))
