@@ -8,6 +8,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,22 +123,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(what, todo="use an earlier checkpoint of that training, or exclude these tensors")
 
     def _pass(self) -> Scan:
-        digests, nonfinite = [], {}
-        for name in self:
-            dtype, shape, chunks = self._stored(name)
-            digest = hashlib.sha256(json.dumps([name, dtype, shape]).encode() + b"\n")
-            word, exponent = _EXPONENTS.get(dtype, ("", 0))
-            count = 0
-            for chunk in chunks:
-                digest.update(chunk)
-                if word:
-                    bits = numpy.frombuffer(chunk, word) & numpy.array(exponent, word)
-                    if bits.max() == exponent:
-                        count += int((bits == exponent).sum())
-            digests.append(digest.digest())
-            if count:
-                nonfinite[name] = count
+        with ThreadPoolExecutor(torch.get_num_threads()) as readers:  # hashing and counting hold no lock of Python's
+            digests, counts = zip(*readers.map(self._pass_one, self), strict=True)
+        nonfinite = {name: count for name, count in zip(self, counts, strict=True) if count}
         return Scan(hashlib.sha256(b"".join(sorted(digests))).hexdigest(), nonfinite)
+
+    def _pass_one(self, name: str) -> tuple[bytes, int]:
+        """Hash of one tensor, and how many of its values are NaN or Inf."""
+        dtype, shape, chunks = self._stored(name)
+        digest = hashlib.sha256(json.dumps([name, dtype, shape]).encode() + b"\n")
+        word, exponent = _EXPONENTS.get(dtype, ("", 0))
+        count = 0
+        for chunk in chunks:
+            digest.update(chunk)
+            if word:
+                bits = numpy.frombuffer(chunk, word) & numpy.array(exponent, word)
+                if bits.max() == exponent:
+                    count += int((bits == exponent).sum())
+        return digest.digest(), count
 
     def _entry(self, name: str) -> Any:
         if name not in self._entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,12 @@ from torch import Tensor
 
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other."""
+
+PIECE = 1 << 15
+"""Elements of a piece: what is read from disk is combined piece by piece, in buffers that stay in a processor's cache.
+
+So few that torch computes them in one thread: waiting for another at each piece would take longer, on a busy machine much.
+"""
 
 
 class Groups(ABC):
@@ -23,6 +30,10 @@ class Groups(ABC):
     def placed(self, device: torch.device) -> Groups:
         """The same groups, ready for one pass over the experts on ``device``."""
         return self
+
+    @abstractmethod
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        """The groups of the elements ``start`` to ``stop`` of a tensor of ``numel``, of the same ``count``."""
 
     @abstractmethod
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
@@ -40,6 +51,10 @@ class Whole(Groups):
     """All elements of the tensor share one coefficient."""
 
     count = 1
+
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        """The same."""
+        return self
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """``out += coefficients[:, 0] @ rows``."""
@@ -67,6 +82,14 @@ class Chunks(Groups):
         edges = [i * numel // self.count for i in range(self.count + 1)]
         return [slice(a, b) for a, b in pairwise(edges)]
 
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        """The chunks that lie there, cut at both ends."""
+        first = ((start + 1) * self.count - 1) // numel  # the last whose edge is not after `start`
+        last = (stop * self.count - 1) // numel + 1
+        edges = [i * numel // self.count for i in range(first, last + 1)]
+        slices = [slice(max(a, start) - start, min(b, stop) - start) for a, b in pairwise(edges)]
+        return _CutChunks(self.count, first, slices)
+
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """One product per chunk."""
         for group, chunk in enumerate(self.slices(out.numel())):
@@ -87,6 +110,24 @@ def _add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         out.addcmul_(row, coefficient)
 
 
+class _CutChunks(Groups):
+    def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
+        self.count, self.first, self.slices = count, first, slices
+
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        raise NotImplementedError("a piece of a tensor is cut no further")
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        for group, chunk in enumerate(self.slices, self.first):
+            out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        found = rows.new_zeros(len(rows), self.count)
+        for group, chunk in enumerate(self.slices, self.first):
+            found[:, group] = torch.mv(rows[:, chunk], gradient[chunk])
+        return found
+
+
 class Ids(Groups):
     """Any elements: an integer for each says which coefficient it uses.
 
@@ -103,6 +144,10 @@ class Ids(Groups):
         """The ids as indices on ``device``, for one pass over the experts."""
         return _PlacedIds(self, (self.make() if self.kept is None else self.kept).to(device))
 
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        """The ids there."""
+        return self.placed(torch.device("cpu")).within(start, stop, numel)
+
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """Each row times its elements' own coefficients."""
         self.placed(out.device).accumulate(out, rows, coefficients)
@@ -114,7 +159,15 @@ class Ids(Groups):
 
 class _PlacedIds(Groups):
     def __init__(self, owner: Ids, ids: Tensor) -> None:
-        self.count, self.owner, self.ids, self.indices = owner.count, owner, ids, ids.long()
+        self.count, self.owner, self.ids = owner.count, owner, ids
+
+    @cached_property
+    def indices(self) -> Tensor:
+        return self.ids.long()
+
+    def within(self, start: int, stop: int, numel: int) -> Groups:
+        cut = self.ids[start:stop]
+        return _PlacedIds(Ids(self.count, lambda: cut), cut)
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for row, own in zip(rows, coefficients, strict=True):
@@ -197,6 +250,15 @@ class Deltas(ABC):
         combined: Tensor = _Combine.apply(coefficients, self, groups)
         return combined
 
+    def pieces(self, coefficients: Tensor, groups: Groups) -> Iterator[Tensor]:
+        """What ``combine`` gives, bit for bit, in consecutive pieces of the flattened tensor; without autograd.
+
+        One piece, the whole, unless the deltas can be read in parts.
+        """
+        with torch.no_grad():
+            combined = self.combine(coefficients, groups)
+        yield combined.reshape(-1)
+
     def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
         """The transpose of ``combine``: a gradient of ``shape`` to ``(experts, groups.count)``."""
         flat, groups = gradient.reshape(-1), groups.placed(gradient.device)
@@ -258,6 +320,42 @@ class StreamedDeltas(Deltas):
         for expert in self.experts:
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
             yield torch.sub(expert().to(self.device, non_blocking=True), base).to(dtype).reshape(1, -1)
+
+    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
+        """Piece by piece."""
+        groups = groups.placed(out.device)
+        for piece, rows in self._pieces(coefficients.dtype):
+            self._add(out[piece], piece, rows, coefficients, groups)
+
+    def pieces(self, coefficients: Tensor, groups: Groups) -> Iterator[Tensor]:
+        """No more in memory than a piece."""
+        coefficients, groups = coefficients.detach(), groups.placed(self.device)
+        for piece, rows in self._pieces(coefficients.dtype):
+            out = torch.zeros(piece.stop - piece.start, dtype=coefficients.dtype, device=self.device)
+            with torch.autocast(self.device.type, enabled=False):
+                self._add(out, piece, rows, coefficients, groups)
+            yield out
+
+    def _add(self, out: Tensor, piece: slice, rows: Iterator[Tensor], coefficients: Tensor, groups: Groups) -> None:
+        own = groups.within(piece.start, piece.stop, self.shape.numel())
+        for expert, row in enumerate(rows):
+            own.accumulate(out, row, coefficients[expert : expert + 1])
+
+    def _pieces(self, dtype: torch.dtype) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+        """Where each piece is, and its rows, one expert's in memory at a time."""
+        # mapped files, or tensors that are in memory anyway
+        base, experts = self.base().reshape(-1), [expert().reshape(-1) for expert in self.experts]
+
+        def rows(piece: slice) -> Iterator[Tensor]:
+            start = base[piece].to(self.device, dtype)
+            for expert in experts:
+                yield torch.sub(expert[piece].to(self.device, non_blocking=True), start).to(dtype).unsqueeze(0)
+
+        numel = self.shape.numel()
+        size = PIECE if self.device.type == "cpu" else max(numel, 1)  # a device has no use for small operations
+        for first in range(0, numel, size):
+            piece = slice(first, min(first + size, numel))
+            yield piece, rows(piece)
 
 
 class TransformedDeltas(Deltas):

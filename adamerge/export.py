@@ -11,6 +11,7 @@ from torch import Tensor
 
 import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.deltas import PIECE
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merged_model import merged_tensor
 from adamerge.staging import staged_folder
@@ -30,7 +31,8 @@ def export(
     """Write the merged model to folder ``target``: weights, configuration, card and coefficients.
 
     Staged beside the target, re-read and compared, then renamed: the folder is complete or not there. Needs memory for
-    a few tensors, never for a model.
+    a few pieces of a tensor, never for a model; for a few tensors where an update is no sum over pieces: transforms,
+    masks, factors of low rank.
 
     Args:
         coefficients: what ``load_coefficients`` gives.
@@ -56,7 +58,7 @@ def export(
         for model in models:
             model.check()
         weights = folder / layout.weights
-        written = write_tensors(weights, headers(coefficients, task, dtype), merged_tensors(coefficients, dtype, task))
+        written = write_tensors(weights, headers(coefficients, task, dtype), merged_pieces(coefficients, dtype, task))
         for name, content in layout.files.items():
             (folder / name).write_text(content, encoding="utf-8")
         copy_files(layout, [vectors.base] if task is None else [vectors.checkpoints[task], vectors.base], folder, dtype)
@@ -80,15 +82,43 @@ def merged_tensors(
         dtype: of the floating-point tensors.
         task: whose head takes the place of the base's.
     """
+    header = headers(coefficients, task, dtype)
+    for name, pieces in merged_pieces(coefficients, dtype, task):
+        own, shape = header[name]
+        yield name, torch.cat([torch.empty(0, dtype=own), *pieces]).view(shape)
+
+
+def merged_pieces(
+    coefficients: Coefficients, dtype: torch.dtype, task: str | None = None
+) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    """As ``merged_tensors``, each tensor flattened and in consecutive pieces: what is written never stands in memory whole.
+
+    Args:
+        coefficients: what ``load_coefficients`` gives.
+        dtype: of the floating-point tensors.
+        task: whose head takes the place of the base's.
+    """
     vectors, layout = coefficients.task_vectors, coefficients.layout
-    with torch.no_grad():
-        for name, model in exported(coefficients, task).items():
-            source = layout.copies.get(name, name)
-            stored = coefficients.buffers[source] if source in coefficients.buffers else model[source]
-            if model is vectors.base and source in vectors:
-                yield name, merged_tensor(stored, coefficients.parametrization(source, vectors[source]), dtype)
-            else:
-                yield name, stored.to(dtype) if stored.is_floating_point() else stored
+    for name, model in exported(coefficients, task).items():
+        source = layout.copies.get(name, name)
+        stored = (coefficients.buffers if source in coefficients.buffers else model)[source].reshape(-1)
+        if model is vectors.base and source in vectors:
+            updates = coefficients.parametrization.pieces(source, vectors[source])
+            yield name, _merged(stored, updates, dtype)
+        else:
+            yield name, _cast(stored, dtype)
+
+
+def _merged(stored: Tensor, updates: Iterator[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    first = 0
+    for update in updates:
+        yield merged_tensor(stored[first : first + len(update)], update, dtype)
+        first += len(update)
+
+
+def _cast(stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    for piece in stored.split(PIECE):
+        yield piece.to(dtype) if piece.is_floating_point() else piece
 
 
 def card(coefficients: Coefficients) -> str:

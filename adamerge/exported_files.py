@@ -98,7 +98,7 @@ def write_heads(coefficients: Coefficients, folder: Path, dtype: torch.dtype) ->
             place = folder / "heads" / task
             place.mkdir(parents=True)
             header = {name: _entry(expert, name, dtype) for name in own}
-            tensors = ((name, expert[name].to(header[name][0])) for name in own)
+            tensors = ((name, [expert[name].to(header[name][0])]) for name in own)
             verify_tensors(place / layout.weights, write_tensors(place / layout.weights, header, tensors))
             if expert.sources and (expert.sources[0].parent / CONFIG).is_file():
                 _copy(expert.sources[0].parent / CONFIG, place / CONFIG, dtype)

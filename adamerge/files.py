@@ -20,6 +20,7 @@ from adamerge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch  # only for annotations: headers are read without it
 
+MAPPED = 1 << 25  # bytes read through one mapping of a file, before the next begins
 HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
 # bits of one element, by the format's name for it
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32}
@@ -156,6 +157,7 @@ class TensorFile:
             what, got = f"{quoted(self.path)} goes on after its last tensor", f"{self.identity[0]} bytes"
             raise CheckpointError(what, expected=f"{end} bytes", got=got)
         self._handle: safe_open | None = None
+        self._mapped = 0
 
     def _refuse_truncated(self, end: int) -> None:
         if self.identity[0] < end:
@@ -225,11 +227,14 @@ class TensorFile:
         Never write to it: the file would stay as it is, but later reads of the tensor would see what was written.
         A missing name, a changed file, or a dtype that torch lacks is a CheckpointError naming file and tensor.
         """
-        self._info(name)
+        self._mapped += self._info(name).nbytes
+        if self._mapped > MAPPED:
+            # what was read and is held no longer is unmapped: it would count as resident until the system needs room
+            self._handle, self._mapped = None, self._info(name).nbytes
         try:
-            self._handle = self._handle or safe_open(self.path, framework="pt")
+            handle = self._handle = self._handle or safe_open(self.path, framework="pt")
             self.check_unchanged()  # touching a mapped page that was cut off kills the process without a word
-            return self._handle.get_tensor(name)
+            return handle.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{quoted(self.path)}: tensor {quoted(name)} cannot be read: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ class Parametrization(nn.Module, ABC):
     @abstractmethod
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """The update ``merged - base`` of tensor ``name``, of the tensor's shape."""
+
+    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+        """The update of tensor ``name``, bit for bit, in consecutive pieces of the flattened tensor; without autograd.
+
+        One piece, the whole, unless each element's update depends on that element alone.
+        """
+        with torch.no_grad():
+            update = self(name, deltas)
+        yield update.reshape(-1)
 
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:

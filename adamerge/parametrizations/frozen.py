@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from adamerge.deltas import Deltas
@@ -28,6 +30,10 @@ class Frozen(Parametrization):
         """The inner update."""
         update: Tensor = self.inner(name, deltas)
         return update
+
+    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+        """Those of the inner update."""
+        yield from self.inner.pieces(name, deltas)
 
     def coefficients(self) -> dict[str, Tensor]:
         """Those of ``inner``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,15 @@ class Linear(Parametrization):
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """``sum_k phi(w[k, g]) tau_k``."""
         return deltas.combine(*self.shares(name))
+
+    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+        """As the deltas can be read."""
+        if type(self).forward is not Linear.forward:  # another formula: in pieces only where it says so
+            yield from super().pieces(name, deltas)
+            return
+        with torch.no_grad():
+            coefficients, groups = self.shares(name)
+        yield from deltas.pieces(coefficients, groups)
 
     def coefficients(self) -> dict[str, Tensor]:
         """``phi(w)`` of each group."""
