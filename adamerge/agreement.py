@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import torch
 
 from adamerge.checkpoint import MERGEABLE, Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.files import quoted
+
+COUNTERS = frozenset({torch.int64, torch.bool})
+"""Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""
+
+
+def selects(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether glob patterns leave a name: all are included when ``include`` is empty."""
+    included = not include or any(fnmatchcase(name, pattern) for pattern in include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def names_to_merge(
+    base: Checkpoint, experts: Collection[Checkpoint], include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """Tensors of the base that the patterns leave, and that some expert can have changed."""
+
+    def may_differ(name: str) -> bool:
+        if base.dtype(name) in COUNTERS:
+            return False
+        factors = (expert.factors(name) if name in expert else None for expert in experts)
+        return any(found is None or found.rank > 0 for found in factors)
+
+    return [name for name in base if selects(name, include, exclude) and may_differ(name)]
+
+
+def extra_names(base: Checkpoint, expert: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Weights of an expert that the patterns leave and the base lacks."""
+    # position ids and counters are never merged: old versions of libraries save some that new ones do not
+    weights = [name for name in expert if selects(name, include, exclude) and expert.dtype(name) not in COUNTERS]
+    return [name for name in weights if name not in base]
 
 
 def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
@@ -16,12 +49,21 @@ def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
     Raises:
         CheckpointError: it does, by the first name that is wrong, and by the globs of all that are missing.
     """
+    for error in differences(task, expert, base, names):
+        raise error
+
+
+def differences(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> Iterator[CheckpointError]:
+    """What is wrong with these tensors of an expert, in their order; all that are missing as one error."""
+    lacking = [name for name in names if name not in expert]
     for name in names:
         if name not in expert:
-            raise _lacking(task, expert, base, names)
+            if name == lacking[0]:
+                yield _lacking(task, expert, base, names)
+            continue
         if expert.shape(name) != base.shape(name):
             own = expert.own_name(name)
-            raise CheckpointError(
+            yield CheckpointError(
                 f"expert '{task}': '{name}'{'' if own == name else f', there {quoted(own)},'} has another shape than in"
                 " the base",
                 where=expert.location,
@@ -31,7 +73,7 @@ def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
             )
         for who, model in ((f"expert '{task}'", expert), ("the base", base)):
             if model.dtype(name) not in MERGEABLE:
-                raise CheckpointError(
+                yield CheckpointError(
                     f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
                     where=model.location,
                     expected="float64, float32, float16 or bfloat16",

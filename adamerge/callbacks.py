@@ -130,10 +130,14 @@ class Summary(Callback):
 
     Args:
         folder: of the run.
+
+    Attributes:
+        plan: what the fit is expected to take, once that is known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "summary.json"
+        self.plan: dict[str, Any] = {}
         self._start = time.monotonic()
         self._content: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
@@ -143,6 +147,8 @@ class Summary(Callback):
         """Say that the run has begun."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             self._content = {"protocol": pl_module.coefficients().protocol}
+            if self.plan:
+                self._content["plan"] = self.plan
             if self.path.is_file():  # a resumed run whose steps are all done measures nothing anew
                 self._metrics = read_json(self.path).get("metrics", {})
             self._write(trainer, "running")

@@ -18,6 +18,7 @@ usage: adamerge VERB [arguments]      adamerge VERB --help
            or go on with a run            --resume RUN
   test     score a run on labelled data   RUN
   export   write the merged model         COEFFICIENTS FOLDER
+  check    what fits, and in what memory  POOL METHOD [--model.storage=...]
   inspect  show what a file or run holds  FILE_OR_FOLDER
   compare  several methods, one table     POOL METHOD [METHOD ...]
 
@@ -45,6 +46,48 @@ def fit(arguments: list[str]) -> None:
     folder = run_fit(rest, own.resume, own.allow_resume_difference)
     if folder is not None:
         print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
+
+
+def check(arguments: list[str]) -> None:
+    """Say before a fit, from headers alone, what would fail and what it would take.
+
+    Nothing is downloaded but LoRA adapters, no weight is read and no network built. Listed are all experts, with
+    everything that keeps them from being merged with the base; the number of coefficients; the predicted peak memory
+    of every storage, and which would be chosen on this machine.
+    """
+    parser = argparse.ArgumentParser(
+        prog="adamerge check",
+        description=check.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Further --key=value are those of fit; --2.key=value is for the second stage. Exit code: 0 when nothing\n"
+        "speaks against a fit, 2 for the configuration, 3 for base or experts. Too little memory is a warning: the fit\n"
+        "may be meant for another machine.",
+    )
+    parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
+    parser.add_argument("method", type=Path, help="how: configs/methods/*.yaml, or a folder of stages")
+    parser.add_argument("others", type=Path, nargs="*", help="further configurations, such as configs/tasks/*.yaml")
+    parser.add_argument("--config", "-c", type=Path, action="append", default=[], help="another way to name them")
+    rest, overrides = _overrides_apart(arguments)
+    own = parser.parse_args(rest)
+    from adamerge.checking import check as run_check
+
+    run_check([own.pool, own.method, *own.others, *own.config], overrides)
+
+
+def _overrides_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Files and ``--config``, and ``--key=value`` or ``--key value``: argparse takes such values for files."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--") or word.partition("=")[0] in {"--config", "--help"}:
+            rest.append(word)
+        else:
+            overrides += (
+                [word] if "=" in word else [word, *(value for value in [next(words, None)] if value is not None)]
+            )
+    return rest, overrides
 
 
 def test(arguments: list[str]) -> None:
@@ -131,6 +174,7 @@ def compare(arguments: list[str]) -> None:
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "fit": fit,
+    "check": check,
     "test": test,
     "export": export,
     "inspect": inspect,

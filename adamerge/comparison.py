@@ -16,7 +16,8 @@ from torch import Tensor
 
 from adamerge.backbones import Backbone
 from adamerge.coefficients import Coefficients, load_coefficients
-from adamerge.configuration import ConfigCLI, config_files
+from adamerge.config_files import config_files
+from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
 from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Metric, average, gap_closed, means, paired_step, score

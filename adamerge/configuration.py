@@ -18,6 +18,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from adamerge.config_files import config_files, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.modules import MergingModule
@@ -188,38 +189,6 @@ def search_of(arguments: Sequence[str]) -> type[MergingModule]:
     if not (isinstance(found, type) and issubclass(found, MergingModule)):
         raise ConfigError(f"search: {path} is not a MergingModule", expected=f"such as {DEFAULT_SEARCH}")
     return found
-
-
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """The files given with ``--config``, in order."""
-    found = []
-    for i, word in enumerate(arguments):
-        if word in {"--config", "-c"} and i + 1 < len(arguments):
-            found.append(arguments[i + 1])
-        elif word.startswith("--config="):
-            found.append(word.partition("=")[2])
-    return found
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A file's content, before its keys are looked at.
-
-    Raises:
-        ConfigError: there is no such file, or it holds no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such configuration file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
-        )
-    return content
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -81,25 +81,25 @@ class Blockwise(Code):
     def encode(self, row: Tensor) -> Tensor:
         """Scales, then integers; two of 4 bits share a byte, one from each half of the block."""
         blocks = torch.nn.functional.pad(row, (0, -len(row) % BLOCK)).view(-1, BLOCK)
-        scales = blocks.abs().amax(dim=1, keepdim=True) / self.largest
-        steps = (blocks / torch.where(scales > 0, scales, 1.0)).round().clamp(-self.largest, self.largest)
+        scales = blocks.abs().amax(dim=1) / self.largest
+        steps = (blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(1)).round().clamp(-self.largest, self.largest)
         whole = steps.to(torch.int8)
         if self.bits == 4:
             low, high = whole.chunk(2, dim=1)
             whole = (low & 15) | (high << 4)
-        return torch.cat([scales.view(torch.uint8).reshape(-1), whole.reshape(-1).view(torch.uint8)])
+        return torch.cat([scales.view(torch.uint8), whole.flatten().view(torch.uint8)])
 
     def decode(self, held: Tensor, numel: int) -> Tensor:
         """Integers times scales, in fp32."""
         count = -(-numel // BLOCK)
         scales = held[: 4 * count].view(torch.float32).unsqueeze(1)
-        whole = held[4 * count :].view(torch.int8).view(count, -1)
+        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)
         if self.bits == 8:
             return (whole * scales).view(-1)[:numel]
         found = torch.empty(count, BLOCK, dtype=torch.float32, device=held.device)
         low, high = found.chunk(2, dim=1)
-        torch.mul((whole << 4) >> 4, scales, out=low)  # the shift to the right repeats the sign
-        torch.mul(whole >> 4, scales, out=high)
+        torch.mul(whole << 4, scales / 16, out=low)
+        torch.mul(whole >> 4, scales, out=high)  # this shift repeats the sign
         return found.view(-1)[:numel]
 
     def nbytes(self, numel: int) -> int:
@@ -111,7 +111,7 @@ class KeptDeltas(Deltas):
     """Deltas that are held in a code, one tensor for each expert.
 
     With one coefficient for the whole tensor, merge and contraction of T experts take 3T P operations on floats, T fewer
-    than widening them first; (4T + 1) P on 8 bits and (7T + 1) P on 4.
+    than widening them first; (4T + 1) P on 8 bits and (8T + 1) P on 4.
 
     Args:
         held: what each expert's delta is encoded to.

@@ -52,10 +52,15 @@ class Available:
     device: int | None
 
     @classmethod
-    def on(cls, device: torch.device) -> Available:
-        """What there is now."""
+    def on(cls, device: torch.device, processes: int | None = None) -> Available:
+        """What there is now.
+
+        Args:
+            device: of the merges.
+            processes: that share this machine's memory; those of this run that are known of, when None.
+        """
         host = [found for found in (_free_host(PROC), _free_group(PROC, CGROUPS)) if found is not None]
-        share = min(host) // _processes() if host else None
+        share = min(host) // (processes or _processes()) if host else None
         if device.type == "cpu":
             return cls(share, 0)
         if device.type != "cuda" or not torch.cuda.is_available():
@@ -74,7 +79,6 @@ class Sizes:
         dense: of each, elements of dense deltas of all experts.
         factors: elements of low-rank factors, of all tensors and experts.
         base_bytes: of the base's merged tensors, as stored.
-        mapped: whether the base is read from files, and not from memory.
         narrow: whether the base's tensors are widened when they are read.
         transformed: whether all experts' deltas of a tensor are in memory at once when they are read.
     """
@@ -84,7 +88,6 @@ class Sizes:
     dense: Mapping[str, int]
     factors: int
     base_bytes: int
-    mapped: bool
     narrow: bool
     transformed: bool
 
@@ -100,7 +103,6 @@ class Sizes:
             dense={name: dense for name, (dense, _) in elements.items()},
             factors=sum(factors for _, factors in elements.values()),
             base_bytes=sum(tensors[name] * dtype.itemsize for name, dtype in dtypes.items()),
-            mapped=bool(vectors.base.sources),
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
         )

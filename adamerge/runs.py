@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -22,14 +23,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from adamerge.allocation import allocation_table
 from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
-from adamerge.configuration import ConfigCLI, config_files
+from adamerge.config_files import config_files
+from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
+from adamerge.memory import Memory
 from adamerge.modules import MergingModule
 from adamerge.parametrizations import ImportanceChunkWise
+from adamerge.plan import Plan, print_plan
+from adamerge.recipe import describe
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 
@@ -80,7 +85,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         data.check(module.merged.backbone)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
-            cli.trainer_with([], logger=False).fit(module, data)
+            once = cli.trainer_with([], logger=False)
+            _planned(module, once, settings)
+            once.fit(module, data)
         return None
     folder = resume or run_folder(settings, arguments)
     if resume is None and (folder / "config.yaml").exists() and is_first_process():
@@ -88,7 +95,10 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
         )
     module.coefficients().check()  # what cannot be written after the fit is known before it
-    trainer = _trainer(cli, folder) if module.objective is not None else None
+    summary = Summary(folder)
+    trainer = _trainer(cli, folder, summary) if module.objective is not None else None
+    if trainer is not None:
+        summary.plan = _planned(module, trainer, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if resume is None and is_first_process():
@@ -113,7 +123,29 @@ def _refuse_ended(folder: Path) -> None:
         )
 
 
-def _trainer(cli: ConfigCLI, folder: Path) -> Trainer:
+def _planned(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
+    """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
+    device = trainer.strategy.root_device
+    copy = sum(tensor.nbytes for tensor in module.merged.backbone.tensors().values())
+    taken = Memory(host=copy) if device.type == "cpu" else None
+    plan = Plan.of(
+        module.merged.task_vectors,
+        module.merged.parametrization,
+        copy,
+        device,
+        module.merged.storage,
+        taken,
+        trainer.num_devices,
+    )
+    if is_first_process():
+        print_plan(plan)
+    record = plan.record()
+    module.merged.storage = plan.chosen
+    settings.model.storage = Namespace(**describe(plan.chosen))
+    return record
+
+
+def _trainer(cli: ConfigCLI, folder: Path, summary: Summary) -> Trainer:
     steps = cli.config.trainer.max_steps
     checkpoints = ModelCheckpoint(
         folder / "checkpoints",
@@ -127,7 +159,7 @@ def _trainer(cli: ConfigCLI, folder: Path) -> Trainer:
         save_on_train_epoch_end=False,
     )
     return cli.trainer_with(
-        [checkpoints, CollapseGuard(), CoefficientFile(folder), Summary(folder)],
+        [checkpoints, CollapseGuard(), CoefficientFile(folder), summary],
         logger=False,
         plugins=[AtomicCheckpoints()],
         default_root_dir=str(folder),

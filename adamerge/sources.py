@@ -59,6 +59,11 @@ def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | No
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
 
 
+def is_hub_id(source: object) -> bool:
+    """Whether text means a model on the Hub: nothing local has that name, and it has the form ``org/name[@revision]``."""
+    return isinstance(source, str) and not os.path.lexists(_place(source)) and bool(_HUB_ID.fullmatch(source))
+
+
 def _place(source: str | Path) -> str:
     """A path; ``package:NAME/FOLDER`` is one inside an installed package, which is not imported."""
     if not isinstance(source, str) or not source.startswith(_PACKAGE):

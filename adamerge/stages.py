@@ -16,7 +16,8 @@ import yaml
 
 from adamerge import runs
 from adamerge.allocation import write_importances
-from adamerge.configuration import Parsed, config_files, read_config
+from adamerge.config_files import config_files, read_config, stages_of
+from adamerge.configuration import Parsed
 from adamerge.errors import ConfigError
 from adamerge.files import read_json
 from adamerge.runs import RUN_ID, is_first_process, locked, run_folder
@@ -84,15 +85,7 @@ def stage_files(arguments: Sequence[str]) -> list[Path]:
         raise ConfigError(f"--config: at most one folder of stages, got {[str(folder) for folder in folders]}")
     if not folders:
         return []
-    files = {path.name: path for path in folders[0].glob("*.yaml")}
-    by_number = {int(found[1]): files[name] for name in files if (found := re.match(r"(\d+)_", name))}
-    if not files or len(by_number) < len(files) or sorted(by_number) != list(range(1, len(files) + 1)):
-        raise ConfigError(
-            f"{folders[0]} is not a method of stages",
-            expected="1_NAME.yaml, 2_NAME.yaml and so on, and no other YAML file",
-            got=sorted(files),
-        )
-    return [by_number[number] for number in sorted(by_number)]
+    return stages_of(folders[0])
 
 
 def for_stage(arguments: Sequence[str], file: Path | None, number: int) -> list[str]:

@@ -16,6 +16,9 @@ from adamerge.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")
 FP32 = 4  # bytes
+TRANSFORMED = (
+    3  # tensors of every expert that a transform has in memory at once: what it takes, on the way, what it gives
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +40,14 @@ class Storage(ABC):
 
     @abstractmethod
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What the contraction of the largest tensor needs for a moment."""
+        """What one tensor needs for a moment, beside the gradient of the merged copy."""
 
     def needs(self, sizes: Sizes, device: torch.device) -> Memory:
         """Both."""
         return self.held(sizes, device) + self.passing(sizes, device)
 
     def __str__(self) -> str:
-        given = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_"))
+        given = ", ".join(str(value) for value in vars(self).values())
         return f"{type(self).__name__}({given})"
 
 
@@ -74,8 +77,8 @@ class Resident(Storage):
         return Memory.of(_dense(sizes, _floats(self.dtype)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """One expert's tensor in fp32, where the deltas are narrower."""
-        return Memory.of(0 if self.dtype == "float32" else FP32 * sizes.largest, device)
+        """One expert's tensor in fp32, where the deltas are narrower; or what a transform needs when they are read."""
+        return Memory.of(max(0 if self.dtype == "float32" else FP32 * sizes.largest, _placing(sizes)), device)
 
     def _keep(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
@@ -121,8 +124,8 @@ class LowBit(Storage):
         return Memory.of(_dense(sizes, Blockwise(self.bits)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """One expert's tensor in fp32, and its integers apart."""
-        return Memory.of((FP32 + 1) * sizes.largest, device)
+        """One expert's tensor in fp32, and its integers apart; or what a transform needs when they are read."""
+        return Memory.of(max((FP32 + 1) * sizes.largest, _placing(sizes)), device)
 
 
 class Pinned(Storage):
@@ -185,8 +188,7 @@ class Disk(Storage):
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
         """One expert's tensor and its delta; of all experts, and what the transform makes of them, where there is one."""
         copies = 2 + (1 if sizes.narrow or device.type != "cpu" else 0)
-        if sizes.transformed:
-            copies += 3 * sizes.experts
+        copies += TRANSFORMED * sizes.experts if sizes.transformed else 0
         return Memory.of(copies * FP32 * sizes.largest, device)
 
 
@@ -263,6 +265,13 @@ def _dense(sizes: Sizes, code: Code) -> int:
         for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
         if numel
     )
+
+
+def _placing(sizes: Sizes) -> int:
+    """What a transform takes while deltas are read once, beyond the place of a gradient that is not there by then."""
+    if not sizes.transformed:
+        return 0
+    return max(0, FP32 * (TRANSFORMED * sizes.experts * sizes.largest - sizes.merged))
 
 
 def _base(sizes: Sizes, device: torch.device) -> Memory:

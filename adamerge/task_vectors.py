@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,16 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamerge.agreement import refuse_extra, refuse_other
+from adamerge.agreement import extra_names, names_to_merge, refuse_extra, refuse_other
 from adamerge.checkpoint import Checkpoint
 from adamerge.deltas import Deltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.sources import open_checkpoint
 from adamerge.transforms import State, Transform
-
-COUNTERS = frozenset({torch.int64, torch.bool})
-"""Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -66,14 +62,11 @@ class TaskVectors(Mapping[str, Deltas]):
         self.device = torch.device("cpu")
         self._stored: dict[str, Deltas] = {}
         self._stored_base: dict[str, Tensor] = {}
-        self._names = [name for name in self.base if self._selects(name) and self._may_differ(name)]
+        self._names = names_to_merge(self.base, self.checkpoints.values(), self.include, self.exclude)
         self._selected = frozenset(self._names)
         for task, checkpoint in self.checkpoints.items():
             refuse_other(task, checkpoint, self.base, self._names)
-            # position ids and counters are never merged: old versions of libraries save some that new ones do not
-            weights = [name for name in checkpoint if self._selects(name) and checkpoint.dtype(name) not in COUNTERS]
-            extra = [name for name in weights if name not in self.base]
-            refuse_extra(task, checkpoint, self.base, extra)
+            refuse_extra(task, checkpoint, self.base, extra_names(self.base, checkpoint, self.include, self.exclude))
         if not self._names:
             raise ConfigError(
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
@@ -180,20 +173,6 @@ class TaskVectors(Mapping[str, Deltas]):
                         todo="remove it: its coefficient could not be learned",
                     )
             seen[who] = model
-
-    def _selects(self, name: str) -> bool:
-        included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
-        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
-
-    def _may_differ(self, name: str) -> bool:
-        """Whether the tensor is a weight that some expert can have changed."""
-        if self.base.dtype(name) in COUNTERS:
-            return False
-        for checkpoint in self.checkpoints.values():
-            factors = checkpoint.factors(name) if name in checkpoint else None
-            if factors is None or factors.rank > 0:
-                return True
-        return False
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

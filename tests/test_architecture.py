@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
-errors files staging layout factors checkpoint weights renaming renamed lora_configuration adapters sources deltas
-low_rank coefficient_file transforms agreement task_vectors memory kept_deltas conveyor storage constraints
-parametrizations penalties backbones copies blocks shards merged_model recipe coefficients allocation exported_files export
-adapter_export inspection heatmap evaluation objectives data modules selection tracking callbacks configuration
-environment runs stages comparison testbed cli
+errors files staging config_files layout factors checkpoint weights renaming renamed lora_configuration adapters
+sources remote deltas low_rank coefficient_file transforms agreement task_vectors memory kept_deltas conveyor storage
+constraints parametrizations penalties parts plan pool checking backbones copies blocks shards merged_model recipe
+coefficients allocation exported_files export adapter_export inspection heatmap evaluation objectives data modules
+selection tracking callbacks configuration environment runs stages comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]
@@ -120,7 +120,7 @@ HEAVY = [
 ]
 
 
-@pytest.mark.parametrize("module", ["adamerge.export", "adamerge.inspection"])
+@pytest.mark.parametrize("module", ["adamerge.export", "adamerge.inspection", "adamerge.checking"])
 def test_the_engine_loads_no_trainer_tracker_data_or_networks(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules], 'torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

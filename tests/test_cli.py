@@ -49,10 +49,12 @@ def test_help_needs_no_torch(words, tmp_path):
     assert not loaded & {"torch", "lightning", "transformers", "open_clip", "wandb", "jsonargparse", "numpy"}
 
 
-@pytest.mark.parametrize("words", [["export", "--help"], ["inspect", "--help"]])
-def test_export_and_inspect_need_no_lightning(words, tmp_path):
+@pytest.mark.parametrize("words", [["export", "--help"], ["inspect", "--help"], ["check", "--help"]])
+def test_export_inspect_and_check_need_no_lightning(words, tmp_path):
     code = f"from adamerge.cli import main\ntry:\n    main({words})\nexcept SystemExit as end:\n    assert not end.code"
-    loaded = loaded_by(tmp_path, f"{code}\nimport adamerge.export, adamerge.inspection, adamerge.coefficients")
+    loaded = loaded_by(
+        tmp_path, f"{code}\nimport adamerge.export, adamerge.inspection, adamerge.checking, adamerge.coefficients"
+    )
     assert not loaded & {"lightning", "pytorch_lightning", "open_clip", "wandb", "datasets", "torchmetrics"}
 
 

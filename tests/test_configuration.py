@@ -4,7 +4,8 @@ import pytest
 import yaml
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
-from adamerge.configuration import ConfigCLI, config_files, data_first
+from adamerge.config_files import config_files
+from adamerge.configuration import ConfigCLI, data_first
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 
 

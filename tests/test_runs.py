@@ -78,6 +78,37 @@ def test_the_config_file_of_a_run_repeats_it(pool_file):
     assert yaml.safe_load((again / "config.yaml").read_text())["model"]["lr"] == 0.01
 
 
+def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_file, capfd, monkeypatch):
+    """On a machine with less memory by then, reading from disk would give other bits."""
+    from adamerge.memory import Available
+
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1 << 40, 0)))
+    outcome = command(capfd, "fit", *fit_words(pool_file, "--id=a"))
+    assert "Resident(float32)" in outcome.out and "Activations come on top" in " ".join(outcome.out.split())
+    run = Path("runs/tiny-adamerging_layer_wise/a")
+    told = {"class_path": "adamerge.storage.Resident", "init_args": {"dtype": "float32"}}
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"] == told
+    plan = json.loads((run / "summary.json").read_text())["plan"]
+    assert plan["storage"] == "Resident(float32)" and plan["predicted_peak"]["Disk()"]["host"] > plan["merged_copy"]
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
+    again = command(capfd, "fit", "--resume", run)
+    assert again.code == 0 and "no, chosen" in again.out and "warning: not even" in again.out
+    assert json.loads((run / "summary.json").read_text())["plan"]["storage"] == "Resident(float32)"
+    other = fit(fit_words(pool_file, "--id=b"))
+    assert (
+        yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.storage.Disk"
+    )
+
+
+@pytest.mark.parametrize("words", [["--model.storage=Disk"], ["--model.storage=LowBit", "--model.storage.bits=8"]])
+def test_a_storage_is_one_switch(pool_file, words):
+    run = fit(fit_words(pool_file, "--id=a", *words))
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"]["class_path"].endswith(words[0][16:])
+    exact = fit(fit_words(pool_file, "--id=b"))
+    for name, value in coefficients(exact).items():
+        assert torch.allclose(coefficients(run)[name], value, atol=0.01)
+
+
 def test_configs_in_either_order_give_the_same_coefficients(pool_file):
     words = fit_words(pool_file, "--model.lr=0.01")
     swapped = [*words[2:4], *words[:2], *words[4:]]

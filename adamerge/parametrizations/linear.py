@@ -46,7 +46,8 @@ class Linear(Parametrization):
         experts = len(task_vectors.experts)
         raw = self.constraint.raw(1 / experts if init is None else init)
         self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
-        self.initial = float(self.constraint(self.w.detach())[0, 0])  # a softmax shares equally, whatever init is
+        # a softmax shares equally, whatever init is; and a plan makes parametrizations that hold no numbers
+        self.initial = float(self.constraint(torch.full((experts, 1), raw, dtype=torch.float32, device="cpu"))[0, 0])
 
     @abstractmethod
     def group(self, name: str) -> str | None:

@@ -1,6 +1,6 @@
 """Seconds of one optimisation step beside the plain forward and backward pass of one model on the same batches.
 
-    python tests/benchmarks/step.py --arch ViT-B-32-quickgelu --experts 8 --batch 4 --storage resident
+    python tests/benchmarks/step.py --arch ViT-B-32-quickgelu --experts 8 --batch 4 --storage resident --dtype bfloat16
 
 Prints a table and one line of JSON. Random weights: only time and memory are measured. Runs alternate, so that a noisy
 machine hits both sides alike; ``ratio`` is the median of the pairs, with its quartiles.
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from adamerge import LayerWise, OpenClipClassifier, TaskVectors
 from adamerge.merged_model import MergedModel
+from adamerge.storage import Disk, Resident
 
 
 def models(backbone: OpenClipClassifier, experts: int, folder: Path) -> TaskVectors:
@@ -36,12 +37,14 @@ def models(backbone: OpenClipClassifier, experts: int, folder: Path) -> TaskVect
     return TaskVectors(folder / "base.safetensors", sources, include=["visual.*"])
 
 
-def measure(arch: str, experts: int, batch: int, storage: str, rounds: int) -> dict[str, object]:
+def measure(arch: str, experts: int, batch: int, storage: str, dtype: str, rounds: int) -> dict[str, object]:
     """Time ``rounds`` alternations of floor and step."""
     with tempfile.TemporaryDirectory() as folder:
         backbone = OpenClipClassifier(arch)
         vectors = models(backbone, experts, Path(folder))
-        model = MergedModel(backbone, vectors, partial(LayerWise, init=0.3)(vectors), storage == "resident")
+        model = MergedModel(
+            backbone, vectors, partial(LayerWise, init=0.3)(vectors), Disk() if storage == "disk" else Resident(dtype)
+        )
         size = backbone.preprocess_config["size"]
         side = size if isinstance(size, int) else size[0]
         inputs = torch.randint(0, 256, (experts * batch, 3, side, side), dtype=torch.uint8)
@@ -81,9 +84,12 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4, help="samples per task")
     parser.add_argument("--storage", choices=["resident", "disk"], default="resident")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of resident deltas"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     own = parser.parse_args()
-    found = measure(own.arch, own.experts, own.batch, own.storage, own.rounds)
+    found = measure(own.arch, own.experts, own.batch, own.storage, own.dtype, own.rounds)
     table = Table(
         "figure", "value", title=f"{own.arch}, {own.experts} experts, {own.storage}, batch {own.batch} per task"
     )

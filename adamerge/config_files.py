@@ -1,0 +1,110 @@
+"""Configurations as data: YAML files laid over each other and overrides on top, without making what they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adamerge.errors import ConfigError
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A file's content, before its keys are looked at.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such configuration file: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
+        )
+    return content
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The files given with ``--config``, in order."""
+    found = []
+    for i, word in enumerate(arguments):
+        if word in {"--config", "-c"} and i + 1 < len(arguments):
+            found.append(arguments[i + 1])
+        elif word.startswith("--config="):
+            found.append(word.partition("=")[2])
+    return found
+
+
+def stages_of(folder: Path) -> list[Path]:
+    """The stages of a method that is a folder, in order.
+
+    Raises:
+        ConfigError: its YAML files are not ``1_*.yaml, 2_*.yaml, ...``.
+    """
+    files = {path.name: path for path in folder.glob("*.yaml")}
+    by_number = {int(found[1]): files[name] for name in files if (found := re.match(r"(\d+)_", name))}
+    if not files or len(by_number) < len(files) or sorted(by_number) != list(range(1, len(files) + 1)):
+        raise ConfigError(
+            f"{folder} is not a method of stages",
+            expected="1_NAME.yaml, 2_NAME.yaml and so on, and no other YAML file",
+            got=sorted(files),
+        )
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def overlaid(below: Any, above: Any) -> Any:
+    """Mappings key by key, everything else replaced; another class takes none of the arguments of the one before."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "class_path" in above and "class_path" in below and above["class_path"] != below["class_path"]:
+        return above
+    return {**below, **{key: overlaid(below.get(key), value) for key, value in above.items()}}
+
+
+def overridden(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A configuration with ``--key=value`` or ``--key value`` laid over it.
+
+    Raises:
+        ConfigError: a word is no override, or a key leads into what has none.
+    """
+    found = dict(config)
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--") or ("=" not in word and not remaining):
+            raise ConfigError(f"not an override: {word}", expected="--key=value", got=word)
+        key, _, text = word[2:].partition("=")
+        value = text if "=" in word else remaining.pop(0)
+        found = overlaid(found, _nested(found, key.split("."), _parsed(value), key))
+    return found
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _nested(there: Any, parts: Sequence[str], value: Any, key: str) -> Any:
+    """``{"a": {"b": value}}`` for ``a.b``, by way of ``init_args`` where a class is configured."""
+    if not parts:
+        is_class = isinstance(there, dict) and "class_path" in there and isinstance(value, str)
+        return {"class_path": value} if is_class else value
+    if isinstance(there, str):  # a class by its name alone
+        return {"class_path": there, "init_args": {parts[0]: _nested(None, parts[1:], value, key)}}
+    if there is not None and not isinstance(there, dict):
+        raise ConfigError(f"--{key}: there is nothing below to set", got=there)
+    own = there or {}
+    if "class_path" in own and parts[0] not in {"class_path", "init_args"}:
+        return {"init_args": _nested(own.get("init_args"), parts, value, key)}
+    return {parts[0]: _nested(own.get(parts[0]), parts[1:], value, key)}

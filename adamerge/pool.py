@@ -1,0 +1,110 @@
+"""A pool as it is configured: base and experts opened from headers, and everything that keeps them from being merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adamerge.agreement import differences, extra_names, names_to_merge, refuse_extra
+from adamerge.checkpoint import Checkpoint
+from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.remote import open_headers
+
+
+@dataclass
+class Pool:
+    """Base and experts of a configuration, opened as far as they can be.
+
+    Attributes:
+        base: None when it cannot be opened.
+        experts: those that can be.
+        problems: expert to what is wrong with it; what is not an expert's goes by its key of the configuration.
+    """
+
+    base: Checkpoint | None = None
+    experts: dict[str, Checkpoint] = field(default_factory=dict)
+    problems: dict[str, list[AdamergeError]] = field(default_factory=dict)
+
+    def add(self, who: str, error: AdamergeError) -> None:
+        """Note a problem."""
+        self.problems.setdefault(who, []).append(error)
+
+    @property
+    def good(self) -> dict[str, Checkpoint]:
+        """The experts that can be merged."""
+        return {task: expert for task, expert in self.experts.items() if task not in self.problems}
+
+
+def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
+    """Open base and experts, and compare them; ``opened`` keeps them by source, for other stages."""
+    pool, given = Pool(), arguments_of(config["model"]["task_vectors"])
+    include, exclude = given.get("include") or (), given.get("exclude") or ()
+
+    def opening(who: str, source: Any) -> Checkpoint | None:
+        key = f"{source} of {given.get('base')}"
+        try:
+            if key not in opened:
+                opened[key] = open_headers(source, pool.base)
+        except AdamergeError as error:
+            pool.add(who, error)
+            return None
+        return opened[key]
+
+    pool.base = opening("base", given.get("base"))
+    if pool.base is None:
+        return pool
+    for task, source in (given.get("experts") or {}).items():
+        expert = opening(task, source)
+        if expert is not None:
+            pool.experts[task] = expert
+    try:
+        names = names_to_merge(pool.base, pool.experts.values(), include, exclude)
+    except AdamergeError as error:
+        pool.add("base", error)
+        return pool
+    for task, expert in pool.experts.items():
+        for difference in differences(task, expert, pool.base, names):
+            pool.add(task, difference)
+        try:
+            refuse_extra(task, expert, pool.base, extra_names(pool.base, expert, include, exclude))
+        except CheckpointError as error:
+            pool.add(task, error)
+    _compare_tasks(config, given, pool)
+    return pool
+
+
+def narrow(config: dict[str, Any]) -> None:
+    """Leave of the experts what ``tasks`` names and ``leave_out`` does not."""
+    experts = arguments_of(config["model"]["task_vectors"]).get("experts") or {}
+    for key, wanted in (("tasks", True), ("leave_out", False)):
+        named = config.get(key)
+        if named is None:
+            continue
+        unknown = [task for task in named if task not in experts and task not in _tasks(config)]
+        if unknown:
+            raise ConfigError(f"{key}: the pool has no '{unknown[0]}'", expected=f"of {list(experts)}", got=unknown)
+        for task in [task for task in experts if (task in named) != wanted]:
+            del experts[task]
+
+
+def _compare_tasks(config: Mapping[str, Any], given: Mapping[str, Any], pool: Pool) -> None:
+    """An expert whose data no task has cannot be learned; what the data module makes up by itself is not known."""
+    tasks, data = _tasks(config), arguments_of(config.get("data") or {})
+    if not tasks or not config["model"].get("objective") or data.get("only") is not None:
+        return
+    for task in given.get("experts") or {}:
+        if task not in tasks:
+            pool.add(task, ConfigError(f"expert '{task}' has no data", expected=f"a task of {list(tasks)}", got=task))
+
+
+def _tasks(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = arguments_of(config.get("data") or {}).get("tasks")
+    return found if isinstance(found, Mapping) else {}
+
+
+def arguments_of(spec: Any) -> dict[str, Any]:
+    """Arguments of a part, written with its class or alone."""
+    if not isinstance(spec, Mapping):
+        return {}
+    return dict(spec.get("init_args") or {}) if "class_path" in spec or "init_args" in spec else dict(spec)

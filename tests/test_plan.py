@@ -1,0 +1,243 @@
+"""The plan: its numbers by hand, what it advises, and that a real fit takes what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from functools import partial
+
+import pytest
+import torch
+from pico import tokenizer
+from safetensors.torch import save_file
+from test_merged_model import files, lora_files
+
+from adamerge.memory import Available, Memory
+from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
+from adamerge.plan import Plan, copy_bytes, print_plan, size
+from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident
+from adamerge.task_vectors import TaskVectors
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LOTS = Available(1 << 40, 1 << 40)
+
+
+def planned(vectors, kind=LayerWise, device=CPU, storage=None, there=LOTS, copy=1000):
+    found = Plan.of(vectors, kind(vectors), copy, CPU, storage or Automatic())
+    return Plan(
+        found.sizes, found.coefficients, found.groups, found.logits, found.trained, copy, device, there, found.storage
+    )
+
+
+def test_a_peak_is_copy_gradient_learned_numbers_and_storage(tmp_path):
+    plan = planned(files(tmp_path, 3, 32))
+    elements = 2 * (32 * 64) + 32 + 64 + 1
+    assert plan.sizes.merged == elements and (plan.coefficients, plan.groups, plan.logits) == (15, 5, 0)
+    beside = 1000 + 4 * elements + 20 * 15
+    assert plan.beside == Memory(host=beside)
+    assert plan.peak(Resident()) == Memory(host=beside + 3 * 4 * elements)
+    assert plan.peak(Resident("bfloat16")) == Memory(host=beside + 3 * 2 * elements + 4 * 32 * 64)
+    assert plan.peak(Disk()) == Memory(host=beside + 2 * 4 * 32 * 64)
+    on_device = planned(files(tmp_path, 3, 32), device=CUDA)
+    assert on_device.peak(Resident()) == Memory(device=beside + 4 * 4 * elements)
+    assert on_device.peak(Pinned()).host == 5 * 4 * elements
+
+
+def test_a_mask_is_learned_too(tmp_path):
+    plan = planned(files(tmp_path, 2, 16), partial(Concrete, inner=TaskWise))
+    assert plan.logits == plan.sizes.merged and plan.coefficients == 2 and plan.groups == 1
+    assert plan.learned == 20 * (2 + plan.sizes.merged)
+
+
+def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(5000, None)))
+    vectors = files(tmp_path, 2, 16)
+    plan = Plan.of(vectors, LayerWise(vectors), 1000, CPU, Automatic(), Memory(host=1000))
+    assert plan.there == Available(6000, None)
+
+
+def test_the_choice_is_automatic_or_what_was_said(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    needed = planned(vectors).peak(Resident()).host
+    assert str(planned(vectors, there=Available(round(needed / 0.8) + 1, 0)).chosen) == "Resident(float32)"
+    assert str(planned(vectors, there=Available(round(needed / 0.8) - 8, 0)).chosen) == "Disk()"
+    plan = planned(vectors, storage=LowBit(8), there=Available(1, 0))
+    assert plan.chosen is plan.storage and not plan.fits(plan.chosen)
+
+
+def test_it_says_what_to_do_when_nothing_or_something_smaller_fits(tmp_path):
+    vectors = files(tmp_path, 8, 32)
+    assert planned(vectors).advice() is None
+    plan = planned(vectors, storage=Resident())
+    room = Available(round(plan.peak(Resident("bfloat16")).host / 0.8) + 1, 0)
+    found = planned(vectors, storage=Resident(), there=room).advice()
+    assert "Resident(float32) does not fit" in found and "Resident(bfloat16)" in found
+    assert "--model.storage=Disk" in found
+    found = planned(vectors, there=Available(1000, 0)).advice()
+    assert "not even the merged copy and its gradient fit" in found and "backbone.dtype" in found
+
+
+def test_factors_are_never_rounded_so_no_line_says_so(tmp_path):
+    names = [str(storage) for storage in planned(lora_files(tmp_path, 3, 32)).storages]
+    assert names == ["Resident(float32)", "Disk()"]
+    (tmp_path / "dense").mkdir()
+    dense = files(tmp_path / "dense", 2, 8)
+    assert len(planned(dense).storages) == 5 and len(planned(dense, device=CUDA).storages) == 6
+    assert str(planned(dense, storage=Resident("float16")).storages[0]) == "Resident(float16)"
+
+
+def test_the_record_and_the_table_say_the_same(tmp_path, capsys):
+    plan = planned(files(tmp_path, 3, 32), device=CUDA, there=Available(1 << 33, 5000))
+    record = json.loads(json.dumps(plan.record()))
+    assert record["storage"] == "Pinned(float32)" or record["storage"] == "Disk()"
+    assert record["available"] == {"host": 1 << 33, "device": 5000} and record["gradient"] == plan.gradient
+    assert set(record["predicted_peak"]) == set(map(str, plan.storages))
+    print_plan(plan)
+    text = capsys.readouterr().out
+    assert "15 coefficients in 5 groups" in " ".join(text.split()) and "warning:" in text
+    for storage in plan.storages:
+        assert str(storage) in text and size(plan.peak(storage).device) in text
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(TaskWise, LayerWise, partial(ChunkWise, chunks=3), partial(RandomPartition, parts=7)),
+        partial(ImportanceChunkWise, allocation={"blocks.0.weight": 3, "blocks.1.weight": 1}, init=0.2),
+        partial(Concrete, inner=LayerWise),
+    ],
+    ids=str,
+)
+def test_a_parametrization_without_numbers_gives_the_same_plan(tmp_path, kind):
+    """7B logits are not made to be counted."""
+    vectors = files(tmp_path, 3, 16)
+    if isinstance(kind, partial) and kind.func is ImportanceChunkWise:
+        kind = partial(kind, allocation=dict.fromkeys(vectors, 0) | kind.keywords["allocation"])
+    with torch.device("meta"):
+        empty = kind(vectors)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    real = kind(vectors)
+    one, other = (Plan.of(vectors, made, 7, CPU, Disk()) for made in (empty, real))
+    assert one.record()["predicted_peak"] == other.record()["predicted_peak"]
+    assert (one.coefficients, one.groups, one.logits) == (other.coefficients, other.groups, other.logits)
+    assert empty.initial == real.initial
+
+
+def test_the_copy_is_counted_from_headers(tmp_path):
+    base = {"w": torch.zeros(5, 3, dtype=torch.bfloat16), "steps": torch.tensor(3)}
+    save_file(base, tmp_path / "base.safetensors")
+    vectors = TaskVectors(tmp_path / "base.safetensors", {"one": base})
+    assert copy_bytes(vectors, torch.float32) == 4 * 15 + 8 and copy_bytes(vectors, torch.bfloat16) == 2 * 15 + 8
+
+
+def test_sizes_for_the_eye():
+    assert [size(n) for n in (None, 0, 512, 1536, 3 << 20, 5 << 40)] == [
+        "?",
+        "0 B",
+        "512 B",
+        "1.50 KiB",
+        "3.00 MiB",
+        "5120.00 GiB",
+    ]
+
+
+# a real fit ----------------------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from adamerge.backbones import CausalLM, OpenClipClassifier
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import LayerWise
+from adamerge.plan import Plan
+from adamerge.storage import Disk, LowBit, Resident
+from adamerge.task_vectors import TaskVectors
+from transformers import AutoModelForCausalLM
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+peak, done = 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+root, kind, storage = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+start = anonymous()
+thread = threading.Thread(target=watch)
+if kind == "clip":
+    experts = {f"e{k}": root / f"expert{k}.safetensors" for k in range(8)}
+    backbone = OpenClipClassifier("ViT-B-32-quickgelu")
+    vectors = TaskVectors(root / "base.safetensors", experts, include=["visual.*"])
+    inputs = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+else:
+    backbone = CausalLM(str(root / "llama"))
+    vectors = TaskVectors(root / "llama", {f"e{k}": root / f"llama{k}.safetensors" for k in range(8)})
+    inputs = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    inputs["predicted"] = torch.ones(1, 4, dtype=torch.bool)
+parametrization = LayerWise(vectors)
+copy = sum(tensor.nbytes for tensor in backbone.tensors().values())
+plan = Plan.of(vectors, parametrization, copy, torch.device("cpu"), storage)
+merged = MergedModel(backbone, vectors, parametrization, storage)
+thread.start()
+for _ in range(2):
+    merged.merge()
+    found = merged(inputs)
+    found = found.features if kind == "clip" else backbone.output(found, "any").logits
+    found.float().pow(2).mean().backward()
+    merged.pull_back(torch.zeros(())).backward()
+done = True
+thread.join()
+assert merged.parametrization.w.grad.any()
+print(plan.peak(storage).host, peak - start)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """ViT-B/32 and a Llama of 0.1B with random weights, and eight experts of each, which are two under four names."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from adamerge.backbones import OpenClipClassifier
+
+    root = tmp_path_factory.mktemp("large")
+    torch.manual_seed(0)
+    clip = OpenClipClassifier("ViT-B-32-quickgelu").network.state_dict()
+    save_file(clip, root / "base.safetensors")
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=16000, **sizes))
+    llama.save_pretrained(root / "llama")
+    tokenizer(root / "llama")
+    towers = {n: v for n, v in clip.items() if n.startswith("visual.")}
+    for prefix, weights in (("expert", towers), ("llama", dict(llama.state_dict()))):
+        for k in range(2):
+            save_file(
+                {n: v + 1e-3 * torch.randn_like(v) for n, v in weights.items()}, root / f"{prefix}{k}.safetensors"
+            )
+            for other in range(k + 2, 8, 2):
+                os.link(root / f"{prefix}{k}.safetensors", root / f"{prefix}{other}.safetensors")
+    yield root
+    for path in (*root.glob("*.safetensors"), *root.glob("llama/*")):
+        path.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("storage", ["Resident()", "Resident('bfloat16')", "LowBit(8)", "Disk()"])
+@pytest.mark.parametrize("kind", ["clip", "llama"])
+def test_a_real_step_takes_what_was_predicted(large, kind, storage):
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(large), kind, storage]
+    quiet = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=quiet)
+    assert run.returncode == 0, run.stderr
+    predicted, measured = map(int, run.stdout.split())
+    print(f"{kind} {storage}: predicted {predicted >> 20} MiB, measured {measured >> 20} MiB")
+    assert 0.85 <= predicted / measured <= 1.15
