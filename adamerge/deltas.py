@@ -142,7 +142,8 @@ class Ids(Groups):
 
     def placed(self, device: torch.device) -> Groups:
         """The ids as indices on ``device``, for one pass over the experts."""
-        return _PlacedIds(self, (self.make() if self.kept is None else self.kept).to(device))
+        ids = (self.make() if self.kept is None else self.kept).to(device)
+        return _PlacedIds(self, ids, ids)
 
     def within(self, start: int, stop: int, numel: int) -> Groups:
         """The ids there."""
@@ -158,23 +159,22 @@ class Ids(Groups):
 
 
 class _PlacedIds(Groups):
-    def __init__(self, owner: Ids, ids: Tensor) -> None:
-        self.count, self.owner, self.ids = owner.count, owner, ids
+    def __init__(self, owner: Ids, ids: Tensor, whole: Tensor) -> None:
+        self.count, self.owner, self.ids, self.whole = owner.count, owner, ids, whole
 
     @cached_property
     def indices(self) -> Tensor:
         return self.ids.long()
 
     def within(self, start: int, stop: int, numel: int) -> Groups:
-        cut = self.ids[start:stop]
-        return _PlacedIds(Ids(self.count, lambda: cut), cut)
+        return _PlacedIds(self.owner, self.ids[start:stop], self.whole)
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for row, own in zip(rows, coefficients, strict=True):
             out.addcmul_(own.index_select(0, self.indices), row)
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        self.owner.kept = self.ids
+        self.owner.kept = self.whole
         # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
         run = max(SEGMENT, 16 * self.count)
         runs = gradient.numel() // run
@@ -335,6 +335,16 @@ class StreamedDeltas(Deltas):
             with torch.autocast(self.device.type, enabled=False):
                 self._add(out, piece, rows, coefficients, groups)
             yield out
+
+    def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
+        """Piece by piece; the pieces' sums are summed in float64, so that rounding does not grow with their number."""
+        flat, groups = gradient.reshape(-1), groups.placed(gradient.device)
+        found = torch.zeros(len(self.experts), groups.count, dtype=torch.float64, device=gradient.device)
+        for piece, rows in self._pieces(gradient.dtype):
+            own = groups.within(piece.start, piece.stop, self.shape.numel())
+            for sums, row in zip(found, rows, strict=True):
+                sums += own.contract(row, flat[piece])[0]
+        return found.to(gradient.dtype)
 
     def _add(self, out: Tensor, piece: slice, rows: Iterator[Tensor], coefficients: Tensor, groups: Groups) -> None:
         own = groups.within(piece.start, piece.stop, self.shape.numel())
