@@ -122,7 +122,7 @@ class _CutChunks(Groups):
             out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        found = rows.new_zeros(len(rows), self.count)
+        found = torch.zeros(len(rows), self.count, dtype=gradient.dtype, device=gradient.device)
         for group, chunk in enumerate(self.slices, self.first):
             found[:, group] = torch.mv(rows[:, chunk], gradient[chunk])
         return found
