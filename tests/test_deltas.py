@@ -5,7 +5,8 @@ import weakref
 import pytest
 import torch
 
-from adamerge.deltas import PIECE, SEGMENT, Chunks, DenseDeltas, Ids, StreamedDeltas, TransformedDeltas, Whole
+from adamerge.deltas import SEGMENT, Chunks, DenseDeltas, Ids, TransformedDeltas, Whole
+from adamerge.streamed import StreamedDeltas
 
 SHAPE = torch.Size((4, 5, 3))
 
@@ -177,33 +178,13 @@ def test_pieces_are_the_whole_and_their_contraction_the_sum(models, monkeypatch,
     deltas = storages(base, experts)[kind]
     coefficients, slope = torch.randn(3, groups.count), torch.randn(SHAPE)
     whole, contracted = deltas.combine(coefficients, groups), deltas.contract(slope.double(), groups)
-    monkeypatch.setattr("adamerge.deltas.PIECE", piece)
+    monkeypatch.setattr("adamerge.streamed.PIECE", piece)
     pieces = list(deltas.pieces(coefficients.requires_grad_(), groups))
     sizes = [min(piece, 60 - start) for start in range(0, 60, piece)] if kind == "streamed" else [60]
     assert [len(part) for part in pieces] == sizes and not any(part.requires_grad for part in pieces)
     assert torch.equal(torch.cat(pieces), whole.flatten())
     assert torch.equal(deltas.combine(coefficients, groups), whole)
     assert torch.allclose(deltas.contract(slope.double(), groups), contracted, rtol=1e-12, atol=1e-12)
-
-
-def test_a_piece_is_computed_when_asked_for_and_not_kept(models, monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 7)
-    base, experts = models
-    alive = []
-    for part in storages(base, experts)["streamed"].pieces(torch.ones(3, 1), Whole()):
-        assert sum(reference() is not None for reference in alive) == 0
-        alive.append(weakref.ref(part))
-        del part
-    assert len(alive) == 9
-
-
-def test_many_pieces_are_contracted_without_adding_up_their_rounding():
-    numel = 50 * PIECE + 99
-    base, experts = torch.zeros(numel), [1 + 0.1 * torch.rand(numel) for _ in range(2)]
-    deltas = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], torch.Size((numel,)), torch.device("cpu"))
-    slope = 1 + 0.1 * torch.rand(numel)
-    exact = torch.stack([row.double() @ slope.double() for row in experts])
-    assert ((deltas.contract(slope, Whole())[:, 0] - exact).abs() / exact).max() < 5e-7
 
 
 def test_transform_sees_all_experts_in_fp32_even_for_float64(models):

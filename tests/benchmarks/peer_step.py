@@ -125,6 +125,8 @@ def fusion_bench(folder: Path) -> Found:
         pretrained_model=base,
         finetuned_models=[network(folder / f"{task}.safetensors") for task in tasks],
         clamp_weights=False,
+        tie_weights=True,  # this and the other two as in its configuration for CLIP
+        strict=False,
     )
     optimizer = torch.optim.SGD([model.merge_weight], RATE)
     seconds, losses, first = [], [], {}

@@ -116,7 +116,7 @@ def test_nothing_but_w_is_saved_and_it_is_fp32(vectors):
 
 @pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise, ChunkWise, RandomPartition])
 def test_pieces_are_the_update_bit_for_bit(vectors, monkeypatch, kind):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 5)
+    monkeypatch.setattr("adamerge.streamed.PIECE", 5)
     parametrization = kind(vectors)
     parametrization.load_values({group: torch.rand(value.shape) for group, value in parametrization.values().items()})
     for name in vectors:
@@ -135,7 +135,7 @@ class Normalised(LayerWise):
 
 
 def test_who_changes_the_formula_is_not_cut_into_pieces_of_the_old_one(vectors, monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 2)
+    monkeypatch.setattr("adamerge.streamed.PIECE", 2)
     name = "visual.conv1.weight"
     (piece,) = Normalised(vectors).pieces(name, vectors[name])
     assert piece.norm().item() == pytest.approx(1) and torch.equal(
