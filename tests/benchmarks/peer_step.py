@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 INIT = 0.3
-RATE = 1e-2
+RATE = 0.1
 Found = tuple[list[float], dict[str, Tensor], dict[str, Tensor], list[float]]
 
 
@@ -47,6 +47,12 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``(samples, width)`` to logits."""
         return 10 * nn.functional.normalize(features, dim=-1) @ self.classes.T
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """The mean over the samples, in nats."""
+    logarithms = logits.log_softmax(dim=-1)
+    return -(logarithms.exp() * logarithms).sum(dim=-1).mean()
 
 
 def inputs_of(folder: Path) -> tuple[list[str], int, dict[str, Tensor]]:
@@ -136,8 +142,7 @@ def fusion_bench(folder: Path) -> Found:
         total = 0.0
         for task in tasks:
             logits = heads[task](model(pixel_values=tensors[f"images/{task}/{step}"]).image_embeds)
-            logarithms = logits.log_softmax(dim=-1)
-            loss = -(logarithms.exp() * logarithms).sum(dim=-1).mean()
+            loss = entropy(logits)
             loss.backward(retain_graph=True)
             total += float(loss.detach())
         if step == 0:
