@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ from peer_step import INIT, Head, entropy, network
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
-from watching import CommandFailed, environment_of, watch
+from watching import CommandFailed, environment_of, spread, watch
 
 PEER = "fusion_bench==0.2.33"
 SIDES = ("adamerge", "adamerge-disk", "fusion_bench")
@@ -86,12 +85,11 @@ def measure(experts: int, batch: int, steps: int, rounds: int, cache: Path, limi
                 row["anonymous_mib"] = max(row.get("anonymous_mib", 0.0), run.anonymous)
         for side, row in rows.items():
             if "failure" not in row:
-                quartiles = statistics.quantiles(seconds[side], n=4)
-                row |= {"seconds": statistics.median(seconds[side]), "seconds_quartiles": quartiles[::2]}
+                row |= {f"seconds_{name}": value for name, value in spread(seconds[side]).items()}
         theirs = rows["fusion_bench"]
         for side in SIDES[:2]:
             if "failure" not in rows[side] and "failure" not in theirs:
-                rows[side]["of_peer_seconds"] = rows[side]["seconds"] / theirs["seconds"]
+                rows[side]["of_peer_seconds"] = rows[side]["seconds_median"] / theirs["seconds_median"]
                 rows[side]["of_peer_memory"] = rows[side]["anonymous_mib"] / theirs["anonymous_mib"]
                 rows[side] |= differences(folder / f"{side}.out", folder / "fusion_bench.out")
     return list(rows.values())
@@ -134,7 +132,7 @@ def main() -> None:
         for row in measure(experts, own.batch, own.steps, own.rounds, own.cache, own.limit)
     ]
     if not own.json:
-        columns = ("experts", "side", "seconds", "anonymous_mib", "of_peer_seconds", "of_peer_memory")
+        columns = ("experts", "side", "seconds_median", "anonymous_mib", "of_peer_seconds", "of_peer_memory")
         columns += ("gradient_difference", "coefficient_difference", "failure")
         table = Table(*columns, title=f"one step of ViT-B/32, {own.batch} images a task, {own.threads} threads")
         for row in rows:
