@@ -62,7 +62,7 @@ def inputs_of(folder: Path) -> tuple[list[str], int, dict[str, Tensor]]:
     return tasks, sum(name.startswith(f"images/{tasks[0]}/") for name in tensors), tensors
 
 
-def adamerge(folder: Path, resident: bool) -> Found:
+def adamerge(folder: Path, storage: str) -> Found:
     """Merge once, back-propagate every task into the merged copy, contract once."""
     from functools import partial
 
@@ -71,6 +71,7 @@ def adamerge(folder: Path, resident: bool) -> Found:
     from adamerge.merged_model import MergedModel
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
+    from adamerge.storage import Disk, Resident
     from adamerge.task_vectors import TaskVectors
 
     class Tower(Backbone):
@@ -95,7 +96,8 @@ def adamerge(folder: Path, resident: bool) -> Found:
     tasks, steps, tensors = inputs_of(folder)
     backbone = Tower({task: Head(tensors[f"head/{task}"]) for task in tasks})
     vectors = TaskVectors(folder / "base.safetensors", {task: folder / f"{task}.safetensors" for task in tasks})
-    model = MergedModel(backbone, vectors, partial(LayerWise, init=INIT)(vectors), resident)
+    kept = {"resident": Resident(), "disk": Disk()}[storage]
+    model = MergedModel(backbone, vectors, partial(LayerWise, init=INIT)(vectors), kept)
     objective, weights = Entropy(), model.parametrization.w
     optimizer = torch.optim.SGD([weights], RATE)
     seconds, losses, first = [], [], {}
@@ -164,8 +166,8 @@ def main() -> None:
     """Run one side."""
     folder, side, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     run = {
-        "adamerge": lambda: adamerge(folder, resident=True),
-        "adamerge-disk": lambda: adamerge(folder, resident=False),
+        "adamerge": lambda: adamerge(folder, "resident"),
+        "adamerge-disk": lambda: adamerge(folder, "disk"),
         "fusion_bench": lambda: fusion_bench(folder),
     }[side]
     seconds, first, last, losses = run()
