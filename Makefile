@@ -24,6 +24,9 @@ test-slow: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/export.py
+	$(BIN)/python tests/benchmarks/peers.py
 
 lint: setup
 	$(BIN)/ruff check .

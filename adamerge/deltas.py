@@ -1,4 +1,4 @@
-"""Deltas of one tensor, all experts: dense, or read from disk; combined by coefficients, and contracted with a gradient."""
+"""Deltas of one tensor, all experts: combined by coefficients, and contracted with a gradient."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RUN = 1 << 16
+"""Elements whose products one call of the linear algebra library sums."""
+
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other."""
-
-PIECE = 1 << 15
-"""Elements of a piece: what is read from disk is combined piece by piece, in buffers that stay in a processor's cache.
-
-So few that torch computes them in one thread: waiting for another at each piece would take longer, on a busy machine much.
-"""
 
 
 class Groups(ABC):
@@ -62,7 +59,7 @@ class Whole(Groups):
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """``rows @ gradient``."""
-        return torch.mv(rows.to(gradient.dtype), gradient).unsqueeze(1)
+        return _dots(rows, gradient).unsqueeze(1)
 
 
 class Chunks(Groups):
@@ -98,7 +95,7 @@ class Chunks(Groups):
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """One product per chunk."""
         chunks = self.slices(gradient.numel())
-        return torch.stack([torch.mv(rows[:, chunk].to(gradient.dtype), gradient[chunk]) for chunk in chunks], dim=1)
+        return torch.stack([_dots(rows[:, chunk], gradient[chunk]) for chunk in chunks], dim=1)
 
 
 def _add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
@@ -122,10 +119,17 @@ class _CutChunks(Groups):
             out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        found = rows.new_zeros(len(rows), self.count)
+        found = torch.zeros(len(rows), self.count, dtype=gradient.dtype, device=gradient.device)
         for group, chunk in enumerate(self.slices, self.first):
-            found[:, group] = torch.mv(rows[:, chunk], gradient[chunk])
+            found[:, group] = _dots(rows[:, chunk], gradient[chunk])
         return found
+
+
+def _dots(rows: Tensor, gradient: Tensor) -> Tensor:
+    """``rows @ gradient``; on a CPU run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
+    run = RUN if rows.device.type == "cpu" else max(gradient.numel(), 1)
+    pairs = zip(rows.split(run, dim=1), gradient.split(run), strict=True)
+    return torch.stack([torch.mv(row.to(gradient.dtype), own) for row, own in pairs]).sum(dim=0)
 
 
 class Ids(Groups):
@@ -142,7 +146,8 @@ class Ids(Groups):
 
     def placed(self, device: torch.device) -> Groups:
         """The ids as indices on ``device``, for one pass over the experts."""
-        return _PlacedIds(self, (self.make() if self.kept is None else self.kept).to(device))
+        ids = (self.make() if self.kept is None else self.kept).to(device)
+        return _PlacedIds(self, ids, ids)
 
     def within(self, start: int, stop: int, numel: int) -> Groups:
         """The ids there."""
@@ -158,23 +163,22 @@ class Ids(Groups):
 
 
 class _PlacedIds(Groups):
-    def __init__(self, owner: Ids, ids: Tensor) -> None:
-        self.count, self.owner, self.ids = owner.count, owner, ids
+    def __init__(self, owner: Ids, ids: Tensor, whole: Tensor) -> None:
+        self.count, self.owner, self.ids, self.whole = owner.count, owner, ids, whole
 
     @cached_property
     def indices(self) -> Tensor:
         return self.ids.long()
 
     def within(self, start: int, stop: int, numel: int) -> Groups:
-        cut = self.ids[start:stop]
-        return _PlacedIds(Ids(self.count, lambda: cut), cut)
+        return _PlacedIds(self.owner, self.ids[start:stop], self.whole)
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for row, own in zip(rows, coefficients, strict=True):
             out.addcmul_(own.index_select(0, self.indices), row)
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        self.owner.kept = self.ids
+        self.owner.kept = self.whole
         # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
         run = max(SEGMENT, 16 * self.count)
         runs = gradient.numel() // run
@@ -325,79 +329,6 @@ class DenseDeltas(Deltas):
     def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """One block with every expert."""
         yield self.values.reshape(len(self.values), self.shape.numel()).to(dtype)
-
-
-class StreamedDeltas(Deltas):
-    """Deltas of raw tensors, subtracted anew at each read, one expert in memory at a time.
-
-    Args:
-        base: gives the base's tensor of this name.
-        experts: each gives one expert's tensor of this name.
-        shape: of the tensor.
-        device: where combinations are computed.
-    """
-
-    def __init__(
-        self,
-        base: Callable[[], Tensor],
-        experts: Sequence[Callable[[], Tensor]],
-        shape: torch.Size,
-        device: torch.device,
-    ) -> None:
-        self.base, self.experts, self.shape, self.device = base, experts, shape, device
-
-    def within(self, part: slice) -> Deltas:
-        """Nothing else is read."""
-
-        def cut(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-            return lambda: read().reshape(-1)[part]
-
-        shape = torch.Size([part.stop - part.start])
-        inner = StreamedDeltas(cut(self.base), [cut(read) for read in self.experts], shape, self.device)
-        return PartOfDeltas(self, inner, part)
-
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """One block per expert."""
-        base = self.base().to(self.device, dtype)
-        for expert in self.experts:
-            # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
-            yield torch.sub(expert().to(self.device, non_blocking=True), base).to(dtype).reshape(1, -1)
-
-    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
-        """Piece by piece."""
-        groups = groups.placed(out.device)
-        for piece, rows in self._pieces(coefficients.dtype):
-            self._add(out[piece], piece, rows, coefficients, groups)
-
-    def pieces(self, coefficients: Tensor, groups: Groups) -> Iterator[Tensor]:
-        """No more in memory than a piece."""
-        coefficients, groups = coefficients.detach(), groups.placed(self.device)
-        for piece, rows in self._pieces(coefficients.dtype):
-            out = torch.zeros(piece.stop - piece.start, dtype=coefficients.dtype, device=self.device)
-            with torch.autocast(self.device.type, enabled=False):
-                self._add(out, piece, rows, coefficients, groups)
-            yield out
-
-    def _add(self, out: Tensor, piece: slice, rows: Iterator[Tensor], coefficients: Tensor, groups: Groups) -> None:
-        own = groups.within(piece.start, piece.stop, self.shape.numel())
-        for expert, row in enumerate(rows):
-            own.accumulate(out, row, coefficients[expert : expert + 1])
-
-    def _pieces(self, dtype: torch.dtype) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-        """Where each piece is, and its rows, one expert's in memory at a time."""
-        # mapped files, or tensors that are in memory anyway
-        base, experts = self.base().reshape(-1), [expert().reshape(-1) for expert in self.experts]
-
-        def rows(piece: slice) -> Iterator[Tensor]:
-            start = base[piece].to(self.device, dtype)
-            for expert in experts:
-                yield torch.sub(expert[piece].to(self.device, non_blocking=True), start).to(dtype).unsqueeze(0)
-
-        numel = self.shape.numel()
-        size = PIECE if self.device.type == "cpu" else max(numel, 1)  # a device has no use for small operations
-        for first in range(0, numel, size):
-            piece = slice(first, min(first + size, numel))
-            yield piece, rows(piece)
 
 
 class TransformedDeltas(Deltas):

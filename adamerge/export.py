@@ -11,10 +11,10 @@ from torch import Tensor
 
 import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
-from adamerge.deltas import PIECE
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merged_model import merged_tensor
 from adamerge.staging import staged_folder
+from adamerge.streamed import PIECE
 from adamerge.weights import verify_tensors, write_tensors
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"

@@ -224,7 +224,7 @@ class TensorFile:
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, memory-mapped: it takes no memory that the system cannot take back.
 
-        Never write to it: the file would stay as it is, but later reads of the tensor would see what was written.
+        Never write to it: the file would stay as it is, but later reads of the tensor might see what was written.
         A missing name, a changed file, or a dtype that torch lacks is a CheckpointError naming file and tensor.
         """
         self._mapped += self._info(name).nbytes

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from adamerge.agreement import extra_names, names_to_merge, refuse_extra, refuse_other
 from adamerge.checkpoint import Checkpoint
-from adamerge.deltas import Deltas, StreamedDeltas
+from adamerge.deltas import Deltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.sources import open_checkpoint
+from adamerge.streamed import StreamedDeltas
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]

@@ -5,7 +5,8 @@ import weakref
 import pytest
 import torch
 
-from adamerge.deltas import SEGMENT, Chunks, DenseDeltas, Ids, StreamedDeltas, TransformedDeltas, Whole
+from adamerge.deltas import RUN, SEGMENT, Chunks, DenseDeltas, Ids, TransformedDeltas, Whole
+from adamerge.streamed import StreamedDeltas
 
 SHAPE = torch.Size((4, 5, 3))
 
@@ -154,7 +155,7 @@ def test_dense_stacks_experts_in_order(models):
 def test_storages_give_the_same_bits(models):
     """Training holds deltas, export reads them: both must merge to the same number."""
     generator = torch.Generator().manual_seed(3)
-    size = torch.Size((257, 131))
+    size = torch.Size((857, 131))  # three pieces and a rest
     base = torch.randn(size, generator=generator)
     experts = [base + 0.01 * torch.randn(size, generator=generator) for _ in range(7)]
     streamed = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], size, torch.device("cpu"))
@@ -164,6 +165,26 @@ def test_storages_give_the_same_bits(models):
         part = coefficients[:, : groups.count].contiguous()
         one, two = dense.combine(part, groups), streamed.combine(part, groups)
         assert torch.equal(one, two), f"{int((one != two).sum())} of {one.numel()} elements differ"
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+@pytest.mark.parametrize(
+    "groups", [Whole(), Chunks(1), Chunks(3), Chunks(7), Chunks(59), Chunks(60), strewn(9)],
+    ids=lambda g: f"{type(g).__name__}-{g.count}",
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [1, 7, 60, 64])
+def test_pieces_are_the_whole_and_their_contraction_the_sum(models, monkeypatch, kind, groups, piece):
+    base, experts = models
+    deltas = storages(base, experts)[kind]
+    coefficients, slope = torch.randn(3, groups.count), torch.randn(SHAPE)
+    whole, contracted = deltas.combine(coefficients, groups), deltas.contract(slope.double(), groups)
+    monkeypatch.setattr("adamerge.streamed.PIECE", piece)
+    pieces = list(deltas.pieces(coefficients.requires_grad_(), groups))
+    sizes = [min(piece, 60 - start) for start in range(0, 60, piece)] if kind == "streamed" else [60]
+    assert [len(part) for part in pieces] == sizes and not any(part.requires_grad for part in pieces)
+    assert torch.equal(torch.cat(pieces), whole.flatten())
+    assert torch.equal(deltas.combine(coefficients, groups), whole)
+    assert torch.allclose(deltas.contract(slope.double(), groups), contracted, rtol=1e-12, atol=1e-12)
 
 
 def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
@@ -177,6 +198,18 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
     deltas = TransformedDeltas(storages(base, experts)["streamed"], transform)
     assert next(iter(deltas.blocks(torch.float64))).dtype == torch.float64
     assert seen == [((3, 60), torch.float32)]
+
+
+@pytest.mark.parametrize("groups", [Whole(), Chunks(3)], ids=["whole", "chunks"])
+def test_sums_over_a_large_tensor_are_as_exact_as_over_a_small_one(groups):
+    """One running sum in fp32 over so many products would be off by more."""
+    numel = 60 * RUN + 77
+    values, slope = 1 + 0.1 * torch.rand(2, numel), 1 + 0.1 * torch.rand(numel)
+    found = DenseDeltas(values).contract(slope, groups)
+    exact = torch.zeros(2, groups.count, dtype=torch.float64)
+    for group, part in enumerate(Chunks(groups.count).slices(numel)):
+        exact[:, group] = values[:, part].double() @ slope[part].double()
+    assert ((found - exact).abs() / exact).max() < 3e-7
 
 
 def test_sums_by_id_are_exact_over_many_runs():

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile, cache_folder, read_json
@@ -225,3 +227,23 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, expected in (("/else", "/else/adamerge"), ("else", "/home/somebody/.cache/adamerge")):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert str(cache_folder()) == expected
+
+
+def test_what_was_read_does_not_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor after tensor of one file, each let go: no more of it is resident than is read through one mapping."""
+    monkeypatch.setattr("adamerge.files.MAPPED", 8_000_000)
+    path = tmp_path / "model.safetensors"
+    save_file({f"{number:02}": torch.ones(1_000_000) for number in range(40)}, path)
+    file = TensorFile(path)
+    kept = file.read("00")
+
+    def resident() -> int:
+        return int(re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+    assert kept.sum() == 1_000_000
+    before, most = resident(), 0
+    for number in range(40):
+        assert file.read(f"{number:02}").sum() == 1_000_000
+        most = max(most, resident() - before)
+    assert most < 40_000
+    assert kept.sum() == 1_000_000  # its own mapping lives as long as it does

@@ -77,7 +77,11 @@ def test_what_float16_cannot_hold_is_refused():
 
 
 @pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("groups", [Whole(), Chunks(1), Chunks(4), Ids(3, lambda: torch.arange(60) % 3)], ids=lambda groups: type(groups).__name__)
+@pytest.mark.parametrize(
+    "groups",
+    [Whole(), Chunks(1), Chunks(4), Ids(3, lambda: torch.arange(60) % 3)],
+    ids=lambda groups: type(groups).__name__,
+)
 def test_sums_and_contractions_are_the_formula_on_the_decoded_numbers(name, groups):
     deltas = KeptDeltas.of(DenseDeltas(torch.randn(3, 4, 15)), CODES[name], lambda row: row)
     tau = deltas.dense().double().view(3, 60)
@@ -120,7 +124,9 @@ class Peak(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("groups", [Whole(), Chunks(5), Ids(3, lambda: torch.arange(6400) % 3)], ids=lambda groups: type(groups).__name__)
+@pytest.mark.parametrize(
+    "groups", [Whole(), Chunks(5), Ids(3, lambda: torch.arange(6400) % 3)], ids=lambda groups: type(groups).__name__
+)
 @pytest.mark.parametrize("name", [name for name in CODES if name != "float32"])
 def test_no_more_than_one_experts_tensor_is_widened(name, groups):
     deltas = KeptDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)

@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adamerge.deltas import Chunks, DenseDeltas, StreamedDeltas, Whole
+from adamerge.deltas import Chunks, DenseDeltas, Whole
 from adamerge.factors import Factors, no_change
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
+from adamerge.streamed import StreamedDeltas
 
 CPU = torch.device("cpu")
 

@@ -38,11 +38,11 @@ class CommandFailed(RuntimeError):
     """A command ended with another code than 0; the last of what it printed is the message."""
 
 
-def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Watched:
-    """Run a command to its end.
+def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, limit: float = float("inf")) -> Watched:
+    """Run a command to its end, or until its anonymous memory passes ``limit`` MiB.
 
     Raises:
-        CommandFailed: it failed.
+        CommandFailed: it failed, or was ended.
     """
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -56,10 +56,14 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     while process.poll() is None:
         for name, value in memory(process.pid).items():
             peaks[name] = max(peaks[name], value)
+        if peaks["RssAnon"] > limit * 1024:
+            process.kill()
         time.sleep(EVERY)
     seconds = time.perf_counter() - start
     reader.join()
     output = "".join(printed)
+    if peaks["RssAnon"] > limit * 1024:
+        raise CommandFailed(f"more than {limit:.0f} MiB of anonymous memory")
     if process.returncode != 0:
         raise CommandFailed(f"{' '.join(command)[:300]} ended with {process.returncode}:\n{output[-2000:]}")
     return Watched(seconds, peaks["RssAnon"] / 1024, peaks["VmHWM"] / 1024, output)

@@ -229,8 +229,8 @@ def test_only_what_is_wanted_is_computed_again(vectors):
     """The combined update is not kept: its second reading happens for the logits' gradient, and only for that."""
     made, reads = scrambled(Concrete(vectors, LayerWise)), []
     deltas = vectors["b"]
-    blocks = deltas.blocks
-    deltas.blocks = lambda dtype: reads.append(1) or blocks(dtype)
+    base = deltas.base
+    deltas.base = lambda: reads.append(1) or base()
     for wanted, expected in (([made.inner.w], 2), ([made.masks()["b"]], 2), ([made.inner.w, made.masks()["b"]], 3)):
         reads.clear()
         torch.autograd.grad(made("b", deltas).sum(), wanted)

@@ -23,6 +23,7 @@ def test_updates_values_and_coefficients_are_those_inside(tmp_path):
         update = frozen(name, vectors[name])
         assert torch.equal(update, plain(name, vectors[name])) and not update.requires_grad
         assert torch.equal(frozen.draw(3)(name, vectors[name]), update)
+        assert torch.equal(torch.cat(list(frozen.pieces(name, vectors[name]))), update.flatten())
     save_coefficients(Coefficients(vectors, frozen), tmp_path / "c.safetensors")
     loaded = load_coefficients(tmp_path / "c.safetensors").parametrization
     assert isinstance(loaded, Frozen) and isinstance(loaded.inner, LayerWise)
