@@ -1,80 +1,184 @@
-"""Seconds of one optimisation step beside the plain forward and backward pass of one model on the same batches.
+"""One optimisation step beside the plain forward and backward pass of one model on the same batches: seconds and memory.
 
     python tests/benchmarks/step.py --arch ViT-B-32-quickgelu --experts 8 --batch 4 --storage resident --dtype bfloat16
 
-Prints a table and one line of JSON. Random weights: only time and memory are measured. Runs alternate, so that a noisy
-machine hits both sides alike; ``ratio`` is the median of the pairs, with its quartiles.
+Random weights: only time and memory are measured. Seconds are of one process, in which both sides alternate, so that a noisy
+machine hits both alike; ``ratio`` is the median of the pairs of step and floor, with its quartiles. Memory is the peak of
+anonymous memory of a process of its own for each side; ``extra_models`` is the step's above the floor's, in units of the
+merged tensors in fp32. ``operations`` are elements of all operations but views in merge and contraction, in units of the
+merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and the base's bytes once, from memory to memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from watching import memory, watch
 
 from adamerge import LayerWise, OpenClipClassifier, TaskVectors
 from adamerge.merged_model import MergedModel
 from adamerge.storage import Disk, Resident
 
+SIDES = ("floor", "step")
 
-def models(backbone: OpenClipClassifier, experts: int, folder: Path) -> TaskVectors:
+
+def write_models(arch: str, experts: int, folder: Path) -> None:
     """Random experts of the image tower, on disk."""
-    weights = {name: value.detach().clone() for name, value in backbone.tensors().items()}
+    torch.manual_seed(0)
+    weights = {name: value.detach().clone() for name, value in OpenClipClassifier(arch).tensors().items()}
     save_file(weights, folder / "base.safetensors")
     for expert in range(experts):
         moved = {n: v + 1e-3 * torch.randn_like(v) for n, v in weights.items() if n.startswith("visual.")}
         save_file(moved, folder / f"{expert}.safetensors")
-    sources = {str(expert): folder / f"{expert}.safetensors" for expert in range(experts)}
-    return TaskVectors(folder / "base.safetensors", sources, include=["visual.*"])
 
 
-def measure(arch: str, experts: int, batch: int, storage: str, dtype: str, rounds: int) -> dict[str, object]:
-    """Time ``rounds`` alternations of floor and step."""
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = OpenClipClassifier(arch)
-        vectors = models(backbone, experts, Path(folder))
-        model = MergedModel(
-            backbone, vectors, partial(LayerWise, init=0.3)(vectors), Disk() if storage == "disk" else Resident(dtype)
-        )
-        size = backbone.preprocess_config["size"]
+class Subject:
+    """The merged model with its batch, and what is timed of it."""
+
+    def __init__(self, own: argparse.Namespace, folder: Path) -> None:
+        sources = {str(expert): folder / f"{expert}.safetensors" for expert in range(own.experts)}
+        self.vectors = TaskVectors(folder / "base.safetensors", sources, include=["visual.*"])
+        self.backbone = OpenClipClassifier(own.arch)
+        storage = Disk() if own.storage == "disk" else Resident(own.dtype)
+        parametrization = partial(LayerWise, init=0.3)(self.vectors)
+        self.model = MergedModel(self.backbone, self.vectors, parametrization, storage)
+        size = self.backbone.preprocess_config["size"]
         side = size if isinstance(size, int) else size[0]
-        inputs = torch.randint(0, 256, (experts * batch, 3, side, side), dtype=torch.uint8)
+        self.inputs = torch.randint(0, 256, (own.experts * own.batch, 3, side, side), dtype=torch.uint8)
+        self.mixed = own.precision == "bf16-mixed"
 
-        def passes() -> torch.Tensor:
-            loss = model(inputs).features.square().mean()
-            loss.backward()
-            return loss.detach()
+    @property
+    def elements(self) -> int:
+        """Of the merged tensors."""
+        return sum(self.vectors.shape(name).numel() for name in self.vectors)
 
-        times: dict[str, list[float]] = {"floor": [], "merge": [], "contract": [], "step": []}
-        model.merge()
-        for _ in range(rounds + 1):
-            for name in vectors:
-                backbone.tensors()[name].grad = None
-            start = time.perf_counter()
-            passes()
-            floor = time.perf_counter()
-            model.merge()
-            merged = time.perf_counter()
-            loss = passes()
-            ran = time.perf_counter()
-            model.pull_back(loss).backward()
-            end = time.perf_counter()
-            for name, value in zip(times, (floor - start, merged - floor, end - ran, end - floor), strict=True):
-                times[name].append(value)
-        times = {name: values[1:] for name, values in times.items()}  # the first round warms up
-        ratios = sorted(step / floor for step, floor in zip(times["step"], times["floor"], strict=True))
-        found: dict[str, object] = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        return found | {"ratio": statistics.median(ratios), "ratio_quartiles": [quartiles[0], quartiles[2]]}
+    def passes(self) -> Tensor:
+        """Forward and backward pass of one model."""
+        with torch.autocast("cpu", torch.bfloat16, self.mixed):
+            loss = self.model(self.inputs).features.float().square().mean()
+        loss.backward()
+        return loss.detach()
+
+    def floor(self) -> None:
+        """The same without a merge: gradients begin anew."""
+        for name in self.vectors:
+            self.backbone.tensors()[name].grad = None
+        self.passes()
+
+    def step(self) -> tuple[float, float]:
+        """Merge, passes, contraction; seconds of the first and the last."""
+        start = time.perf_counter()
+        self.model.merge()
+        merged = time.perf_counter()
+        loss = self.passes()
+        ran = time.perf_counter()
+        self.model.pull_back(loss).backward()
+        return merged - start, time.perf_counter() - ran
+
+
+def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Alternations of floor and step."""
+    subject = Subject(own, folder)
+    times: dict[str, list[float]] = {"floor": [], "merge": [], "contract": [], "step": [], "copy": []}
+    bytes_each = 2 if own.dtype != "float32" and own.storage == "resident" else 4
+    source = torch.empty((own.experts * bytes_each + 4) * subject.elements, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    source.zero_(), target.zero_()
+    for _ in range(own.rounds + 1):
+        start = time.perf_counter()
+        target.copy_(source)
+        copied = time.perf_counter()
+        subject.floor()
+        floored = time.perf_counter()
+        merge, contract = subject.step()
+        end = time.perf_counter()
+        row = (floored - copied, merge, contract, end - floored, copied - start)
+        for name, value in zip(times, row, strict=True):
+            times[name].append(value)
+    del source, target
+    times = {name: values[1:] for name, values in times.items()}  # the first round warms up
+    pairs = list(zip(times["step"], times["floor"], times["merge"], times["contract"], times["copy"], strict=True))
+    found: dict[str, Any] = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
+    found |= _spread("ratio", [step / floor for step, floor, *_ in pairs])
+    found |= _spread("merge_and_contract_to_floor", [(m + c) / floor for _, floor, m, c, _ in pairs])
+    found |= _spread("merge_and_contract_to_copy", [(m + c) / copy for _, _, m, c, copy in pairs])
+    with Operations() as counted:
+        subject.model.merge()
+    loss = subject.passes()
+    with counted:
+        subject.model.pull_back(loss).backward()
+    return found | {"operations": counted.elements / subject.elements, "elements": subject.elements}
+
+
+def peak_of(own: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Peak of anonymous memory in one side's steps, MiB."""
+    subject, peak, going = Subject(own, folder), [0], [True]
+
+    def look() -> None:
+        while going[0]:
+            peak[0] = max(peak[0], memory().get("RssAnon", 0))
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(3):
+        subject.floor() if own.side == "floor" else subject.step()
+    going[0] = False
+    watcher.join()
+    return {"mib": peak[0] / 1024}
+
+
+class Operations(TorchDispatchMode):
+    """Elements of every operation that is no view: the larger of its input and its output."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        # `set_` points a tensor to a storage: how a memory-mapped file is opened, and no element is touched
+        if not function.is_view and function is not torch.ops.aten.set_.source_Storage:
+            sizes = [x.numel() for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+            self.elements += max(sizes, default=0)
+        return found
+
+
+def measure(own: argparse.Namespace) -> dict[str, Any]:
+    """Seconds in one process, memory in one for each side."""
+    words = [f"--{name}={getattr(own, name)}" for name in ("arch", "experts", "batch", "storage", "dtype", "precision")]
+    with tempfile.TemporaryDirectory(prefix="adamerge-step-") as name:
+        write_models(own.arch, own.experts, Path(name))
+
+        def child(side: str) -> dict[str, Any]:
+            line = [sys.executable, __file__, *words, f"--rounds={own.rounds}", f"--side={side}", f"--folder={name}"]
+            found: dict[str, Any] = json.loads(watch(line).output.splitlines()[-1])
+            return found
+
+        found = child("seconds")
+        peaks = {side: child(side)["mib"] for side in SIDES}
+    extra = (peaks["step"] - peaks["floor"]) * (1 << 20) / (4 * found["elements"])
+    return found | {f"{side}_mib": peak for side, peak in peaks.items()} | {"extra_models": extra}
+
+
+def _spread(name: str, values: list[float]) -> dict[str, Any]:
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {name: statistics.median(values), f"{name}_quartiles": [quartiles[0], quartiles[2]]}
 
 
 def main() -> None:
@@ -87,16 +191,23 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of resident deltas"
     )
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
+    parser.add_argument("--side", choices=["seconds", *SIDES], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     own = parser.parse_args()
-    found = measure(own.arch, own.experts, own.batch, own.storage, own.dtype, own.rounds)
-    table = Table(
-        "figure", "value", title=f"{own.arch}, {own.experts} experts, {own.storage}, batch {own.batch} per task"
-    )
-    for name, value in found.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    print(json.dumps(vars(own) | found | {"threads": torch.get_num_threads()}))
+    if own.side:
+        print(json.dumps((seconds_of if own.side == "seconds" else peak_of)(own, own.folder)))
+        return
+    given = {name: value for name, value in vars(own).items() if name not in {"json", "side", "folder"}}
+    line = given | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]} | measure(own)
+    if not own.json:
+        table = Table("figure", "value", title=f"{own.arch}, {own.experts} experts, batch {own.batch} per task")
+        for name, value in line.items():
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        Console().print(table)
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":
