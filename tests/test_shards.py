@@ -118,7 +118,7 @@ def test_one_process_alone_is_told(pool_of):
 def test_experts_that_each_process_would_hold_whole_are_refused(pool_of):
     pool = pool_of("llama")
     vectors = TaskVectors(pool["base"], pool["experts"])
-    with pytest.raises(ConfigError, match=r"model.storage Resident\(dtype=float32\) holds whole tensors"):
+    with pytest.raises(ConfigError, match=r"model.storage Resident\(float32\) holds whole tensors"):
         MergedModel(pool["backbone"](), vectors, TaskWise(vectors), Resident(), copy=ShardedCopy())
 
 
