@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RUN = 1 << 16
+RUN = 1 << 15
 """Elements whose products one call of the linear algebra library sums."""
 
 SEGMENT = 1 << 12

@@ -203,13 +203,14 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
 @pytest.mark.parametrize("groups", [Whole(), Chunks(3)], ids=["whole", "chunks"])
 def test_sums_over_a_large_tensor_are_as_exact_as_over_a_small_one(groups):
     """One running sum in fp32 over so many products would be off by more."""
-    numel = 60 * RUN + 77
+    numel = 120 * RUN + 77
+    torch.manual_seed(0)
     values, slope = 1 + 0.1 * torch.rand(2, numel), 1 + 0.1 * torch.rand(numel)
     found = DenseDeltas(values).contract(slope, groups)
     exact = torch.zeros(2, groups.count, dtype=torch.float64)
     for group, part in enumerate(Chunks(groups.count).slices(numel)):
         exact[:, group] = values[:, part].double() @ slope[part].double()
-    assert ((found - exact).abs() / exact).max() < 3e-7
+    assert ((found - exact).abs() / exact).max() < 5e-7
 
 
 def test_sums_by_id_are_exact_over_many_runs():
