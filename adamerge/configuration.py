@@ -18,6 +18,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+import adamerge.shards  # noqa: F401  (a class goes by its short name once it is there)
 from adamerge.config_files import config_files, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError

@@ -1,9 +1,11 @@
 """Two processes: the same coefficients on both, and the same as one process finds on the same batches."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,50 @@ def test_a_fault_in_two_processes_ends_both(pool, image_folders, tmp_path):
             process.send_signal(signal.SIGKILL)
             raise
     assert process.returncode == 3 and "gone.safetensors" in error and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copy", ["WholeCopy", "ShardedCopy"])
+def test_a_killed_process_ends_the_run_and_leaves_a_checkpoint_that_goes_on(copy, pool, image_folders, tmp_path):
+    file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    words = fit_words(file, "--name=n", "--id=a", f"--model.copy={copy}", *parallel, steps=2000)
+    run = tmp_path / "runs/n/a"
+    line = [sys.executable, "-m", "adamerge", "fit", *words]
+    with subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: any(run.glob("checkpoints/step=*.ckpt")) or process.poll() is not None, 120)
+            assert process.poll() is None, process.stderr.read()[-3000:]
+            (other,) = [n for n in running(file) if n != process.pid]
+            os.kill(other, signal.SIGKILL)
+            process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode != 0
+    wait_for(lambda: not running(file), 30)
+    assert json.loads((run / "summary.json").read_text())["status"] in {"failed", "running"}
+    newest = max(run.glob("checkpoints/step=*.ckpt"), key=lambda path: path.stat().st_mtime)
+    state = torch.load(newest, weights_only=False)
+    assert state["global_step"] > 0 and all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+def running(file: Path) -> list[int]:
+    """Processes whose command line names a file."""
+    found = []
+    for place in Path("/proc").iterdir():
+        try:
+            if place.name.isdecimal() and str(file) in (place / "cmdline").read_text():
+                found.append(int(place.name))
+        except OSError:
+            continue  # it is gone
+    return found
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
