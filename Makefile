@@ -23,11 +23,8 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 bench: setup
-	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/language_model.py --compare
-	$(BIN)/python tests/benchmarks/export.py
-	$(BIN)/python tests/benchmarks/peers.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/export.py
 	$(BIN)/python tests/benchmarks/peers.py
