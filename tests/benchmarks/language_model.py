@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from watching import memory, watch
+from watching import own_peak, watch
 
 from adamerge import BlockCopy, CausalLM, LayerWise, TaskVectors, WholeCopy
 from adamerge.merged_model import MergedModel
@@ -47,33 +46,23 @@ def write_pool(folder: Path, size: str, experts: int) -> None:
 
 def step(folder: Path, own: argparse.Namespace) -> dict[str, Any]:
     """The step of this process."""
-    peak, going = [0], [True]
-
-    def look() -> None:
-        while going[0]:
-            peak[0] = max(peak[0], memory().get("RssAnon", 0))
-            time.sleep(0.005)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    copy, storage = (made() for made in COPIES[own.copy])
-    backbone = CausalLM(str(folder / "base"), "bfloat16", max_length=own.positions)
-    experts = {f"expert{number}": folder / f"expert{number}" for number in range(own.experts)}
-    vectors = TaskVectors(folder / "base", experts)
-    merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3), storage, copy=copy)
-    shape, generator = (own.experts * own.batch, own.positions), torch.Generator().manual_seed(0)
-    ids = torch.randint(0, VOCABULARY, shape, generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "predicted": torch.ones_like(ids)}
-    start = time.perf_counter()
-    merged.merge()
-    q = backbone.output(merged(inputs), "expert0").logits.float().log_softmax(dim=-1)
-    loss = -(q.exp() * q).sum(dim=-1).mean()
-    del q
-    loss.backward()
-    merged.pull_back(loss.detach()).backward()
-    seconds = time.perf_counter() - start
-    going[0] = False
-    watcher.join()
+    with own_peak() as peak:
+        copy, storage = (made() for made in COPIES[own.copy])
+        backbone = CausalLM(str(folder / "base"), "bfloat16", max_length=own.positions)
+        experts = {f"expert{number}": folder / f"expert{number}" for number in range(own.experts)}
+        vectors = TaskVectors(folder / "base", experts)
+        merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3), storage, copy=copy)
+        shape, generator = (own.experts * own.batch, own.positions), torch.Generator().manual_seed(0)
+        ids = torch.randint(0, VOCABULARY, shape, generator=generator)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "predicted": torch.ones_like(ids)}
+        start = time.perf_counter()
+        merged.merge()
+        q = backbone.output(merged(inputs), "expert0").logits.float().log_softmax(dim=-1)
+        loss = -(q.exp() * q).sum(dim=-1).mean()
+        del q
+        loss.backward()
+        merged.pull_back(loss.detach()).backward()
+        seconds = time.perf_counter() - start
     gradient = merged.trained()[0].grad
     assert gradient is not None
     torch.save(gradient, folder / f"{own.copy}.pt")

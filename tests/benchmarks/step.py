@@ -17,7 +17,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from watching import memory, watch
+from watching import own_peak, watch
 
 from adamerge import LayerWise, OpenClipClassifier, TaskVectors
 from adamerge.merged_model import MergedModel
@@ -129,19 +128,10 @@ def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def peak_of(own: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Peak of anonymous memory in one side's steps, MiB."""
-    subject, peak, going = Subject(own, folder), [0], [True]
-
-    def look() -> None:
-        while going[0]:
-            peak[0] = max(peak[0], memory().get("RssAnon", 0))
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    for _ in range(3):
-        subject.floor() if own.side == "floor" else subject.step()
-    going[0] = False
-    watcher.join()
+    subject = Subject(own, folder)
+    with own_peak() as peak:
+        for _ in range(3):
+            subject.floor() if own.side == "floor" else subject.step()
     return {"mib": peak[0] / 1024}
 
 

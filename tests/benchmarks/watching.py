@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
     if process.returncode != 0:
         raise CommandFailed(f"{' '.join(command)[:300]} ended with {process.returncode}:\n{output[-2000:]}")
     return Watched(seconds, peaks["RssAnon"] / 1024, peaks["VmHWM"] / 1024, output)
+
+
+@contextmanager
+def own_peak() -> Iterator[list[int]]:
+    """A list whose one number is this process's peak of RssAnon in KiB while the context lasts."""
+    peak, going = [0], [True]
+
+    def look() -> None:
+        while going[0]:
+            peak[0] = max(peak[0], memory().get("RssAnon", 0))
+            time.sleep(EVERY)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        going[0] = False
+        watcher.join()
 
 
 def own_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
