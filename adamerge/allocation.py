@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from adamerge.coefficients import Coefficients, load_coefficients
+from adamerge.deltas import TransformedDeltas
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ImportanceChunkWise, Linear
 from adamerge.staging import write_json
@@ -35,7 +36,7 @@ def importances(coefficients: Coefficients) -> dict[str, float]:
         for name, deltas in vectors.items():
             shares, groups = parametrization.shares(name)
             ones = torch.ones(deltas.shape.numel(), dtype=torch.float64, device=deltas.device)
-            norms = torch.cat([groups.contract(rows.abs(), ones) for rows in deltas.blocks(torch.float64)])
+            norms = TransformedDeltas(deltas, torch.abs, local=True).contract(ones, groups)
             sums[name] = float((shares.to(norms).abs() * norms).sum())
     total = math.fsum(sums.values()) or 1.0
     return {name: value / total for name, value in sums.items()}

@@ -3,212 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-RUN = 1 << 15
-"""Elements whose products one call of the linear algebra library sums."""
+from adamerge.groups import Groups
 
-SEGMENT = 1 << 12
-"""Elements, at least, whose products are summed in one run where they are summed one after the other."""
-
-
-class Groups(ABC):
-    """Which elements of one tensor share a coefficient: ``g`` of theta0[e] + sum_k w[k, g(e)] tau_k[e]."""
-
-    count: int
-    """Coefficients of one expert for this tensor."""
-
-    def placed(self, device: torch.device) -> Groups:
-        """The same groups, ready for one pass over the experts on ``device``."""
-        return self
-
-    @abstractmethod
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        """The groups of the elements ``start`` to ``stop`` of a tensor of ``numel``, of the same ``count``."""
-
-    @abstractmethod
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """``out += sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count).
-
-        ``rows`` may be of a narrower dtype; sums and products are in that of ``out``, here and below that of ``gradient``.
-        """
-
-    @abstractmethod
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Sum of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, count)."""
-
-
-class Whole(Groups):
-    """All elements of the tensor share one coefficient."""
-
-    count = 1
-
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        """The same."""
-        return self
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """``out += coefficients[:, 0] @ rows``."""
-        _add_rows(out, rows, coefficients[:, 0])
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """``rows @ gradient``."""
-        return _dots(rows, gradient).unsqueeze(1)
-
-
-class Chunks(Groups):
-    """Contiguous runs of the flattened tensor, sizes differing by one at most, so that none is ever empty.
-
-    Args:
-        count: chunks of a tensor; at most its number of elements.
-
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def slices(self, numel: int) -> list[slice]:
-        """The ``count`` runs of a tensor of ``numel`` elements."""
-        edges = [i * numel // self.count for i in range(self.count + 1)]
-        return [slice(a, b) for a, b in pairwise(edges)]
-
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        """The chunks that lie there, cut at both ends."""
-        first = ((start + 1) * self.count - 1) // numel  # the last whose edge is not after `start`
-        last = (stop * self.count - 1) // numel + 1
-        edges = [i * numel // self.count for i in range(first, last + 1)]
-        slices = [slice(max(a, start) - start, min(b, stop) - start) for a, b in pairwise(edges)]
-        return _CutChunks(self.count, first, slices)
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """One product per chunk."""
-        for group, chunk in enumerate(self.slices(out.numel())):
-            _add_rows(out[chunk], rows[:, chunk], coefficients[:, group])
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """One product per chunk."""
-        chunks = self.slices(gradient.numel())
-        return torch.stack([_dots(rows[:, chunk], gradient[chunk]) for chunk in chunks], dim=1)
-
-
-def _add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-    """``out += coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once."""
-    if rows.dtype == out.dtype:
-        out.addmv_(rows.t(), coefficients)
-        return
-    for row, coefficient in zip(rows, coefficients, strict=True):
-        out.addcmul_(row, coefficient)
-
-
-class _CutChunks(Groups):
-    def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
-        self.count, self.first, self.slices = count, first, slices
-
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        raise NotImplementedError("a piece of a tensor is cut no further")
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        for group, chunk in enumerate(self.slices, self.first):
-            out[chunk].addmv_(rows[:, chunk].t(), coefficients[:, group])
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        found = torch.zeros(len(rows), self.count, dtype=gradient.dtype, device=gradient.device)
-        for group, chunk in enumerate(self.slices, self.first):
-            found[:, group] = _dots(rows[:, chunk], gradient[chunk])
-        return found
-
-
-def _dots(rows: Tensor, gradient: Tensor) -> Tensor:
-    """``rows @ gradient``; on a CPU run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
-    run = RUN if rows.device.type == "cpu" else max(gradient.numel(), 1)
-    pairs = zip(rows.split(run, dim=1), gradient.split(run), strict=True)
-    return torch.stack([torch.mv(row.to(gradient.dtype), own) for row, own in pairs]).sum(dim=0)
-
-
-class Ids(Groups):
-    """Any elements: an integer for each says which coefficient it uses.
-
-    Args:
-        count: coefficients of an expert.
-        make: gives the ids, ``(numel,)``, each in [0, count); made when needed, and kept from the first contraction on.
-    """
-
-    def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
-        self.count, self.make = count, make
-        self.kept: Tensor | None = None
-
-    def placed(self, device: torch.device) -> Groups:
-        """The ids as indices on ``device``, for one pass over the experts."""
-        ids = (self.make() if self.kept is None else self.kept).to(device)
-        return _PlacedIds(self, ids, ids)
-
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        """The ids there."""
-        return self.placed(torch.device("cpu")).within(start, stop, numel)
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """Each row times its elements' own coefficients."""
-        self.placed(out.device).accumulate(out, rows, coefficients)
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Sums of products by id."""
-        return self.placed(rows.device).contract(rows, gradient)
-
-
-class _PlacedIds(Groups):
-    def __init__(self, owner: Ids, ids: Tensor, whole: Tensor) -> None:
-        self.count, self.owner, self.ids, self.whole = owner.count, owner, ids, whole
-
-    @cached_property
-    def indices(self) -> Tensor:
-        return self.ids.long()
-
-    def within(self, start: int, stop: int, numel: int) -> Groups:
-        return _PlacedIds(self.owner, self.ids[start:stop], self.whole)
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        for row, own in zip(rows, coefficients, strict=True):
-            out.addcmul_(own.index_select(0, self.indices), row)
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        self.owner.kept = self.whole
-        # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
-        run = max(SEGMENT, 16 * self.count)
-        runs = gradient.numel() // run
-        whole = runs * run
-        found = []
-        for row in rows:
-            products = row * gradient
-            sums = torch.zeros(runs + 1, self.count, dtype=gradient.dtype, device=rows.device)
-            sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
-            sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
-            found.append(sums.sum(dim=0))
-        return torch.stack(found)
+PIECE = 1 << 19
+"""Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
 
 
 class Deltas(ABC):
     """What each expert changed in one tensor: ``tau_k``, conceptually ``(experts, *shape)``, in fp32 when read.
 
+    A part of the tensor is a slice of its flattened elements.
+
     Attributes:
         shape: of the tensor itself.
         device: where combinations are computed.
+        divisible: whether a part is read for no more than its share of the cost of the whole.
     """
 
     shape: torch.Size
     device: torch.device
+    divisible: bool = False
 
     @abstractmethod
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The deltas as consecutive ``(t, numel)`` blocks of experts, no more of them in memory than one block.
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """The deltas as consecutive ``(t, elements of the part)`` blocks of experts, one of them in memory at a time.
 
-        Of ``dtype``, or narrower where they are kept so. A block may change once the next one is asked for.
+        Args:
+            dtype: of the blocks, or narrower where they are kept so.
+            part: all when None.
+
+        A block may change once the next one is asked for.
         """
 
     def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
@@ -226,24 +56,53 @@ class Deltas(ABC):
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
-        return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows)
+        return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows, local=True)
+
+    def opened(self) -> Deltas:
+        """The same, to be read several times in a row: files are opened once."""
+        return self
 
     def within(self, part: slice) -> Deltas:
-        """The deltas of a part of the flattened tensor, whose ``combine`` takes groups of the whole one."""
-        return PartOfDeltas(self, self, part)
+        """The deltas of a part, which take the groups of the whole tensor."""
+        return PartOfDeltas(self, part)
 
-    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
-        """``out += sum_k c[k, g] tau_k``, in place and without autograd; out ``(numel,)``."""
-        groups, first = groups.placed(out.device), 0
-        for block in self.blocks(coefficients.dtype):
-            groups.accumulate(out, block, coefficients[first : first + len(block)])
-            first += len(block)
+    def pieces(self, part: slice | None = None) -> list[slice]:
+        """How one goes through the tensor, or a part of it: consecutive parts; one where a part costs what the whole does."""
+        part = self.whole if part is None else part
+        size = part.stop - part.start
+        # a device has no use for small operations
+        if not self.divisible or self.device.type != "cpu" or size <= PIECE:
+            return [part]
+        return [slice(at, min(at + PIECE, part.stop)) for at in range(part.start, part.stop, PIECE)]
 
-    def summed(self, coefficients: Tensor, groups: Groups) -> Tensor:
-        """``sum_k c[k, g] tau_k``, flat and without autograd: ``(numel,)``."""
-        out = torch.zeros(self.shape.numel(), dtype=coefficients.dtype, device=self.device)
-        self.accumulate(out, coefficients, groups)
-        return out
+    @property
+    def whole(self) -> slice:
+        """All elements."""
+        return slice(0, self.shape.numel())
+
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
+        part = self.whole if part is None else part
+        pieces = self.pieces(part)
+        if len(pieces) == 1:
+            return self._sum(coefficients, groups, part)
+        found = torch.empty(part.stop - part.start, dtype=coefficients.dtype, device=self.device)
+        deltas = self.opened()
+        for piece in pieces:
+            deltas._sum(coefficients, groups, piece, found[piece.start - part.start : piece.stop - part.start])
+        return found
+
+    def _sum(self, coefficients: Tensor, groups: Groups, piece: slice, out: Tensor | None = None) -> Tensor:
+        shared, first = groups.within(piece, self.shape.numel(), self.device), 0
+        for rows in self.blocks(coefficients.dtype, piece):
+            shares = coefficients[first : first + len(rows)]
+            if first == 0:
+                total = shared.scale(rows[0], shares[0], out)
+                shared.accumulate(total, rows[1:], shares[1:])
+            else:
+                shared.accumulate(total, rows, shares)
+            first += len(rows)
+        return total
 
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
@@ -258,19 +117,19 @@ class Deltas(ABC):
         combined: Tensor = _Combine.apply(coefficients, self, groups)
         return combined
 
-    def pieces(self, coefficients: Tensor, groups: Groups) -> Iterator[Tensor]:
-        """What ``combine`` gives, bit for bit, in consecutive pieces of the flattened tensor; without autograd.
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """The transpose of ``combine``: the gradient of a part to ``(experts, groups.count)``.
 
-        One piece, the whole, unless the deltas can be read in parts.
+        The pieces' sums are summed in float64, so that rounding does not grow with their number.
         """
-        with torch.no_grad():
-            combined = self.combine(coefficients, groups)
-        yield combined.reshape(-1)
-
-    def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
-        """The transpose of ``combine``: a gradient of ``shape`` to ``(experts, groups.count)``."""
-        flat, groups = gradient.reshape(-1), groups.placed(gradient.device)
-        return torch.cat([groups.contract(block, flat) for block in self.blocks(gradient.dtype)])
+        part, flat, found = self.whole if part is None else part, gradient.reshape(-1), []
+        pieces = self.pieces(part)
+        deltas = self if len(pieces) == 1 else self.opened()
+        for piece in pieces:
+            shared = groups.within(piece, self.shape.numel(), gradient.device)
+            own = flat[piece.start - part.start : piece.stop - part.start]
+            found.append(torch.cat([shared.contract(block, own) for block in deltas.blocks(gradient.dtype, piece)]))
+        return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
 
 
 class _Combine(torch.autograd.Function):
@@ -288,31 +147,63 @@ class _Combine(torch.autograd.Function):
 
 
 class PartOfDeltas(Deltas):
-    """A part of the flattened deltas of a tensor.
+    """A part of a tensor's deltas, summed and contracted by the groups of the whole tensor.
 
     Args:
-        whole: of the tensor.
-        inner: the same, or deltas that are of this part alone and cheaper to read.
-        part: of the flattened tensor.
+        of: the deltas of the tensor.
+        part: of it.
     """
 
-    def __init__(self, whole: Deltas, inner: Deltas, part: slice) -> None:
-        self.whole, self.inner, self.part = whole, inner, part
-        self.shape, self.device = torch.Size([part.stop - part.start]), whole.device
+    def __init__(self, of: Deltas, part: slice) -> None:
+        self.of, self.part = of, part
+        self.shape, self.device, self.divisible = torch.Size([part.stop - part.start]), of.device, of.divisible
+
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Those of the part."""
+        return self.of.blocks(dtype, self._there(part))
+
+    def opened(self) -> Deltas:
+        """The part of the opened ones."""
+        return PartOfDeltas(self.of.opened(), self.part)
 
     def within(self, part: slice) -> Deltas:
         """A part of the part."""
+        return PartOfDeltas(self.of, self._there(part))
+
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """Of that part of the tensor."""
+        return self.of.summed(coefficients, groups, self._there(part))
+
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """Of that part of the tensor."""
+        return self.of.contract(gradient, groups, self._there(part))
+
+    def _there(self, part: slice | None) -> slice:
         first = self.part.start
-        return self.whole.within(slice(first + part.start, first + part.stop))
+        return self.part if part is None else slice(first + part.start, first + part.stop)
 
-    def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
-        """With the groups that this part has of the whole tensor's; coefficients ``(experts, groups.count)``."""
-        return super().combine(coefficients, groups.within(self.part.start, self.part.stop, self.whole.shape.numel()))
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The part of each block."""
-        for block in self.inner.blocks(dtype):
-            yield block if self.inner is not self.whole else block[:, self.part]
+class Outline(Deltas):
+    """Deltas that are contracted and never summed: what they combine to has a shape and a way back, but no values.
+
+    Args:
+        of: the deltas.
+    """
+
+    def __init__(self, of: Deltas) -> None:
+        self.of, self.shape, self.device = of, of.shape, of.device
+
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """As they are."""
+        return self.of.blocks(dtype, part)
+
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """Zeros that take no room."""
+        return coefficients.new_zeros(()).expand(self.shape.numel())
+
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """As they are contracted."""
+        return self.of.contract(gradient, groups, part)
 
 
 class DenseDeltas(Deltas):
@@ -322,13 +213,16 @@ class DenseDeltas(Deltas):
         values: ``(experts, *shape)``.
     """
 
+    divisible = True
+
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self.shape, self.device = values.shape[1:], values.device
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """One block with every expert."""
-        yield self.values.reshape(len(self.values), self.shape.numel()).to(dtype)
+        rows = self.values.reshape(len(self.values), self.shape.numel())
+        yield (rows if part is None else rows[:, part]).to(dtype)
 
 
 class TransformedDeltas(Deltas):
@@ -336,14 +230,21 @@ class TransformedDeltas(Deltas):
 
     Args:
         inner: the deltas as they are.
-        transform: ``(experts, numel)`` in fp32 to the same shape.
+        transform: ``(experts, n)`` in fp32 to the new experts' ``(experts, n)``.
+        local: whether each element's new deltas depend on that element's deltas alone, so that n may be a part's.
     """
 
-    def __init__(self, inner: Deltas, transform: Callable[[Tensor], Tensor]) -> None:
-        self.inner, self.transform = inner, transform
-        self.shape, self.device = inner.shape, inner.device
+    def __init__(self, inner: Deltas, transform: Callable[[Tensor], Tensor], local: bool = False) -> None:
+        self.inner, self.transform, self.local = inner, transform, local
+        self.shape, self.device, self.divisible = inner.shape, inner.device, local and inner.divisible
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+    def opened(self) -> Deltas:
+        """The same of the opened ones."""
+        return TransformedDeltas(self.inner.opened(), self.transform, self.local)
+
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """One block with every expert: such functions look across experts."""
+        read = part if self.local else None
         # always from fp32: thresholds are of fp32 magnitudes, whatever dtype the caller computes in
-        yield self.transform(torch.cat(list(self.inner.blocks(torch.float32)))).to(dtype)
+        rows = self.transform(torch.cat(list(self.inner.blocks(torch.float32, read)))).to(dtype)
+        yield rows if part is None or self.local else rows[:, part]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.deltas import PIECE
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
-from adamerge.merged_model import merged_tensor
+from adamerge.merged_model import merged_tensor, updates
 from adamerge.staging import staged_folder
-from adamerge.streamed import PIECE
 from adamerge.weights import verify_tensors, write_tensors
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
@@ -103,17 +103,10 @@ def merged_pieces(
         source = layout.copies.get(name, name)
         stored = (coefficients.buffers if source in coefficients.buffers else model)[source].reshape(-1)
         if model is vectors.base and source in vectors:
-            updates = coefficients.parametrization.pieces(source, vectors[source])
-            yield name, _merged(stored, updates, dtype)
+            parts = updates(coefficients.parametrization, source, vectors[source])
+            yield name, (merged_tensor(stored[part], update, dtype) for part, update in parts)
         else:
             yield name, _cast(stored, dtype)
-
-
-def _merged(stored: Tensor, updates: Iterator[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    first = 0
-    for update in updates:
-        yield merged_tensor(stored[first : first + len(update)], update, dtype)
-        first += len(update)
 
 
 def _cast(stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

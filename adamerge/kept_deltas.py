@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas, Groups, Whole
+from adamerge.deltas import Deltas
 from adamerge.errors import ConfigError
 
 BLOCK = 64
@@ -27,8 +27,8 @@ class Code(ABC):
         """
 
     @abstractmethod
-    def decode(self, held: Tensor, numel: int) -> Tensor:
-        """The ``(numel,)`` numbers, of a floating dtype of at most 32 bits."""
+    def decode(self, held: Tensor, numel: int, part: slice) -> Tensor:
+        """A part of the ``(numel,)`` numbers, of a floating dtype of at most 32 bits."""
 
     @abstractmethod
     def nbytes(self, numel: int) -> int:
@@ -57,9 +57,9 @@ class Floats(Code):
             )
         return held
 
-    def decode(self, held: Tensor, numel: int) -> Tensor:
+    def decode(self, held: Tensor, numel: int, part: slice) -> Tensor:
         """As held: whoever adds or multiplies widens inside the operation."""
-        return held
+        return held[part]
 
     def nbytes(self, numel: int) -> int:
         """Of ``numel`` numbers."""
@@ -89,18 +89,19 @@ class Blockwise(Code):
             whole = (low & 15) | (high << 4)
         return torch.cat([scales.view(torch.uint8), whole.flatten().view(torch.uint8)])
 
-    def decode(self, held: Tensor, numel: int) -> Tensor:
+    def decode(self, held: Tensor, numel: int, part: slice) -> Tensor:
         """Integers times scales, in fp32."""
-        count = -(-numel // BLOCK)
-        scales = held[: 4 * count].view(torch.float32).unsqueeze(1)
-        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)
+        count, blocks = -(-numel // BLOCK), slice(part.start // BLOCK, -(-part.stop // BLOCK))
+        scales = held[: 4 * count].view(torch.float32)[blocks].unsqueeze(1)
+        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)[blocks]
+        own = slice(part.start - BLOCK * blocks.start, part.stop - BLOCK * blocks.start)
         if self.bits == 8:
-            return (whole * scales).view(-1)[:numel]
-        found = torch.empty(count, BLOCK, dtype=torch.float32, device=held.device)
+            return (whole * scales).view(-1)[own]
+        found = torch.empty(len(whole), BLOCK, dtype=torch.float32, device=held.device)
         low, high = found.chunk(2, dim=1)
         torch.mul(whole << 4, scales / 16, out=low)
         torch.mul(whole >> 4, scales, out=high)  # this shift repeats the sign
-        return found.view(-1)[:numel]
+        return found.view(-1)[own]
 
     def nbytes(self, numel: int) -> int:
         """Of the blocks, the last of them filled up."""
@@ -110,8 +111,8 @@ class Blockwise(Code):
 class KeptDeltas(Deltas):
     """Deltas that are held in a code, one tensor for each expert.
 
-    With one coefficient for the whole tensor, merge and contraction of T experts take 3T P operations on floats, T fewer
-    than widening them first; (4T + 1) P on 8 bits and (8T + 1) P on 4.
+    With one coefficient for the whole tensor, merge and contraction of T experts take (3T + 1) P operations on floats,
+    (4T + 1) P on 8 bits and (8T + 1) P on 4.
 
     Args:
         held: what each expert's delta is encoded to.
@@ -120,6 +121,8 @@ class KeptDeltas(Deltas):
         device: where combinations are computed.
         carry: brings one after the other to the device; each may change when the next one is asked for.
     """
+
+    divisible = True
 
     def __init__(
         self,
@@ -150,23 +153,11 @@ class KeptDeltas(Deltas):
         held = [put(code.encode(row)) for block in deltas.blocks(torch.float32) for row in block]
         return cls(held, code, deltas.shape, deltas.device, carry)
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """One expert at a time, of the dtype that its code gives."""
+        part = self.whole if part is None else part
         for one in self.carry(self.held):
-            yield self.code.decode(one, self.shape.numel()).view(1, -1)
-
-    def summed(self, coefficients: Tensor, groups: Groups) -> Tensor:
-        """The first expert's product is what the others' are added to."""
-        if not isinstance(groups, Whole):
-            return super().summed(coefficients, groups)
-        out: Tensor | None = None
-        for block, own in zip(self.blocks(coefficients.dtype), coefficients.split(1), strict=True):
-            if out is None:
-                out = torch.mul(block[0], own[0])
-            else:
-                groups.accumulate(out, block, own)
-        assert out is not None
-        return out
+            yield self.code.decode(one, self.shape.numel(), part).unsqueeze(0)
 
     def dense(self) -> Tensor:
         """Decoded, in fp32."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas, Groups, Whole
+from adamerge.deltas import Deltas
 from adamerge.factors import Factors, matrix_shape
+from adamerge.groups import Groups, Whole
 
 
 class LowRankDeltas(Deltas):
@@ -41,13 +42,14 @@ class LowRankDeltas(Deltas):
 
         return cls(read, weights, shape, device)
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """One dense block per expert, from its own factors alone."""
         left, right = self.read()
         for row in self.weights:
             own = row.nonzero().flatten()
             weighted = left[:, own.to(left.device)].to(dtype) * row[own].to(left.device, dtype)
-            yield (weighted @ right[own.to(right.device)].to(dtype)).reshape(1, -1)
+            dense = (weighted @ right[own.to(right.device)].to(dtype)).reshape(1, -1)
+            yield dense if part is None else dense[:, part]
 
     def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
         """The same factors, on ``device`` in fp32 whatever dense deltas are kept in: they are small."""
@@ -62,63 +64,74 @@ class LowRankDeltas(Deltas):
         """The same factors, with other weights."""
         return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
 
-    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
-        """One product of factors, added to ``out``."""
-        if not isinstance(groups, Whole):
-            super().accumulate(out, coefficients, groups)
-            return
-        left, right = (factor.to(out.dtype) for factor in self.read())
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """One product of factors."""
+        rows = self._rows(part)
+        if not isinstance(groups, Whole) or rows is None:
+            return super().summed(coefficients, groups, part)
+        left, right = (factor.to(coefficients.dtype) for factor in self.read())
         weights = coefficients[:, 0] @ self.weights.to(coefficients)
-        out.view(matrix_shape(self.shape)).addmm_(left * weights, right)
+        return torch.mm(left[rows] * weights, right).view(-1)
 
-    def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """``<G, tau_k>`` by factors."""
-        if not isinstance(groups, Whole):
-            return super().contract(gradient, groups)
+        rows = self._rows(part)
+        if not isinstance(groups, Whole) or rows is None:
+            return super().contract(gradient, groups, part)
         left, right = (factor.to(gradient.dtype) for factor in self.read())
-        products = ((left.t() @ gradient.reshape(matrix_shape(self.shape))) * right).sum(dim=1)
+        products = ((left[rows].t() @ gradient.reshape(-1, right.shape[1])) * right).sum(dim=1)
         return torch.mv(self.weights.to(products), products).unsqueeze(1)
+
+    def _rows(self, part: slice | None) -> slice | None:
+        """The rows of a part; None where it cuts through one."""
+        rows, columns = matrix_shape(self.shape)
+        if part is None or columns == 0:
+            return slice(0, rows)
+        whole = part.start % columns == 0 and part.stop % columns == 0
+        return slice(part.start // columns, part.stop // columns) if whole else None
 
 
 class JoinedDeltas(Deltas):
     """Deltas of several kinds, one after the other: dense experts and low-rank ones in one pool.
 
     Args:
-        parts: how many experts each has, and their deltas; all of one shape and device.
+        kinds: how many experts each has, and their deltas; all of one shape and device.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, Deltas]]) -> None:
-        self.parts = tuple(parts)
-        self.shape, self.device = parts[0][1].shape, parts[0][1].device
+    def __init__(self, kinds: Sequence[tuple[int, Deltas]]) -> None:
+        self.kinds = tuple(kinds)
+        self.shape, self.device = kinds[0][1].shape, kinds[0][1].device
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The blocks of each part."""
-        for _, part in self.parts:
-            yield from part.blocks(dtype)
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """The blocks of each kind."""
+        for _, kind in self.kinds:
+            yield from kind.blocks(dtype, part)
 
     def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
-        """Each part kept in its own way."""
-        return JoinedDeltas([(own, part.kept(keep, own)) for own, part in self.parts])
+        """Each kind kept in its own way."""
+        return JoinedDeltas([(own, kind.kept(keep, own)) for own, kind in self.kinds])
 
     def elements(self, count: int) -> tuple[int, int]:
-        """Those of the parts."""
-        dense, factors = zip(*(part.elements(own) for own, part in self.parts), strict=True)
+        """Those of all kinds."""
+        dense, factors = zip(*(kind.elements(own) for own, kind in self.kinds), strict=True)
         return sum(dense), sum(factors)
 
     def mapped(self, matrix: Tensor) -> Deltas:
-        """Each part scaled in its own way, when no expert becomes part of another."""
+        """Each kind scaled in its own way, when no expert becomes part of another."""
         if not torch.equal(matrix, torch.diag(matrix.diagonal())):
             return super().mapped(matrix)
-        scales = matrix.diagonal().split([count for count, _ in self.parts])
-        scaled = zip(self.parts, scales, strict=True)
-        return JoinedDeltas([(count, part.mapped(torch.diag(scale))) for (count, part), scale in scaled])
+        scales = matrix.diagonal().split([count for count, _ in self.kinds])
+        scaled = zip(self.kinds, scales, strict=True)
+        return JoinedDeltas([(count, kind.mapped(torch.diag(scale))) for (count, kind), scale in scaled])
 
-    def accumulate(self, out: Tensor, coefficients: Tensor, groups: Groups) -> None:
-        """Part after part."""
-        rows = coefficients.split([count for count, _ in self.parts])
-        for (_, part), own in zip(self.parts, rows, strict=True):
-            part.accumulate(out, own, groups)
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """The sum of the kinds' sums."""
+        rows = coefficients.split([count for count, _ in self.kinds])
+        sums = [kind.summed(own, groups, part) for (_, kind), own in zip(self.kinds, rows, strict=True)]
+        for other in sums[1:]:
+            sums[0].add_(other)
+        return sums[0]
 
-    def contract(self, gradient: Tensor, groups: Groups) -> Tensor:
-        """The parts' contractions, one below the other."""
-        return torch.cat([part.contract(gradient, groups) for _, part in self.parts])
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """The kinds' contractions, one below the other."""
+        return torch.cat([kind.contract(gradient, groups, part) for _, kind in self.kinds])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
+from adamerge.deltas import Deltas, Outline
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.storage import Automatic, Disk, Storage
@@ -34,6 +35,26 @@ def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor 
         out: of that dtype and shape, to write into.
     """
     return torch.add(base, update, out=torch.empty_like(update, dtype=dtype) if out is None else out)
+
+
+def updates(
+    parametrization: Parametrization, name: str, deltas: Deltas, update_of: Update | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """The update of a tensor in consecutive parts of it, each with its flat values; without autograd.
+
+    Args:
+        parametrization: decides whether parts have updates of their own.
+        name: of the tensor.
+        deltas: of it, or of a part where they have.
+        update_of: the parametrization's draw; what is saved, when None.
+    """
+    update_of = parametrization.forward if update_of is None else update_of
+    pieces = deltas.pieces() if parametrization.local else [deltas.whole]
+    deltas = deltas if len(pieces) == 1 else deltas.opened()
+    for part in pieces:
+        with torch.no_grad():
+            update = update_of(name, deltas if len(pieces) == 1 else deltas.within(part)).reshape(-1)
+        yield part, update
 
 
 class MergedModel(nn.Module):
@@ -194,25 +215,38 @@ class MergedModel(nn.Module):
                     with torch.no_grad():
                         place.tensor.copy_(place.cut(source(name)))
                     continue
-                update = self._update(name, place.part).view(place.tensor.shape)
-                if update.requires_grad:
-                    # the edge keeps the way back to the coefficients and lets go of the update itself
-                    self._edges[name] = get_gradient_edge(update)
-                with torch.no_grad():
-                    base = place.cut(self.task_vectors.base_tensor(name))
-                    merged_tensor(base, update, place.tensor.dtype, out=place.tensor)
+                self._merge(name, place)
                 place.forget()
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
-    def _update(self, name: str, part: slice | None) -> Tensor:
-        """The update of a tensor, or of a part of it, flat."""
-        deltas = self.task_vectors[name]
-        if part is None:
-            return self._update_of(name, deltas)
+    def _merge(self, name: str, place: Place) -> None:
+        """Fill a tensor of the copy, or the part of one that is there."""
+        deltas, base = self.task_vectors[name], place.cut(self.task_vectors.base_tensor(name)).reshape(-1)
+        values: Iterable[tuple[slice, Tensor]]
         if self.parametrization.local:
-            return self._update_of(name, deltas.within(part))
-        return self._update_of(name, deltas).reshape(-1)[part]
+            deltas = deltas if place.part is None else deltas.within(place.part)
+            # its values are nowhere needed at once, only its way back to the coefficients
+            update = self._update_of(name, Outline(deltas))
+            values = updates(self.parametrization, name, deltas, self._update_of)
+        else:
+            update = self._update_of(name, deltas).reshape(-1)
+            update = update if place.part is None else update[place.part]
+            values = [(slice(0, update.numel()), update)]
+        if update.requires_grad:
+            # the edge lets go of the update itself
+            self._edges[name] = get_gradient_edge(update.view(place.tensor.shape))
+        with torch.no_grad():
+            out = (
+                place.tensor
+                if place.tensor.is_contiguous()
+                else torch.empty_like(place.tensor, memory_format=torch.contiguous_format)
+            )
+            flat = out.view(-1)
+            for part, own in values:
+                merged_tensor(base[part], own, flat.dtype, out=flat[part])
+            if out is not place.tensor:
+                place.tensor.copy_(out)
 
     def _hand_on(self, places: Mapping[str, Place]) -> None:
         """Contract the gradients of a block with its task vectors, and add the result up until ``pull_back``."""

@@ -10,6 +10,7 @@ import torch
 from adamerge.conveyor import Arena, Conveyor
 from adamerge.deltas import Deltas, DenseDeltas
 from adamerge.errors import ConfigError
+from adamerge.groups import ALIGNMENT
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
 from adamerge.memory import Available, Memory, Sizes
 from adamerge.task_vectors import TaskVectors
@@ -83,11 +84,16 @@ class Resident(Storage):
     def _keep(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
             return KeptDeltas.of(deltas, _floats(self.dtype), lambda row: row)
-        values = torch.empty(count, deltas.shape.numel(), dtype=torch.float32, device=deltas.device)
-        first = 0
-        for block in deltas.blocks(torch.float32):
-            values[first : first + len(block)] = block
-            first += len(block)
+        numel = deltas.shape.numel()
+        # every row begins as the first one does: see how products are summed
+        width = -(-numel * FP32 // ALIGNMENT) * ALIGNMENT // FP32
+        values = torch.empty(count, width, dtype=torch.float32, device=deltas.device)[:, :numel]
+        opened = deltas.opened()
+        for piece in deltas.pieces():
+            first = 0
+            for block in opened.blocks(torch.float32, piece):
+                values[first : first + len(block), piece] = block
+                first += len(block)
         return DenseDeltas(values.view(count, *deltas.shape))
 
 

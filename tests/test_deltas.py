@@ -4,8 +4,10 @@ import weakref
 
 import pytest
 import torch
+from test_groups import columns_of, strewn
 
-from adamerge.deltas import RUN, SEGMENT, Chunks, DenseDeltas, Ids, TransformedDeltas, Whole
+from adamerge.deltas import DenseDeltas, Outline, TransformedDeltas
+from adamerge.groups import Chunks, Whole
 from adamerge.streamed import StreamedDeltas
 
 SHAPE = torch.Size((4, 5, 3))
@@ -21,25 +23,15 @@ def models():
 def storages(base, experts):
     streamed = StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], SHAPE, torch.device("cpu"))
     dense = DenseDeltas(torch.stack([e.float() - base.float() for e in experts]))
-    return {"dense": dense, "streamed": streamed, "transformed": TransformedDeltas(streamed, lambda rows: rows * 1.0)}
+    return {
+        "dense": dense,
+        "streamed": streamed,
+        "transformed": TransformedDeltas(streamed, lambda rows: rows * 1.0),
+        "local": TransformedDeltas(streamed, lambda rows: rows * 1.0, local=True),
+    }
 
 
-def columns_of(groups, numel):
-    """Of each element: its coefficient's column; written out once more, from the definition of even chunks."""
-    if isinstance(groups, Whole):
-        return torch.zeros(numel, dtype=torch.long)
-    if isinstance(groups, Ids):
-        return torch.tensor([int(i) for i in groups.make()])
-    bounds = [i * numel // groups.count for i in range(groups.count + 1)]
-    return torch.tensor([i for i in range(groups.count) for _ in range(bounds[i + 1] - bounds[i])])
-
-
-def strewn(count, numel=60, dtype=torch.uint8):
-    ids = torch.randint(0, count, (numel,), generator=torch.Generator().manual_seed(7)).to(dtype)
-    return Ids(count, lambda: ids)
-
-
-@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed", "local"])
 @pytest.mark.parametrize(
     "groups", [Whole(), Chunks(1), Chunks(2), Chunks(7), Chunks(60), strewn(9), strewn(1)],
     ids=lambda g: f"{type(g).__name__}-{g.count}",
@@ -62,21 +54,13 @@ def test_combine_and_its_transpose_are_the_formula(models, kind, groups):
     assert torch.equal(deltas.contract(slope, groups), coefficients.grad)
 
 
-@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed", "local"])
 def test_gradcheck_in_float64(models, kind):
     base, experts = models
     deltas = storages(base, experts)[kind]
     for groups in (Whole(), Chunks(7), strewn(4)):
         coefficients = torch.randn(3, groups.count, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda c, g=groups: deltas.combine(c, g), coefficients)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 59, 60])
-def test_chunks_cover_every_element_once_and_are_even(count):
-    slices = Chunks(count).slices(60)
-    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(60))
-    sizes = [s.stop - s.start for s in slices]
-    assert len(slices) == count and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3)])
@@ -101,7 +85,7 @@ def test_streamed_subtracts_in_fp32_whatever_is_stored(models, base_dtype, exper
         assert not torch.equal(found, halves.float())
 
 
-@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed", "local"])
 def test_autocast_leaves_forward_and_backward_in_fp32(models, kind):
     base, experts = models
     deltas = storages(base, experts)[kind]
@@ -167,26 +151,6 @@ def test_storages_give_the_same_bits(models):
         assert torch.equal(one, two), f"{int((one != two).sum())} of {one.numel()} elements differ"
 
 
-@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed"])
-@pytest.mark.parametrize(
-    "groups", [Whole(), Chunks(1), Chunks(3), Chunks(7), Chunks(59), Chunks(60), strewn(9)],
-    ids=lambda g: f"{type(g).__name__}-{g.count}",
-)  # fmt: skip
-@pytest.mark.parametrize("piece", [1, 7, 60, 64])
-def test_pieces_are_the_whole_and_their_contraction_the_sum(models, monkeypatch, kind, groups, piece):
-    base, experts = models
-    deltas = storages(base, experts)[kind]
-    coefficients, slope = torch.randn(3, groups.count), torch.randn(SHAPE)
-    whole, contracted = deltas.combine(coefficients, groups), deltas.contract(slope.double(), groups)
-    monkeypatch.setattr("adamerge.streamed.PIECE", piece)
-    pieces = list(deltas.pieces(coefficients.requires_grad_(), groups))
-    sizes = [min(piece, 60 - start) for start in range(0, 60, piece)] if kind == "streamed" else [60]
-    assert [len(part) for part in pieces] == sizes and not any(part.requires_grad for part in pieces)
-    assert torch.equal(torch.cat(pieces), whole.flatten())
-    assert torch.equal(deltas.combine(coefficients, groups), whole)
-    assert torch.allclose(deltas.contract(slope.double(), groups), contracted, rtol=1e-12, atol=1e-12)
-
-
 def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
     base, experts = models
     seen = []
@@ -200,46 +164,6 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
     assert seen == [((3, 60), torch.float32)]
 
 
-@pytest.mark.parametrize("groups", [Whole(), Chunks(3)], ids=["whole", "chunks"])
-def test_sums_over_a_large_tensor_are_as_exact_as_over_a_small_one(groups):
-    """One running sum in fp32 over so many products would be off by more."""
-    numel = 120 * RUN + 77
-    torch.manual_seed(0)
-    values, slope = 1 + 0.1 * torch.rand(2, numel), 1 + 0.1 * torch.rand(numel)
-    found = DenseDeltas(values).contract(slope, groups)
-    exact = torch.zeros(2, groups.count, dtype=torch.float64)
-    for group, part in enumerate(Chunks(groups.count).slices(numel)):
-        exact[:, group] = values[:, part].double() @ slope[part].double()
-    assert ((found - exact).abs() / exact).max() < 5e-7
-
-
-def test_sums_by_id_are_exact_over_many_runs():
-    """Many runs and a rest: what one run of fp32 sums would lose is kept."""
-    numel = 40 * SEGMENT + 1234
-    groups = strewn(5, numel, torch.int16)
-    values, slope = 1 + 0.1 * torch.rand(2, numel), 1 + 0.1 * torch.rand(numel)
-    found = DenseDeltas(values).contract(slope, groups)
-    exact = torch.stack([
-        torch.zeros(5, dtype=torch.float64).index_add_(0, columns_of(groups, numel), row.double() * slope.double())
-        for row in values
-    ])  # fmt: skip
-    assert found.dtype == torch.float32 and ((found - exact).abs() / exact).max() < 5e-7
-
-
-def test_ids_are_made_when_needed_and_kept_from_the_first_contraction_on():
-    made = []
-    ids = torch.tensor([0, 1, 0], dtype=torch.uint8)
-    groups = Ids(2, lambda: made.append(1) or ids)
-    deltas = DenseDeltas(torch.tensor([[1.0, 2.0, 3.0]]))
-    coefficients = torch.tensor([[10.0, 100.0]])
-    for _ in range(2):
-        assert deltas.combine(coefficients, groups).tolist() == [10.0, 200.0, 30.0]
-    assert len(made) == 2 and groups.kept is None
-    assert deltas.contract(torch.tensor([1.0, 1.0, 2.0]), groups).tolist() == [[7.0, 2.0]]
-    deltas.combine(coefficients, groups)
-    assert len(made) == 3 and groups.kept is not None
-
-
 def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
     base, experts = models
     matrix = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 0.0]])
@@ -251,3 +175,62 @@ def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
             torch.equal(mapped.kept(lambda deltas, count: DenseDeltas(deltas.dense()), 2).dense(), mapped.dense())
             and mapped.shape == SHAPE
         )
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed", "local"])
+@pytest.mark.parametrize(
+    "groups", [Whole(), Chunks(1), Chunks(3), Chunks(7), Chunks(59), Chunks(60), strewn(9)],
+    ids=lambda g: f"{type(g).__name__}-{g.count}",
+)  # fmt: skip
+@pytest.mark.parametrize("piece", [1, 7, 60, 64])
+def test_whatever_the_pieces_sums_are_the_same_bits_and_contractions_the_same(models, monkeypatch, kind, groups, piece):
+    base, experts = models
+    deltas = storages(base, experts)[kind]
+    coefficients, slope = torch.randn(3, groups.count), torch.randn(SHAPE)
+    whole, contracted = deltas.combine(coefficients, groups), deltas.contract(slope.double(), groups)
+    monkeypatch.setattr("adamerge.deltas.PIECE", piece)
+    sizes = [min(piece, 60 - start) for start in range(0, 60, piece)] if kind != "transformed" else [60]
+    assert [part.stop - part.start for part in deltas.pieces()] == sizes
+    assert torch.equal(deltas.combine(coefficients, groups), whole)
+    assert torch.allclose(deltas.contract(slope.double(), groups), contracted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed", "transformed", "local"])
+@pytest.mark.parametrize("groups", [Whole(), Chunks(7), strewn(9)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("edges", [(0, 0), (0, 13), (13, 41), (41, 60), (60, 60)])
+@pytest.mark.parametrize("piece", [5, 64])
+def test_a_part_takes_the_groups_of_the_whole(models, monkeypatch, kind, groups, edges, piece):
+    monkeypatch.setattr("adamerge.deltas.PIECE", piece)
+    deltas, part = storages(*models)[kind], slice(*edges)
+    coefficients = torch.randn(3, groups.count, requires_grad=True)
+    slope = torch.zeros(60)
+    slope[part] = torch.randn(edges[1] - edges[0])
+    own = deltas.within(part)
+    combined = own.combine(coefficients, groups)
+    assert torch.equal(combined, deltas.combine(coefficients, groups).flatten()[part])
+    (found,) = torch.autograd.grad(combined, coefficients, slope[part])
+    assert torch.allclose(found, deltas.contract(slope, groups), atol=1e-6)
+    inner = slice((edges[1] - edges[0]) // 3, (edges[1] - edges[0]) // 2)
+    assert torch.equal(own.within(inner).combine(coefficients, groups), combined[inner])
+    assert torch.equal(torch.cat(list(own.blocks(torch.float32))), deltas.dense().view(3, -1)[:, part])
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed"])
+def test_an_outline_has_the_gradient_and_no_values(models, kind):
+    deltas = storages(*models)[kind]
+    coefficients, slope = torch.randn(3, 7, requires_grad=True), torch.randn(SHAPE)
+    outline = Outline(deltas).combine(coefficients, Chunks(7))
+    assert outline.shape == SHAPE and outline.untyped_storage().nbytes() == 4
+    wanted = torch.autograd.grad(deltas.combine(coefficients, Chunks(7)), coefficients, slope)
+    assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])
+
+
+def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, monkeypatch):
+    monkeypatch.setattr("adamerge.deltas.PIECE", 25)
+    for local, widths in ((True, [25, 25, 10]), (False, [60])):
+        seen = []
+        deltas = TransformedDeltas(
+            storages(*models)["streamed"], lambda rows, seen=seen: seen.append(tuple(rows.shape)) or rows, local
+        )
+        deltas.summed(torch.ones(3, 1), Whole())
+        assert seen == [(3, width) for width in widths]

@@ -540,7 +540,7 @@ def lora_files(folder, tasks: int, width: int, rank: int = 2) -> TaskVectors:
 
 @pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 def test_lora_experts_cost_the_same_however_many(tmp_path, storage):
-    """The sum and its gradient are read once for all experts: 5 P, and the factors, which are small."""
+    """The sum, its addition to the base and the gradient, once for all experts: 3 P, and the factors, which are small."""
     width = 128
     for tasks in (2, 8):
         folder = tmp_path / str(tasks)
@@ -549,7 +549,7 @@ def test_lora_experts_cost_the_same_however_many(tmp_path, storage):
         found = cost(MergedModel(Mlp(Net(width)), vectors, LayerWise(vectors), storage), torch.randn(3, width))
         factors = tasks * 2 * (2 * width + width) / (2 * width * width)  # of one tensor, in P
         print(f"T={tasks} {storage}: {found.both:.3f} P, factors {factors:.3f} P")
-        assert 4 <= found.both <= 5 + 12 * factors
+        assert 3 <= found.both <= 4 + 12 * factors
 
 
 def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
@@ -632,7 +632,7 @@ def test_one_merge_and_one_contraction_whatever_the_micro_batches(monkeypatch):
     merged.merge()
     reads = []
     blocks = DenseDeltas.blocks
-    monkeypatch.setattr(DenseDeltas, "blocks", lambda self, dtype: reads.append(1) or blocks(self, dtype))
+    monkeypatch.setattr(DenseDeltas, "blocks", lambda *read: reads.append(1) or blocks(*read))
     pulled_back(merged, [x for _ in range(4) for x in batches()])
     assert len(reads) == 2 * len(merged.task_vectors)
 

@@ -125,7 +125,7 @@ def test_factors_stay_factors_in_fp32(tmp_path, storage):
     for name in vectors:
         assert isinstance(placed[name], LowRankDeltas)
         assert {factor.dtype for factor in placed[name].read()} == {torch.float32}
-        from adamerge.deltas import Whole
+        from adamerge.groups import Whole
 
         assert torch.equal(placed[name].combine(coefficients, Whole()), vectors[name].combine(coefficients, Whole()))
 

@@ -4,27 +4,17 @@ import weakref
 
 import torch
 
-from adamerge.deltas import Chunks, Whole
-from adamerge.streamed import PIECE, StreamedDeltas
+from adamerge.deltas import PIECE
+from adamerge.groups import Chunks, Whole
+from adamerge.streamed import StreamedDeltas
 
 
 def streamed(base, experts):
     return StreamedDeltas(lambda: base, [lambda e=e: e for e in experts], base.shape, torch.device("cpu"))
 
 
-def test_a_piece_is_computed_when_asked_for_and_not_kept(monkeypatch):
-    monkeypatch.setattr("adamerge.streamed.PIECE", 7)
-    deltas = streamed(torch.randn(60), [torch.randn(60) for _ in range(3)])
-    alive = []
-    for part in deltas.pieces(torch.ones(3, 1), Whole()):
-        assert sum(reference() is not None for reference in alive) == 0
-        alive.append(weakref.ref(part))
-        del part
-    assert len(alive) == 9
-
-
 def test_many_pieces_are_contracted_without_adding_up_their_rounding():
-    numel = 50 * PIECE + 99
+    numel = 12 * PIECE + 99
     base, experts = torch.zeros(numel), [1 + 0.1 * torch.rand(numel) for _ in range(2)]
     deltas = streamed(base, experts)
     slope = 1 + 0.1 * torch.rand(numel)
@@ -32,15 +22,46 @@ def test_many_pieces_are_contracted_without_adding_up_their_rounding():
     assert ((deltas.contract(slope, Whole())[:, 0] - exact).abs() / exact).max() < 5e-7
 
 
-def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_give_pieces():
+def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(monkeypatch):
     """What is alive at most, of all that torch allocates: a few pieces, whatever the size of the tensor."""
-    numel = 64 * PIECE
+    monkeypatch.setattr("adamerge.deltas.PIECE", 1 << 15)
+    numel = 64 << 15
     base = torch.zeros(numel, dtype=torch.bfloat16)
     deltas = streamed(base, [torch.ones(numel, dtype=torch.bfloat16) for _ in range(4)])
     slope, coefficients = torch.ones(numel), torch.full((4, 3), 0.5)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        total = sum(float(piece.double().sum()) for piece in deltas.pieces(coefficients, Chunks(3)))
+        parts = [deltas.within(part) for part in deltas.pieces()]
+        total = sum(float(part.summed(coefficients, Chunks(3)).double().sum()) for part in parts)
         found = deltas.contract(slope, Whole())
     assert total == 2 * numel and found.tolist() == [[numel]] * 4
     sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    assert max(sizes) <= 8 * PIECE  # one piece in float64
+    assert max(sizes) <= 8 << 15  # one piece in float64
+
+
+def test_files_are_opened_once_for_several_reads_in_a_row(monkeypatch):
+    monkeypatch.setattr("adamerge.deltas.PIECE", 7)
+    base, experts, reads = torch.randn(60), [torch.randn(60) for _ in range(3)], []
+    deltas = StreamedDeltas(
+        lambda: reads.append("base") or base,
+        [lambda k=k: reads.append(k) or experts[k] for k in range(3)],
+        base.shape,
+        torch.device("cpu"),
+    )
+    found = deltas.summed(torch.ones(3, 1), Whole())
+    assert reads == ["base", 0, 1, 2]
+    opened = deltas.opened()
+    assert torch.equal(
+        torch.cat([opened.within(part).summed(torch.ones(3, 1), Whole()) for part in deltas.pieces()]), found
+    )
+    deltas.contract(torch.ones(60), Whole())
+    assert reads == ["base", 0, 1, 2] * 3
+
+
+def test_one_expert_of_a_piece_is_in_memory_at_a_time():
+    deltas = streamed(torch.randn(60), [torch.randn(60) for _ in range(3)])
+    alive = []
+    for block in deltas.blocks(torch.float32, slice(10, 20)):
+        assert block.shape == (1, 10) and sum(reference() is not None for reference in alive) == 0
+        alive.append(weakref.ref(block))
+        del block
+    assert len(alive) == 3

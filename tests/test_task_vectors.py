@@ -10,8 +10,8 @@ from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
 from adamerge.adapters import AdapterCheckpoint
-from adamerge.deltas import Whole
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.groups import Whole
 from adamerge.sources import open_checkpoint
 from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +24,17 @@ class Parametrization(nn.Module, ABC):
     initial: float
     """The coefficient that every expert starts from."""
 
-    local: bool = False
-    """Whether each element's update depends on that element alone, so that ``forward`` takes deltas of parts of tensors."""
-
     @abstractmethod
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """The update ``merged - base`` of tensor ``name``, of the tensor's shape."""
 
-    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
-        """The update of tensor ``name``, bit for bit, in consecutive pieces of the flattened tensor; without autograd.
+    @property
+    def local(self) -> bool:
+        """Whether each element's update is linear in that element's deltas and depends on no other element.
 
-        One piece, the whole, unless each element's update depends on that element alone.
+        Then ``forward`` is given the deltas of parts of tensors, and differentiated without the values of its result.
         """
-        with torch.no_grad():
-            update = self(name, deltas)
-        yield update.reshape(-1)
+        return False
 
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:

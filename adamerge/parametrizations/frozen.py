@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from adamerge.deltas import Deltas
@@ -24,16 +22,17 @@ class Frozen(Parametrization):
     def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
         super().__init__()
         self.inner = inner(task_vectors).requires_grad_(False)
-        self.initial, self.local = self.inner.initial, self.inner.local
+        self.initial = self.inner.initial
+
+    @property
+    def local(self) -> bool:
+        """As ``inner``."""
+        return self.inner.local
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """The inner update."""
         update: Tensor = self.inner(name, deltas)
         return update
-
-    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
-        """Those of the inner update."""
-        yield from self.inner.pieces(name, deltas)
 
     def coefficients(self) -> dict[str, Tensor]:
         """Those of ``inner``."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adamerge.constraints import Constraint
-from adamerge.deltas import Chunks, Groups
 from adamerge.errors import ConfigError
 from adamerge.files import read_json
+from adamerge.groups import Chunks, Groups
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors import TaskVectors
 

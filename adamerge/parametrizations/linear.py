@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from adamerge.constraints import Constraint, Free
-from adamerge.deltas import Chunks, Deltas, Groups, Whole
+from adamerge.deltas import Deltas
 from adamerge.errors import ConfigError
+from adamerge.groups import Chunks, Groups, Whole
 from adamerge.parametrizations.base import Parametrization
 from adamerge.task_vectors import TaskVectors
 
@@ -27,8 +27,6 @@ class Linear(Parametrization):
     Raises:
         ConfigError: the constraint cannot hold the initial coefficient.
     """
-
-    local = True
 
     def __init__(
         self, task_vectors: TaskVectors, init: float | None = 0.3, constraint: Constraint | None = None
@@ -68,14 +66,10 @@ class Linear(Parametrization):
         """``sum_k phi(w[k, g]) tau_k``."""
         return deltas.combine(*self.shares(name))
 
-    def pieces(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
-        """As the deltas can be read."""
-        if type(self).forward is not Linear.forward:  # another formula: in pieces only where it says so
-            yield from super().pieces(name, deltas)
-            return
-        with torch.no_grad():
-            coefficients, groups = self.shares(name)
-        yield from deltas.pieces(coefficients, groups)
+    @property
+    def local(self) -> bool:
+        """Yes; not of a subclass with another formula, unless it says so."""
+        return type(self).forward is Linear.forward
 
     def coefficients(self) -> dict[str, Tensor]:
         """``phi(w)`` of each group."""

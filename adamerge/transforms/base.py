@@ -45,11 +45,17 @@ class Transform(ABC):
 
 
 class Elementwise(Transform):
-    """Shared by the transforms that change a tensor's deltas element by element, across experts: dense, at each read."""
+    """Shared by the transforms that change a tensor's deltas element by element, across experts: dense, at each read.
+
+    Attributes:
+        local: whether ``apply`` makes each element's new deltas of that element's deltas alone, and may be given a part.
+    """
+
+    local: bool = False
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
         """Deltas that ``apply`` changes at each read."""
-        return TransformedDeltas(deltas, partial(self.apply, name, state=state))
+        return TransformedDeltas(deltas, partial(self.apply, name, state=state), self.local)
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:

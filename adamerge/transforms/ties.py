@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Ties(Elementwise):
     AdaMerging++ (Yang et al., 2024), https://arxiv.org/abs/2310.02575.
     """
 
+    local = True
+
     def __init__(self, keep: float = 0.2) -> None:
         if not 0 < keep <= 1:
             raise ConfigError(f"Ties: keep must be in (0, 1], got {keep}", todo="keep: 0.2 is the papers' value")
@@ -45,8 +47,8 @@ class Ties(Elementwise):
         rank = numel - int(self.keep * numel)
         thresholds = _kth_smallest_magnitudes(vectors, max(rank, 1))
         majority = 0.0
-        for deltas in vectors.values():
-            majority += float(_elected(_trimmed(_flat(deltas), thresholds)).sum(dtype=torch.float64))
+        for deltas in _pieces(vectors):
+            majority += float(_elected(_trimmed(deltas, thresholds)).sum(dtype=torch.float64))
         return {"thresholds": thresholds.tolist(), "majority": [float(torch.tensor(majority).sign())]}
 
     def check_state(self, state: State, experts: int) -> None:
@@ -65,8 +67,12 @@ class Ties(Elementwise):
         return trimmed.mul_(trimmed.sign() == elected)
 
 
-def _flat(deltas: Deltas) -> Tensor:
-    return torch.cat(list(deltas.blocks(torch.float32)))
+def _pieces(vectors: Mapping[str, Deltas]) -> Iterator[Tensor]:
+    """All tensors of all experts, ``(experts, n)`` at a time."""
+    for deltas in vectors.values():
+        opened = deltas.opened()
+        for piece in deltas.pieces():
+            yield torch.cat(list(opened.blocks(torch.float32, piece)))
 
 
 def _trimmed(deltas: Tensor, thresholds: Tensor) -> Tensor:
@@ -91,8 +97,8 @@ def _bins_at(vectors: Mapping[str, Deltas], rank: Tensor, high: Tensor | None) -
     Bins are the upper half of the magnitudes' bits, or the lower half of those whose upper half is ``high``.
     """
     counts: list[Tensor] = []
-    for deltas in vectors.values():
-        bits = _flat(deltas).abs().cpu().view(torch.int32)
+    for deltas in _pieces(vectors):
+        bits = deltas.abs().cpu().view(torch.int32)
         if not counts:
             counts = [torch.zeros(1 << LOW_BITS, dtype=torch.int64) for _ in bits]
         for expert, row in enumerate(bits):

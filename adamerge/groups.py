@@ -1,0 +1,184 @@
+"""Groups: which elements of one tensor share a coefficient, ``g`` of theta0[e] + sum_k w[k, g(e)] tau_k[e]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+RUN = 1 << 19
+"""Elements whose products one call of the linear algebra library sums."""
+
+ALIGNMENT = 16
+"""Bytes of the vectors in which products are summed."""
+
+SEGMENT = 1 << 12
+"""Elements, at least, whose products are summed in one run where they are summed one after the other."""
+
+
+class Groups(ABC):
+    """How the elements of one tensor share the coefficients that each expert has for it."""
+
+    count: int
+    """Coefficients of one expert for this tensor."""
+
+    @abstractmethod
+    def within(self, part: slice, numel: int, device: torch.device) -> Shared:
+        """How they are shared in one part of the flattened tensor of ``numel`` elements, for sums on ``device``."""
+
+
+class Shared(ABC):
+    """Which elements of a part of a tensor use which coefficients; ``n`` elements, ``count`` coefficients an expert."""
+
+    @abstractmethod
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
+        """``coefficients[g] * row``, into ``out`` if there is one; out and row (n,), coefficients (count,).
+
+        Rows may be of a narrower dtype, here and below; all is computed in that of the coefficients or the gradient.
+        """
+
+    @abstractmethod
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """``out += sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count)."""
+
+    @abstractmethod
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Sum of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, count)."""
+
+
+class Whole(Groups):
+    """All elements of the tensor share one coefficient."""
+
+    count = 1
+
+    def within(self, part: slice, numel: int, device: torch.device) -> Shared:
+        """The one coefficient."""
+        return _Runs(1, 0, [slice(0, part.stop - part.start)])
+
+
+class Chunks(Groups):
+    """Contiguous runs of the flattened tensor, sizes differing by one at most, so that none is ever empty.
+
+    Args:
+        count: chunks of a tensor; at most its number of elements.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def within(self, part: slice, numel: int, device: torch.device) -> Shared:
+        """The chunks that lie there, cut at both ends."""
+        if part.start == part.stop:
+            return _Runs(self.count, 0, [])
+        first = ((part.start + 1) * self.count - 1) // numel  # the last whose edge is not after the start
+        last = (part.stop * self.count - 1) // numel + 1
+        edges = [i * numel // self.count for i in range(first, last + 1)]
+        slices = [slice(max(a, part.start) - part.start, min(b, part.stop) - part.start) for a, b in pairwise(edges)]
+        return _Runs(self.count, first, slices)
+
+
+class _Runs(Shared):
+    """One coefficient for each of several runs of elements, from the ``first`` of ``count`` on."""
+
+    def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
+        self.count, self.first, self.slices = count, first, slices
+
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.count == 1:
+            return torch.mul(row, coefficients, out=out)
+        out = torch.empty_like(row, dtype=coefficients.dtype) if out is None else out
+        for group, run in enumerate(self.slices, self.first):
+            # a number without a dimension would be rounded to the row's dtype
+            torch.mul(row[run], coefficients[group : group + 1], out=out[run])
+        return out
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        for group, run in enumerate(self.slices, self.first):
+            _add_rows(out[run], rows[:, run], coefficients[:, group])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        sums = [_dots(rows[:, run], gradient[run]) for run in self.slices]
+        if len(sums) == self.count:
+            return torch.stack(sums, dim=1)
+        found = gradient.new_zeros(len(rows), self.count)
+        for group, own in enumerate(sums, self.first):
+            found[:, group] = own
+        return found
+
+
+def _add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+    """``out += coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once."""
+    if rows.device.type != "cpu" and rows.dtype == out.dtype:
+        out.addmv_(rows.t(), coefficients)
+        return
+    # on a CPU as fast as its memory, and each element's sum is the same wherever a tensor is cut
+    for row, coefficient in zip(rows, coefficients, strict=True):
+        out.addcmul_(row, coefficient)
+
+
+def _dots(rows: Tensor, gradient: Tensor) -> Tensor:
+    """``rows @ gradient``; on a CPU run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
+    if rows.device.type != "cpu":
+        return torch.mv(rows.to(gradient.dtype), gradient)
+    pairs = zip(rows.split(RUN, dim=1), gradient.split(RUN), strict=True)
+    runs = [torch.stack([_dot(row, own) for row in part.to(own.dtype)]) for part, own in pairs]
+    return runs[0] if len(runs) == 1 else torch.stack(runs).sum(dim=0)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    # the library keeps few running sums, and one is off by a part in 1e5, unless both lie alike in their vectors
+    if (one.data_ptr() - other.data_ptr()) % ALIGNMENT:
+        one, other = one.clone(), other.clone()
+    return torch.dot(one, other)
+
+
+class Ids(Groups):
+    """Any elements: an integer for each says which coefficient it uses.
+
+    Args:
+        count: coefficients of an expert.
+        make: gives the ids, ``(numel,)``, each in [0, count); made when needed, and kept from the first contraction on.
+    """
+
+    def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
+        self.count, self.make = count, make
+        self.kept: Tensor | None = None
+
+    def within(self, part: slice, numel: int, device: torch.device) -> Shared:
+        """The ids there, as indices."""
+        ids = (self.make() if self.kept is None else self.kept).to(device)
+        return _Strewn(self, ids, part)
+
+
+class _Strewn(Shared):
+    def __init__(self, owner: Ids, ids: Tensor, part: slice) -> None:
+        self.owner, self.ids = owner, ids
+        self.indices = ids[part].long()
+
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(coefficients.index_select(0, self.indices), row, out=out)
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        for row, own in zip(rows, coefficients, strict=True):
+            out.addcmul_(own.index_select(0, self.indices), row)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        self.owner.kept = self.ids
+        # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
+        count = self.owner.count
+        run = max(SEGMENT, 16 * count)
+        runs = gradient.numel() // run
+        whole = runs * run
+        found = []
+        for row in rows:
+            products = row * gradient
+            sums = torch.zeros(runs + 1, count, dtype=gradient.dtype, device=rows.device)
+            sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
+            sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
+            found.append(sums.sum(dim=0))
+        return torch.stack(found)
