@@ -92,6 +92,13 @@ class Subject:
         return merged - start, time.perf_counter() - ran
 
 
+def copied(source: Tensor, target: Tensor) -> float:
+    """Seconds of one copy."""
+    start = time.perf_counter()
+    target.copy_(source)
+    return time.perf_counter() - start
+
+
 def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Alternations of floor and step."""
     subject = Subject(own, folder)
@@ -100,15 +107,17 @@ def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     source = torch.empty((own.experts * bytes_each + 4) * subject.elements, dtype=torch.uint8)
     target = torch.empty_like(source)
     source.zero_(), target.zero_()
+
     for _ in range(own.rounds + 1):
-        start = time.perf_counter()
-        target.copy_(source)
-        copied = time.perf_counter()
+        copies, start = [copied(source, target)], time.perf_counter()
         subject.floor()
-        floored = time.perf_counter()
+        floored = time.perf_counter() - start
+        copies.append(copied(source, target))
+        start = time.perf_counter()
         merge, contract = subject.step()
-        end = time.perf_counter()
-        row = (floored - copied, merge, contract, end - floored, copied - start)
+        stepped = time.perf_counter() - start
+        copies.append(copied(source, target))
+        row = (floored, merge, contract, stepped, statistics.median(copies))
         for name, value in zip(times, row, strict=True):
             times[name].append(value)
     del source, target
