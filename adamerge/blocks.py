@@ -99,8 +99,9 @@ class Block:
             parameter.data = parameter.new_zeros(()).expand(parameter.shape)
 
     def undo(self) -> None:
-        """Give the module its own ``forward`` back, and room for its weights."""
+        """Give the module its own ``forward`` back, and room for its weights where it costs nothing until it is filled."""
         self.module.forward = self.forward
+        self.to(torch.device("cpu"))
         self._make_room()
 
     def to(self, device: torch.device) -> None:

@@ -96,7 +96,7 @@ def test(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     own = parser.parse_args(arguments)
-    from adamerge.comparison import print_scores, score_run
+    from adamerge.scoring import print_scores, score_run
 
     print_scores(*score_run(own.run, own.split))
 

@@ -9,10 +9,11 @@ import torch
 from conftest import CLASSES
 from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 
-from adamerge.comparison import LAMBDAS, REFERENCES, Scorer, compare
+from adamerge.comparison import LAMBDAS, REFERENCES, compare
 from adamerge.configuration import ConfigCLI
 from adamerge.evaluation import gap_closed
 from adamerge.parametrizations import TaskWise
+from adamerge.scoring import Scorer
 
 TASK_WISE = METHODS / "adamerging_task_wise.yaml"
 OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.lr=0.05")

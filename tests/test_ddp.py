@@ -74,6 +74,58 @@ def test_two_processes_find_what_one_finds(settings, pool, image_folders, tmp_pa
     assert (first - alone).abs().max() <= 1e-6
 
 
+MASKS = """
+import json, sys
+from functools import partial
+sys.path.insert(0, sys.argv[1])
+import torch
+from lightning import Trainer
+from torch.optim import SGD
+from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
+from adamerge.modules import BilevelMerging
+from adamerge.objectives import Entropy
+from adamerge.parametrizations import Concrete, LayerWise
+
+torch.set_num_threads(1)
+found = []
+module = BilevelMerging(
+    ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), 50.0, 0.2,
+    partial(SGD, lr=1.0), partial(SGD, lr=1.0), micro_batch=3,
+)
+pull_back = module._pull_back
+
+def watched(batch, draw, parameters):
+    done = pull_back(batch, draw, parameters)
+    found.append([parameter.grad.clone() for parameter in parameters])
+    return done
+
+module._pull_back = watched
+parallel = {"devices": 2, "strategy": "ddp"} if sys.argv[3] == "2" else {"devices": 1}
+trainer = Trainer(**QUIET, max_steps=2, max_epochs=1, **parallel)
+trainer.fit(module, ToyPoints(batch_size=12))
+torch.save((found, dict(module.merged.parametrization.state_dict())), f"{sys.argv[2]}_{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_masks_that_one_finds(tmp_path):
+    """Of twelve samples a task each rank has six, its halves three: together they are the halves of one process."""
+    (tmp_path / "fit.py").write_text(MASKS)
+    for name, devices in (("alone", 1), ("both", 2)):
+        done = child([tmp_path / "fit.py", Path(__file__).parent, name, devices], tmp_path, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, first, second = (torch.load(tmp_path / f"{n}.pt") for n in ("alone_0", "both_0", "both_1"))
+    assert len(alone[0]) == len(first[0]) == 4, "an inner and an outer gradient in each of two steps"
+    for one, both in zip(alone[0], first[0], strict=True):
+        largest = max(float(gradient.abs().max()) for gradient in one)
+        assert all((a - b).abs().max() <= 1e-6 * largest for a, b in zip(one, both, strict=True)) and largest > 1e-4
+    assert first[1].keys() == alone[1].keys() and len(first[1]) == 5
+    for name, value in first[1].items():
+        assert torch.equal(value, second[1][name]), "the ranks drifted apart"
+        assert (value - alone[1][name]).abs().max() <= 1e-6 * max(1.0, float(value.abs().max())), name
+        assert (value - (0.3 if name == "inner.w" else 0.0)).abs().max() > 1e-4, "something was learned"
+
+
 @pytest.mark.slow
 def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     """One folder, one lock, one set of files, though each process runs the same command."""

@@ -45,7 +45,8 @@ class Batch(NamedTuple):
         labels: ``(samples,)`` classes or ``(samples, positions)`` tokens, ``IGNORED`` where nothing is to be predicted;
             None for objectives that are not labelled, so that labels cannot reach them.
         teacher: for objectives that declare it.
-        indices: ``(samples,)``, the samples' numbers in their split.
+        indices: ``(samples,)``, the samples' numbers in their split; on the CPU wherever the rest is, so that nobody who
+            reads samples by them waits for a device.
         step: number of the step they are drawn for.
         targets: ``(samples, classes)``, probabilities that an objective set itself, from predictions, when it prepared
             the batch.

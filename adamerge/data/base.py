@@ -258,6 +258,14 @@ class Calibration(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """All but the samples' numbers: what is read by them is on the CPU."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = {task: part._replace(indices=None) for task, part in batch.items()}
+        there = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {task: part._replace(indices=batch[task].indices) for task, part in there.items()}
+
     def eval_dataloader(self, task: str, split: str) -> DataLoader[Any]:
         """Labelled batches of one task, in the order of its rows."""
         return DataLoader(

@@ -162,7 +162,8 @@ class MergingModule(LightningModule, ABC):
     def record(self, losses: dict[str, Tensor], spread: dict[str, Spread], total: Tensor) -> None:
         """Log a step, and keep what guards look at."""
         self._losses, self.spread = losses, spread
-        self.log("train/loss", total.detach(), prog_bar=True)
+        # where the loss is on a device, a progress bar would wait for it at every step
+        self.log("train/loss", total.detach(), prog_bar=self.device.type == "cpu")
         self.log_dict({f"train/loss/{task}": loss for task, loss in losses.items()})
         self.log_dict({f"train/marginal_entropy/{task}": found.marginal_entropy() for task, found in spread.items()})
         self.log_dict({f"train/top_class_share/{task}": found.top_class_share() for task, found in spread.items()})

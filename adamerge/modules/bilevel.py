@@ -125,6 +125,11 @@ class BilevelMerging(MergingModule):
                 group["lr"] = lr
         return [inner, outer]
 
+    def on_fit_start(self) -> None:
+        """As for every module; and what each step begins from is where the coefficients are by now."""
+        super().on_fit_start()
+        self._start = [start.to(self.device) for start in self._start]
+
     def check(self, data: Calibration, precision: str) -> None:
         """As for every module; and a batch has two halves."""
         super().check(data, precision)

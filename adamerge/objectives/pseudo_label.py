@@ -76,13 +76,23 @@ class PseudoLabel(Objective):
         self.temperature, self.threshold, self.share, self.limit = temperature, threshold, share, limit
         self.part, self.seed = part, seed
         self._course: Course | None = None
+        self._passes: dict[str, int] = {}  # which pass over a task's samples the trusted ones were chosen in
+        self._hosted: dict[str, Tensor] = {}  # the trusted ones, for whoever reads samples
 
     def begin(self, course: Course) -> None:
         """Trust nothing yet."""
         self._course = course
+        self._passes, self._hosted = {}, {}
         for number, samples in enumerate(course.samples.values()):
             self.register_buffer(f"trusted_{number}", torch.full((len(samples),), UNTRUSTED))
-            self.register_buffer(f"pass_{number}", torch.tensor(-1))
+
+    def get_extra_state(self) -> dict[str, int]:
+        """For checkpoints: the pass that each task is in, a number that no device is asked for."""
+        return dict(self._passes)
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Go on in these passes."""
+        self._passes, self._hosted = dict(state), {}
 
     def trusted(self, task: str) -> Tensor:
         """The class that each of the task's samples is trusted to be of, -1 where it is not trusted: ``(samples,)``."""
@@ -96,16 +106,16 @@ class PseudoLabel(Objective):
         """Trust anew at each pass over the samples; choose the batch, its targets and its strong view."""
         if batch.indices is None:
             raise DataError("PseudoLabel: the batch does not say which samples it holds")
-        number = self._number(task)
         done = batch.step * self._fit.batch_size // len(self._fit.samples[task])
-        if int(self.get_buffer(f"pass_{number}")) != done:
+        if self._passes.get(task) != done:
             self.trusted(task).copy_(self._trust(task, predict))
-            self.get_buffer(f"pass_{number}").fill_(done)
+            self._passes[task] = done
+            self._hosted.pop(task, None)
         batch = self._mix(task, batch)
         assert batch.indices is not None
         weak, strong = (seeds_of(self.seed, batch.step, batch.indices, purpose) for purpose in (WEAK, STRONG))
         logits = self._logits(predict(self.weak(batch.inputs, weak)))
-        classes = self.trusted(task)[batch.indices]
+        classes = self.trusted(task)[batch.indices.to(logits.device, non_blocking=True)]
         one_hot = torch.nn.functional.one_hot(classes.clamp_min(0), logits.shape[-1]).to(logits.dtype)
         sharpened = (logits / self.temperature).softmax(dim=-1)
         targets = torch.where((classes != UNTRUSTED)[:, None], one_hot, sharpened)
@@ -143,17 +153,22 @@ class PseudoLabel(Objective):
         confidence, label = torch.cat(found).max(dim=-1)
         most = max(1, min(int(self.share * len(samples) / classes), self.limit))
         order = torch.argsort(confidence, descending=True, stable=True)
-        trusted = torch.full_like(label, UNTRUSTED)
-        for each in range(classes):
-            surest = order[label[order] == each][:most]
-            trusted[surest] = each
-        return trusted
+        order = order[label[order].argsort(stable=True)]  # class after class, in each the surest first
+        ordered = label[order]
+        firsts = torch.searchsorted(ordered, torch.arange(classes, device=device))
+        places = torch.arange(len(order), device=device) - firsts[ordered]
+        return torch.empty_like(label).scatter_(0, order, torch.where(places < most, ordered, UNTRUSTED))
+
+    def _on_host(self, task: str) -> Tensor:
+        """``trusted``, on the CPU: the one thing that a device is waited for, once in each pass."""
+        if task not in self._hosted:
+            self._hosted[task] = self.trusted(task).cpu()
+        return self._hosted[task]
 
     def _mix(self, task: str, batch: Batch) -> Batch:
         """The batch with ``part`` of trusted samples."""
         assert batch.indices is not None
-        trusted = (self.trusted(task) != UNTRUSTED).cpu()
-        indices = batch.indices.cpu()
+        trusted, indices = self._on_host(task) != UNTRUSTED, batch.indices
         surplus = int(trusted[indices].sum()) - int(self.part * len(indices))
         pool = (~trusted if surplus > 0 else trusted).nonzero()[:, 0]
         if surplus == 0 or len(pool) == 0:
@@ -161,9 +176,9 @@ class PseudoLabel(Objective):
         places = (trusted[indices] == (surplus > 0)).nonzero()[: abs(surplus), 0]
         draws = uniform(seeds_of(self.seed, batch.step, indices[places], DRAWS), 0)
         indices = indices.index_copy(0, places, pool[(draws * len(pool)).long()])
-        samples, device = self._fit.samples[task], batch.indices.device
+        samples, device = self._fit.samples[task], self.trusted(task).device
         inputs = moved(stack([samples[index] for index in indices.tolist()]), device)
-        return batch._replace(inputs=inputs, indices=indices.to(device))
+        return batch._replace(inputs=inputs, indices=indices)
 
     def _logits(self, output: Output) -> Tensor:
         if output.logits.ndim != 2:

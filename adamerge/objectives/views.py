@@ -24,7 +24,7 @@ class View(ABC):
 
         Args:
             inputs: preprocessed, ``(samples, ...)``.
-            seeds: int64 ``(samples,)``, from ``seeds_of``.
+            seeds: int64 ``(samples,)`` on the CPU, from ``seeds_of``; what they choose is known without asking a device.
         """
 
 
@@ -58,9 +58,9 @@ class FlipAndShift(View):
         """uint8 ``(samples, channels, height, width)`` to the same."""
         images = _images(self, inputs)
         height, width = images.shape[2:]
-        rows = self._places(height, uniform(seeds, 0))
-        columns = self._places(width, uniform(seeds, 1))
-        flipped = (uniform(seeds, 2) < self.flip)[:, None]
+        first, second, third = (_numbers(images, seeds, number) for number in range(3))
+        rows, columns = self._places(height, first), self._places(width, second)
+        flipped = (third < self.flip)[:, None]
         columns = torch.where(flipped, width - 1 - columns, columns)
         images = images.take_along_dim(rows[:, None, :, None], dim=2)
         return images.take_along_dim(columns[:, None, None, :], dim=3)
@@ -108,9 +108,9 @@ class RandomOperations(View):
         images = _images(self, self.before(inputs, seeds)).float()
         for turn in range(self.operations):
             chosen = (uniform(seeds, 10 + 2 * turn) * len(OPERATIONS)).long()
-            strengths = self.strength * (2 * uniform(seeds, 11 + 2 * turn) - 1)
+            strengths = self.strength * (2 * _numbers(images, seeds, 11 + 2 * turn) - 1)
             for number, operation in enumerate(OPERATIONS):
-                those = (chosen == number).nonzero()[:, 0]
+                those = (chosen == number).nonzero()[:, 0].to(images.device, non_blocking=True)
                 if len(those):
                     images[those] = operation(images[those], strengths[those, None, None, None])
         return self._cut(images, seeds).round().clamp(0, 255).to(torch.uint8)
@@ -119,9 +119,9 @@ class RandomOperations(View):
         """A grey square, somewhere, of a side of up to ``square``."""
         inside = torch.ones((), dtype=torch.bool, device=images.device)
         for axis, size in enumerate(images.shape[2:]):
-            half = self.square * size * uniform(seeds, 3) / 2
+            half = self.square * size * _numbers(images, seeds, 3) / 2
             places = torch.arange(size, device=images.device) + 0.5
-            near = (places - size * uniform(seeds, 4 + axis)[:, None]).abs() < half[:, None]
+            near = (places - size * _numbers(images, seeds, 4 + axis)[:, None]).abs() < half[:, None]
             inside = inside & (near[:, None, :, None] if axis == 0 else near[:, None, None, :])
         return torch.where(inside, GREY, images)
 
@@ -138,6 +138,11 @@ def uniform(seeds: Tensor, number: int) -> Tensor:
     """The ``number``-th random number of each seed, fp32 in [0, 1): the same on every device."""
     bits = _mixed(seeds * 31 + number + 1)
     return (bits & 0xFFFFFF).float() / 0x1000000
+
+
+def _numbers(images: Tensor, seeds: Tensor, number: int) -> Tensor:
+    """``uniform``, where the images are."""
+    return uniform(seeds, number).to(images.device, non_blocking=True)
 
 
 def _mixed(values: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from adamerge.backbones import Encoded
 from adamerge.callbacks import CoefficientFile
 from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import load_coefficients, save_coefficients
-from adamerge.comparison import Scorer
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import means
@@ -34,6 +33,7 @@ from adamerge.modules import AdaptiveMerging, BilevelMerging
 from adamerge.modules.buffers import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete
+from adamerge.scoring import Scorer
 from adamerge.selection import KeepBest, Selection
 
 FIRST = "resnet.embedder.embedder.normalization"

@@ -1,0 +1,162 @@
+"""Scoring: a run's merged model, the base and the experts on labelled data, one process and one network for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from adamerge.backbones import Backbone
+from adamerge.blocks import BlockCopy
+from adamerge.coefficients import Coefficients, load_coefficients
+from adamerge.configuration import ConfigCLI
+from adamerge.copies import Copy, WholeCopy
+from adamerge.data import Calibration
+from adamerge.errors import ConfigError
+from adamerge.evaluation import Metric, average, means, score
+from adamerge.files import read_json
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import ParametrizationFactory, TaskWise
+from adamerge.recipe import build
+from adamerge.staging import write_json
+from adamerge.storage import Disk
+from adamerge.task_vectors import TaskVectors
+
+Scores = dict[str, Tensor]
+"""Task to the score of each sample."""
+
+
+class Scorer:
+    """Scores merged models on one split, with one backbone and samples decoded once.
+
+    Args:
+        backbone: refilled for every model.
+        data: labelled splits.
+        vectors: base and experts.
+        split: ``test`` or ``validation``.
+        copy: whether each model exists at once or block by block, with the same scores; at once when None.
+    """
+
+    def __init__(
+        self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str, copy: Copy | None = None
+    ) -> None:
+        self.backbone, self.data, self.vectors, self.split, self.copy = backbone, data, vectors, split, copy
+        data.serve(backbone)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._plain()
+        backbone.build_heads(data.tasks, vectors.checkpoints)
+
+    def base(self) -> Scores:
+        """The base alone."""
+        return self._score(self._plain())
+
+    def experts(self) -> Scores:
+        """Each expert on its own task; a task without an expert of its name is left to the base."""
+        hits: Scores = {}
+        model = self._plain()
+        for task in self.data.tasks:
+            if task in self.vectors.experts:
+                model.fill_expert(task)
+            else:
+                model.fill(self.vectors.base.__getitem__)
+            hits |= self._score(model, [task])
+        return hits
+
+    def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
+        """A merged model on all tasks."""
+        return self.of(Coefficients(vectors, parametrization(vectors)))
+
+    def of(self, coefficients: Coefficients) -> Scores:
+        """The merged model that a coefficient file describes, on all tasks."""
+        model = self._model(coefficients)
+        with torch.no_grad():
+            model.merge()
+        return self._score(model)
+
+    def _plain(self) -> MergedModel:
+        """Filled with the base."""
+        return self._model(Coefficients(self.vectors, TaskWise(self.vectors, init=0.0)))
+
+    def _model(self, coefficients: Coefficients) -> MergedModel:
+        """The backbone, which is this model's from now on and no earlier one's: its blocks obey one alone."""
+        parametrization = coefficients.parametrization.to(self.device)
+        return MergedModel(
+            self.backbone, coefficients.task_vectors, parametrization, Disk(), coefficients.buffers, self.copy
+        )
+
+    def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Scores:
+        names = list(self.data.tasks) if tasks is None else tasks
+        loader, metric = self.data.eval_dataloader, self.data.metric
+        return {task: score(model, task, loader(task, self.split), metric) for task in names}
+
+
+def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
+    """Score per task of a run's coefficients on a labelled split, also written into the run's summary; and the metric.
+
+    Raises:
+        ConfigError: ``run`` is not a run's folder.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
+    cli = ConfigCLI(["--config", str(run / "config.yaml")])
+    coefficients = run_coefficients(run)
+    copy = copy_for_scores([cli.model.merged.copy])
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
+    scores = means(scorer.of(coefficients))
+    summary = read_json(run / "summary.json")
+    write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
+    return scores, cli.datamodule.metric
+
+
+def print_scores(scores: Mapping[str, float], metric: Metric) -> None:
+    """One row per task."""
+    table = Table("task", f"{metric.name}, {metric.unit}")
+    for task, value in scores.items():
+        table.add_row(task, shown(value, metric.factor))
+    table.add_section()
+    table.add_row("average", shown(average(scores), metric.factor))
+    Console().print(table)
+
+
+def run_coefficients(run: Path) -> Coefficients:
+    """A run's coefficients; its own configuration, which is the user's code, says which modules they may name."""
+    return load_coefficients(run / "coefficients.safetensors", plugins=sorted(_modules(_configuration(run))))
+
+
+def run_copy(run: Path) -> Copy:
+    """How the merged copy of a run existed."""
+    configuration = _configuration(run)
+    spec = configuration["model"].get("copy")
+    return WholeCopy() if spec is None else build({"init_args": {}, **spec}, Copy, sorted(_modules(configuration)))
+
+
+def copy_for_scores(copies: Sequence[Copy]) -> Copy:
+    """How models exist that one process scores, of how they existed in fits: at once only if all did.
+
+    One that was in parts over processes is block by block here.
+    """
+    found = next((copy for copy in copies if not isinstance(copy, WholeCopy)), WholeCopy())
+    return BlockCopy() if found.collective else found
+
+
+def _configuration(run: Path) -> Any:
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _modules(configuration: Any) -> set[str]:
+    if isinstance(configuration, dict):
+        own = configuration.get("class_path")
+        found = {own.rpartition(".")[0]} if isinstance(own, str) and "." in own else set()
+        return found.union(*map(_modules, configuration.values()))
+    return set().union(*map(_modules, configuration)) if isinstance(configuration, list) else set()
+
+
+def shown(value: float, factor: float) -> str:
+    """As tables have it: percentages with one digit, nats with three."""
+    return f"{factor * value:.1f}" if factor > 1 else f"{factor * value:.3f}"
