@@ -224,7 +224,7 @@ def tables(record: Record, peer: dict[int, float]) -> str:
 
 def _cells(row: Row, count: int) -> list[str]:
     if "ratio" not in row:
-        text = row.get("skipped") or "failed: " + " ".join(row["failure"].split())[:80]
+        text = row.get("skipped") or "failed: " + " ".join(row["failure"].split())[-80:]
         return [text.replace("|", "/"), *[""] * (count - 1)]
     low, high = row["ratio_quartiles"]
     return [
