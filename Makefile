@@ -28,6 +28,8 @@ bench: setup
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/export.py
 	$(BIN)/python tests/benchmarks/peers.py
+	$(BIN)/python tests/benchmarks/sharded.py
+	$(BIN)/python tests/benchmarks/growth.py
 
 lint: setup
 	$(BIN)/ruff check .
