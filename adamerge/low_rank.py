@@ -37,8 +37,8 @@ class LowRankDeltas(Deltas):
         weights = torch.block_diag(*(torch.full((1, one.rank), one.scale) for one in experts))
 
         def read() -> tuple[Tensor, Tensor]:
-            left = torch.cat([one.left().to(device, torch.float32) for one in experts], dim=1)
-            return left, torch.cat([one.right().to(device, torch.float32) for one in experts])
+            left = torch.cat([one.left().to(device, torch.float32, non_blocking=True) for one in experts], dim=1)
+            return left, torch.cat([one.right().to(device, torch.float32, non_blocking=True) for one in experts])
 
         return cls(read, weights, shape, device)
 
@@ -47,8 +47,9 @@ class LowRankDeltas(Deltas):
         left, right = self.read()
         for row in self.weights:
             own = row.nonzero().flatten()
-            weighted = left[:, own.to(left.device)].to(dtype) * row[own].to(left.device, dtype)
-            dense = (weighted @ right[own.to(right.device)].to(dtype)).reshape(1, -1)
+            there = own.to(left.device, non_blocking=True)
+            weighted = left[:, there].to(dtype) * row[own].to(left.device, dtype, non_blocking=True)
+            dense = (weighted @ right[there].to(dtype)).reshape(1, -1)
             yield dense if part is None else dense[:, part]
 
     def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
@@ -70,7 +71,7 @@ class LowRankDeltas(Deltas):
         if not isinstance(groups, Whole) or rows is None:
             return super().summed(coefficients, groups, part)
         left, right = (factor.to(coefficients.dtype) for factor in self.read())
-        weights = coefficients[:, 0] @ self.weights.to(coefficients)
+        weights = coefficients[:, 0] @ self.weights.to(coefficients, non_blocking=True)
         return torch.mm(left[rows] * weights, right).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
@@ -80,7 +81,7 @@ class LowRankDeltas(Deltas):
             return super().contract(gradient, groups, part)
         left, right = (factor.to(gradient.dtype) for factor in self.read())
         products = ((left[rows].t() @ gradient.reshape(-1, right.shape[1])) * right).sum(dim=1)
-        return torch.mv(self.weights.to(products), products).unsqueeze(1)
+        return torch.mv(self.weights.to(products, non_blocking=True), products).unsqueeze(1)
 
     def _rows(self, part: slice | None) -> slice | None:
         """The rows of a part; None where it cuts through one."""

@@ -144,7 +144,7 @@ class MergedModel(nn.Module):
         self._source, self._pullable = source, False
         with torch.no_grad():
             for name, place in self._places.items():
-                place.tensor.copy_(place.cut(source(name)))
+                place.tensor.copy_(place.cut(source(name)), non_blocking=True)
         self._astray = set(self.recalibrated)
         torch.clear_autocast_cache()
 
@@ -213,7 +213,7 @@ class MergedModel(nn.Module):
                 if self._source is not None or name not in self.task_vectors:
                     source = self._source or self.task_vectors.base.__getitem__
                     with torch.no_grad():
-                        place.tensor.copy_(place.cut(source(name)))
+                        place.tensor.copy_(place.cut(source(name)), non_blocking=True)
                     continue
                 self._merge(name, place)
                 place.forget()
