@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
 from adamerge.copies import Copy, Passing, Place, outermost, owner
@@ -66,6 +66,8 @@ class ShardedCopy(Copy):
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for unit in units:
             _shard(unit, mesh, shared)
+        # else each would keep what it gathered and what it sent until the whole backward pass is over
+        share_comm_ctx([unit for unit in units if isinstance(unit, FSDPModule)])
         return {
             name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
             for name, tensor in tensors.items()
@@ -96,7 +98,7 @@ class Shard(Place):
     def gradient(self) -> Tensor | None:
         """``G`` of these rows, summed over the processes: what each makes of it is averaged, as if of the whole."""
         gradient = self.parameter.grad
-        return None if gradient is None else cast(DTensor, gradient).to_local() * self.parameter.device_mesh.size()
+        return None if gradient is None else cast(DTensor, gradient).to_local()
 
     def forget(self) -> None:
         """Let the gradient go."""
@@ -134,3 +136,6 @@ def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> Non
         parameter.data = parameter.data.float()
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)
+    sharded = cast(FSDPModule, unit)
+    sharded.set_gradient_divide_factor(1.0)  # a sum over the processes; gloo knows no other than plain ones
+    sharded.set_force_sum_reduction_for_comms(True)
