@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from adamerge.copies import Copy, Passing, Place, outermost, owner
 from adamerge.errors import ConfigError
+from adamerge.memory import Held, Unit
+from adamerge.storage import FP32, Disk, Storage
 
 
 class ShardedCopy(Copy):
@@ -72,6 +74,38 @@ class ShardedCopy(Copy):
             name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
             for name, tensor in tensors.items()
         }
+
+    def held(self, units: Sequence[Unit], processes: int) -> Held:
+        """Rows in fp32 and their gradient, and all of what is shared; beside them what runs.
+
+        Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed. The
+        network is whole when it is sharded.
+        """
+        parted, shared = ([unit for unit in units if unit.shared is kind] for kind in (False, True))
+
+        def part(elements: int) -> int:
+            return FP32 * -(-elements // processes)
+
+        return Held(
+            part(sum(unit.numel for unit in parted)) + sum(unit.nbytes for unit in shared),
+            part(sum(unit.merged for unit in parted)) + FP32 * sum(unit.merged for unit in shared),
+            max((2 * unit.nbytes + 2 * FP32 * unit.merged for unit in parted), default=0),
+            start=sum(unit.nbytes for unit in units) + FP32 * max((unit.numel for unit in parted), default=0),
+            afterwards=True,
+        )
+
+    def stored(self, storage: Storage | None) -> Storage:
+        """On disk, of which each process reads its part.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        if storage is not None and not isinstance(storage, Disk):
+            raise ConfigError(
+                f"model.storage {storage} holds whole tensors in each process, of which a sharded copy needs a part",
+                todo="set model.storage=Disk",
+            )
+        return Disk()
 
 
 class Shard(Place):
