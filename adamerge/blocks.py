@@ -11,6 +11,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner
 from adamerge.errors import ConfigError
+from adamerge.memory import Held, Unit
+from adamerge.storage import FP32
 
 
 class BlockCopy(Copy):
@@ -43,6 +45,13 @@ class BlockCopy(Copy):
                 todo="leave model.copy at adamerge.WholeCopy",
             )
         return blocks
+
+    def held(self, units: Sequence[Unit], processes: int) -> Held:
+        """What is in no block, in every process; and the largest block with its gradient."""
+        always = [unit for unit in units if not unit.block]
+        blocks = [unit.nbytes + FP32 * unit.merged for unit in units if unit.block]
+        weights = sum(unit.nbytes for unit in always)
+        return Held(weights, FP32 * sum(unit.merged for unit in always), max(blocks, default=0), made=weights)
 
 
 class Block:

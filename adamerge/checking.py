@@ -15,14 +15,16 @@ from rich.table import Table
 from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
+from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
-from adamerge.plan import Plan, copy_bytes, print_plan, size
+from adamerge.plan import Plan, print_plan, size
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
-from adamerge.storage import Automatic, Storage
+from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Transform
+from adamerge.units import units_by_name
 
 
 def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
@@ -77,7 +79,9 @@ def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
             make_part(spec, Transform, f"model.task_vectors.transforms[{i}]")
             for i, spec in enumerate(given.get("transforms") or ())
         ]
-        storage = Automatic() if model.get("storage") is None else make_part(model["storage"], Storage, "model.storage")
+        copy = WholeCopy() if model.get("copy") is None else make_part(model["copy"], Copy, "model.copy")
+        storage = None if model.get("storage") is None else make_part(model["storage"], Storage, "model.storage")
+        storage = copy.stored(storage)
         include, exclude = given.get("include") or (), given.get("exclude") or ()
         vectors = TaskVectors(pool.base, pool.good, transforms, include, exclude)
         with torch.device("meta"):  # a mask has a logit for every weight
@@ -88,7 +92,10 @@ def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
         return None
     backbone = arguments_of(model.get("backbone") or {})
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
-    return Plan.of(vectors, parametrization, copy_bytes(vectors, dtype), _device(config), storage)
+    device = _device(config)
+    neighbours, machines = _processes(config, device)
+    units = units_by_name(vectors, dtype)
+    return Plan.of(vectors, parametrization, units, device, storage, copy, neighbours * machines, neighbours)
 
 
 def _parametrization(spec: Any, vectors: TaskVectors) -> Parametrization:
@@ -156,6 +163,19 @@ def _device(config: Mapping[str, Any]) -> torch.device:
     """Where a fit on this machine would run."""
     wanted = str((config.get("trainer") or {}).get("accelerator", "auto"))
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _processes(config: Mapping[str, Any], device: torch.device) -> tuple[int, int]:
+    """Of a fit on each machine, and machines."""
+    trainer = config.get("trainer") or {}
+    devices, machines = trainer.get("devices", "auto"), trainer.get("num_nodes") or 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [word for word in devices.split(",") if word.strip()]
+    if isinstance(devices, list):
+        return max(1, len(devices)), int(machines)
+    if str(devices) in {"auto", "-1", "None"}:
+        return max(1, torch.cuda.device_count()) if device.type == "cuda" else 1, int(machines)
+    return max(1, int(devices)), int(machines)
 
 
 def _print_pool(console: Console, pool: Pool) -> None:

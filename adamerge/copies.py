@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from adamerge.memory import Held, Unit
+from adamerge.storage import FP32, Automatic, Storage
 
 
 class Place:
@@ -106,6 +109,26 @@ class Copy(ABC):
         """
         return {name: Place(tensor) for name, tensor in tensors.items()}
 
+    @abstractmethod
+    def held(self, units: Sequence[Unit], processes: int) -> Held:
+        """What it takes in each process.
+
+        Args:
+            units: of the network.
+            processes: of the run.
+        """
+
+    def stored(self, storage: Storage | None) -> Storage:
+        """The storage of the deltas that goes with it: as configured, or what fits where it is None.
+
+        Raises:
+            ConfigError: the two do not go together.
+        """
+        return Automatic() if storage is None else storage
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
 
 class WholeCopy(Copy):
     """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has."""
@@ -113,6 +136,11 @@ class WholeCopy(Copy):
     def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
         """None."""
         return []
+
+    def held(self, units: Sequence[Unit], processes: int) -> Held:
+        """All, in every process."""
+        weights = sum(unit.nbytes for unit in units)
+        return Held(weights, FP32 * sum(unit.merged for unit in units), made=weights)
 
 
 def owner(tensor: Tensor) -> Tensor:

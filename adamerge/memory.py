@@ -118,6 +118,51 @@ class Sizes:
         return max(self.tensors.values(), default=0)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Weights of a network that run together: those of a block, or of a module that is in none.
+
+    Attributes:
+        nbytes: in the dtype of the copy.
+        numel: elements, of floating-point tensors.
+        merged: of these, elements that are merged and get a gradient.
+        block: whether it is a block.
+        shared: whether others use it too, or it is no module's alone, as buffers are.
+    """
+
+    nbytes: int
+    numel: int
+    merged: int
+    block: bool = False
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a merged copy takes in one process.
+
+    Attributes:
+        weights: from a merge to its contraction.
+        gradient: of these, fp32.
+        running: for a moment beside them: the unit that runs, with its gradient.
+        start: for a moment before the first merge, when nothing of the rest is there.
+        made: of the weights, what is there before the first merge.
+        afterwards: whether gradients are contracted when nothing runs any more.
+    """
+
+    weights: int
+    gradient: int
+    running: int = 0
+    start: int = 0
+    made: int = 0
+    afterwards: bool = False
+
+    def peak(self, contracting: int = 0) -> int:
+        """The most at once, of it and of what a contraction takes for a moment."""
+        moment = max(self.running, contracting) if self.afterwards else self.running + contracting
+        return max(self.start, self.weights + self.gradient + moment)
+
+
 def _processes() -> int:
     """Processes of this run on this machine, as far as they have been told of each other."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "")

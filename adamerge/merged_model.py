@@ -12,9 +12,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.deltas import Deltas, Outline
-from adamerge.errors import CheckpointError, ConfigError
+from adamerge.errors import CheckpointError
 from adamerge.parametrizations import Parametrization, Update
-from adamerge.storage import Automatic, Disk, Storage
+from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ class MergedModel(nn.Module):
         self.backbone = backbone
         self.task_vectors = task_vectors
         self.copy = copy if copy is not None else WholeCopy()
-        self.storage = storage if storage is not None else Disk() if self.copy.collective else Automatic()
-        if self.copy.collective and not isinstance(self.storage, Disk):
-            raise ConfigError(
-                f"model.storage {self.storage} holds whole tensors in each process, of which a sharded copy needs a part",
-                todo="set model.storage=Disk",
-            )
+        self.storage = self.copy.stored(storage)
         undo_blocks(backbone.network)  # of an earlier merged model
         tensors = backbone.tensors()
         self._places: dict[str, Place] = {}  # of what is always there

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,18 +11,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamerge.memory import Available, Memory, Sizes
+from adamerge.blocks import BlockCopy
+from adamerge.copies import Copy, WholeCopy
+from adamerge.memory import Available, Held, Memory, Sizes, Unit
 from adamerge.parametrizations import Parametrization
 from adamerge.storage import FP32, Automatic, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
 
 LEARNING = 4 * FP32
 """Bytes for each learned number beside its value: its gradient, Adam's two moments, and what the guard can go back to."""
+MOST = 64
+"""Processes that are worth a thought where one does not do."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What learning coefficients will take at its peak, when the gradient of the merged copy is contracted.
+    """What learning coefficients will take in each process at its peak, when a gradient of the merged copy is contracted.
 
     Not in it, because it is not known before: activations, cached samples and teachers, and what the libraries take that
     the process is made of.
@@ -32,10 +37,12 @@ class Plan:
         groups: of elements that share a coefficient.
         logits: of a mask.
         trained: of both, those that are learned.
-        copy: bytes of the merged copy, with the tensors that are not merged.
+        units: of the network, with the tensors that are not merged.
         device: of the merges.
-        there: memory that is available, before any of this is taken.
+        there: memory that is available to a process, before any of this is taken.
         storage: as configured.
+        copy: which weights exist when.
+        processes: of the whole run.
     """
 
     sizes: Sizes
@@ -43,34 +50,40 @@ class Plan:
     groups: int
     logits: int
     trained: int
-    copy: int
+    units: Sequence[Unit]
     device: torch.device
     there: Available
     storage: Storage = field(default_factory=Automatic)
+    copy: Copy = field(default_factory=WholeCopy)
+    processes: int = 1
 
     @classmethod
     def of(
         cls,
         vectors: TaskVectors,
         parametrization: Parametrization,
-        copy: int,
+        units: Sequence[Unit],
         device: torch.device,
         storage: Storage,
+        copy: Copy | None = None,
+        processes: int = 1,
+        neighbours: int | None = None,
         taken: Memory | None = None,
-        processes: int | None = None,
     ) -> Plan:
         """From task vectors and a parametrization, which may be on the meta device.
 
         Args:
             vectors: base and experts; nothing of them is read.
             parametrization: of them.
-            copy: bytes of the merged copy.
+            units: of the network.
             device: of the merges.
             storage: as configured.
+            copy: which weights exist when; all when None.
+            processes: of the whole run.
+            neighbours: of these, the ones that share this machine's memory.
             taken: what of the plan this process has taken already.
-            processes: of the run, that share this machine's memory.
         """
-        there, taken = Available.on(device, processes), taken or Memory()
+        there, taken = Available.on(device, neighbours), taken or Memory()
         values, logits = parametrization.values(), parametrization.masks()
         return cls(
             Sizes.of(vectors),
@@ -78,19 +91,21 @@ class Plan:
             len(values),
             sum(logit.numel() for logit in logits.values()),
             sum(parameter.numel() for parameter in parametrization.parameters() if parameter.requires_grad),
-            copy,
+            units,
             device,
             Available(
                 None if there.host is None else there.host + taken.host,
                 None if there.device is None else there.device + taken.device,
             ),
             storage,
+            copy if copy is not None else WholeCopy(),
+            processes,
         )
 
     @property
-    def gradient(self) -> int:
-        """Bytes of the merged copy's gradient."""
-        return FP32 * self.sizes.merged
+    def held(self) -> Held:
+        """Bytes of the merged copy and its gradient."""
+        return self.copy.held(self.units, self.processes)
 
     @property
     def learned(self) -> int:
@@ -100,7 +115,7 @@ class Plan:
     @property
     def beside(self) -> Memory:
         """What is taken whatever the storage."""
-        return Memory.of(self.copy + self.gradient + self.learned, self.device)
+        return Memory.of(self.held.peak() + self.learned, self.device)
 
     @property
     def chosen(self) -> Storage:
@@ -111,7 +126,10 @@ class Plan:
 
     def peak(self, storage: Storage) -> Memory:
         """With one storage, all together."""
-        return self.beside + storage.needs(self.sizes, self.device)
+        passing = storage.passing(self.sizes, self.device)
+        contracting = passing.host if self.device.type == "cpu" else passing.device
+        own = Memory.of(self.held.peak(contracting) - contracting + self.learned, self.device)
+        return own + passing + storage.held(self.sizes, self.device)
 
     def fits(self, storage: Storage) -> bool:
         """Whether a margin of the available memory is left beside it."""
@@ -121,6 +139,8 @@ class Plan:
     @property
     def storages(self) -> list[Storage]:
         """The storages worth a line: what the configuration says, and the others there are."""
+        if self.copy.collective:
+            return [self.chosen]
         known: list[Storage] = [Resident(), Disk()]
         if self.device.type != "cpu":
             known[1:1] = [Pinned()]
@@ -136,12 +156,34 @@ class Plan:
         if smaller:
             names = " or ".join(map(str, smaller))
             return f"{self.chosen} does not fit; take {names}, such as --model.storage={type(smaller[-1]).__name__}"
-        on_disk = self.peak(Disk())
-        short = on_disk.host if self.device.type == "cpu" else on_disk.device
-        return (
-            f"not even the merged copy and its gradient fit, {size(short)} with all experts on disk: merge fewer "
-            "tensors (task_vectors.include), hold the copy in bfloat16 (backbone.dtype), or take a larger machine"
-        )
+        other = self._other_copy()
+        if other is None:
+            other = "merge fewer tensors (task_vectors.include), "
+            other += "hold the copy in bfloat16 (backbone.dtype), or take a larger machine"
+        return f"not even the merged copy and its gradient fit, {self._short(self)} with all experts on disk: {other}"
+
+    def _other_copy(self) -> str | None:
+        """Another copy that fits where this one does not, the cheapest first, and what it takes."""
+        blocks = replace(self, copy=BlockCopy())
+        if self.copy.held(self.units, self.processes).peak() > blocks.held.peak() and blocks.fits(Disk()):
+            return f"take --model.copy=BlockCopy, {self._short(blocks)} on disk"
+        from adamerge.shards import ShardedCopy  # not before it is needed: torch's part of it loads slowly
+
+        count = 2 if not self.copy.collective else self.processes + 1
+        for processes in range(count, MOST + 1):
+            sharded = replace(self, copy=ShardedCopy(), processes=processes)
+            if sharded.fits(Disk()):
+                kind = "machines" if self.device.type == "cpu" else "devices"
+                return (
+                    f"take --model.copy=ShardedCopy --trainer.strategy=ddp on {processes} {kind} like this, "
+                    f"{self._short(sharded)} on each"
+                )
+        return None
+
+    @staticmethod
+    def _short(plan: Plan) -> str:
+        peak = plan.peak(Disk())
+        return size(peak.host if plan.device.type == "cpu" else peak.device)
 
     def record(self) -> dict[str, Any]:
         """For ``summary.json``: bytes."""
@@ -152,8 +194,11 @@ class Plan:
             "groups": self.groups,
             "mask_logits": self.logits,
             "available": {"host": self.there.host, "device": self.there.device},
-            "merged_copy": self.copy,
-            "gradient": self.gradient,
+            "copy": str(self.copy),
+            "processes": self.processes,
+            "merged_copy": self.held.weights,
+            "gradient": self.held.gradient,
+            "running": self.held.running,
             "predicted_peak": {
                 str(storage): {"host": self.peak(storage).host, "device": self.peak(storage).device}
                 for storage in self.storages
@@ -180,8 +225,19 @@ class Plan:
         return (
             f"on {self.device}: {self.sizes.experts} experts, {len(self.sizes.tensors)} tensors of {self.sizes.merged:,} "
             f"elements, {self.coefficients:,} coefficients in {self.groups:,} groups{mask}; {there} available. In every "
-            f"peak: merged copy {size(self.copy)}, its gradient {size(self.gradient)}, learned numbers "
-            f"{size(self.learned)}. Activations come on top: they are not known before."
+            f"peak: {self._copy_told()}, learned numbers {size(self.learned)}. Activations come on top: they are not known "
+            "before."
+        )
+
+    def _copy_told(self) -> str:
+        held = self.held
+        if not held.running:
+            return f"merged copy {size(held.weights)}, its gradient {size(held.gradient)}"
+        each = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        start = f" (at most {size(held.start)} while it is made)" if held.start > held.weights + held.gradient else ""
+        return (
+            f"of the {self.copy} what is always there{each} {size(held.weights)}, its gradient {size(held.gradient)}, what "
+            f"is there while it runs {size(held.running)}{start}"
         )
 
 
@@ -193,15 +249,6 @@ def print_plan(plan: Plan) -> None:
     advice = plan.advice()
     if advice is not None:
         console.print(escape(f"warning: {advice}"))
-
-
-def copy_bytes(vectors: TaskVectors, dtype: torch.dtype) -> int:
-    """Of a merged copy in ``dtype`` with a place for every tensor of the base, from headers."""
-    base = vectors.base
-    return sum(
-        base.shape(name).numel() * (dtype if base.dtype(name).is_floating_point else base.dtype(name)).itemsize
-        for name in base
-    )
 
 
 def size(nbytes: int | None) -> str:

@@ -37,6 +37,7 @@ from adamerge.plan import Plan, print_plan
 from adamerge.recipe import describe
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
+from adamerge.units import units_of
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 
@@ -126,16 +127,19 @@ def _refuse_ended(folder: Path) -> None:
 def _planned(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
     device = trainer.strategy.root_device
-    copy = sum(tensor.nbytes for tensor in module.merged.backbone.tensors().values())
-    taken = Memory(host=copy) if device.type == "cpu" else None
+    merged = module.merged
+    units = units_of(merged.backbone.network, merged.backbone.tensors(), merged.task_vectors)
+    made = merged.copy.held(units, trainer.world_size).made
     plan = Plan.of(
-        module.merged.task_vectors,
-        module.merged.parametrization,
-        copy,
+        merged.task_vectors,
+        merged.parametrization,
+        units,
         device,
-        module.merged.storage,
-        taken,
+        merged.storage,
+        merged.copy,
+        trainer.world_size,
         trainer.num_devices,
+        Memory(host=made) if device.type == "cpu" else None,
     )
     if is_first_process():
         print_plan(plan)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
 from adamerge.copies import Copy, Passing, Place, outermost, owner
 from adamerge.errors import ConfigError
+from adamerge.memory import Held, Unit
+from adamerge.storage import FP32, Disk, Storage
 
 
 class ShardedCopy(Copy):
@@ -66,10 +68,44 @@ class ShardedCopy(Copy):
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for unit in units:
             _shard(unit, mesh, shared)
+        # else each would keep what it gathered and what it sent until the whole backward pass is over
+        share_comm_ctx([unit for unit in units if isinstance(unit, FSDPModule)])
         return {
             name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
             for name, tensor in tensors.items()
         }
+
+    def held(self, units: Sequence[Unit], processes: int) -> Held:
+        """Rows in fp32 and their gradient, and all of what is shared; beside them what runs.
+
+        Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed. The
+        network is whole when it is sharded.
+        """
+        parted, shared = ([unit for unit in units if unit.shared is kind] for kind in (False, True))
+
+        def part(elements: int) -> int:
+            return FP32 * -(-elements // processes)
+
+        return Held(
+            part(sum(unit.numel for unit in parted)) + sum(unit.nbytes for unit in shared),
+            part(sum(unit.merged for unit in parted)) + FP32 * sum(unit.merged for unit in shared),
+            max((2 * unit.nbytes + 2 * FP32 * unit.merged for unit in parted), default=0),
+            start=sum(unit.nbytes for unit in units) + FP32 * max((unit.numel for unit in parted), default=0),
+            afterwards=True,
+        )
+
+    def stored(self, storage: Storage | None) -> Storage:
+        """On disk, of which each process reads its part.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        if storage is not None and not isinstance(storage, Disk):
+            raise ConfigError(
+                f"model.storage {storage} holds whole tensors in each process, of which a sharded copy needs a part",
+                todo="set model.storage=Disk",
+            )
+        return Disk()
 
 
 class Shard(Place):
@@ -96,7 +132,7 @@ class Shard(Place):
     def gradient(self) -> Tensor | None:
         """``G`` of these rows, summed over the processes: what each makes of it is averaged, as if of the whole."""
         gradient = self.parameter.grad
-        return None if gradient is None else cast(DTensor, gradient).to_local() * self.parameter.device_mesh.size()
+        return None if gradient is None else cast(DTensor, gradient).to_local()
 
     def forget(self) -> None:
         """Let the gradient go."""
@@ -134,3 +170,6 @@ def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> Non
         parameter.data = parameter.data.float()
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)
+    sharded = cast(FSDPModule, unit)
+    sharded.set_gradient_divide_factor(1.0)  # a sum over the processes; gloo knows no other than plain ones
+    sharded.set_force_sum_reduction_for_comms(True)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from adamerge.conveyor import Arena, Conveyor
-from adamerge.deltas import Deltas, DenseDeltas
+from adamerge.deltas import PIECE, Deltas, DenseDeltas
 from adamerge.errors import ConfigError
 from adamerge.groups import ALIGNMENT
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
@@ -195,7 +195,8 @@ class Disk(Storage):
         """One expert's tensor and its delta; of all experts, and what the transform makes of them, where there is one."""
         copies = 2 + (1 if sizes.narrow or device.type != "cpu" else 0)
         copies += TRANSFORMED * sizes.experts if sizes.transformed else 0
-        return Memory.of(copies * FP32 * sizes.largest, device)
+        whole = sizes.transformed or device.type != "cpu"  # else a piece of it at a time
+        return Memory.of(copies * FP32 * (sizes.largest if whole else min(sizes.largest, PIECE)), device)
 
 
 class Automatic(Storage):

@@ -106,6 +106,24 @@ def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):
     assert outcome.code == 2 and message in outcome.error + outcome.out
 
 
+@pytest.mark.parametrize(("devices", "count"), [("2", 2), ("[0,1,2]", 3), ("auto", 1), ("-1", 1)])
+def test_the_copy_and_the_processes_are_those_of_the_fit(tiny, capsys, devices, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words_ = ["--model.copy=ShardedCopy", f"--trainer.devices={devices}", "--trainer.num_nodes=2"]
+    check([tiny, LAYER_WISE], words_)
+    text = words(capsys)
+    assert f"of the ShardedCopy what is always there in each of {2 * count} processes" in text
+    assert "Disk()" in text and "Resident" not in text
+    check([tiny, LAYER_WISE], ["--model.copy=BlockCopy"])
+    text = words(capsys)
+    assert "of the BlockCopy what is always there" in text and "Resident(float32)" in text
+
+
+def test_a_storage_that_does_not_go_with_the_copy(tiny, capfd):
+    outcome = command(capfd, "check", tiny, LAYER_WISE, "--model.copy=ShardedCopy", "--model.storage=Resident")
+    assert outcome.code == 2 and "holds whole tensors in each process" in outcome.error
+
+
 def test_a_pool_alone_is_no_method(tiny):
     with pytest.raises(ConfigError, match="model.parametrization is in none"):
         check([tiny, tiny], [])

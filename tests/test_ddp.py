@@ -13,7 +13,7 @@ import torch
 from running import child, coefficients, environment, fit_words, pool_config, write_yaml
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from functools import partial
 import torch
 from lightning import Trainer
@@ -25,6 +25,7 @@ from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise
 from adamerge.penalties import DistanceToInitial
+from adamerge.storage import Disk, Resident
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -35,7 +36,7 @@ vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
 penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
 module = AdaptiveMerging(
     OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), 0.5, partial(SGD, lr=1.0), penalty,
-    micro_batch=given["micro_batch"],
+    micro_batch=given["micro_batch"], storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
 )
 parallel = {"devices": 2, "strategy": "ddp"} if given["devices"] == 2 else {"devices": 1}
 trainer = Trainer(
@@ -43,6 +44,7 @@ trainer = Trainer(
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **parallel,
 )
 trainer.fit(module, data)
+assert str(module.merged.storage) == "Resident(float32)", "what the first process chose is for all"
 w = module.merged.parametrization.w.detach()
 torch.save(w, f"{given['out']}_{trainer.global_rank}.pt")
 """
@@ -132,13 +134,19 @@ def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     sgd = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5", "--data.batch_size=6"]
-    for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel)):
+    sharded = [*parallel, "--model.copy=ShardedCopy"]
+    for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel), ("sharded", sharded)):
         line = ["-m", "adamerge", "fit", *fit_words(file, "--name=n", *sgd, *words, steps=4), f"--id={name}"]
         done = child(line, tmp_path, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
-    found, expected = coefficients(tmp_path / "runs/n/two"), coefficients(tmp_path / "runs/n/one")
-    assert all((value - expected[name]).abs().max() <= 1e-6 for name, value in found.items())
-    assert sorted(path.name for path in (tmp_path / "runs/n").iterdir()) == ["one", "two"]
+    expected, plans = coefficients(tmp_path / "runs/n/one"), {}
+    for name in ("one", "two", "sharded"):
+        found = coefficients(tmp_path / "runs/n" / name)
+        assert all((value - expected[key]).abs().max() <= 1e-6 for key, value in found.items())
+        plans[name] = json.loads((tmp_path / "runs/n" / name / "summary.json").read_text())["plan"]
+    assert sorted(path.name for path in (tmp_path / "runs/n").iterdir()) == ["one", "sharded", "two"]
+    assert [plan["processes"] for plan in plans.values()] == [1, 2, 2] and plans["sharded"]["copy"] == "ShardedCopy"
+    assert plans["two"]["gradient"] == plans["one"]["gradient"] > plans["sharded"]["gradient"]
     assert json.loads((tmp_path / "runs/n/two/environment.json").read_text())["world_size"] == 2
 
 

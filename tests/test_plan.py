@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,21 +16,36 @@ from pico import tokenizer
 from safetensors.torch import save_file
 from test_merged_model import files, lora_files
 
-from adamerge.memory import Available, Memory
+from adamerge.blocks import BlockCopy
+from adamerge.copies import WholeCopy
+from adamerge.memory import Available, Memory, Unit
 from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
-from adamerge.plan import Plan, copy_bytes, print_plan, size
+from adamerge.plan import Plan, print_plan, size
+from adamerge.shards import ShardedCopy
 from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident
-from adamerge.task_vectors import TaskVectors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOTS = Available(1 << 40, 1 << 40)
 
 
-def planned(vectors, kind=LayerWise, device=CPU, storage=None, there=LOTS, copy=1000):
-    found = Plan.of(vectors, kind(vectors), copy, CPU, storage or Automatic())
-    return Plan(
-        found.sizes, found.coefficients, found.groups, found.logits, found.trained, copy, device, there, found.storage
-    )
+def planned(vectors, kind=LayerWise, device=CPU, storage=None, there=LOTS, copy=None, processes=1, units=None):
+    merged = sum(vectors.shape(name).numel() for name in vectors)
+    units = [Unit(1000, 250, merged)] if units is None else units
+    found = Plan.of(vectors, kind(vectors), units, CPU, storage or Automatic(), copy, processes)
+    return replace(found, device=device, there=there)
+
+
+def split(vectors):
+    """Two blocks, a module beside them, and something shared; together they are what is merged, in bfloat16."""
+    merged = sum(vectors.shape(name).numel() for name in vectors)
+    sizes = [merged // 4, merged // 4 + 5, 30, 20]
+    sizes.append(merged - sum(sizes))
+    return [
+        *(Unit(2 * n, n, n, block=True) for n in sizes[:2]),
+        Unit(2 * sizes[2], sizes[2], sizes[2]),
+        Unit(2 * sizes[3], sizes[3], sizes[3], shared=True),
+        Unit(2 * sizes[4], sizes[4], sizes[4]),
+    ]
 
 
 def test_a_peak_is_copy_gradient_learned_numbers_and_storage(tmp_path):
@@ -55,7 +71,7 @@ def test_a_mask_is_learned_too(tmp_path):
 def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(5000, None)))
     vectors = files(tmp_path, 2, 16)
-    plan = Plan.of(vectors, LayerWise(vectors), 1000, CPU, Automatic(), Memory(host=1000))
+    plan = Plan.of(vectors, LayerWise(vectors), [], CPU, Automatic(), taken=Memory(host=1000))
     assert plan.there == Available(6000, None)
 
 
@@ -80,6 +96,87 @@ def test_it_says_what_to_do_when_nothing_or_something_smaller_fits(tmp_path):
     assert "not even the merged copy and its gradient fit" in found and "backbone.dtype" in found
 
 
+def test_of_a_block_copy_what_is_in_no_block_and_the_largest_block(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    one, other, rest, shared, last = split(vectors)
+    plan = planned(vectors, copy=BlockCopy(), units=[one, other, rest, shared, last])
+    always = rest.numel + shared.numel + last.numel
+    assert plan.held.weights == plan.held.made == 2 * always and plan.held.gradient == 4 * always
+    assert plan.held.running == (2 + 4) * other.numel
+    beside = 6 * always + 6 * other.numel + 20 * 15
+    assert plan.beside == Memory(host=beside)
+    assert plan.peak(Disk()) == Memory(host=beside + 2 * 4 * 32 * 64)
+    assert planned(vectors, copy=BlockCopy(), processes=4, units=plan.units).beside == plan.beside
+
+
+def test_of_a_sharded_copy_a_part_and_what_is_gathered(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    units = split(vectors)
+    parted = sum(unit.numel for unit in units) - 20
+    largest = max(unit.numel for unit in units)
+    for processes in (2, 7):
+        plan = planned(vectors, storage=Disk(), copy=ShardedCopy(), processes=processes, units=units, device=CUDA)
+        rows = -(-parted // processes)
+        assert plan.held.weights == 4 * rows + 2 * 20 and plan.held.gradient == 4 * rows + 4 * 20
+        assert plan.held.running == (2 + 2 + 4 + 4) * largest
+        assert plan.held.start == 2 * (parted + 20) + 4 * largest  # the network is whole when it is sharded
+        # contracted when the backward pass is over, so what runs and what is read from disk are never there together
+        most = max(8 * rows + 6 * 20 + max(12 * largest, 3 * 4 * 32 * 64), plan.held.start)
+        assert plan.peak(plan.chosen) == Memory(device=most + 20 * 15)
+        assert list(map(str, plan.storages)) == ["Disk()"]
+
+
+def test_a_whole_copy_is_whole_in_every_process(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    plan = planned(vectors, copy=WholeCopy())
+    assert planned(vectors, copy=WholeCopy(), processes=8).peak(Disk()) == plan.peak(Disk())
+
+
+def test_the_choice_of_storage_knows_the_copy(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    blocks = planned(vectors, copy=BlockCopy(), units=split(vectors))
+    room = Available(round(blocks.peak(Resident()).host / 0.8) + 8, 0)
+    assert str(replace(blocks, there=room).chosen) == "Resident(float32)"
+    assert str(replace(blocks, there=room, copy=WholeCopy()).chosen) == "Disk()"
+
+
+def test_it_names_another_copy_that_fits(tmp_path):
+    vectors = files(tmp_path, 3, 32)
+    whole = planned(vectors, units=split(vectors), device=CUDA)
+
+    def advised(copy, room, processes=1):
+        return replace(whole, copy=copy, processes=processes, there=Available(0, round(room / 0.8) + 8)).advice()
+
+    needed = replace(whole, copy=BlockCopy()).peak(Disk()).device
+    found = advised(WholeCopy(), needed)
+    assert "not even the merged copy and its gradient fit" in found and "--model.copy=BlockCopy" in found
+    assert size(needed) in found
+    assert "--model.copy" not in (found := advised(BlockCopy(), 1000)) and "backbone.dtype" in found
+
+    heavy = [Unit(2 * 9000, 9000, 9000, block=True), *(Unit(2 * 9000, 9000, 9000) for _ in range(20))]
+    whole = replace(whole, units=heavy)
+    needed = {n: replace(whole, copy=ShardedCopy(), processes=n).peak(Disk()).device for n in (4, 5)}
+    assert needed[4] > needed[5]
+    for copy, processes in ((WholeCopy(), 1), (BlockCopy(), 1), (ShardedCopy(), 2)):
+        found = advised(copy, needed[5], processes)
+        assert "--model.copy=ShardedCopy" in found and "on 5 devices like this" in found
+    assert "--model.copy=ShardedCopy" in (text := advised(WholeCopy(), needed[4])) and "on 4 devices" in text
+
+
+def test_every_copy_is_told_in_words(tmp_path, capsys):
+    vectors = files(tmp_path, 3, 32)
+    for copy, processes in ((WholeCopy(), 1), (BlockCopy(), 1), (ShardedCopy(), 3)):
+        plan = planned(vectors, storage=Disk(), copy=copy, processes=processes, units=split(vectors))
+        print_plan(plan)
+        text = " ".join(capsys.readouterr().out.split())
+        record = json.loads(json.dumps(plan.record()))
+        assert record["copy"] == str(copy) and record["processes"] == processes
+        for key in ("merged_copy", "gradient", "running"):
+            assert not record[key] or size(record[key]) in text
+        assert record["running"] == plan.held.running and (str(copy) in text) == (type(copy) is not WholeCopy)
+        assert ("in each of 3 processes" in text) == (processes == 3)
+
+
 def test_factors_are_never_rounded_so_no_line_says_so(tmp_path):
     names = [str(storage) for storage in planned(lora_files(tmp_path, 3, 32)).storages]
     assert names == ["Resident(float32)", "Disk()"]
@@ -93,7 +190,7 @@ def test_the_record_and_the_table_say_the_same(tmp_path, capsys):
     plan = planned(files(tmp_path, 3, 32), device=CUDA, there=Available(1 << 33, 5000))
     record = json.loads(json.dumps(plan.record()))
     assert record["storage"] == "Pinned(float32)" or record["storage"] == "Disk()"
-    assert record["available"] == {"host": 1 << 33, "device": 5000} and record["gradient"] == plan.gradient
+    assert record["available"] == {"host": 1 << 33, "device": 5000} and record["gradient"] == 4 * plan.sizes.merged
     assert set(record["predicted_peak"]) == set(map(str, plan.storages))
     print_plan(plan)
     text = capsys.readouterr().out
@@ -120,17 +217,10 @@ def test_a_parametrization_without_numbers_gives_the_same_plan(tmp_path, kind):
         empty = kind(vectors)
     assert all(parameter.is_meta for parameter in empty.parameters())
     real = kind(vectors)
-    one, other = (Plan.of(vectors, made, 7, CPU, Disk()) for made in (empty, real))
+    one, other = (Plan.of(vectors, made, [Unit(7, 1, 1)], CPU, Disk()) for made in (empty, real))
     assert one.record()["predicted_peak"] == other.record()["predicted_peak"]
     assert (one.coefficients, one.groups, one.logits) == (other.coefficients, other.groups, other.logits)
     assert empty.initial == real.initial
-
-
-def test_the_copy_is_counted_from_headers(tmp_path):
-    base = {"w": torch.zeros(5, 3, dtype=torch.bfloat16), "steps": torch.tensor(3)}
-    save_file(base, tmp_path / "base.safetensors")
-    vectors = TaskVectors(tmp_path / "base.safetensors", {"one": base})
-    assert copy_bytes(vectors, torch.float32) == 4 * 15 + 8 and copy_bytes(vectors, torch.bfloat16) == 2 * 15 + 8
 
 
 def test_sizes_for_the_eye():
@@ -156,6 +246,7 @@ from adamerge.parametrizations import LayerWise
 from adamerge.plan import Plan
 from adamerge.storage import Disk, LowBit, Resident
 from adamerge.task_vectors import TaskVectors
+from adamerge.units import units_of
 from transformers import AutoModelForCausalLM
 
 def anonymous():
@@ -184,8 +275,8 @@ else:
     inputs = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     inputs["predicted"] = torch.ones(1, 4, dtype=torch.bool)
 parametrization = LayerWise(vectors)
-copy = sum(tensor.nbytes for tensor in backbone.tensors().values())
-plan = Plan.of(vectors, parametrization, copy, torch.device("cpu"), storage)
+units = units_of(backbone.network, backbone.tensors(), vectors)
+plan = Plan.of(vectors, parametrization, units, torch.device("cpu"), storage)
 merged = MergedModel(backbone, vectors, parametrization, storage)
 thread.start()
 for _ in range(2):

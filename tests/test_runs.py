@@ -90,9 +90,13 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"] == told
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float32)" and plan["predicted_peak"]["Disk()"]["host"] > plan["merged_copy"]
+    assert (plan["copy"], plan["processes"], plan["running"]) == ("WholeCopy", 1, 0)
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
     again = command(capfd, "fit", "--resume", run)
     assert again.code == 0 and "no, chosen" in again.out and "warning: not even" in again.out
+    blocks = fit(fit_words(pool_file, "--id=c", "--model.copy=BlockCopy"))
+    found = json.loads((blocks / "summary.json").read_text())["plan"]
+    assert found["copy"] == "BlockCopy" and found["running"] > 0 and found["gradient"] < plan["gradient"]
     assert json.loads((run / "summary.json").read_text())["plan"]["storage"] == "Resident(float32)"
     other = fit(fit_words(pool_file, "--id=b"))
     assert (

@@ -155,6 +155,35 @@ def test_a_process_of_its_own_group_is_the_whole(group, pool_of):
         ShardedCopy().places(merged.backbone.network, {})
 
 
+def test_what_was_sent_is_let_go_at_once(group):
+    """Else each process would hold the gradient of all units until the backward pass is over."""
+
+    class Network(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(64, 64, bias=False) for _ in range(count)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    def beside(count: int) -> int:
+        """The most that is there in a second backward pass beside the gradients, in units of a layer."""
+        network = Network(count)
+        ShardedCopy().places(network, {})
+        for _ in range(2):
+            network.zero_grad()
+            loss = network(torch.ones(1, 64, requires_grad=True)).sum()
+            with torch.profiler.profile(profile_memory=True) as profile:
+                loss.backward()
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        sums = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).cumsum(0)
+        return round(float(sums.max()) / (4 * 64 * 64)) - count
+
+    assert beside(9) <= 4
+
+
 def test_units_and_what_they_share():
     class Network(nn.Module):
         def __init__(self) -> None:

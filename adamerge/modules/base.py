@@ -103,6 +103,8 @@ class MergingModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check, and make the heads from the base's weights."""
         data = self._data()
+        # each process has chosen by the memory it saw, and all must compute the same bits: the first one's choice is all's
+        self.merged.storage = self.trainer.strategy.broadcast(self.merged.storage)
         if stage == "fit":
             self.choice, self.recalibration = {}, {}
             self.merged.replace_buffers({})

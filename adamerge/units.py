@@ -1,0 +1,81 @@
+"""Units of a network, its blocks and what is in none: told from names on disk alone, or from the network itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Hashable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adamerge.copies import outermost, owner
+from adamerge.memory import Unit
+from adamerge.task_vectors import TaskVectors
+
+
+def units_by_name(vectors: TaskVectors, dtype: torch.dtype) -> list[Unit]:
+    """As far as headers tell: the name up to its first integer is a block, else the name up to its last dot a module.
+
+    A tie is not seen there, and a list of layers without names looks like blocks: the network itself knows better.
+
+    Args:
+        vectors: base and experts; nothing of them is read.
+        dtype: of the merged copy.
+    """
+    base = vectors.base
+    found: list[tuple[Hashable, Unit]] = []
+    for name in base:
+        numel, own = base.shape(name).numel(), base.dtype(name)
+        numbered = re.match(r".*?\.\d+(?=\.)", name)
+        if not own.is_floating_point:
+            found.append(("", Unit(numel * own.itemsize, 0, 0, shared=True)))
+            continue
+        merged = numel if name in vectors else 0
+        key = numbered.group() if numbered else name.rpartition(".")[0]
+        found.append((key, Unit(numel * dtype.itemsize, numel, merged, block=numbered is not None)))
+    return _summed(found)
+
+
+def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Container[str]) -> list[Unit]:
+    """Of a network that is there.
+
+    Args:
+        network: whose modules run.
+        tensors: on-disk name to a parameter or buffer, or a view of one.
+        merged: names of those that are merged.
+    """
+    blocks = outermost(network)
+    inside = {id(part): place for place, block in enumerate(blocks) for part in block.modules()}
+    users: dict[int, set[int]] = {}  # parameter to the units that use it: places of blocks, and other modules below 0
+    for place, module in enumerate(network.modules(), 1):
+        alone = id(module) in inside or not list(module.children())
+        for parameter in module.parameters(recurse=False):
+            own = {inside.get(id(module), -place)}
+            users.setdefault(id(parameter), set()).update(own if alone else own | {len(blocks)})
+    found: list[tuple[Hashable, Unit]] = []
+    for name, tensor in tensors.items():
+        at = users.get(id(owner(tensor)), set())
+        unit = Unit(tensor.nbytes, tensor.numel() if tensor.is_floating_point() else 0, 0)
+        unit = replace(unit, merged=unit.numel if name in merged else 0)
+        if len(at) == 1:
+            (place,) = at
+            found.append((place, replace(unit, block=place >= 0)))
+        else:
+            found.append((id(owner(tensor)), replace(unit, shared=True)))
+    return _summed(found)
+
+
+def _summed(parts: Iterable[tuple[Hashable, Unit]]) -> list[Unit]:
+    found: dict[tuple[Hashable, bool], Unit] = {}
+    for key, part in parts:
+        known = found.get((key, part.shared))
+        if known is not None:
+            part = replace(
+                known,
+                nbytes=known.nbytes + part.nbytes,
+                numel=known.numel + part.numel,
+                merged=known.merged + part.merged,
+            )
+        found[key, part.shared] = part
+    return list(found.values())
