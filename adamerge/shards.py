@@ -66,10 +66,9 @@ class ShardedCopy(Copy):
         held = {name: holders.get(id(tensor)) for name, tensor in tensors.items()}
         device = next(network.parameters()).device
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-        for unit in units:
-            _shard(unit, mesh, shared)
-        # else each would keep what it gathered and what it sent until the whole backward pass is over
-        share_comm_ctx([unit for unit in units if isinstance(unit, FSDPModule)])
+        sharded = [_shard(unit, mesh, shared) for unit in units]
+        # each is a root of its own: else what each has sent stays until the end of the whole backward pass
+        share_comm_ctx([unit for unit in sharded if unit is not None])
         return {
             name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
             for name, tensor in tensors.items()
@@ -160,16 +159,20 @@ def _holders(units: list[nn.Module]) -> tuple[dict[int, tuple[nn.Module, str]], 
     return {id(parameter): at[0] for parameter, at in users.items() if parameter not in shared}, shared
 
 
-def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> None:
+def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> FSDPModule | None:
     own = [parameter for parameter in unit.parameters() if parameter not in ignored]
     if not own:
-        return
+        return None
     dtype = own[0].dtype
     for parameter in own:
         # rows, and the sums of gradients, are in fp32; what is gathered is rounded as a merged tensor is
         parameter.data = parameter.data.float()
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)
-    sharded = cast(FSDPModule, unit)
-    sharded.set_gradient_divide_factor(1.0)  # a sum over the processes; gloo knows no other than plain ones
+    sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)
+    # the sum over the processes, made by an operation that all libraries have
+    sharded.set_gradient_divide_factor(1)
     sharded.set_force_sum_reduction_for_comms(True)
+    for parameter in own:
+        # the rows were copied; who still knows the parameter would keep the whole of it
+        parameter.data = parameter.data.new_empty(0)
+    return sharded

@@ -15,7 +15,7 @@ from torch import nn
 from adamerge.copies import owner
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
-from adamerge.parametrizations import TaskWise
+from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.shards import ShardedCopy, _holders, _units
 from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors
@@ -182,6 +182,22 @@ def test_what_was_sent_is_let_go_at_once(group):
         return round(float(sums.max()) / (4 * 64 * 64)) - count
 
     assert beside(9) <= 4
+
+
+def test_nothing_whole_is_kept(group, pool_of):
+    """Not the weights as they were before, whoever knows them, and no second gradient beside the rows'."""
+    pool = pool_of("llama")
+    vectors, backbone = TaskVectors(pool["base"], pool["experts"]), pool["backbone"]()
+    before = [*backbone.network.parameters()]
+    assert all(parameter.numel() for parameter in before)
+    merged = MergedModel(backbone, vectors, LayerWise(vectors), copy=ShardedCopy())
+    assert not any(parameter.numel() for parameter in before)
+    merged.merge()
+    ids = torch.arange(5, 17).view(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "predicted": torch.ones_like(ids)}
+    merged(inputs).features.square().mean().backward()
+    place = merged._places["model.layers.0.self_attn.q_proj.weight"]
+    assert place.gradient.data_ptr() == place.parameter.grad.to_local().data_ptr()
 
 
 def test_units_and_what_they_share():
