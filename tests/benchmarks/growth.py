@@ -26,6 +26,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from step import PIECE
 from watching import own_environment
 
 from adamerge.memory import Available
@@ -79,14 +80,14 @@ def measure(record: Record, point: Row) -> Row:
 def shortage(on_disk: Row | None) -> str | None:
     """Why a point cannot be resident, of the same on disk; None when it can.
 
-    ``step.py`` holds the deltas, and twice the bytes of deltas and base beside them: what it copies, and where to.
+    ``step.py`` holds the deltas, and beside them what it copies, and where to.
     """
     there = Available.on(torch.device("cpu"), 1).host
     if on_disk is None or "elements" not in on_disk or there is None:
         return None
     each = 4 if on_disk["dtype"] == "float32" else 2
     deltas = on_disk["experts"] * each * on_disk["elements"]
-    needed = on_disk["step_mib"] * MEBI + deltas + 2 * (deltas + 4 * on_disk["elements"])
+    needed = on_disk["step_mib"] * MEBI + deltas + 2 * PIECE
     if needed <= (1 - MARGIN) * there:
         return None
     return f"takes {needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are available"

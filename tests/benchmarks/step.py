@@ -36,6 +36,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.storage import Disk, Resident
 
 SIDES = ("floor", "step")
+PIECE = 1 << 29  # bytes
 
 
 def write_models(arch: str, experts: int, folder: Path) -> None:
@@ -92,11 +93,21 @@ class Subject:
         return merged - start, time.perf_counter() - ran
 
 
-def copied(source: Tensor, target: Tensor) -> float:
-    """Seconds of one copy."""
-    start = time.perf_counter()
-    target.copy_(source)
-    return time.perf_counter() - start
+class Copying:
+    """Copies so many bytes from memory to memory, through a piece that no cache holds."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.source = torch.zeros(min(nbytes, PIECE), dtype=torch.uint8)
+        self.target = torch.zeros_like(self.source)
+
+    def seconds(self) -> float:
+        """Of one copy."""
+        start = time.perf_counter()
+        for first in range(0, self.nbytes, PIECE):
+            size = min(PIECE, self.nbytes - first)
+            self.target[:size].copy_(self.source[:size])
+        return time.perf_counter() - start
 
 
 def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -104,23 +115,20 @@ def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     subject = Subject(own, folder)
     times: dict[str, list[float]] = {"floor": [], "merge": [], "contract": [], "step": [], "copy": []}
     bytes_each = 2 if own.dtype != "float32" and own.storage == "resident" else 4
-    source = torch.empty((own.experts * bytes_each + 4) * subject.elements, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    source.zero_(), target.zero_()
-
+    copying = Copying((own.experts * bytes_each + 4) * subject.elements)
     for _ in range(own.rounds + 1):
-        copies, start = [copied(source, target)], time.perf_counter()
+        copies, start = [copying.seconds()], time.perf_counter()
         subject.floor()
         floored = time.perf_counter() - start
-        copies.append(copied(source, target))
+        copies.append(copying.seconds())
         start = time.perf_counter()
         merge, contract = subject.step()
         stepped = time.perf_counter() - start
-        copies.append(copied(source, target))
+        copies.append(copying.seconds())
         row = (floored, merge, contract, stepped, statistics.median(copies))
         for name, value in zip(times, row, strict=True):
             times[name].append(value)
-    del source, target
+    del copying
     times = {name: values[1:] for name, values in times.items()}  # the first round warms up
     pairs = list(zip(times["step"], times["floor"], times["merge"], times["contract"], times["copy"], strict=True))
     found: dict[str, Any] = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
