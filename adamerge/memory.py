@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from adamerge.deltas import PIECE
 from adamerge.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -80,7 +81,8 @@ class Sizes:
         factors: elements of low-rank factors, of all tensors and experts.
         base_bytes: of the base's merged tensors, as stored.
         narrow: whether the base's tensors are widened when they are read.
-        transformed: whether all experts' deltas of a tensor are in memory at once when they are read.
+        transformed: whether all experts' deltas of what is read are in memory at once.
+        divisible: whether a piece of a tensor is read by itself.
     """
 
     experts: int
@@ -90,6 +92,7 @@ class Sizes:
     base_bytes: int
     narrow: bool
     transformed: bool
+    divisible: bool = True
 
     @classmethod
     def of(cls, vectors: TaskVectors) -> Sizes:
@@ -105,6 +108,7 @@ class Sizes:
             base_bytes=sum(tensors[name] * dtype.itemsize for name, dtype in dtypes.items()),
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
+            divisible=all(vectors.divisible(name) for name in vectors),
         )
 
     @property
@@ -116,6 +120,10 @@ class Sizes:
     def largest(self) -> int:
         """Elements of the largest merged tensor."""
         return max(self.tensors.values(), default=0)
+
+    def read(self, device: torch.device) -> int:
+        """Elements of the most that is read at once for sums on ``device``, of each expert."""
+        return min(self.largest, PIECE) if self.divisible and device.type == "cpu" else self.largest
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,11 @@ class TaskVectors(Mapping[str, Deltas]):
 
     def elements(self, name: str) -> tuple[int, int]:
         """Numbers that the deltas of tensor ``name`` consist of, dense ones and those of factors; from headers alone."""
-        unlearned: list[State] = [{} for _ in self.transforms]  # which changes values, never how many there are
-        return self._read(name, unlearned).elements(len(self.experts))
+        return self._unlearned(name).elements(len(self.experts))
+
+    def divisible(self, name: str) -> bool:
+        """Whether a part of tensor ``name`` is read by itself."""
+        return self._unlearned(name).divisible
 
     def check(self) -> None:
         """Read every weight once.
@@ -174,6 +177,10 @@ class TaskVectors(Mapping[str, Deltas]):
                         todo="remove it: its coefficient could not be learned",
                     )
             seen[who] = model
+
+    def _unlearned(self, name: str) -> Deltas:
+        """As they will be read but for what transforms learn, which changes values and nothing else."""
+        return self._read(name, [{} for _ in self.transforms])
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

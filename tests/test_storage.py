@@ -18,7 +18,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
 from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Scale, Ties
+from adamerge.transforms import Magnitude, Scale, Ties
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -209,6 +209,19 @@ def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
     for storage in (Resident(), Resident("bfloat16"), LowBit(8)):
         assert storage.passing(sizes, CPU).host == 4 * (3 * 8 * largest - merged)
     assert Disk().passing(sizes, CPU).host == 4 * (2 + 3 * 8) * largest
+
+
+def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
+    """A threshold for a whole matrix looks at the whole; signs are elected element by element."""
+    monkeypatch.setattr("adamerge.memory.PIECE", 10)
+    for transform, read in ((Ties(keep=0.5), 10), (Magnitude(), 72)):
+        sizes = Sizes.of(TaskVectors(**models(8), transforms=[transform]))
+        assert (sizes.largest, sizes.read(CPU), sizes.read(CUDA)) == (72, read, 72)
+        assert Disk().passing(sizes, CPU).host == 4 * (2 + 3 * 8) * read
+        assert Resident().passing(sizes, CPU).host == max(0, 4 * (3 * 8 * read - sizes.merged))
+        assert Resident("bfloat16").passing(sizes, CPU).host == 4 * (3 * 8 * 72 - sizes.merged)
+    plain = Sizes.of(TaskVectors(**models(8)))
+    assert Disk().passing(plain, CPU).host == 2 * 4 * 10 and Resident("float16").passing(plain, CPU).host == 4 * 10
 
 
 # the automatic choice ------------------------------------------------------------------------------------------------

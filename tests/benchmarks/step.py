@@ -77,10 +77,10 @@ class Subject:
         return loss.detach()
 
     def floor(self) -> None:
-        """The same without a merge: gradients begin anew."""
+        """The same without a merge; and its gradients go, as a step's do."""
+        self.passes()
         for name in self.vectors:
             self.backbone.tensors()[name].grad = None
-        self.passes()
 
     def step(self) -> tuple[float, float]:
         """Merge, passes, contraction; seconds of the first and the last."""
