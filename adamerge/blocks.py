@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner
+from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner, users
 from adamerge.errors import ConfigError
 from adamerge.memory import Held, Unit
 from adamerge.storage import FP32
@@ -26,17 +26,12 @@ class BlockCopy(Copy):
 
     def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
         """The members of the outermost module lists, with the parameters that are theirs alone."""
-        modules = outermost(network)
-        users: dict[int, set[int]] = {}  # parameter to the blocks that use it; -1 is the rest
-        inside = {id(part): place for place, module in enumerate(modules) for part in module.modules()}
-        for module in network.modules():
-            for parameter in module.parameters(recurse=False):
-                users.setdefault(id(parameter), set()).add(inside.get(id(module), -1))
+        modules, used = outermost(network), users(network)
         parts: list[dict[str, Tensor]] = [{} for _ in modules]
         for name, tensor in tensors.items():
-            found = users.get(id(owner(tensor)), {-1})
-            if len(found) == 1 and -1 not in found:
-                parts[next(iter(found))][name] = tensor
+            found = used.get(id(owner(tensor)), set())
+            if len(found) == 1 and min(found) >= 0:
+                parts[min(found)][name] = tensor
         blocks: list[Passing] = [Block(module, own) for module, own in zip(modules, parts, strict=True) if own]
         if not blocks:
             raise ConfigError(

@@ -148,6 +148,16 @@ def owner(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
+def users(network: nn.Module) -> dict[int, set[int]]:
+    """Who uses each parameter, by its id: places of blocks; of a module in no block ``~`` its place among all modules."""
+    inside = {id(part): place for place, block in enumerate(outermost(network)) for part in block.modules()}
+    found: dict[int, set[int]] = {}
+    for place, module in enumerate(network.modules()):
+        for parameter in module.parameters(recurse=False):
+            found.setdefault(id(parameter), set()).add(inside.get(id(module), ~place))
+    return found
+
+
 def outermost(network: nn.Module) -> list[nn.Module]:
     """The blocks: members of the module lists that are in no other module list, in the order of the network."""
     found: list[nn.Module] = []

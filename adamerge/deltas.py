@@ -75,6 +75,13 @@ class Deltas(ABC):
             return [part]
         return [slice(at, min(at + PIECE, part.stop)) for at in range(part.start, part.stop, PIECE)]
 
+    def in_pieces(self, part: slice | None = None) -> Iterator[tuple[slice, Deltas]]:
+        """The pieces of the tensor, or of a part of it, each with the deltas to read it from: opened once for several."""
+        pieces = self.pieces(part)
+        deltas = self if len(pieces) == 1 else self.opened()
+        for piece in pieces:
+            yield piece, deltas
+
     @property
     def whole(self) -> slice:
         """All elements."""
@@ -83,12 +90,10 @@ class Deltas(ABC):
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
         part = self.whole if part is None else part
-        pieces = self.pieces(part)
-        if len(pieces) == 1:
+        if len(self.pieces(part)) == 1:
             return self._sum(coefficients, groups, part)
         found = torch.empty(part.stop - part.start, dtype=coefficients.dtype, device=self.device)
-        deltas = self.opened()
-        for piece in pieces:
+        for piece, deltas in self.in_pieces(part):
             deltas._sum(coefficients, groups, piece, found[piece.start - part.start : piece.stop - part.start])
         return found
 
@@ -123,9 +128,7 @@ class Deltas(ABC):
         The pieces' sums are summed in float64, so that rounding does not grow with their number.
         """
         part, flat, found = self.whole if part is None else part, gradient.reshape(-1), []
-        pieces = self.pieces(part)
-        deltas = self if len(pieces) == 1 else self.opened()
-        for piece in pieces:
+        for piece, deltas in self.in_pieces(part):
             shared = groups.within(piece, self.shape.numel(), gradient.device)
             own = flat[piece.start - part.start : piece.stop - part.start]
             found.append(torch.cat([shared.contract(block, own) for block in deltas.blocks(gradient.dtype, piece)]))

@@ -92,13 +92,14 @@ class Sizes:
     base_bytes: int
     narrow: bool
     transformed: bool
-    divisible: bool = True
+    divisible: bool
 
     @classmethod
     def of(cls, vectors: TaskVectors) -> Sizes:
         """Those of task vectors, from headers; nothing is read and nothing learned."""
         tensors = {name: vectors.shape(name).numel() for name in vectors}
-        elements = {name: vectors.elements(name) for name in vectors}
+        deltas = {name: vectors.unlearned(name) for name in vectors}
+        elements = {name: own.elements(len(vectors.experts)) for name, own in deltas.items()}
         dtypes = {name: vectors.base.dtype(name) for name in vectors}
         return cls(
             experts=len(vectors.experts),
@@ -108,7 +109,7 @@ class Sizes:
             base_bytes=sum(tensors[name] * dtype.itemsize for name, dtype in dtypes.items()),
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
-            divisible=all(vectors.divisible(name) for name in vectors),
+            divisible=all(own.divisible for own in deltas.values()),
         )
 
     @property

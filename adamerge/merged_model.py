@@ -49,11 +49,9 @@ def updates(
         update_of: the parametrization's draw; what is saved, when None.
     """
     update_of = parametrization.forward if update_of is None else update_of
-    pieces = deltas.pieces() if parametrization.local else [deltas.whole]
-    deltas = deltas if len(pieces) == 1 else deltas.opened()
-    for part in pieces:
+    for part, opened in deltas.in_pieces() if parametrization.local else [(deltas.whole, deltas)]:
         with torch.no_grad():
-            update = update_of(name, deltas if len(pieces) == 1 else deltas.within(part)).reshape(-1)
+            update = update_of(name, opened if part == deltas.whole else opened.within(part)).reshape(-1)
         yield part, update
 
 

@@ -160,13 +160,13 @@ class Plan:
         if other is None:
             other = "merge fewer tensors (task_vectors.include), "
             other += "hold the copy in bfloat16 (backbone.dtype), or take a larger machine"
-        return f"not even the merged copy and its gradient fit, {self._short(self)} with all experts on disk: {other}"
+        return f"not even the merged copy and its gradient fit, {self._short()} with all experts on disk: {other}"
 
     def _other_copy(self) -> str | None:
         """Another copy that fits where this one does not, the cheapest first, and what it takes."""
         blocks = replace(self, copy=BlockCopy())
-        if self.copy.held(self.units, self.processes).peak() > blocks.held.peak() and blocks.fits(Disk()):
-            return f"take --model.copy=BlockCopy, {self._short(blocks)} on disk"
+        if self.held.peak() > blocks.held.peak() and blocks.fits(Disk()):
+            return f"take --model.copy=BlockCopy, {blocks._short()} on disk"
         from adamerge.shards import ShardedCopy  # not before it is needed: torch's part of it loads slowly
 
         count = 2 if not self.copy.collective else self.processes + 1
@@ -176,14 +176,13 @@ class Plan:
                 kind = "machines" if self.device.type == "cpu" else "devices"
                 return (
                     f"take --model.copy=ShardedCopy --trainer.strategy=ddp on {processes} {kind} like this, "
-                    f"{self._short(sharded)} on each"
+                    f"{sharded._short()} on each"
                 )
         return None
 
-    @staticmethod
-    def _short(plan: Plan) -> str:
-        peak = plan.peak(Disk())
-        return size(peak.host if plan.device.type == "cpu" else peak.device)
+    def _short(self) -> str:
+        peak = self.peak(Disk())
+        return size(peak.host if self.device.type == "cpu" else peak.device)
 
     def record(self) -> dict[str, Any]:
         """For ``summary.json``: bytes."""

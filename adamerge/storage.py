@@ -92,8 +92,7 @@ class Resident(Storage):
         # every row begins as the first one does: see how products are summed
         width = -(-numel * FP32 // ALIGNMENT) * ALIGNMENT // FP32
         values = _room(count, width, deltas.device)[:, :numel]
-        opened = deltas.opened()
-        for piece in deltas.pieces():
+        for piece, opened in deltas.in_pieces():
             first = 0
             for block in opened.blocks(torch.float32, piece):
                 values[first : first + len(block), piece] = block

@@ -151,13 +151,9 @@ class TaskVectors(Mapping[str, Deltas]):
         held._stored = {name: held._read(name, self.states).kept(keep, len(self.experts)) for name in self._names}
         return held
 
-    def elements(self, name: str) -> tuple[int, int]:
-        """Numbers that the deltas of tensor ``name`` consist of, dense ones and those of factors; from headers alone."""
-        return self._unlearned(name).elements(len(self.experts))
-
-    def divisible(self, name: str) -> bool:
-        """Whether a part of tensor ``name`` is read by itself."""
-        return self._unlearned(name).divisible
+    def unlearned(self, name: str) -> Deltas:
+        """The deltas of tensor ``name`` but for what transforms learn, which changes values alone; nothing is read."""
+        return self._read(name, [{} for _ in self.transforms])
 
     def check(self) -> None:
         """Read every weight once.
@@ -177,10 +173,6 @@ class TaskVectors(Mapping[str, Deltas]):
                         todo="remove it: its coefficient could not be learned",
                     )
             seen[who] = model
-
-    def _unlearned(self, name: str) -> Deltas:
-        """As they will be read but for what transforms learn, which changes values and nothing else."""
-        return self._read(name, [{} for _ in self.transforms])
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adamerge.copies import outermost, owner
+from adamerge.copies import owner, users
 from adamerge.memory import Unit
 from adamerge.task_vectors import TaskVectors
 
@@ -45,21 +45,15 @@ def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Containe
         tensors: on-disk name to a parameter or buffer, or a view of one.
         merged: names of those that are merged.
     """
-    blocks = outermost(network)
-    inside = {id(part): place for place, block in enumerate(blocks) for part in block.modules()}
-    users: dict[int, set[int]] = {}  # parameter to the units that use it: places of blocks, and other modules below 0
-    for place, module in enumerate(network.modules(), 1):
-        alone = id(module) in inside or not list(module.children())
-        for parameter in module.parameters(recurse=False):
-            own = {inside.get(id(module), -place)}
-            users.setdefault(id(parameter), set()).update(own if alone else own | {len(blocks)})
+    modules, used = list(network.modules()), users(network)
     found: list[tuple[Hashable, Unit]] = []
     for name, tensor in tensors.items():
-        at = users.get(id(owner(tensor)), set())
+        at = used.get(id(owner(tensor)), set())
         unit = Unit(tensor.nbytes, tensor.numel() if tensor.is_floating_point() else 0, 0)
         unit = replace(unit, merged=unit.numel if name in merged else 0)
-        if len(at) == 1:
-            (place,) = at
+        place = next(iter(at), -1)
+        # what a module has beside other modules is no unit's alone
+        if len(at) == 1 and (place >= 0 or not list(modules[~place].children())):
             found.append((place, replace(unit, block=place >= 0)))
         else:
             found.append((id(owner(tensor)), replace(unit, shared=True)))

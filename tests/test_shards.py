@@ -11,6 +11,7 @@ import torch
 from pico import pico_pool
 from running import child
 from torch import nn
+from toys import Tied
 
 from adamerge.copies import owner
 from adamerge.errors import ConfigError
@@ -201,15 +202,7 @@ def test_nothing_whole_is_kept(group, pool_of):
 
 
 def test_units_and_what_they_share():
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.head = nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
-            self.head.weight = self.embed.weight
-            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)])
-            self.scale = nn.Parameter(torch.ones(2))
-
-    network = Network()
+    network = Tied()
     units = list(_units(network))
     assert units == [*network.layers, network.embed, network.head]
     holders, shared = _holders(units)

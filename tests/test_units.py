@@ -7,6 +7,7 @@ import torch
 from pico import pico_pool
 from safetensors.torch import save_file
 from torch import nn
+from toys import Tied
 
 from adamerge.memory import Unit
 from adamerge.task_vectors import TaskVectors
@@ -40,17 +41,9 @@ def test_names_tell_blocks_modules_and_numbers_apart(tmp_path):
 
 
 def test_the_network_tells_what_is_shared():
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.head = nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
-            self.head.weight = self.embed.weight
-            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)])
-            self.layers[1][0].bias = self.layers[0][0].bias
-            self.scale = nn.Parameter(torch.ones(2))
-            self.norm = nn.BatchNorm1d(2)
-
-    network = Network()
+    network = Tied()
+    network.layers[1][0].bias = network.layers[0][0].bias
+    network.norm = nn.BatchNorm1d(2)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     merged = {name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and name != "norm.bias"}
     assert ordered(units_of(network, tensors, merged)) == ordered([

@@ -32,6 +32,17 @@ class ToyNetwork(nn.Module):
         self.out = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
 
+class Tied(nn.Module):
+    """Two blocks, a head that is the embedding's, and a parameter beside the modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
+        self.head.weight = self.embed.weight
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)])
+        self.scale = nn.Parameter(torch.ones(2))
+
+
 class ToyLanguage(Backbone):
     """Counts its forward passes; positions with ``counts`` False are padding or context."""
 

@@ -70,8 +70,7 @@ class Ties(Elementwise):
 def _pieces(vectors: Mapping[str, Deltas]) -> Iterator[Tensor]:
     """All tensors of all experts, ``(experts, n)`` at a time."""
     for deltas in vectors.values():
-        opened = deltas.opened()
-        for piece in deltas.pieces():
+        for piece, opened in deltas.in_pieces():
             yield torch.cat(list(opened.blocks(torch.float32, piece)))
 
 
