@@ -87,7 +87,7 @@ def shortage(on_disk: Row | None) -> str | None:
         return None
     each = 4 if on_disk["dtype"] == "float32" else 2
     deltas = on_disk["experts"] * each * on_disk["elements"]
-    needed = on_disk["step_mib"] * MEBI + deltas + 2 * PIECE
+    needed = on_disk["step_mib_kept"] * MEBI + deltas + 2 * PIECE
     if needed <= (1 - MARGIN) * there:
         return None
     return f"takes {needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are available"

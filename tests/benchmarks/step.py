@@ -4,8 +4,9 @@
 
 Random weights: only time and memory are measured. Seconds are of one process, in which both sides alternate, so that a noisy
 machine hits both alike; ``ratio`` is the median of the pairs of step and floor, with its quartiles. Memory is the peak of
-anonymous memory of a process of its own for each side; ``extra_models`` is the step's above the floor's, in units of the
-merged tensors in fp32. ``operations`` are elements of all operations but views in merge and contraction, in units of the
+anonymous memory of a process of its own for each side, whose C library gives freed memory back at once; ``extra_models`` is
+the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same with the C library's
+own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but views in merge and contraction, in units of the
 merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and the base's bytes once, from memory to memory.
 """
 
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from watching import own_peak, watch
+from watching import RETURNING, own_peak, watch
 
 from adamerge import LayerWise, OpenClipClassifier, TaskVectors
 from adamerge.merged_model import MergedModel
@@ -172,15 +174,17 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="adamerge-step-") as name:
         write_models(own.arch, own.experts, Path(name))
 
-        def child(side: str) -> dict[str, Any]:
+        def child(side: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
             line = [sys.executable, __file__, *words, f"--rounds={own.rounds}", f"--side={side}", f"--folder={name}"]
-            found: dict[str, Any] = json.loads(watch(line).output.splitlines()[-1])
+            found: dict[str, Any] = json.loads(watch(line, environment).output.splitlines()[-1])
             return found
 
         found = child("seconds")
-        peaks = {side: child(side)["mib"] for side in SIDES}
-    extra = (peaks["step"] - peaks["floor"]) * (1 << 20) / (4 * found["elements"])
-    return found | {f"{side}_mib": peak for side, peak in peaks.items()} | {"extra_models": extra}
+        for suffix, environment in (("", RETURNING), ("_kept", None)):
+            floor, step = (child(side, environment)["mib"] for side in SIDES)
+            extra = (step - floor) * (1 << 20) / (4 * found["elements"])
+            found |= {f"floor_mib{suffix}": floor, f"step_mib{suffix}": step, f"extra_models{suffix}": extra}
+    return found
 
 
 def _spread(name: str, values: list[float]) -> dict[str, Any]:
