@@ -6,8 +6,9 @@ Random weights: only time and memory are measured. Seconds are of one process, i
 machine hits both alike; ``ratio`` is the median of the pairs of step and floor, with its quartiles. Memory is the peak of
 anonymous memory of a process of its own for each side, whose C library gives freed memory back at once; ``extra_models`` is
 the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same with the C library's
-own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but views in merge and contraction, in units of the
-merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and the base's bytes once, from memory to memory.
+own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but
+views in merge and contraction, in units of the merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and
+the base's bytes once, from memory to memory.
 """
 
 from __future__ import annotations
