@@ -171,8 +171,8 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         device = call.block.parameters[0].device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        call.block.take()
         try:
+            call.block.take()
             found = call.run(tensors)
         finally:
             call.block.drop()
@@ -187,8 +187,8 @@ class _Run(torch.autograd.Function):
         inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, wanted, strict=True)]
         device, dtype, enabled = ctx.autocast
         with torch.enable_grad():
-            call.block.take()
             try:
+                call.block.take()
                 with torch.autocast(device, dtype, enabled):
                     found = call.run(inputs)
                 pairs = [

@@ -158,16 +158,25 @@ def users(network: nn.Module) -> dict[int, set[int]]:
     return found
 
 
+def whole_modules(network: nn.Module) -> list[nn.Module]:
+    """What can be gathered at once: each block, and each module outside of them that has parameters and no other modules."""
+    blocks = outermost(network)
+    inside = {id(part) for block in blocks for part in block.modules()}
+    others = (module for module in network.modules() if id(module) not in inside and not list(module.children()))
+    return blocks + [module for module in others if list(module.parameters(recurse=False))]
+
+
 def outermost(network: nn.Module) -> list[nn.Module]:
-    """The blocks: members of the module lists that are in no other module list, in the order of the network."""
+    """The blocks: members of the module lists that are in no block of another list, in the order of the network."""
     found: list[nn.Module] = []
 
-    def walk(module: nn.Module) -> None:
+    def walk(module: nn.Module, listed: bool) -> None:
         for child in module.children():
-            if isinstance(child, nn.ModuleList):
-                found.extend(child)
+            holds = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            if listed and not holds:  # what only holds others is never called itself
+                found.append(child)
             else:
-                walk(child)
+                walk(child, isinstance(child, nn.ModuleList) or (listed and holds))
 
-    walk(network)
+    walk(network, listed=False)
     return found

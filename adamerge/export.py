@@ -13,7 +13,7 @@ import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.deltas import PIECE
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
-from adamerge.merged_model import merged_tensor, updates
+from adamerge.merging import merged_tensor, updates
 from adamerge.staging import staged_folder
 from adamerge.weights import verify_tensors, write_tensors
 

@@ -29,6 +29,10 @@ class Groups(ABC):
     def within(self, part: slice, numel: int, device: torch.device) -> Shared:
         """How they are shared in one part of the flattened tensor of ``numel`` elements, for sums on ``device``."""
 
+    def kept(self, numel: int) -> int:
+        """Bytes that are kept from the first contraction of a tensor of ``numel`` elements on."""
+        return 0
+
 
 class Shared(ABC):
     """Which elements of a part of a tensor use which coefficients; ``n`` elements, ``count`` coefficients an expert."""
@@ -142,16 +146,26 @@ class Ids(Groups):
 
     Args:
         count: coefficients of an expert.
-        make: gives the ids, ``(numel,)``, each in [0, count); made when needed, and kept from the first contraction on.
+        make: gives the ids, ``(numel,)``, each in [0, count), in the smallest dtype that holds them; called when they are
+            needed, and what it gives is kept from the first contraction on.
     """
 
     def __init__(self, count: int, make: Callable[[], Tensor]) -> None:
         self.count, self.make = count, make
-        self.kept: Tensor | None = None
+        self.ids: Tensor | None = None
+
+    @staticmethod
+    def dtype(count: int) -> torch.dtype:
+        """The smallest of integers that holds the ids of so many coefficients."""
+        return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 15 else torch.int32
+
+    def kept(self, numel: int) -> int:
+        """The ids."""
+        return numel * self.dtype(self.count).itemsize
 
     def within(self, part: slice, numel: int, device: torch.device) -> Shared:
         """The ids there, as indices."""
-        ids = (self.make() if self.kept is None else self.kept).to(device)
+        ids = (self.make() if self.ids is None else self.ids).to(device)
         return _Strewn(self, ids, part)
 
 
@@ -168,7 +182,7 @@ class _Strewn(Shared):
             out.addcmul_(own.index_select(0, self.indices), row)
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        self.owner.kept = self.ids
+        self.owner.ids = self.ids
         # summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few
         count = self.owner.count
         run = max(SEGMENT, 16 * count)

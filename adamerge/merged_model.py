@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.deltas import Deltas, Outline
+from adamerge.deltas import Outline
 from adamerge.errors import CheckpointError
+from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
+from adamerge.way_back import WayBack
 
 if TYPE_CHECKING:
     from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries
@@ -23,36 +24,6 @@ if TYPE_CHECKING:
         Encoded,
         Inputs,
     )
-
-
-def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """``(base.float() + update).to(dtype)``: the one place where a merged tensor is made.
-
-    Args:
-        base: as stored; a narrower dtype is widened inside the addition.
-        update: of the same shape, fp32.
-        dtype: of the result.
-        out: of that dtype and shape, to write into.
-    """
-    return torch.add(base, update, out=torch.empty_like(update, dtype=dtype) if out is None else out)
-
-
-def updates(
-    parametrization: Parametrization, name: str, deltas: Deltas, update_of: Update | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """The update of a tensor in consecutive parts of it, each with its flat values; without autograd.
-
-    Args:
-        parametrization: decides whether parts have updates of their own.
-        name: of the tensor.
-        deltas: of it, or of a part where they have.
-        update_of: the parametrization's draw; what is saved, when None.
-    """
-    update_of = parametrization.forward if update_of is None else update_of
-    for part, opened in deltas.in_pieces() if parametrization.local else [(deltas.whole, deltas)]:
-        with torch.no_grad():
-            update = update_of(name, opened if part == deltas.whole else opened.within(part)).reshape(-1)
-        yield part, update
 
 
 class MergedModel(nn.Module):
@@ -97,11 +68,9 @@ class MergedModel(nn.Module):
         tensors = backbone.tensors()
         self._places: dict[str, Place] = {}  # of what is always there
         self._settled: torch.device | None = None
-        self._edges: dict[str, GradientEdge] = {}
-        self._found: list[Tensor | None] = []  # gradients of blocks, contracted already
+        self._way_back: WayBack | None = None  # of the last merge, until its gradients are contracted
         self._source: Callable[[str], Tensor] | None = None  # of blocks; merged when None
         self._update_of: Update = parametrization.forward  # no module: it would be registered twice
-        self._pullable = False
         self._placed: torch.device | None = None
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
@@ -118,6 +87,14 @@ class MergedModel(nn.Module):
             holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             holder.grad_dtype = torch.float32
+        if not merged:
+            raise CheckpointError(
+                "nothing is merged that the network uses",
+                where=task_vectors.base.location,
+                expected="tensors of the network among those that include and exclude leave",
+                got=list(task_vectors)[:3],
+                todo="widen task_vectors.include, or narrow task_vectors.exclude",
+            )
         self.dtype = next(iter(merged.values())).dtype
         """Of the merged copy."""
         self._passing = self.copy.passing(backbone.network, tensors)
@@ -132,11 +109,12 @@ class MergedModel(nn.Module):
         return next(self.parametrization.parameters()).device
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
-        """Fill the copy with whole tensors by name: the base, or an expert (which makes it the teacher)."""
+        """Fill the copy with whole tensors by name, such as the base's; an expert's by ``fill_expert``."""
         self._follow()
-        self._source, self._pullable = source, False
+        self._source, self._way_back = source, None
         with torch.no_grad():
             for name, place in self._places.items():
+                place.forget()  # the gradient of a step that was thrown away
                 place.tensor.copy_(place.cut(source(name)), non_blocking=True)
         self._astray = set(self.recalibrated)
         torch.clear_autocast_cache()
@@ -158,15 +136,16 @@ class MergedModel(nn.Module):
         self._astray.update(self.recalibrated, values)
         self.recalibrated = dict(values)
 
-    def merge(self, draw: int | None = None) -> None:
+    def merge(self, draw: int | None = None, parameters: Sequence[nn.Parameter] | None = None) -> None:
         """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
 
         Args:
             draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
+            parameters: of the parametrization, that ``pull_back`` is for; all that are trained when None.
         """
         self._place()
-        self._edges, self._found, self._source = {}, [], None
-        self._pullable = torch.is_grad_enabled()
+        wanted = self.trained() if parameters is None else parameters
+        self._source, self._way_back = None, WayBack(wanted) if torch.is_grad_enabled() else None
         self._update_of = self.parametrization.forward if draw is None else self.parametrization.draw(draw)
         with torch.no_grad():
             for name in self._astray:
@@ -175,16 +154,15 @@ class MergedModel(nn.Module):
         self._astray = set()
         self._fetch(self._standing())
 
-    def pull_back(self, loss: Tensor, parameters: Sequence[nn.Parameter] | None = None) -> Tensor:
+    def pull_back(self, loss: Tensor) -> Tensor:
         """A scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
 
         Args:
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
-            parameters: of the parametrization, that the gradient is for; all that are trained when None.
         """
-        if not self._pullable:
+        if self._way_back is None:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
-        scalar: Tensor = _PullBack.apply(loss, self, *(self.trained() if parameters is None else parameters))
+        scalar: Tensor = _PullBack.apply(loss, self, self._way_back, *self._way_back.parameters)
         return scalar
 
     def forward(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
@@ -226,9 +204,8 @@ class MergedModel(nn.Module):
             update = self._update_of(name, deltas).reshape(-1)
             update = update if place.part is None else update[place.part]
             values = [(slice(0, update.numel()), update)]
-        if update.requires_grad:
-            # the edge lets go of the update itself
-            self._edges[name] = get_gradient_edge(update.view(place.tensor.shape))
+        if self._way_back is not None:
+            self._way_back.keep(name, update, place.tensor.shape)
         with torch.no_grad():
             out = (
                 place.tensor
@@ -242,31 +219,22 @@ class MergedModel(nn.Module):
                 place.tensor.copy_(out)
 
     def _hand_on(self, places: Mapping[str, Place]) -> None:
-        """Contract the gradients of a block with its task vectors, and add the result up until ``pull_back``."""
-        found = self._contracted(places, self.trained())
-        earlier = self._found or [None] * len(found)
-        self._found = [_sum(one, other) for one, other in zip(earlier, found, strict=True)]
+        """Contract the gradients of a block before they go."""
+        if self._way_back is not None:
+            self._way_back.hand_on(places)
 
-    def _contract(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """``dL/dw`` of these parameters of the parametrization, from the accumulated ``G``; which is then let go."""
+    def _contract(self, way_back: WayBack) -> list[Tensor]:
+        """``dL/dw`` of the parameters that a merge was for, from the accumulated ``G``; which is then let go."""
+        if way_back is not self._way_back:
+            raise RuntimeError(
+                "what this pull_back was of is gone: it has been pulled back, or merge() was called since"
+            )
         standing = self._standing()
-        found = self._contracted(standing, parameters)
-        of_blocks = dict(zip(map(id, self.trained()), self._found, strict=False))
-        self._edges, self._found, self._pullable = {}, [], False
+        found = way_back.gradients(standing)
+        self._way_back = None
         for place in standing.values():
             place.forget()
-        total = [_sum(gradient, of_blocks.get(id(p))) for p, gradient in zip(parameters, found, strict=True)]
-        return [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, total, strict=True)]
-
-    def _contracted(self, places: Mapping[str, Place], parameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """``sum_e G[e] d(theta[e])/dw`` over these tensors; None where it is 0."""
-        pairs = [(self._edges.pop(name), place.gradient) for name, place in places.items() if name in self._edges]
-        edges = [edge for edge, gradient in pairs if gradient is not None]
-        gradients = [gradient for _, gradient in pairs if gradient is not None]
-        if not edges:
-            return [None] * len(parameters)
-        with torch.autocast(self.device.type, enabled=False):
-            return list(torch.autograd.grad(edges, parameters, gradients, allow_unused=True))
+        return found
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _follow(self) -> None:
@@ -310,17 +278,12 @@ class MergedModel(nn.Module):
                 )
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Their sum; None is 0."""
-    return other if one is None else one if other is None else one + other
-
-
 class _PullBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, merged: MergedModel, *parameters: Tensor) -> Tensor:
-        ctx.merged, ctx.parameters = merged, parameters
+    def forward(ctx: Any, loss: Tensor, merged: MergedModel, way_back: WayBack, *parameters: Tensor) -> Tensor:
+        ctx.merged, ctx.way_back = merged, way_back
         return loss.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient * scale[0] for gradient in ctx.merged._contract(ctx.parameters))
+        return None, None, None, *(gradient * scale[0] for gradient in ctx.merged._contract(ctx.way_back))

@@ -43,6 +43,7 @@ class Plan:
         storage: as configured.
         copy: which weights exist when.
         processes: of the whole run.
+        kept: bytes that contractions keep beside the learned numbers.
     """
 
     sizes: Sizes
@@ -56,6 +57,7 @@ class Plan:
     storage: Storage = field(default_factory=Automatic)
     copy: Copy = field(default_factory=WholeCopy)
     processes: int = 1
+    kept: int = 0
 
     @classmethod
     def of(
@@ -100,6 +102,7 @@ class Plan:
             storage,
             copy if copy is not None else WholeCopy(),
             processes,
+            parametrization.kept,
         )
 
     @property
@@ -109,8 +112,8 @@ class Plan:
 
     @property
     def learned(self) -> int:
-        """Bytes of coefficients and mask, with what learning needs."""
-        return FP32 * (self.coefficients + self.logits) + LEARNING * self.trained
+        """Bytes of coefficients and mask, with what learning needs and keeps."""
+        return FP32 * (self.coefficients + self.logits) + LEARNING * self.trained + self.kept
 
     @property
     def beside(self) -> Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
-from adamerge.copies import Copy, Passing, Place, outermost, owner
+from adamerge.copies import Copy, Passing, Place, owner, whole_modules
 from adamerge.errors import ConfigError
 from adamerge.memory import Held, Unit
 from adamerge.storage import FP32, Disk, Storage
@@ -52,8 +52,13 @@ class ShardedCopy(Copy):
                 todo="set trainer.strategy=ddp and trainer.devices, or leave model.copy at adamerge.WholeCopy",
             )
         if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
-            raise ConfigError("the network is sharded already, and cannot move or be sharded again")
-        units = list(_units(network))
+            raise ConfigError(
+                "the network is sharded already, and cannot move or be sharded again",
+                expected="a merge on the device that it was sharded on",
+                got=f"another device, or another merged model, for {type(network).__name__}",
+                todo="make a new backbone for another device or model",
+            )
+        units = whole_modules(network)
         holders, shared = _holders(units)
         for name, tensor in tensors.items():
             if id(owner(tensor)) in holders and owner(tensor) is not tensor:
@@ -136,16 +141,6 @@ class Shard(Place):
     def forget(self) -> None:
         """Let the gradient go."""
         self.parameter.grad = None
-
-
-def _units(network: nn.Module) -> Iterator[nn.Module]:
-    """What is gathered at once: each block, and each module outside of them that has parameters and no other modules."""
-    blocks = outermost(network)
-    yield from blocks
-    inside = {id(part) for block in blocks for part in block.modules()}
-    for module in network.modules():
-        if id(module) not in inside and not list(module.children()) and list(module.parameters(recurse=False)):
-            yield module
 
 
 def _holders(units: list[nn.Module]) -> tuple[dict[int, tuple[nn.Module, str]], set[nn.Parameter]]:

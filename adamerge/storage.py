@@ -37,6 +37,10 @@ class Storage(ABC):
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
         """The same task vectors, for merges on ``device``."""
 
+    def settled(self, vectors: TaskVectors, device: torch.device) -> Storage:
+        """The storage that ``place`` would use now."""
+        return self
+
     @abstractmethod
     def held(self, sizes: Sizes, device: torch.device) -> Memory:
         """What stays in memory between merges."""
@@ -221,11 +225,13 @@ class Automatic(Storage):
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
         """As the chosen one does."""
-        sizes = Sizes.of(vectors)
-        gradient = Memory.of(FP32 * sizes.merged, device)
-        chosen = self.chosen(sizes, device, Available.on(device), gradient)
+        return self.settled(vectors, device).place(vectors, device)
+
+    def settled(self, vectors: TaskVectors, device: torch.device) -> Storage:
+        """The first that fits beside the gradient of the whole copy."""
+        chosen = self._now(Sizes.of(vectors), device)
         log.info("storage: %s", chosen)
-        return chosen.place(vectors, device)
+        return chosen
 
     def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
         """The first that fits.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from adamerge.copies import owner, users
+from adamerge.copies import owner, users, whole_modules
 from adamerge.memory import Unit
 from adamerge.task_vectors import TaskVectors
 
@@ -45,7 +45,7 @@ def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Containe
         tensors: on-disk name to a parameter or buffer, or a view of one.
         merged: names of those that are merged.
     """
-    modules, used = list(network.modules()), users(network)
+    modules, used, whole = list(network.modules()), users(network), set(map(id, whole_modules(network)))
     found: list[tuple[Hashable, Unit]] = []
     for name, tensor in tensors.items():
         at = used.get(id(owner(tensor)), set())
@@ -53,7 +53,7 @@ def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Containe
         unit = replace(unit, merged=unit.numel if name in merged else 0)
         place = next(iter(at), -1)
         # what a module has beside other modules is no unit's alone
-        if len(at) == 1 and (place >= 0 or not list(modules[~place].children())):
+        if len(at) == 1 and (place >= 0 or id(modules[~place]) in whole):
             found.append((place, replace(unit, block=place >= 0)))
         else:
             found.append((id(owner(tensor)), replace(unit, shared=True)))

@@ -182,15 +182,17 @@ def test_what_is_shared_between_blocks_is_always_there():
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)])])
+            stage = nn.ModuleList([nn.Linear(2, 2), nn.ModuleDict({"x": nn.Linear(2, 2)})])
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), stage])
             self.layers[1].weight = self.layers[0].weight
             self.head = nn.Linear(2, 2)
 
     network = Network()
-    assert len(outermost(network)) == 3
+    assert outermost(network) == [*network.layers[:2], network.layers[2][0], network.layers[2][1]["x"]]
     blocks = BlockCopy().passing(network, dict(network.named_parameters()))
     assert [block.names for block in blocks] == [
-        ("layers.0.bias",), ("layers.1.bias",), ("layers.2.0.weight", "layers.2.0.bias")
+        ("layers.0.bias",), ("layers.1.bias",), ("layers.2.0.weight", "layers.2.0.bias"),
+        ("layers.2.1.x.weight", "layers.2.1.x.bias"),
     ]  # fmt: skip
 
 

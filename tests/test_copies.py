@@ -44,6 +44,12 @@ def test_a_whole_copy_is_always_there():
     assert {name: place.tensor for name, place in copy.places(network, tensors).items()} == tensors
 
 
+def test_a_list_of_lists_is_as_its_members_are_called():
+    parts = [nn.Linear(1, 1) for _ in range(4)]
+    stages = nn.ModuleList([nn.ModuleList(parts[:2]), nn.ModuleDict({"x": parts[2]}), parts[3]])
+    assert outermost(nn.Sequential(stages)) == parts
+
+
 def test_blocks_are_members_of_the_outermost_lists():
     inner = nn.ModuleList([nn.Linear(1, 1)])
     network = nn.Sequential(nn.ModuleList([nn.Sequential(inner), nn.Linear(1, 1)]), nn.ModuleDict({"x": inner}))

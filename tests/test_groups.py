@@ -85,7 +85,7 @@ def test_ids_are_made_when_needed_and_kept_from_the_first_contraction_on():
     coefficients = torch.tensor([[10.0, 100.0]])
     for _ in range(2):
         assert deltas.combine(coefficients, groups).tolist() == [10.0, 200.0, 30.0]
-    assert len(made) == 2 and groups.kept is None
+    assert len(made) == 2 and groups.ids is None
     assert deltas.contract(torch.tensor([1.0, 1.0, 2.0]), groups).tolist() == [[7.0, 2.0]]
     deltas.combine(coefficients, groups)
-    assert len(made) == 3 and groups.kept is not None
+    assert len(made) == 3 and groups.ids is not None

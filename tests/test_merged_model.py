@@ -194,6 +194,18 @@ def test_a_base_of_another_architecture_is_refused_by_name():
             MergedModel(Mlp(), vectors, TaskWise(vectors))
 
 
+def test_task_vectors_of_nothing_that_the_network_uses_are_refused():
+    class Older(Mlp):
+        def ignores(self, name):
+            return name == "old"
+
+    given = models()
+    old = {"old": torch.ones(1)}
+    vectors = TaskVectors(given["base"] | old, {t: e | old for t, e in given["experts"].items()}, include=["old"])
+    with pytest.raises(CheckpointError, match=r"nothing is merged that the network uses"):
+        MergedModel(Older(), vectors, TaskWise(vectors))
+
+
 def test_dtype_is_that_of_the_weights_also_when_a_buffer_comes_first():
     class Counted(nn.Module):
         def __init__(self) -> None:
@@ -309,6 +321,38 @@ def test_the_gradient_of_the_copy_is_let_go_and_a_merge_forgets_the_last_one():
     merged.merge()
     objective(merged(batches()[0]).features).sum().backward()  # a step that is thrown away
     assert torch.equal(pulled_back(merged, batches()), first)
+
+
+def test_filling_lets_the_gradient_of_a_step_go_that_was_thrown_away():
+    merged = make()
+    merged.merge()
+    objective(merged(batches()[0]).features).sum().backward()
+    merged.fill(merged.task_vectors.base.__getitem__)
+    assert all(tensor.grad is None for tensor in merged.backbone.tensors().values())
+
+
+def test_a_pull_back_is_of_its_own_merge_and_once():
+    merged = make()
+    merged.merge()
+    early = merged.pull_back(torch.zeros(()))
+    merged.merge()
+    objective(merged(batches()[0]).features).sum().backward()
+    with pytest.raises(RuntimeError, match=r"merge\(\) was called since"):
+        early.backward()
+    scalar = merged.pull_back(torch.zeros(()))
+    scalar.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="has been pulled back"):
+        scalar.backward()
+
+
+def test_a_gradient_is_for_the_parameters_of_its_merge():
+    vectors = TaskVectors(**models())
+    merged = MergedModel(Mlp(), vectors, partial(Concrete, inner=LayerWise)(vectors))
+    logits = list(merged.parametrization.masks().values())
+    merged.merge(1, logits)
+    objective(merged(batches()[0]).features).sum().backward()
+    merged.pull_back(torch.zeros(())).backward()
+    assert merged.parametrization.inner.w.grad is None and all(own.grad is not None for own in logits)
 
 
 def test_a_task_that_does_not_reach_a_tensor_gives_zeros_there():
@@ -513,11 +557,11 @@ def test_ids_take_a_byte_an_element_and_none_before_a_contraction(tmp_path):
     merged = MergedModel(Mlp(Net(width)), vectors, RandomPartition(vectors, parts=200), storage=Resident())
     merged.merge()
     groups = [merged.parametrization.shares(name)[1] for name in vectors]
-    assert all(group.kept is None for group in groups)
+    assert all(group.ids is None for group in groups)
     merged(torch.randn(3, width)).features.pow(2).mean().backward()
     merged.pull_back(torch.zeros(())).backward()
     size = sum(vectors.shape(name).numel() for name in vectors)
-    assert sum(group.kept.untyped_storage().nbytes() for group in groups) == size
+    assert sum(group.ids.untyped_storage().nbytes() for group in groups) == size
 
 
 def lora_files(folder, tasks: int, width: int, rank: int = 2) -> TaskVectors:
@@ -577,15 +621,15 @@ def test_a_mask_costs_a_stated_multiple_more_whatever_the_number_of_tasks(tmp_pa
     vectors, found = files(tmp_path, tasks, 96), []
     for kind in (LayerWise, partial(Concrete, inner=LayerWise)):
         merged = MergedModel(Mlp(Net(96)), vectors, kind(vectors), storage)
-        merged.merge(0)
-        with Counter() as merge:
-            merged.merge(1)
-        between = merge.live()
-        merged(torch.randn(3, 96)).features.float().pow(2).mean().backward()
         logits = list(merged.parametrization.masks().values())
         coefficients = [p for name, p in merged.parametrization.named_parameters() if name.endswith("w")]
         parameters = {"coefficients": coefficients, "logits": logits or coefficients}.get(wanted)
-        scalar = merged.pull_back(torch.zeros(()), parameters)
+        merged.merge(0)
+        with Counter() as merge:
+            merged.merge(1, parameters)
+        between = merge.live()
+        merged(torch.randn(3, 96)).features.float().pow(2).mean().backward()
+        scalar = merged.pull_back(torch.zeros(()))
         with Counter() as contraction:
             torch.autograd.grad(scalar, parameters or merged.trained())
         size = sum(vectors.shape(name).numel() for name in vectors)

@@ -20,7 +20,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from pico import TASKS, pico_pool
-from test_matrix import ALONE, open_clip_pool
+from test_matrix import ALONE, adapter_folder, open_clip_pool
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -277,12 +277,19 @@ def test_block_by_block(storage):
     )
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "vit", "resnet", "clip"])
-def test_networks_of_images(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "lora", "part", "storage"),
+    [
+        *((kind, False, "LayerWise", Resident()) for kind in ("open_clip", "vit", "resnet", "clip")),
+        *(("vit", True, part, storage) for part in ("LayerWise", "ChunkWise") for storage in (Resident(), Disk())),
+    ],
+)
+def test_networks_of_images(kind, lora, part, storage, tmp_path):
     """Networks of texts ask, in transformers' own code, whether any position is padding; what is in ours is in the toy."""
     pool = open_clip_pool(tmp_path) if kind == "open_clip" else pico_pool(kind, tmp_path)
-    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
-    module = AdaptiveMerging(pool["backbone"](), vectors, LayerWise, Entropy(), storage=Resident())
+    experts = {task: adapter_folder(kind, pool, task, tmp_path / f"{task}-lora") for task in TASKS} if lora else {}
+    vectors = TaskVectors(pool["base"], pool["experts"] | experts, include=pool["include"], exclude=pool["exclude"])
+    module = AdaptiveMerging(pool["backbone"](), vectors, PARTS[part], Entropy(), storage=storage)
     merged, backbone = module.merged, module.merged.backbone
     backbone.build_heads(TASKS, vectors.checkpoints)
     batch = {

@@ -68,6 +68,16 @@ def test_a_mask_is_learned_too(tmp_path):
     assert plan.learned == 20 * (2 + plan.sizes.merged)
 
 
+def test_ids_of_a_random_partition_are_kept(tmp_path):
+    vectors = files(tmp_path, 2, 16)
+    for kind in (partial(RandomPartition, parts=5), partial(Concrete, inner=partial(RandomPartition, parts=5))):
+        plan = planned(vectors, kind)
+        assert plan.learned == 20 * (plan.coefficients + plan.logits) + plan.sizes.merged
+    large = planned(vectors, partial(RandomPartition, parts=300))
+    # two bytes an element where a tensor has more than 256 parts
+    assert large.learned == 20 * large.coefficients + 2 * 2 * (16 * 32) + 16 + 32 + 1
+
+
 def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(5000, None)))
     vectors = files(tmp_path, 2, 16)

@@ -13,11 +13,11 @@ from running import child
 from torch import nn
 from toys import Tied
 
-from adamerge.copies import owner
+from adamerge.copies import owner, whole_modules
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise, TaskWise
-from adamerge.shards import ShardedCopy, _holders, _units
+from adamerge.shards import ShardedCopy, _holders
 from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors
 
@@ -49,7 +49,7 @@ module = AdaptiveMerging(
 parallel = {"devices": 2, "strategy": "ddp"} if given["sharded"] else {"devices": 1}
 trainer = Trainer(
     max_steps=3, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=1,
-    num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **parallel,
+    num_sanity_val_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **parallel,
 )
 trainer.fit(module, data)
 places = module.merged._places.values()
@@ -203,7 +203,7 @@ def test_nothing_whole_is_kept(group, pool_of):
 
 def test_units_and_what_they_share():
     network = Tied()
-    units = list(_units(network))
+    units = whole_modules(network)
     assert units == [*network.layers, network.embed, network.head]
     holders, shared = _holders(units)
     assert shared == {network.embed.weight} and len(holders) == 2 * 4

@@ -23,14 +23,13 @@ from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
+from adamerge.modules.checks import check_fit
 from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-
-SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
 
 
 class MergingModule(LightningModule, ABC):
@@ -103,8 +102,12 @@ class MergingModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check, and make the heads from the base's weights."""
         data = self._data()
-        # each process has chosen by the memory it saw, and all must compute the same bits: the first one's choice is all's
-        self.merged.storage = self.trainer.strategy.broadcast(self.merged.storage)
+        strategy = self.trainer.strategy
+        # each process chooses by the memory it sees, and all must compute the same bits: the first one's choice is all's
+        chosen = self.merged.storage.settled(self.merged.task_vectors, strategy.root_device)
+        self.merged.storage = strategy.broadcast(chosen)
+        if self.merged.copy.collective:
+            self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
         if stage == "fit":
             self.choice, self.recalibration = {}, {}
             self.merged.replace_buffers({})
@@ -121,11 +124,6 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         data.teach(None)
         if self.objective is not None and self.objective.taught:
-            if self.merged.copy.collective:
-                raise ConfigError(
-                    f"{type(self.objective).__name__} asks each process for other passes of the experts than the others",
-                    todo="use model.copy=adamerge.BlockCopy, whose processes do not wait for each other",
-                )
             steps = data.steps()
             batch_size = self.micro_batch or steps.batch_size
             folder = Path(self.trainer.default_root_dir)
@@ -181,22 +179,7 @@ class MergingModule(LightningModule, ABC):
         Raises:
             ConfigError: they do not.
         """
-        if precision not in SUITABLE_PRECISION:
-            raise ConfigError(
-                f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
-                "copy without loss scaling",
-                expected="32-true or bf16-mixed",
-                got=precision,
-                todo="backbone.dtype sets the merged copy's own dtype",
-            )
-        if self.merged.dtype == torch.float16:
-            raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
-        self._check_heads()
-        if self.objective is not None and not self.merged.trained():
-            raise ConfigError(
-                f"{type(self.merged.parametrization).__name__}: nothing is left to learn",
-                todo="leave out Frozen or mask_from, or the objective",
-            )
+        check_fit(self.merged, self.objective, self.task_weights, data, precision)
         if self._trainer is not None and self._trainer.accumulate_grad_batches != 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
@@ -204,46 +187,15 @@ class MergingModule(LightningModule, ABC):
                 got=self._trainer.accumulate_grad_batches,
                 todo="set model.micro_batch to save memory",
             )
-        if self.objective is not None and self.objective.labelled != data.labelled:
+        processes = 1 if self._trainer is None else self._trainer.world_size
+        if self.merged.copy.collective and self.micro_batch is not None and data.batch_size % processes:
             raise ConfigError(
-                f"{type(self.objective).__name__} {'needs' if self.objective.labelled else 'must not see'} labels",
-                expected=f"data.labelled={self.objective.labelled}",
-                got=f"data.labelled={data.labelled}",
+                f"data.batch_size: with model.micro_batch, processes of a {self.merged.copy} would wait for passes that "
+                "others do not make",
+                expected=f"a multiple of the {processes} processes",
+                got=data.batch_size,
+                todo=f"set data.batch_size={processes * max(1, round(data.batch_size / processes))}",
             )
-        unknown = [task for task in self.merged.task_vectors.experts if task not in data.tasks]
-        if unknown and data.only is None:
-            raise ConfigError(
-                f"expert '{unknown[0]}' has no data",
-                expected=f"a task of {list(data.tasks)}",
-                got=unknown,
-                todo="if its coefficients shall be learned on other tasks' data, name these in data.only",
-            )
-        if self.objective is not None and self.objective.taught:
-            untaught = [task for task in data.fitted if task not in self.merged.task_vectors.experts]
-            if untaught:
-                raise ConfigError(
-                    f"{type(self.objective).__name__}: task '{untaught[0]}' has no expert of its name to learn from",
-                    expected=f"tasks of {list(self.merged.task_vectors.experts)}",
-                    got=untaught,
-                )
-        strange = sorted(self.task_weights.keys() - set(data.fitted))
-        if strange:
-            raise ConfigError(
-                f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange
-            )
-
-    def _check_heads(self) -> None:
-        """Tensors that training does not see must not be merged: the export would differ from what was trained."""
-        vectors = self.merged.task_vectors
-        for name in vectors:
-            if self.merged.backbone.trains(name):
-                continue
-            for task, checkpoint in vectors.checkpoints.items():
-                if not torch.equal(checkpoint[name], vectors.base[name]):
-                    raise ConfigError(
-                        f"expert '{task}' changed '{name}', on which the merged model's training does not depend",
-                        todo="pass include patterns of the part that is trained, such as ['visual.*']",
-                    )
 
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""
@@ -306,7 +258,9 @@ class MergingModule(LightningModule, ABC):
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         assert batch.labels is not None
         task = self._evaluated[dataloader_idx]
-        output = self.merged.backbone.output(self.merged(batch.inputs), task)
+        # what a sharded copy makes at its first pass is for training too
+        with torch.inference_mode(False), torch.no_grad():
+            output = self.merged.backbone.output(self.merged(batch.inputs), task)
         self._metrics[task].update(self._data().metric(output, batch.labels))
 
     def _log_scores(self, split: str) -> None:

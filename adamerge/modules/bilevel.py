@@ -170,10 +170,10 @@ class BilevelMerging(MergingModule):
         self, batch: Mapping[str, Batch], draw: int, parameters: Sequence[nn.Parameter]
     ) -> tuple[BackwardPass, dict[str, Tensor]]:
         """One merge, one backward pass, one contraction: the gradients of these parameters alone."""
-        self.merged.merge(draw)
+        self.merged.merge(draw, parameters)
         run = self.backward_pass()
         losses = run(batch)
-        scalar = self.merged.pull_back(torch.stack(list(losses.values())).sum(), parameters)
+        scalar = self.merged.pull_back(torch.stack(list(losses.values())).sum())
         # not backward(): two of them in a step would leave the processes' gradients different
         gradients = torch.autograd.grad(scalar, list(parameters))
         for parameter, gradient in zip(parameters, gradients, strict=True):

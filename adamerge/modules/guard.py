@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adamerge.errors import DivergedError
+
+
+class _Step(NamedTuple):
+    """What is known of a step: its number, losses, whether it or one before was bad, and when the host knows that."""
+
+    number: int
+    losses: Mapping[str, Tensor]
+    bad: Tensor | None
+    copied: torch.cuda.Event | None
 
 
 class Guard:
@@ -31,6 +40,7 @@ class Guard:
         self._bad: Tensor | None = None
         self._flag: Tensor | None = None  # its copy on the host
         self._copied: torch.cuda.Event | None = None
+        self._earlier: _Step | None = None
 
     def watch(self, optimizer: Optimizer) -> Optimizer:
         """Hook to the steps of an optimiser; ``before_step`` is for whoever calls them."""
@@ -61,13 +71,20 @@ class Guard:
                 parameter.copy_(torch.where(self._bad, before, parameter))  # type: ignore[arg-type]
 
     def poll(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Stop if a bad step is known of; on a GPU it may be known a step or two late, and nobody waits for it.
+        """Stop if the last step was bad; on a GPU if the one before it was, for which the host hardly waits.
+
+        So all processes stop at the same step, however far each of them has come.
 
         Raises:
             DivergedError: a loss or gradient was not finite.
         """
-        if self._copied is None or self._copied.query():
-            self._stop_if_bad(step, losses)
+        last = _Step(step, losses, self._flag, self._copied)
+        if last.copied is None:
+            _stop_if_bad(last)
+            return
+        earlier, self._earlier = self._earlier, last
+        if earlier is not None:
+            _stop_if_bad(earlier)
 
     def wait(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """The same, and wait for it: the last step has no next one.
@@ -75,22 +92,25 @@ class Guard:
         Raises:
             DivergedError: a loss or gradient was not finite.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        self._stop_if_bad(step, losses)
+        for known in (self._earlier, _Step(step, losses, self._flag, self._copied)):
+            if known is not None:
+                _stop_if_bad(known)
 
-    def _stop_if_bad(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        if self._flag is None or not bool(self._flag):
-            return
-        found = {task: float(loss) for task, loss in losses.items()}
-        guilty = [task for task, loss in found.items() if not torch.isfinite(torch.tensor(loss))]
-        raise DivergedError(
-            f"step {step}: the {'loss' if guilty else 'gradient'} is not finite"
-            + (f" for task '{guilty[0]}'" if guilty else ""),
-            expected="finite numbers",
-            got=f"losses {found}",
-            todo="lower model.lr, or look at the samples of that step; the last good coefficients were kept",
-        )
+
+def _stop_if_bad(step: _Step) -> None:
+    if step.copied is not None:
+        step.copied.synchronize()
+    if step.bad is None or not bool(step.bad):
+        return
+    found = {task: float(loss) for task, loss in step.losses.items()}
+    guilty = [task for task, loss in found.items() if not torch.isfinite(torch.tensor(loss))]
+    raise DivergedError(
+        f"step {step.number}: the {'loss' if guilty else 'gradient'} is not finite"
+        + (f" for task '{guilty[0]}'" if guilty else ""),
+        expected="finite numbers",
+        got=f"losses {found}",
+        todo="lower model.lr, or look at the samples of that step; the last good coefficients were kept",
+    )
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

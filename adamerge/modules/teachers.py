@@ -155,6 +155,7 @@ class TeacherFiles(TeacherCache):
     def _open(
         self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
     ) -> None:
+        self._entries = {key: entry for key, entry in self._entries.items() if key[0] != task}  # of an earlier fit
         vectors, head = merged.task_vectors, merged.backbone.heads.get(task)
         identity = {
             "format": FORMAT,

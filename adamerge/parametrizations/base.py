@@ -36,6 +36,11 @@ class Parametrization(nn.Module, ABC):
         """
         return False
 
+    @property
+    def kept(self) -> int:
+        """Bytes that contractions keep beside the parameters, from the first one on."""
+        return 0
+
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:
         """Constrained coefficients, differentiable: group name to ``(experts, coefficients of the group)``."""

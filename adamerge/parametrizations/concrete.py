@@ -83,6 +83,11 @@ class Concrete(Parametrization):
         mask = self.mask if self._constant else SoftMask(self.seed, number)
         return partial(self._masked, self.inner.draw(number), mask)
 
+    @property
+    def kept(self) -> int:
+        """As ``inner``."""
+        return self.inner.kept
+
     def coefficients(self) -> dict[str, Tensor]:
         """Those of ``inner``."""
         return self.inner.coefficients()

@@ -34,6 +34,7 @@ class Linear(Parametrization):
         super().__init__()
         self.init, self.constraint = init, constraint if constraint is not None else Free()
         self._groups: dict[str, Groups] = {name: self.groups(name, task_vectors) for name in task_vectors}
+        self._kept = sum(groups.kept(task_vectors.shape(name).numel()) for name, groups in self._groups.items())
         self._columns: dict[str, slice] = {}
         self._group_of = {name: self.group(name) for name in task_vectors}
         total = 0
@@ -70,6 +71,11 @@ class Linear(Parametrization):
     def local(self) -> bool:
         """Yes; not of a subclass with another formula, unless it says so."""
         return type(self).forward is Linear.forward
+
+    @property
+    def kept(self) -> int:
+        """Of elements that are strewn over tensors, which is whose."""
+        return self._kept
 
     def coefficients(self) -> dict[str, Tensor]:
         """``phi(w)`` of each group."""

@@ -27,9 +27,8 @@ def partition_ids(seed: int, name: str, numel: int, parts: int) -> Tensor:
     Reference: the mix is that of splitmix64, Fast Splittable Pseudorandom Number Generators (Steele et al., 2014),
     https://doi.org/10.1145/2660193.2660195.
     """
-    dtype = torch.uint8 if parts <= 1 << 8 else torch.int16 if parts <= 1 << 15 else torch.int32
     start = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
-    ids = torch.empty(numel, dtype=dtype)
+    ids = torch.empty(numel, dtype=Ids.dtype(parts))
     for first in range(0, numel, _STEP):
         z = numpy.arange(first + 1, min(first + _STEP, numel) + 1, dtype=numpy.uint64)
         z *= numpy.uint64(0x9E3779B97F4A7C15)

@@ -1,4 +1,4 @@
-"""What every search shares: checks against trainer and data, validation accuracy per task, the warm start."""
+"""What every search shares: validation accuracy per task, the warm start."""
 
 import pytest
 import torch
@@ -10,21 +10,12 @@ from adamerge.coefficients import save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.evaluation import means, score
 from adamerge.modules import AdaptiveMerging
-from adamerge.objectives import Entropy, Objective
+from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Combine
 
 from .test_adaptive import QUIET, fitted, images, module_of, w
-
-
-class Supervised(Objective):
-    """Cross-entropy, which needs labels."""
-
-    labelled = True
-
-    def forward(self, output, batch):
-        return torch.nn.functional.cross_entropy(output.logits.float(), batch.labels, reduction="none")
 
 
 def test_validation_accuracy_per_task_is_logged(pool, image_folders):
@@ -72,17 +63,6 @@ def test_the_heads_are_the_bases(pool, image_folders):
     assert all(torch.equal(head.weight, before[task]) for task, head in module.merged.backbone.heads.items())
 
 
-def test_labelled_objectives_and_unlabelled_data_are_refused_and_the_other_way_round(pool, image_folders):
-    with pytest.raises(ConfigError, match="Supervised needs labels"):
-        fitted(module_of(pool, objective=Supervised()), images(image_folders))
-    with pytest.raises(ConfigError, match="Entropy must not see labels"):
-        fitted(module_of(pool), images(image_folders, labelled=True))
-    module = module_of(pool, objective=Supervised())
-    fitted(module, images(image_folders, labelled=True))
-    assert not torch.equal(w(module), torch.full_like(w(module), 0.3))
-    assert "labelled" in module.coefficients().protocol["calibration_split"]
-
-
 def test_labels_do_not_touch_an_unlabelled_fit(pool, image_folders, tmp_path):
     import datasets
 
@@ -97,12 +77,6 @@ def test_labels_do_not_touch_an_unlabelled_fit(pool, image_folders, tmp_path):
     assert all(torch.equal(other, found[0]) for other in found)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_precisions_that_round_coefficients_are_refused(precision, pool, image_folders):
-    with pytest.raises(ConfigError, match=precision):
-        fitted(module_of(pool), images(image_folders), precision=precision)
-
-
 def test_other_data_modules_are_refused(pool):
     class Stranger(LightningDataModule):
         def train_dataloader(self):
@@ -110,14 +84,6 @@ def test_other_data_modules_are_refused(pool):
 
     with pytest.raises(ConfigError, match="Calibration"):
         fitted(module_of(pool), Stranger())
-
-
-def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(pool, image_folders):
-    only = {"colours": image_folders["colours"]}
-    with pytest.raises(ConfigError, match="shapes"):
-        fitted(module_of(pool), images(only))
-    one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
-    fitted(module_of(one), images(image_folders))
 
 
 def test_warm_start_goes_by_names(pool, image_folders, tmp_path):

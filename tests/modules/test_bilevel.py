@@ -139,10 +139,10 @@ def test_steps_are_the_searchs_own_and_each_begins_where_the_fit_did(pool, image
     module, seen, draws = module_of(pool), [], []
     merge = module.merged.merge
 
-    def watched(draw=None):
+    def watched(draw=None, *wanted):
         draws.append(draw)
         seen.append(module.merged.parametrization.inner.w.detach().clone())
-        merge(draw)
+        merge(draw, *wanted)
 
     module.merged.merge = watched
     fitted(module, images(image_folders, batch_size=6), steps=3)
@@ -171,7 +171,7 @@ def test_validation_in_between_sees_the_declared_mask_and_disturbs_nothing(pool,
     quiet = fitted(module_of(pool), images(image_folders, batch_size=6), steps=3)
     module, draws = module_of(pool), []
     merge = module.merged.merge
-    module.merged.merge = lambda draw=None: draws.append(draw) or merge(draw)
+    module.merged.merge = lambda draw=None, *wanted: draws.append(draw) or merge(draw, *wanted)
     trainer = Trainer(max_steps=3, max_epochs=1, val_check_interval=1, callbacks=[CollapseGuard(every=1)], **QUIET)
     trainer.fit(module, images(image_folders, batch_size=6))
     assert same(quiet, module)
@@ -224,7 +224,7 @@ def test_concrete_task_arithmetic_is_adaptive_merging_of_the_mask_alone(pool, im
     frozen = partial(Frozen, inner=partial(TaskWise, init=0.3, constraint=Free()))
     module = module_of(pool, frozen, AdaptiveMerging, optimizer=Adam, lr=0.01)
     draws, merge = [], module.merged.merge
-    module.merged.merge = lambda draw=None: draws.append(draw) or merge(draw)
+    module.merged.merge = lambda draw=None, *wanted: draws.append(draw) or merge(draw, *wanted)
     fitted(module, images(image_folders), steps=3)
     state = learned(module)
     assert draws == [0, 1, 2] and (state["inner.inner.w"] == torch.tensor(0.3)).all()

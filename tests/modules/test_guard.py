@@ -42,3 +42,43 @@ def test_after_a_bad_step_nothing_moves_in_either_optimiser(bad):
     guard.poll(8, {})
     step(guard, first, one, 1.0)
     assert not torch.equal(one, before[0])
+
+
+class Event:
+    """Of a device that is far behind: nothing is known before someone waits."""
+
+    def __init__(self):
+        self.waited = False
+
+    def query(self):
+        return False
+
+    def synchronize(self):
+        self.waited = True
+
+
+def test_where_the_host_is_ahead_it_waits_for_the_step_before_the_last_alone():
+    parameter, events = nn.Parameter(torch.ones(2)), []
+    guard = Guard(lambda: None)
+    optimizer = guard.watch(SGD([parameter], 0.1))
+    for number, gradient in enumerate((1.0, float("nan"), 1.0), start=1):
+        guard.poll(number - 1, {"a": torch.tensor(float(number))})
+        assert [event.waited for event in events] == [True] * (len(events) - 1) + [False] * bool(events)
+        step(guard, optimizer, parameter, gradient)
+        events.append(Event())
+        guard._copied = events[-1]
+    with pytest.raises(DivergedError, match="step 2: the gradient"):
+        guard.poll(3, {"a": torch.tensor(4.0)})
+    assert [event.waited for event in events] == [True, True, False]
+
+
+def test_the_last_step_is_waited_for():
+    parameter, event = nn.Parameter(torch.ones(2)), Event()
+    guard = Guard(lambda: None)
+    step(guard, guard.watch(SGD([parameter], 0.1)), parameter, float("inf"))
+    guard._copied = event
+    guard.poll(1, {})
+    assert not event.waited
+    with pytest.raises(DivergedError, match="step 1"):
+        guard.wait(1, {})
+    assert event.waited

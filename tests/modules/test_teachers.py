@@ -130,6 +130,18 @@ def test_files_are_found_again_by_another_fit(tmp_path):
     assert module.merged.backbone.taught == []
 
 
+def test_one_cache_for_two_fits_serves_each_its_own_experts(tmp_path):
+    teachers, found = TeacherFiles(folder=tmp_path), []
+    for shared in (None, teachers):
+        if shared is not None:
+            toy_fit(module_of(shared), ToyTexts())
+        other, data = other_expert(tmp_path / "elsewhere")
+        other.teachers = shared or other.teachers
+        found.append(w(toy_fit(other, data)))
+    assert teachers.report()["forwards"] == {"one": 10, "two": 0}
+    assert torch.equal(*found)
+
+
 def other_top(tmp_path):
     return module_of(TeacherFiles(top=3, folder=tmp_path)), ToyTexts()
 

@@ -5,8 +5,7 @@ import torch
 
 from adamerge.constraints import Clamp, Projection, Sigmoid
 from adamerge.errors import ConfigError
-from adamerge.merged_model import updates
-from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
+from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
 from adamerge.task_vectors import TaskVectors
 
 NAMES = {
@@ -113,32 +112,3 @@ def test_nothing_but_w_is_saved_and_it_is_fp32(vectors):
     finally:
         torch.set_default_dtype(torch.float32)
     assert list(parametrization.state_dict()) == ["w"] and parametrization.w.dtype == torch.float32
-
-
-@pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise, ChunkWise, RandomPartition])
-def test_pieces_are_the_update_bit_for_bit(vectors, monkeypatch, kind):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 5)
-    parametrization = kind(vectors)
-    parametrization.load_values({group: torch.rand(value.shape) for group, value in parametrization.values().items()})
-    for name in vectors:
-        pieces = [part for _, part in updates(parametrization, name, vectors[name])]
-        update = parametrization(name, vectors[name])
-        assert len(pieces) == max(1, -(-update.numel() // 5)) and not any(piece.requires_grad for piece in pieces)
-        assert torch.equal(torch.cat([torch.empty(0), *pieces]).view(update.shape), update)
-
-
-class Normalised(LayerWise):
-    """An update that depends on the whole tensor."""
-
-    def forward(self, name, deltas):
-        update = super().forward(name, deltas)
-        return update / update.norm()
-
-
-def test_who_changes_the_formula_is_not_cut_into_pieces_of_the_old_one(vectors, monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 2)
-    name = "visual.conv1.weight"
-    ((_, piece),) = updates(Normalised(vectors), name, vectors[name])
-    assert piece.norm().item() == pytest.approx(1) and torch.equal(
-        piece, Normalised(vectors)(name, vectors[name]).flatten()
-    )

@@ -1,0 +1,106 @@
+"""What is checked of a fit before anything is written: that model, objective, data and precision go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from adamerge.data import Calibration
+from adamerge.errors import ConfigError
+from adamerge.merged_model import MergedModel
+from adamerge.objectives import Objective
+
+SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
+
+
+def check_fit(
+    merged: MergedModel,
+    objective: Objective | None,
+    task_weights: Mapping[str, float],
+    data: Calibration,
+    precision: str,
+) -> None:
+    """See whether they fit together.
+
+    Args:
+        merged: what is trained.
+        objective: what drives it; None when nothing is learned.
+        task_weights: as configured.
+        data: the calibration data.
+        precision: of the trainer.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    _check_precision(merged, precision)
+    _check_heads(merged)
+    if objective is not None:
+        _check_objective(merged, objective, data)
+    unknown = [task for task in merged.task_vectors.experts if task not in data.tasks]
+    if unknown and data.only is None:
+        raise ConfigError(
+            f"expert '{unknown[0]}' has no data",
+            expected=f"a task of {list(data.tasks)}",
+            got=unknown,
+            todo="if its coefficients shall be learned on other tasks' data, name these in data.only",
+        )
+    strange = sorted(task_weights.keys() - set(data.fitted))
+    if strange:
+        raise ConfigError(f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange)
+
+
+def _check_precision(merged: MergedModel, precision: str) -> None:
+    if precision not in SUITABLE_PRECISION:
+        raise ConfigError(
+            f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
+            "copy without loss scaling",
+            expected="32-true or bf16-mixed",
+            got=precision,
+            todo="backbone.dtype sets the merged copy's own dtype",
+        )
+    if merged.dtype == torch.float16:
+        raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
+
+
+def _check_heads(merged: MergedModel) -> None:
+    """Tensors that training does not see must not be merged: the export would differ from what was trained."""
+    vectors = merged.task_vectors
+    for name in vectors:
+        if merged.backbone.trains(name):
+            continue
+        for task, checkpoint in vectors.checkpoints.items():
+            if not torch.equal(checkpoint[name], vectors.base[name]):
+                raise ConfigError(
+                    f"expert '{task}' changed '{name}', on which the merged model's training does not depend",
+                    todo="pass include patterns of the part that is trained, such as ['visual.*']",
+                )
+
+
+def _check_objective(merged: MergedModel, objective: Objective, data: Calibration) -> None:
+    """There is something to learn, with or without labels, and from whom."""
+    if not merged.trained():
+        raise ConfigError(
+            f"{type(merged.parametrization).__name__}: nothing is left to learn",
+            todo="leave out Frozen or mask_from, or the objective",
+        )
+    if objective.labelled != data.labelled:
+        raise ConfigError(
+            f"{type(objective).__name__} {'needs' if objective.labelled else 'must not see'} labels",
+            expected=f"data.labelled={objective.labelled}",
+            got=f"data.labelled={data.labelled}",
+        )
+    if objective.taught and merged.copy.collective:
+        raise ConfigError(
+            f"{type(objective).__name__} asks each process for other passes of the experts than the others",
+            expected="a copy whose processes do not wait for each other",
+            got=f"model.copy={merged.copy}",
+            todo="set model.copy=adamerge.BlockCopy",
+        )
+    untaught = [task for task in data.fitted if task not in merged.task_vectors.experts]
+    if objective.taught and untaught:
+        raise ConfigError(
+            f"{type(objective).__name__}: task '{untaught[0]}' has no expert of its name to learn from",
+            expected=f"tasks of {list(merged.task_vectors.experts)}",
+            got=untaught,
+        )

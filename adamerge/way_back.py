@@ -1,0 +1,59 @@
+"""The way back: from gradients of merged tensors to those of the coefficients, each tensor contracted once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from adamerge.copies import Place
+
+
+class WayBack:
+    """Of one merge: how each merged tensor depends on the coefficients, and what has come back of them.
+
+    Args:
+        parameters: of the parametrization, that gradients are for.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self._edges: dict[str, GradientEdge] = {}
+        self._found: dict[int, Tensor] = {}  # by the parameter's place
+
+    def keep(self, name: str, update: Tensor, shape: torch.Size) -> None:
+        """Remember how the update of a tensor was computed.
+
+        Args:
+            name: of the tensor.
+            update: as computed; it is let go of, only its edge in autograd's graph stays.
+            shape: of the tensor's gradient.
+        """
+        if update.requires_grad:
+            self._edges[name] = get_gradient_edge(update.view(shape))
+
+    def hand_on(self, places: Mapping[str, Place]) -> None:
+        """Contract the accumulated ``G`` of tensors with their task vectors, and add the result up.
+
+        Args:
+            places: of the tensors, each of which comes once after it was kept.
+        """
+        pairs = [(self._edges.pop(name), place.gradient) for name, place in places.items() if name in self._edges]
+        edges = [edge for edge, gradient in pairs if gradient is not None]
+        gradients = [gradient for _, gradient in pairs if gradient is not None]
+        if not edges:
+            return
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            contracted = torch.autograd.grad(edges, self.parameters, gradients, allow_unused=True)
+        for place, found in enumerate(contracted):
+            if found is not None:
+                earlier = self._found.get(place)
+                self._found[place] = found if earlier is None else earlier + found
+
+    def gradients(self, places: Mapping[str, Place]) -> list[Tensor]:
+        """``dL/dw`` of all that was handed on, and of these tensors; zeros where nothing depends on a parameter."""
+        self.hand_on(places)
+        found = [self._found.get(place) for place in range(len(self.parameters))]
+        return [torch.zeros_like(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]

@@ -1,0 +1,69 @@
+"""What does not fit together is refused before anything is written."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adamerge.copies import WholeCopy
+from adamerge.errors import ConfigError
+from adamerge.objectives import LogitAlignment, Objective
+
+from .test_adaptive import fitted, images, module_of, w
+
+
+class Supervised(Objective):
+    """Cross-entropy, which needs labels."""
+
+    labelled = True
+
+    def forward(self, output, batch):
+        return torch.nn.functional.cross_entropy(output.logits.float(), batch.labels, reduction="none")
+
+
+def test_labelled_objectives_and_unlabelled_data_are_refused_and_the_other_way_round(pool, image_folders):
+    with pytest.raises(ConfigError, match="Supervised needs labels"):
+        fitted(module_of(pool, objective=Supervised()), images(image_folders))
+    with pytest.raises(ConfigError, match="Entropy must not see labels"):
+        fitted(module_of(pool), images(image_folders, labelled=True))
+    module = module_of(pool, objective=Supervised())
+    fitted(module, images(image_folders, labelled=True))
+    assert not torch.equal(w(module), torch.full_like(w(module), 0.3))
+    assert "labelled" in module.coefficients().protocol["calibration_split"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_round_coefficients_are_refused(precision, pool, image_folders):
+    with pytest.raises(ConfigError, match=precision):
+        fitted(module_of(pool), images(image_folders), precision=precision)
+
+
+def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(pool, image_folders):
+    only = {"colours": image_folders["colours"]}
+    with pytest.raises(ConfigError, match="shapes"):
+        fitted(module_of(pool), images(only))
+    one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
+    fitted(module_of(one), images(image_folders))
+
+
+class Collective(WholeCopy):
+    """Whose processes go through each pass together."""
+
+    collective = True
+
+
+def test_processes_that_wait_for_each_other_make_the_same_passes(pool, image_folders):
+    module = module_of(pool, copy=Collective(), micro_batch=3)
+    module._trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    with pytest.raises(ConfigError, match="processes of a Collective would wait") as caught:
+        module.check(images(image_folders, batch_size=7), "32-true")
+    assert "a multiple of the 2 processes" in str(caught.value) and "data.batch_size=8" in str(caught.value)
+    module.check(images(image_folders, batch_size=8), "32-true")
+    module.micro_batch = None
+    module.check(images(image_folders, batch_size=7), "32-true")
+
+
+def test_teachers_and_processes_that_wait_for_each_other_are_refused(pool, image_folders):
+    module = module_of(pool, copy=Collective(), objective=LogitAlignment())
+    with pytest.raises(ConfigError, match=r"other passes of the experts.*"):
+        module.check(images(image_folders), "32-true")
