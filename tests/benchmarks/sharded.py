@@ -7,9 +7,8 @@ the process's own part of the batch, contraction, and the mean of the coefficien
 of its own. ``ratio`` is the largest rank's peak of anonymous memory by the single process's; ``ratio_above`` the same of what
 is above the process's memory before the model is built, which is what it has imported. ``gradient_difference`` is the
 largest over the ranks, in units of the largest gradient. A sharded copy holds its rows in fp32 whatever ``--dtype``, as the
-gradients are; the whole copy is in ``--dtype``. ``malloc`` is what the environment sets of glibc's allocator, for both sides:
-by default it keeps much of what tensors of up to 32 MiB had, and small models show that rather than what is needed.
-With ``MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072`` before the command it keeps nothing.
+gradients are; the whole copy is in ``--dtype``. On both sides the C library gives freed memory back at once, unless
+``--keep``: by default it keeps much of what tensors of up to 32 MiB had.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed
 from transformers import LlamaForCausalLM  # noqa: F401  (imported before memory is looked at, not with the model)
-from watching import memory, own_environment, own_peak, watch
+from watching import RETURNING, memory, own_environment, own_peak, watch
 
 from adamerge import CausalLM, LayerWise, ShardedCopy, TaskVectors, WholeCopy
 from adamerge.merged_model import MergedModel
@@ -90,7 +89,7 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         write_pool(folder, own.size, own.experts)
         words = [f"--{word}={getattr(own, word)}" for word in ("size", "experts", "batch", "positions", "dtype")]
-        environment = own_environment({"OMP_NUM_THREADS": str(own.threads)})
+        environment = own_environment({"OMP_NUM_THREADS": str(own.threads)} | ({} if own.keep else RETURNING))
 
         def child(rank: int, world: int) -> dict[str, Any]:
             line = [sys.executable, __file__, *words, f"--rank={rank}", f"--world={world}", f"--folder={folder}"]
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the merged copy")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
+    parser.add_argument("--keep", action="store_true", help="leave the C library's allocator its own settings")
     parser.add_argument("--where", type=Path, help="folder for the models; they take 2 bytes a weight each")
     parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
     for name, kind in (("rank", int), ("world", int), ("folder", Path)):
@@ -139,9 +139,8 @@ def main() -> None:
             table.add_row(figure, *(f"{x:.4g}" for x in (value, *(rank[figure] for rank in found["ranks"]))))
         Console().print(table)
         Console().print(*(f"{name} {found[name]:.3g}" for name in ("ratio", "ratio_above", "gradient_difference")))
-    names = ("size", "experts", "batch", "positions", "dtype", "processes", "threads")
-    malloc = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
-    given = {name: getattr(own, name) for name in names} | {"malloc": malloc, "load": os.getloadavg()[0]}
+    names = ("size", "experts", "batch", "positions", "dtype", "processes", "threads", "keep")
+    given = {name: getattr(own, name) for name in names} | {"load": os.getloadavg()[0]}
     print(json.dumps(given | found))
 
 
