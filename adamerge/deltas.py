@@ -66,18 +66,22 @@ class Deltas(ABC):
         """The deltas of a part, which take the groups of the whole tensor."""
         return PartOfDeltas(self, part)
 
-    def pieces(self, part: slice | None = None) -> list[slice]:
-        """How one goes through the tensor, or a part of it: consecutive parts; one where a part costs what the whole does."""
-        part = self.whole if part is None else part
-        size = part.stop - part.start
-        # a device has no use for small operations
-        if not self.divisible or self.device.type != "cpu" or size <= PIECE:
-            return [part]
-        return [slice(at, min(at + PIECE, part.stop)) for at in range(part.start, part.stop, PIECE)]
+    def pieces(self, part: slice | None = None, size: int | None = None) -> list[slice]:
+        """How one goes through the tensor, or a part of it: consecutive parts; one where a part costs what the whole does.
 
-    def in_pieces(self, part: slice | None = None) -> Iterator[tuple[slice, Deltas]]:
-        """The pieces of the tensor, or of a part of it, each with the deltas to read it from: opened once for several."""
-        pieces = self.pieces(part)
+        Args:
+            part: all when None.
+            size: elements of a piece; ``PIECE`` when None.
+        """
+        part, size = self.whole if part is None else part, PIECE if size is None else size
+        # a device has no use for small operations
+        if not self.divisible or self.device.type != "cpu" or part.stop - part.start <= size:
+            return [part]
+        return [slice(at, min(at + size, part.stop)) for at in range(part.start, part.stop, size)]
+
+    def in_pieces(self, part: slice | None = None, size: int | None = None) -> Iterator[tuple[slice, Deltas]]:
+        """Those pieces, each with the deltas to read it from: opened once for several."""
+        pieces = self.pieces(part, size)
         deltas = self if len(pieces) == 1 else self.opened()
         for piece in pieces:
             yield piece, deltas

@@ -11,13 +11,14 @@ from torch import Tensor
 
 import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
-from adamerge.deltas import PIECE
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merging import merged_tensor, updates
 from adamerge.staging import staged_folder
 from adamerge.weights import verify_tensors, write_tensors
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
+PIECE = 1 << 15
+"""Elements that are merged at a time: of larger pieces, the C library keeps more and more that it does not use again."""
 
 
 def export(
@@ -103,7 +104,7 @@ def merged_pieces(
         source = layout.copies.get(name, name)
         stored = (coefficients.buffers if source in coefficients.buffers else model)[source].reshape(-1)
         if model is vectors.base and source in vectors:
-            parts = updates(coefficients.parametrization, source, vectors[source])
+            parts = updates(coefficients.parametrization, source, vectors[source], size=PIECE)
             yield name, (merged_tensor(stored[part], update, dtype) for part, update in parts)
         else:
             yield name, _cast(stored, dtype)

@@ -24,7 +24,11 @@ def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor 
 
 
 def updates(
-    parametrization: Parametrization, name: str, deltas: Deltas, update_of: Update | None = None
+    parametrization: Parametrization,
+    name: str,
+    deltas: Deltas,
+    update_of: Update | None = None,
+    size: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The update of a tensor in consecutive parts of it, each with its flat values; without autograd.
 
@@ -33,9 +37,10 @@ def updates(
         name: of the tensor.
         deltas: of it, or of a part where they have.
         update_of: the parametrization's draw; what is saved, when None.
+        size: elements of a part; what a merge takes at a time, when None.
     """
     update_of = parametrization.forward if update_of is None else update_of
-    for part, opened in deltas.in_pieces() if parametrization.local else [(deltas.whole, deltas)]:
+    for part, opened in deltas.in_pieces(size=size) if parametrization.local else [(deltas.whole, deltas)]:
         with torch.no_grad():
             update = update_of(name, opened if part == deltas.whole else opened.within(part)).reshape(-1)
         yield part, update
