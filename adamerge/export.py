@@ -17,7 +17,7 @@ from adamerge.staging import staged_folder
 from adamerge.weights import verify_tensors, write_tensors
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
-PIECE = 1 << 15
+PIECE = 1 << 17
 """Elements that are merged at a time: of larger pieces, the C library keeps more and more that it does not use again."""
 
 
