@@ -194,18 +194,21 @@ class MergedModel(nn.Module):
     def _merge(self, name: str, place: Place) -> None:
         """Fill a tensor of the copy, or the part of one that is there."""
         deltas, base = self.task_vectors[name], place.cut(self.task_vectors.base_tensor(name)).reshape(-1)
+        # of a block, only what the backward pass merges has one
+        way_back = self._way_back if torch.is_grad_enabled() else None
         values: Iterable[tuple[slice, Tensor]]
         if self.parametrization.local:
             deltas = deltas if place.part is None else deltas.within(place.part)
-            # its values are nowhere needed at once, only its way back to the coefficients
-            update = self._update_of(name, Outline(deltas))
             values = updates(self.parametrization, name, deltas, self._update_of)
+            if way_back is not None:
+                # its values are nowhere needed at once, only its way back to the coefficients
+                way_back.keep(name, self._update_of(name, Outline(deltas)), place.tensor.shape)
         else:
             update = self._update_of(name, deltas).reshape(-1)
             update = update if place.part is None else update[place.part]
             values = [(slice(0, update.numel()), update)]
-        if self._way_back is not None:
-            self._way_back.keep(name, update, place.tensor.shape)
+            if way_back is not None:
+                way_back.keep(name, update, place.tensor.shape)
         with torch.no_grad():
             out = (
                 place.tensor

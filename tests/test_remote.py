@@ -49,10 +49,8 @@ def test_headers_are_asked_for_and_no_file(hub):
     assert found.shape("a.weight") == (6, 4) and found.dtype("a.weight") == torch.bfloat16
     assert found.dtype("a.bias") == torch.float32 and found.location == "org/model@v2"
     vectors = TaskVectors(found, {"one": open_headers("org/other", found)})
-    assert set(vectors) == {"a.bias", "a.weight"} and vectors.unlearned("a.weight").elements(len(vectors.experts)) == (
-        24,
-        0,
-    )
+    assert set(vectors) == {"a.bias", "a.weight"}
+    assert vectors.unlearned("a.weight").elements(len(vectors.experts)) == (24, 0)
     with pytest.raises(CheckpointError, match="is not on this machine"):
         found["a.bias"]
     with pytest.raises(CheckpointError, match="is not on this machine"):

@@ -99,6 +99,11 @@ class MergingModule(LightningModule, ABC):
         """Names of the tasks, as the data module orders them."""
         return tuple(self._data().tasks)
 
+    @property
+    def processes(self) -> int:
+        """Of the run; one while there is no trainer."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
     def setup(self, stage: str) -> None:
         """Check, and make the heads from the base's weights."""
         data = self._data()
@@ -187,7 +192,7 @@ class MergingModule(LightningModule, ABC):
                 got=self._trainer.accumulate_grad_batches,
                 todo="set model.micro_batch to save memory",
             )
-        processes = 1 if self._trainer is None else self._trainer.world_size
+        processes = self.processes
         if self.merged.copy.collective and self.micro_batch is not None and data.batch_size % processes:
             raise ConfigError(
                 f"data.batch_size: with model.micro_batch, processes of a {self.merged.copy} would wait for passes that "

@@ -133,11 +133,10 @@ class BilevelMerging(MergingModule):
     def check(self, data: Calibration, precision: str) -> None:
         """As for every module; and a batch has two halves."""
         super().check(data, precision)
-        processes = 1 if self._trainer is None else self._trainer.world_size
-        if data.batch_size < 2 * processes:
+        if data.batch_size < 2 * self.processes:
             raise ConfigError(
                 "data.batch_size: a bilevel search halves each task's samples of a step",
-                expected=f"at least {2 * processes}",
+                expected=f"at least {2 * self.processes}",
                 got=data.batch_size,
             )
 
