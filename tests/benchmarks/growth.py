@@ -6,8 +6,9 @@
 Each point is a run of ``step.py``, on disk first, then resident. All figures are written to ``--out`` after each point, the
 picture beside them at the end. What is there is not measured again, so that an interrupted run goes on where it ended. A
 resident point that would take more than is available is skipped, and says so; the next run tries it again, as it does what
-failed. The model's size is that of the image tower. fusion_bench's line is of ``results/peers.json``: its peak above that
-of the side on disk with the same batches, and on top what the latter takes above its floor here.
+failed. The model's size is that of the image tower. fusion_bench's line is of ``results/peers.json``: its peak above that of
+the side on disk with the same batches, and on top what the latter takes above its floor here, both with the C library's own
+allocator.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def peer_extra(record: Record, path: Path) -> dict[int, float]:
     extra = {}
     for _, row in against_experts(record, "disk"):
         peer, same = (peaks.get((side, row["experts"])) for side in ("fusion_bench", "adamerge-disk"))
-        if peer is not None and same is not None and "extra_models" in row:
-            extra[row["experts"]] = (peer - same) * MEBI / (4 * row["elements"]) + row["extra_models"]
+        if peer is not None and same is not None and "extra_models_kept" in row:
+            extra[row["experts"]] = (peer - same) * MEBI / (4 * row["elements"]) + row["extra_models_kept"]
     return extra
 
 
