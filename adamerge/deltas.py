@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -13,6 +15,18 @@ from adamerge.groups import Groups
 
 PIECE = 1 << 19
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
+
+
+def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor with nothing in it yet.
+
+    On a CPU it is numpy's: the C library uses again what numpy frees, while torch's allocations are aligned in a way that
+    makes glibc take new memory for each; and numpy asks the system for large pages, which take less time to read.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or nbytes == 0:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(numpy.empty(nbytes, dtype=numpy.uint8)).view(dtype).view(*shape)
 
 
 class Deltas(ABC):
@@ -94,24 +108,21 @@ class Deltas(ABC):
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
         part = self.whole if part is None else part
-        if len(self.pieces(part)) == 1:
-            return self._sum(coefficients, groups, part)
-        found = torch.empty(part.stop - part.start, dtype=coefficients.dtype, device=self.device)
+        found = room([part.stop - part.start], coefficients.dtype, self.device)
         for piece, deltas in self.in_pieces(part):
             deltas._sum(coefficients, groups, piece, found[piece.start - part.start : piece.stop - part.start])
         return found
 
-    def _sum(self, coefficients: Tensor, groups: Groups, piece: slice, out: Tensor | None = None) -> Tensor:
+    def _sum(self, coefficients: Tensor, groups: Groups, piece: slice, out: Tensor) -> None:
         shared, first = groups.within(piece, self.shape.numel(), self.device), 0
         for rows in self.blocks(coefficients.dtype, piece):
-            shares = coefficients[first : first + len(rows)]
+            count = len(rows)
+            shares = coefficients[first : first + count]
             if first == 0:
-                total = shared.scale(rows[0], shares[0], out)
-                shared.accumulate(total, rows[1:], shares[1:])
-            else:
-                shared.accumulate(total, rows, shares)
-            first += len(rows)
-        return total
+                shared.scale(rows[0], shares[0], out)
+                rows, shares = rows[1:], shares[1:]
+            shared.accumulate(out, rows, shares)
+            first += count
 
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""

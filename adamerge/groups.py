@@ -38,8 +38,8 @@ class Shared(ABC):
     """Which elements of a part of a tensor use which coefficients; ``n`` elements, ``count`` coefficients an expert."""
 
     @abstractmethod
-    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
-        """``coefficients[g] * row``, into ``out`` if there is one; out and row (n,), coefficients (count,).
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor) -> None:
+        """``out = coefficients[g] * row``; out and row (n,), coefficients (count,).
 
         Rows may be of a narrower dtype, here and below; all is computed in that of the coefficients or the gradient.
         """
@@ -92,14 +92,10 @@ class _Runs(Shared):
     def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
         self.count, self.first, self.slices = count, first, slices
 
-    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
-        if self.count == 1:
-            return torch.mul(row, coefficients, out=out)
-        out = torch.empty_like(row, dtype=coefficients.dtype) if out is None else out
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor) -> None:
         for group, run in enumerate(self.slices, self.first):
             # a number without a dimension would be rounded to the row's dtype
             torch.mul(row[run], coefficients[group : group + 1], out=out[run])
-        return out
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for group, run in enumerate(self.slices, self.first):
@@ -174,8 +170,8 @@ class _Strewn(Shared):
         self.owner, self.ids = owner, ids
         self.indices = ids[part].long()
 
-    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.mul(coefficients.index_select(0, self.indices), row, out=out)
+    def scale(self, row: Tensor, coefficients: Tensor, out: Tensor) -> None:
+        torch.mul(coefficients.index_select(0, self.indices), row, out=out)
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for row, own in zip(rows, coefficients, strict=True):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-import numpy
 import torch
-from torch import Tensor
 
 from adamerge.conveyor import Arena, Conveyor
-from adamerge.deltas import Deltas, DenseDeltas
+from adamerge.deltas import Deltas, DenseDeltas, room
 from adamerge.errors import ConfigError
 from adamerge.groups import ALIGNMENT
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
@@ -95,7 +93,7 @@ class Resident(Storage):
         numel = deltas.shape.numel()
         # every row begins as the first one does: see how products are summed
         width = -(-numel * FP32 // ALIGNMENT) * ALIGNMENT // FP32
-        values = _room(count, width, deltas.device)[:, :numel]
+        values = room([count, width], torch.float32, deltas.device)[:, :numel]
         for piece, opened in deltas.in_pieces():
             first = 0
             for block in opened.blocks(torch.float32, piece):
@@ -261,14 +259,6 @@ class Automatic(Storage):
 
     def _now(self, sizes: Sizes, device: torch.device) -> Storage:
         return self.chosen(sizes, device, Available.on(device), Memory.of(FP32 * sizes.merged, device))
-
-
-def _room(rows: int, width: int, device: torch.device) -> Tensor:
-    """An fp32 matrix with nothing in it."""
-    if device.type == "cpu":
-        # numpy asks the system for large pages: a tenth less time to read all of it
-        return torch.from_numpy(numpy.empty((rows, width), dtype=numpy.float32))
-    return torch.empty(rows, width, dtype=torch.float32, device=device)
 
 
 def _known(dtype: str) -> str:

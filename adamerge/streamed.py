@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas
+from adamerge.deltas import Deltas, room
 
 
 class StreamedDeltas(Deltas):
@@ -44,7 +44,9 @@ class StreamedDeltas(Deltas):
         for expert in self.experts:
             own = expert().reshape(-1)[part].to(self.device, non_blocking=True)
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
-            yield torch.sub(own, base).to(dtype).unsqueeze(0)
+            found = room([1, len(base)], dtype, self.device)
+            torch.sub(own, base, out=found[0])
+            yield found
 
 
 def _itself(tensor: Tensor) -> Tensor:

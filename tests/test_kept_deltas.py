@@ -111,7 +111,7 @@ def test_sums_are_in_fp32_also_where_numbers_are_not(name):
 
 
 class Peak(TorchDispatchMode):
-    """The largest output of any operation, in elements, and the elements of all of them."""
+    """The elements of the largest tensor that any operation makes or writes a part of, and those of all operations."""
 
     largest = elements = 0
 
@@ -120,7 +120,7 @@ class Peak(TorchDispatchMode):
         if not function.is_view:
             sizes = [x.numel() for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
             self.elements += max(sizes, default=0)
-            outputs = [x.numel() for x in tree_leaves(found) if isinstance(x, Tensor)]
+            outputs = [x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(found) if isinstance(x, Tensor)]
             self.largest = max(self.largest, *outputs, 0)
         return found
 
