@@ -116,13 +116,9 @@ class Deltas(ABC):
     def _sum(self, coefficients: Tensor, groups: Groups, piece: slice, out: Tensor) -> None:
         shared, first = groups.within(piece, self.shape.numel(), self.device), 0
         for rows in self.blocks(coefficients.dtype, piece):
-            count = len(rows)
-            shares = coefficients[first : first + count]
-            if first == 0:
-                shared.scale(rows[0], shares[0], out)
-                rows, shares = rows[1:], shares[1:]
-            shared.accumulate(out, rows, shares)
-            first += count
+            put = shared.accumulate if first else shared.fill
+            put(out, rows, coefficients[first : first + len(rows)])
+            first += len(rows)
 
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""

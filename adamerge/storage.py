@@ -10,7 +10,6 @@ import torch
 from adamerge.conveyor import Arena, Conveyor
 from adamerge.deltas import Deltas, DenseDeltas, room
 from adamerge.errors import ConfigError
-from adamerge.groups import ALIGNMENT
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
 from adamerge.memory import Available, Memory, Sizes
 from adamerge.task_vectors import TaskVectors
@@ -91,9 +90,7 @@ class Resident(Storage):
         if self.dtype != "float32":
             return KeptDeltas.of(deltas, _floats(self.dtype), lambda row: row)
         numel = deltas.shape.numel()
-        # every row begins as the first one does: see how products are summed
-        width = -(-numel * FP32 // ALIGNMENT) * ALIGNMENT // FP32
-        values = room([count, width], torch.float32, deltas.device)[:, :numel]
+        values = room([count, numel], torch.float32, deltas.device)
         for piece, opened in deltas.in_pieces():
             first = 0
             for block in opened.blocks(torch.float32, piece):
