@@ -182,8 +182,10 @@ def _dots(rows: Tensor, gradient: Tensor) -> Tensor:
     if len(rows) == 1:
         return _dot(rows[0], gradient).view(1)
     whole = gradient.numel() // RUN * RUN
-    runs = torch.bmm(gradient[:whole].view(-1, 1, RUN), rows[:, :whole].unflatten(1, (-1, RUN)).permute(1, 2, 0))
     rest = torch.mv(rows[:, whole:], gradient[whole:])
+    if whole == 0:
+        return rest
+    runs = torch.bmm(gradient[:whole].view(-1, 1, RUN), rows[:, :whole].unflatten(1, (-1, RUN)).permute(1, 2, 0))
     return runs[:, 0].sum(dim=0, dtype=torch.float64).add_(rest).to(gradient.dtype)
 
 
