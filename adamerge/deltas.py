@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adamerge.groups import Groups
 
-PIECE = 1 << 19
+PIECE = 1 << 20
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
 
 
