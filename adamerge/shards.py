@@ -82,8 +82,8 @@ class ShardedCopy(Copy):
     def held(self, units: Sequence[Unit], processes: int) -> Held:
         """Rows in fp32 and their gradient, and all of what is shared; beside them what runs.
 
-        Of the unit that runs the weights are there, those of the next (on a GPU; counted in any case), the gradient, and what
-        of it is being summed. The network is whole when it is sharded.
+        Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed. The
+        network is whole when it is sharded.
         """
         parted, shared = ([unit for unit in units if unit.shared is kind] for kind in (False, True))
 
@@ -167,9 +167,9 @@ def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> FSD
     # the sum over the processes, made by an operation that all libraries have
     sharded.set_gradient_divide_factor(1)
     sharded.set_force_sum_reduction_for_comms(True)
-    if mesh.device_type == "cpu":
-        # itself, which is there, for the next one: nothing is sent while a CPU computes, it would only lie there earlier
-        sharded.set_modules_to_backward_prefetch([sharded])
+    if isinstance(unit, nn.Embedding):
+        # its gradient is of indices alone: at the end of a backward pass, when all other gradients are there, no weights are
+        sharded.set_unshard_in_backward(False)
     for parameter in own:
         # the rows were copied; who still knows the parameter would keep the whole of it
         parameter.data = parameter.data.new_empty(0)
