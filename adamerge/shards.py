@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter  # set_custom_reduce_scatter asks for one
 from torch.distributed.tensor import DTensor
 
 from adamerge.copies import Copy, Passing, Place, owner, whole_modules
@@ -143,6 +144,28 @@ class Shard(Place):
         self.parameter.grad = None
 
 
+class SumInPlace(ReduceScatter):
+    """Gives each process the sum of its rows; gloo's own way would first copy all rows of all processes."""
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Ordinary memory."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: distributed.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> None:
+        """Sum part after part into the process whose part it is; what was given is lost."""
+        parts = input_tensor.chunk(group.size())
+        for rank, part in enumerate(parts):
+            distributed.reduce(part, group=group, op=op, group_dst=rank)
+        output_tensor.copy_(parts[group.rank()])
+
+
 def _holders(units: list[nn.Module]) -> tuple[dict[int, tuple[nn.Module, str]], set[nn.Parameter]]:
     """Where each parameter is that belongs to one unit, by its id; and those that belong to several."""
     users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
@@ -167,6 +190,8 @@ def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> FSD
     # the sum over the processes, made by an operation that all libraries have
     sharded.set_gradient_divide_factor(1)
     sharded.set_force_sum_reduction_for_comms(True)
+    if mesh.device_type == "cpu":
+        sharded.set_custom_reduce_scatter(SumInPlace())
     if isinstance(unit, nn.Embedding):
         # its gradient is of indices alone: at the end of a backward pass, when all other gradients are there, no weights are
         sharded.set_unshard_in_backward(False)
