@@ -80,7 +80,9 @@ def test_loss_and_gradients_are_those_of_the_whole_copy(kind, pool_of):
     other, found = gradients(blocks, pool)
     assert other == pytest.approx(loss, rel=1e-6)
     largest = max(float(gradient.abs().max()) for gradient in right)
-    assert all((a - b).abs().max() <= 1e-6 * largest for a, b in zip(found, right, strict=True)) and largest > 1e-3
+    # two blocks of a decoder add to the gradient of what the encoder gave, in another order than in the whole copy
+    bound = (3e-6 if kind == "t5" else 1e-6) * largest
+    assert all((a - b).abs().max() <= bound for a, b in zip(found, right, strict=True)) and largest > 1e-3
 
 
 @pytest.mark.parametrize(
