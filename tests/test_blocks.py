@@ -39,10 +39,15 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
     return get
 
 
-def model_of(pool: dict[str, Any], copy: Copy, part: Any = LayerWise, dtype: str = "float32") -> MergedModel:
+def model_of(
+    pool: dict[str, Any], copy: Copy, part: Any = LayerWise, dtype: str = "float32", double: bool = False
+) -> MergedModel:
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
     torch.manual_seed(0)
-    merged = MergedModel(pool["backbone"](dtype), vectors, part(vectors), copy=copy)
+    backbone = pool["backbone"](dtype)
+    if double:
+        backbone.network.double()
+    merged = MergedModel(backbone, vectors, part(vectors), copy=copy)
     merged.backbone.build_heads(TASKS, vectors.checkpoints)
     with torch.no_grad():
         for parameter in merged.trained():
@@ -74,15 +79,15 @@ def gradients(merged: MergedModel, pool: dict[str, Any], micro_batch: int | None
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_the_whole_copy(kind, pool_of):
     pool = pool_of(kind)
-    whole, blocks = (model_of(pool, copy) for copy in (WholeCopy(), BlockCopy()))
+    # networks in float64: gradients of what several blocks use are summed in another order, which fp32 would show
+    double = kind != "qwen3_moe"  # its grouped products know no float64
+    whole, blocks = (model_of(pool, copy, double=double) for copy in (WholeCopy(), BlockCopy()))
     assert len(blocks._passing) >= 2
     loss, right = gradients(whole, pool)
     other, found = gradients(blocks, pool)
     assert other == pytest.approx(loss, rel=1e-6)
     largest = max(float(gradient.abs().max()) for gradient in right)
-    # two blocks of a decoder add to the gradient of what the encoder gave, in another order than in the whole copy
-    bound = (3e-6 if kind == "t5" else 1e-6) * largest
-    assert all((a - b).abs().max() <= bound for a, b in zip(found, right, strict=True)) and largest > 1e-3
+    assert all((a - b).abs().max() <= 1e-6 * largest for a, b in zip(found, right, strict=True)) and largest > 1e-3
 
 
 @pytest.mark.parametrize(
