@@ -41,8 +41,12 @@ def add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for first in range(0, len(rows), few):
             out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
     else:
-        for row, coefficient in zip(rows, coefficients, strict=True):
-            out.addcmul_(row, coefficient)
+        _add_each(out, rows, coefficients)
+
+
+def _add_each(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+    for row, coefficient in zip(rows, coefficients, strict=True):
+        out.addcmul_(row, coefficient)
 
 
 def _at_once(out: Tensor, rows: Tensor) -> int:
@@ -70,8 +74,7 @@ def _adds_one_by_one() -> bool:
         for last in [*range(first, first + 40), values.shape[1]]:
             rows, found, wanted = values[1:, first:last], values[0, first:last].clone(), values[0, first:last].clone()
             found.addmv_(rows.t(), coefficients)
-            for row, coefficient in zip(rows, coefficients, strict=True):
-                wanted.addcmul_(row, coefficient)
+            _add_each(wanted, rows, coefficients)
             if not torch.equal(found, wanted):
                 return False
     return True
@@ -95,7 +98,7 @@ def dots(rows: Tensor, gradient: Tensor) -> Tensor:
 def _dot(row: Tensor, gradient: Tensor) -> Tensor:
     sums = []
     for one, other in zip(row.split(LONG_RUN), gradient.split(LONG_RUN), strict=True):
-        # the library keeps few running sums, and one is off by a part in 1e-5, unless both lie alike in its vectors
+        # the library keeps few running sums, and one is off by a part in 1e5, unless both lie alike in its vectors
         alike = (one.data_ptr() - other.data_ptr()) % VECTOR == 0
         sums.append(torch.dot(one, other) if alike else torch.dot(one.clone(), other.clone()))
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
