@@ -46,7 +46,7 @@ class Deltas(ABC):
 
     @abstractmethod
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """The deltas as consecutive ``(t, elements of the part)`` blocks of experts, one of them in memory at a time.
+        """The deltas as consecutive ``(t, elements of the part)`` blocks of experts, one block in memory at a time.
 
         Args:
             dtype: of the blocks, or narrower where they are kept so.
@@ -120,9 +120,14 @@ class Deltas(ABC):
             put(out, rows, coefficients[first : first + len(rows)])
             first += len(rows)
 
+    def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
+        """All of them at once: ``(experts, elements of the part)``, a copy; the part is all when None."""
+        blocks = [block.to(dtype, copy=True) for block in self.blocks(dtype, part)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
     def dense(self) -> Tensor:
         """All of them at once: ``(experts, *shape)`` in fp32."""
-        rows = torch.cat(list(self.blocks(torch.float32)))
+        rows = self.rows(torch.float32)
         return rows.view(len(rows), *self.shape)
 
     def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
@@ -260,5 +265,5 @@ class TransformedDeltas(Deltas):
         """One block with every expert: such functions look across experts."""
         read = part if self.local else None
         # always from fp32: thresholds are of fp32 magnitudes, whatever dtype the caller computes in
-        rows = self.transform(torch.cat(list(self.inner.blocks(torch.float32, read)))).to(dtype)
+        rows = self.transform(self.inner.rows(torch.float32, read)).to(dtype)
         yield rows if part is None or self.local else rows[:, part]

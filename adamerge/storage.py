@@ -12,6 +12,7 @@ from adamerge.deltas import Deltas, DenseDeltas, room
 from adamerge.errors import ConfigError
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
 from adamerge.memory import Available, Memory, Sizes
+from adamerge.sums import together
 from adamerge.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -194,9 +195,9 @@ class Disk(Storage):
         return Memory()
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What is read of one expert, and its delta; of all, and what a transform makes of them, where there is one."""
-        copies = 2 + (1 if sizes.narrow or device.type != "cpu" else 0)
-        copies += TRANSFORMED * sizes.experts if sizes.transformed else 0
+        """A few experts' deltas, and what is in no mapped file; of all, and what a transform makes of them, with one."""
+        copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
+        copies += TRANSFORMED * sizes.experts if sizes.transformed else min(sizes.experts, together(device))
         return Memory.of(copies * FP32 * sizes.read(device), device)
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from adamerge.deltas import Deltas, room
+from adamerge.sums import together
 
 
 class StreamedDeltas(Deltas):
-    """Deltas of raw tensors, subtracted anew at each read, one expert in memory at a time.
+    """Deltas of raw tensors, subtracted anew at each read, a few experts in memory at a time.
 
     Args:
         base: gives the base's tensor of this name.
@@ -38,15 +39,27 @@ class StreamedDeltas(Deltas):
         return StreamedDeltas(base, experts, self.shape, self.device)
 
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """One block per expert."""
+        """A few experts at a time, in memory that is used again for the next few."""
+        return self._subtracted(dtype, part, together(self.device))
+
+    def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
+        """All experts at a time."""
+        return next(self._subtracted(dtype, part, len(self.experts)))
+
+    def _subtracted(self, dtype: torch.dtype, part: slice | None, at_once: int) -> Iterator[Tensor]:
         part = self.whole if part is None else part
         base = self.base().reshape(-1)[part].to(self.device, dtype)
+        rows, made = room([min(at_once, len(self.experts)), len(base)], dtype, self.device), 0
         for expert in self.experts:
             own = expert().reshape(-1)[part].to(self.device, non_blocking=True)
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
-            found = room([1, len(base)], dtype, self.device)
-            torch.sub(own, base, out=found[0])
-            yield found
+            torch.sub(own, base, out=rows[made])
+            made += 1
+            if made == len(rows):
+                yield rows
+                made = 0
+        if made:
+            yield rows[:made]
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ VECTOR = 16
 """Bytes of the vectors in which it sums those."""
 
 
+def together(device: torch.device) -> int:
+    """Rows that are made before they are added: as many as are added at once; one on a device, to spare its memory."""
+    return FEW if device.type == "cpu" else 1
+
+
 def sum_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """``out = coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once."""
     few = _at_once(out, rows)

@@ -1,7 +1,5 @@
 """Deltas: what is combined and contracted is the formula's, whatever the storage, the dtype and autocast."""
 
-import weakref
-
 import pytest
 import torch
 from test_groups import columns_of, strewn
@@ -98,18 +96,6 @@ def test_autocast_leaves_forward_and_backward_in_fp32(models, kind):
         found = torch.autograd.grad(inside, coefficients, slope)[0]
     assert torch.equal(inside, plain) and inside.dtype == torch.float32
     assert torch.equal(found, wanted) and found.dtype == torch.float32
-
-
-def test_streamed_holds_one_expert_at_a_time(models):
-    base, experts = models
-    deltas = storages(base, experts)["streamed"]
-    alive = []
-    for block in deltas.blocks(torch.float32):
-        assert block.shape == (1, 60)
-        assert not any(reference() is not None for reference in alive)
-        alive.append(weakref.ref(block))
-        del block
-    assert len(alive) == 3
 
 
 def test_streamed_reads_again_each_time_and_never_between(models):

@@ -17,6 +17,7 @@ from adamerge.memory import Available, Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
 from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
+from adamerge.sums import FEW
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Magnitude, Scale, Ties
 
@@ -149,14 +150,14 @@ def test_cost_is_linear_in_tasks_whatever_holds_them(tmp_path, storage, tasks):
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp_path, storage):
     found = {}
-    for tasks in (2, 16):
+    for tasks in (2, FEW, 16):
         folder = tmp_path / str(tasks)
         folder.mkdir()
         vectors = files(folder, tasks, 96)
         found[tasks] = cost(MergedModel(Mlp(Net(96)), vectors, LayerWise(vectors), storage), torch.randn(3, 96))
     largest = 4 * 2 * 96 * 96
     assert found[16].between <= 16 * 4 * 5 * 8 * 2
-    assert found[16].peak - found[2].peak <= 16 * 4 * 5 * 8 * 2
+    assert found[16].peak - found[FEW].peak <= 16 * 4 * 5 * 8 * 2  # from disk, so many deltas are there at once
     assert found[2].peak <= 4 * largest
 
 
@@ -197,7 +198,7 @@ def test_predictions_for_a_device_by_hand(tmp_path):
     pinned = Pinned().held(sizes, CUDA)
     assert pinned == Memory(host=4 * 4 * size + 4 * size, device=2 * largest)
     assert Disk().held(sizes, CUDA) == Memory() and Disk().passing(sizes, CUDA) == Memory(device=3 * largest)
-    assert Disk().passing(sizes, CPU) == Memory(host=2 * largest)
+    assert Disk().passing(sizes, CPU) == Memory(host=3 * largest)  # as many as are added at once, at most
     assert Resident().passing(sizes, CPU) == Memory() and Resident("float16").passing(sizes, CPU).host == largest
 
 
@@ -208,7 +209,7 @@ def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
     assert (sizes.largest, sizes.merged) == (largest, merged)
     for storage in (Resident(), Resident("bfloat16"), LowBit(8)):
         assert storage.passing(sizes, CPU).host == 4 * (3 * 8 * largest - merged)
-    assert Disk().passing(sizes, CPU).host == 4 * (2 + 3 * 8) * largest
+    assert Disk().passing(sizes, CPU).host == 4 * 3 * 8 * largest
 
 
 def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
@@ -217,11 +218,11 @@ def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
     for transform, read in ((Ties(keep=0.5), 10), (Magnitude(), 72)):
         sizes = Sizes.of(TaskVectors(**models(8), transforms=[transform]))
         assert (sizes.largest, sizes.read(CPU), sizes.read(CUDA)) == (72, read, 72)
-        assert Disk().passing(sizes, CPU).host == 4 * (2 + 3 * 8) * read
+        assert Disk().passing(sizes, CPU).host == 4 * 3 * 8 * read
         assert Resident().passing(sizes, CPU).host == max(0, 4 * (3 * 8 * read - sizes.merged))
         assert Resident("bfloat16").passing(sizes, CPU).host == 4 * (3 * 8 * 72 - sizes.merged)
     plain = Sizes.of(TaskVectors(**models(8)))
-    assert Disk().passing(plain, CPU).host == 2 * 4 * 10 and Resident("float16").passing(plain, CPU).host == 4 * 10
+    assert Disk().passing(plain, CPU).host == FEW * 4 * 10 and Resident("float16").passing(plain, CPU).host == 4 * 10
 
 
 # the automatic choice ------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Deltas read from disk: a piece at a time, and the sums of many pieces as exact as one."""
 
-import weakref
-
 import torch
 
 from adamerge.deltas import PIECE
 from adamerge.groups import Chunks, Whole
+from adamerge.kept_deltas import Floats, KeptDeltas
 from adamerge.streamed import StreamedDeltas
+from adamerge.sums import FEW
 
 
 def streamed(base, experts):
@@ -35,7 +35,7 @@ def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(monk
         found = deltas.contract(slope, Whole())
     assert total == 2 * numel and found.tolist() == [[numel]] * 4
     sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    assert max(sizes) <= 8 << 15  # one piece in float64
+    assert max(sizes) <= 4 * FEW << 15  # the rows of a piece, in fp32
 
 
 def test_files_are_opened_once_for_several_reads_in_a_row(monkeypatch):
@@ -57,11 +57,21 @@ def test_files_are_opened_once_for_several_reads_in_a_row(monkeypatch):
     assert reads == ["base", 0, 1, 2] * 3
 
 
-def test_one_expert_of_a_piece_is_in_memory_at_a_time():
-    deltas = streamed(torch.randn(60), [torch.randn(60) for _ in range(3)])
-    alive = []
+def test_a_few_experts_of_a_piece_are_in_memory_at_a_time():
+    deltas = streamed(torch.randn(60), [torch.randn(60) for _ in range(2 * FEW + 1)])
+    places, counts = set(), []
     for block in deltas.blocks(torch.float32, slice(10, 20)):
-        assert block.shape == (1, 10) and sum(reference() is not None for reference in alive) == 0
-        alive.append(weakref.ref(block))
-        del block
-    assert len(alive) == 3
+        places.add(block.data_ptr())
+        counts.append(len(block))
+    assert counts == [FEW, FEW, 1] and len(places) == 1
+
+
+def test_all_rows_at_once_are_those_of_all_blocks():
+    """Although a block's memory is that of the one before."""
+    base, experts = torch.randn(60), [torch.randn(60) for _ in range(2 * FEW + 1)]
+    wanted = torch.stack(experts) - base
+    deltas = streamed(base, experts)
+    assert torch.equal(deltas.rows(torch.float32), wanted)
+    assert torch.equal(deltas.mapped(torch.eye(2 * FEW + 1).flip(0)).rows(torch.float32), wanted.flip(0))
+    kept = KeptDeltas.of(deltas, Floats(torch.bfloat16), lambda row: row)
+    assert torch.equal(kept.rows(torch.float32), wanted.bfloat16().float())

@@ -71,7 +71,7 @@ def _pieces(vectors: Mapping[str, Deltas]) -> Iterator[Tensor]:
     """All tensors of all experts, ``(experts, n)`` at a time."""
     for deltas in vectors.values():
         for piece, opened in deltas.in_pieces():
-            yield torch.cat(list(opened.blocks(torch.float32, piece)))
+            yield opened.rows(torch.float32, piece)
 
 
 def _trimmed(deltas: Tensor, thresholds: Tensor) -> Tensor:
