@@ -29,6 +29,7 @@ def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(monk
     base = torch.zeros(numel, dtype=torch.bfloat16)
     deltas = streamed(base, [torch.ones(numel, dtype=torch.bfloat16) for _ in range(4)])
     slope, coefficients = torch.ones(numel), torch.full((4, 3), 0.5)
+    streamed(torch.zeros(1), [torch.ones(1)]).summed(torch.ones(1, 1), Whole())  # asks the library, once, how it adds
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         parts = [deltas.within(part) for part in deltas.pieces()]
         total = sum(float(part.summed(coefficients, Chunks(3)).double().sum()) for part in parts)
