@@ -8,7 +8,8 @@ anonymous memory of a process of its own for each side, whose C library gives fr
 the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same with the C library's
 own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but
 views in merge and contraction, in units of the merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and
-the base's bytes once, from memory to memory.
+the base's bytes once, from memory to memory; ``read_seconds`` what it takes to sum as many, and ``reading_twice_to_floor``
+the least that a merge and a contraction can take which each read them from memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,48 +97,57 @@ class Subject:
         return merged - start, time.perf_counter() - ran
 
 
-class Copying:
-    """Copies so many bytes from memory to memory, through a piece that no cache holds."""
+class Moving:
+    """Copies or reads so many bytes of memory, through a piece that no cache holds."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self.source = torch.zeros(min(nbytes, PIECE), dtype=torch.uint8)
         self.target = torch.zeros_like(self.source)
 
-    def seconds(self) -> float:
-        """Of one copy."""
+    def copying(self) -> float:
+        """Seconds of one copy, from memory to memory."""
+        return self._seconds(lambda piece: self.target[piece].copy_(self.source[piece]))
+
+    def reading(self) -> float:
+        """Seconds of one sum."""
+        return self._seconds(lambda piece: self.source[piece].view(torch.float32).sum())
+
+    def _seconds(self, run: Callable[[slice], object]) -> float:
         start = time.perf_counter()
         for first in range(0, self.nbytes, PIECE):
-            size = min(PIECE, self.nbytes - first)
-            self.target[:size].copy_(self.source[:size])
+            run(slice(0, min(PIECE, self.nbytes - first)))
         return time.perf_counter() - start
 
 
 def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Alternations of floor and step."""
     subject = Subject(own, folder)
-    times: dict[str, list[float]] = {"floor": [], "merge": [], "contract": [], "step": [], "copy": []}
     bytes_each = 2 if own.dtype != "float32" and own.storage == "resident" else 4
-    copying = Copying((own.experts * bytes_each + 4) * subject.elements)
+    moving = Moving((own.experts * bytes_each + 4) * subject.elements)
+    times: dict[str, list[float]] = {}
     for _ in range(own.rounds + 1):
-        copies, start = [copying.seconds()], time.perf_counter()
+        copies, reads, start = [moving.copying()], [moving.reading()], time.perf_counter()
         subject.floor()
         floored = time.perf_counter() - start
-        copies.append(copying.seconds())
+        copies.append(moving.copying())
+        reads.append(moving.reading())
         start = time.perf_counter()
         merge, contract = subject.step()
         stepped = time.perf_counter() - start
-        copies.append(copying.seconds())
-        row = (floored, merge, contract, stepped, statistics.median(copies))
-        for name, value in zip(times, row, strict=True):
-            times[name].append(value)
-    del copying
-    times = {name: values[1:] for name, values in times.items()}  # the first round warms up
-    pairs = list(zip(times["step"], times["floor"], times["merge"], times["contract"], times["copy"], strict=True))
-    found: dict[str, Any] = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
-    found |= _spread("ratio", [step / floor for step, floor, *_ in pairs])
-    found |= _spread("merge_and_contract_to_floor", [(m + c) / floor for _, floor, m, c, _ in pairs])
-    found |= _spread("merge_and_contract_to_copy", [(m + c) / copy for _, _, m, c, copy in pairs])
+        copies.append(moving.copying())
+        reads.append(moving.reading())
+        row = {"floor": floored, "merge": merge, "contract": contract, "step": stepped}
+        for name, value in (row | {"copy": statistics.median(copies), "read": statistics.median(reads)}).items():
+            times.setdefault(name, []).append(value)
+    del moving
+    rounds = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)][1:]  # the first warms up
+    found: dict[str, Any] = {f"{name}_seconds": statistics.median(row[name] for row in rounds) for name in times}
+    found |= _spread("ratio", [row["step"] / row["floor"] for row in rounds])
+    for beside in ("floor", "copy"):
+        spent = [(row["merge"] + row["contract"]) / row[beside] for row in rounds]
+        found |= _spread(f"merge_and_contract_to_{beside}", spent)
+    found |= _spread("reading_twice_to_floor", [2 * row["read"] / row["floor"] for row in rounds])
     with Operations() as counted:
         subject.model.merge()
     loss = subject.passes()
