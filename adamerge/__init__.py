@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptiveMerging": "modules",
-    "Automatic": "storage",
+    "Automatic": "automatic",
     "Backbone": "backbones",
     "BilevelMerging": "modules",
     "BinaryMask": "parametrizations",
@@ -95,6 +95,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from adamerge.automatic import Automatic
     from adamerge.backbones import (
         Backbone,
         CausalLM,
@@ -177,7 +178,7 @@ if TYPE_CHECKING:
         Selection,
     )
     from adamerge.shards import ShardedCopy
-    from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
+    from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import (
         Combine,

@@ -1,9 +1,9 @@
-"""Agreement: an expert has the base's tensors by name, shape and kind of number, or is told what to leave out."""
+"""Agreement: expert and network have the base's tensors by name and shape, or one is told what is wrong or to be left out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -95,6 +95,39 @@ def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
             where=expert.location,
             todo=f"{_excluded(globs(names, kept))}, or check which base the expert was trained from",
         )
+
+
+def refuse_other_network(
+    network: str, tensors: Mapping[str, torch.Tensor], base: Checkpoint, ignores: Callable[[str], bool]
+) -> None:
+    """Refuse a base whose tensors are not those of the network, by name and shape.
+
+    Args:
+        network: what it is called.
+        tensors: of the network.
+        base: of the experts.
+        ignores: whether the network has no use for a tensor of the base.
+
+    Raises:
+        CheckpointError: they are not, by the first that is wrong.
+    """
+    missing = [name for name in tensors if name not in base]
+    extra = [name for name in base if name not in tensors and not ignores(name)]
+    if missing or extra:
+        raise CheckpointError(
+            f"base {base.location} {'lacks' if missing else 'has unexpected'} '{(missing or extra)[0]}'",
+            expected=f"the {len(tensors)} tensors of {network}",
+            got=f"{len(missing)} missing, {len(extra)} unexpected",
+            todo="check that the backbone's architecture is the base's",
+        )
+    for name, tensor in tensors.items():
+        if base.shape(name) != tensor.shape:
+            raise CheckpointError(
+                f"base {base.location}: '{name}' has another shape than in the backbone",
+                expected=tuple(tensor.shape),
+                got=tuple(base.shape(name)),
+                todo="check that the backbone's architecture is the base's",
+            )
 
 
 def globs(names: Sequence[str], others: Collection[str]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from adamerge.automatic import Automatic
 from adamerge.memory import Held, Unit
-from adamerge.storage import FP32, Automatic, Storage
+from adamerge.storage import FP32, Storage
 
 
 class Place:
@@ -150,7 +151,7 @@ def owner(tensor: Tensor) -> Tensor:
 
 def users(network: nn.Module) -> dict[int, set[int]]:
     """Who uses each parameter, by its id: places of blocks; of a module in no block ``~`` its place among all modules."""
-    inside = {id(part): place for place, block in enumerate(outermost(network)) for part in block.modules()}
+    inside = _inside(outermost(network))
     found: dict[int, set[int]] = {}
     for place, module in enumerate(network.modules()):
         for parameter in module.parameters(recurse=False):
@@ -161,9 +162,14 @@ def users(network: nn.Module) -> dict[int, set[int]]:
 def whole_modules(network: nn.Module) -> list[nn.Module]:
     """What can be gathered at once: each block, and each module outside of them that has parameters and no other modules."""
     blocks = outermost(network)
-    inside = {id(part) for block in blocks for part in block.modules()}
+    inside = _inside(blocks)
     others = (module for module in network.modules() if id(module) not in inside and not list(module.children()))
     return blocks + [module for module in others if list(module.parameters(recurse=False))]
+
+
+def _inside(blocks: Sequence[nn.Module]) -> dict[int, int]:
+    """The place of the block that holds a module, by the module's id."""
+    return {id(part): place for place, block in enumerate(blocks) for part in block.modules()}
 
 
 def outermost(network: nn.Module) -> list[nn.Module]:

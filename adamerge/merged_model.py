@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adamerge.agreement import refuse_other_network
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.deltas import Outline
@@ -67,14 +68,14 @@ class MergedModel(nn.Module):
         undo_blocks(backbone.network)  # of an earlier merged model
         tensors = backbone.tensors()
         self._places: dict[str, Place] = {}  # of what is always there
-        self._settled: torch.device | None = None
+        self._copy_device: torch.device | None = None
         self._way_back: WayBack | None = None  # of the last merge, until its gradients are contracted
         self._source: Callable[[str], Tensor] | None = None  # of blocks; merged when None
         self._update_of: Update = parametrization.forward  # no module: it would be registered twice
-        self._placed: torch.device | None = None
+        self._deltas_device: torch.device | None = None
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
-        self._compare(tensors)
+        refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
         backbone.network.eval().requires_grad_(False)
         merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}
         for name, holder in merged.items():
@@ -110,7 +111,7 @@ class MergedModel(nn.Module):
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fill the copy with whole tensors by name, such as the base's; an expert's by ``fill_expert``."""
-        self._follow()
+        self._place_copy()
         self._source, self._way_back = source, None
         with torch.no_grad():
             for name, place in self._places.items():
@@ -121,7 +122,7 @@ class MergedModel(nn.Module):
 
     def fill_expert(self, task: str) -> None:
         """Fill the copy with one expert, its own buffers included; other tensors that are not merged stay the base's."""
-        self._follow()
+        self._place_copy()
         base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
         buffers = [
             name
@@ -143,7 +144,7 @@ class MergedModel(nn.Module):
             draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
             parameters: of the parametrization, that ``pull_back`` is for; all that are trained when None.
         """
-        self._place()
+        self._place_deltas()
         wanted = self.trained() if parameters is None else parameters
         self._source, self._way_back = None, WayBack(wanted) if torch.is_grad_enabled() else None
         self._update_of = self.parametrization.forward if draw is None else self.parametrization.draw(draw)
@@ -240,45 +241,24 @@ class MergedModel(nn.Module):
         return found
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
-    def _follow(self) -> None:
+    def _place_copy(self) -> None:
         """Move the backbone to the coefficients' device, and find where its tensors are there."""
-        if self._settled == self.device:
+        if self._copy_device == self.device:
             return
         for part in self._passing:
             part.to(self.device)
         self.backbone.to(self.device)
         passing = {name for part in self._passing for name in part.names}
         standing = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
-        self._places, self._settled = self.copy.places(self.backbone.network, standing), self.device
+        self._places, self._copy_device = self.copy.places(self.backbone.network, standing), self.device
 
     @torch.inference_mode(False)
-    def _place(self) -> None:
+    def _place_deltas(self) -> None:
         """Follow the coefficients to their device, and place the deltas for merges there."""
-        self._follow()
-        if self._placed != self.device:
+        self._place_copy()
+        if self._deltas_device != self.device:
             self.task_vectors = self.storage.place(self.task_vectors, self.device)
-            self._placed = self.device
-
-    def _compare(self, tensors: Mapping[str, Tensor]) -> None:
-        base = self.task_vectors.base
-        missing = [name for name in tensors if name not in base]
-        extra = [name for name in base if name not in tensors and not self.backbone.ignores(name)]
-        if missing or extra:
-            name = (missing or extra)[0]
-            raise CheckpointError(
-                f"base {base.location} {'lacks' if missing else 'has unexpected'} '{name}'",
-                expected=f"the {len(tensors)} tensors of {type(self.backbone).__name__}",
-                got=f"{len(missing)} missing, {len(extra)} unexpected",
-                todo="check that the backbone's architecture is the base's",
-            )
-        for name, tensor in tensors.items():
-            if base.shape(name) != tensor.shape:
-                raise CheckpointError(
-                    f"base {base.location}: '{name}' has another shape than in the backbone",
-                    expected=tuple(tensor.shape),
-                    got=tuple(base.shape(name)),
-                    todo="check that the backbone's architecture is the base's",
-                )
+            self._deltas_device = self.device
 
 
 class _PullBack(torch.autograd.Function):

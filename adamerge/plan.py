@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import Copy, WholeCopy
 from adamerge.memory import Available, Held, Memory, Sizes, Unit
 from adamerge.parametrizations import Parametrization
-from adamerge.storage import FP32, Automatic, Disk, LowBit, Pinned, Resident, Storage
+from adamerge.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
 
 LEARNING = 4 * FP32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 
 import torch
@@ -11,17 +10,14 @@ from adamerge.conveyor import Arena, Conveyor
 from adamerge.deltas import Deltas, DenseDeltas, room
 from adamerge.errors import ConfigError
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
-from adamerge.memory import Available, Memory, Sizes
+from adamerge.memory import Memory, Sizes
 from adamerge.sums import together
 from adamerge.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")
 FP32 = 4  # bytes
-TRANSFORMED = (
-    3  # tensors of every expert that a transform has in memory at once: what it takes, on the way, what it gives
-)
-
-log = logging.getLogger(__name__)
+TRANSFORMED = 3
+"""Tensors of every expert that a transform has in memory at once: what it takes, what is on the way, what it gives."""
 
 
 class Storage(ABC):
@@ -199,64 +195,6 @@ class Disk(Storage):
         copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
         copies += TRANSFORMED * sizes.experts if sizes.transformed else min(sizes.experts, together(device))
         return Memory.of(copies * FP32 * sizes.read(device), device)
-
-
-class Automatic(Storage):
-    """The fastest exact storage that fits: on the device, else in pinned memory, else on disk.
-
-    It fits when a fraction of the memory that is available stays free beside it and the gradient of the merged copy: what
-    activations take is not known before. Never rounds deltas: that is for you to say, with ``Resident`` or ``LowBit``.
-
-    Args:
-        margin: that fraction.
-
-    Raises:
-        ConfigError: margin is not in [0, 1).
-    """
-
-    def __init__(self, margin: float = 0.2) -> None:
-        if not 0 <= margin < 1:
-            raise ConfigError(f"Automatic: margin must be in [0, 1), got {margin}")
-        self.margin = margin
-
-    def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """As the chosen one does."""
-        return self.settled(vectors, device).place(vectors, device)
-
-    def settled(self, vectors: TaskVectors, device: torch.device) -> Storage:
-        """The first that fits beside the gradient of the whole copy."""
-        chosen = self._now(Sizes.of(vectors), device)
-        log.info("storage: %s", chosen)
-        return chosen
-
-    def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
-        """The first that fits.
-
-        Args:
-            sizes: of the task vectors.
-            device: of the merges.
-            there: what is available.
-            beside: what else will be taken of it.
-        """
-        for storage in self.candidates(device):
-            if (storage.needs(sizes, device) + beside).fits(there, self.margin):
-                return storage
-        return Disk()
-
-    def candidates(self, device: torch.device) -> list[Storage]:
-        """The exact ones, the fastest first."""
-        return [Resident(), Disk()] if device.type == "cpu" else [Resident(), Pinned(), Disk()]
-
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Of what would be chosen now."""
-        return self._now(sizes, device).held(sizes, device)
-
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Of what would be chosen now."""
-        return self._now(sizes, device).passing(sizes, device)
-
-    def _now(self, sizes: Sizes, device: torch.device) -> Storage:
-        return self.chosen(sizes, device, Available.on(device), Memory.of(FP32 * sizes.merged, device))
 
 
 def _known(dtype: str) -> str:

@@ -16,13 +16,14 @@ from pico import tokenizer
 from safetensors.torch import save_file
 from test_merged_model import files, lora_files
 
+from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import WholeCopy
 from adamerge.memory import Available, Memory, Unit
 from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.plan import Plan, print_plan, size
 from adamerge.shards import ShardedCopy
-from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident
+from adamerge.storage import Disk, LowBit, Pinned, Resident
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOTS = Available(1 << 40, 1 << 40)

@@ -9,14 +9,16 @@ import pytest
 import torch
 from test_merged_model import Mlp, Net, cost, files, lora_files, models
 
+import adamerge.automatic
 import adamerge.storage
+from adamerge.automatic import Automatic
 from adamerge.errors import ConfigError
 from adamerge.kept_deltas import KeptDeltas
 from adamerge.low_rank import LowRankDeltas
-from adamerge.memory import Available, Memory, Sizes
+from adamerge.memory import Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
-from adamerge.storage import Automatic, Disk, LowBit, Pinned, Resident, Storage
+from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
 from adamerge.sums import FEW
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Magnitude, Scale, Ties
@@ -64,7 +66,8 @@ def made(storage, kind=LayerWise, transforms=(), tasks=3):
 def test_every_storage_is_swept_here():
     finals = {
         member
-        for _, member in inspect.getmembers(adamerge.storage, inspect.isclass)
+        for module in (adamerge.storage, adamerge.automatic)
+        for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Storage) and not inspect.isabstract(member)
     }
     assert finals == {type(storage) for storage in STORAGES} - {Conveyed}
@@ -225,42 +228,7 @@ def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
     assert Disk().passing(plain, CPU).host == FEW * 4 * 10 and Resident("float16").passing(plain, CPU).host == 4 * 10
 
 
-# the automatic choice ------------------------------------------------------------------------------------------------
-
-
-def test_automatic_takes_the_fastest_exact_one_that_fits(tmp_path):
-    sizes = Sizes.of(files(tmp_path, 3, 64))
-    size = 4 * sizes.merged
-    beside = Memory(device=2 * size)
-    choose = partial(Automatic(margin=0.5).chosen, sizes, CUDA, beside=beside)
-    lots = 1 << 40
-    assert isinstance(choose(there=Available(lots, lots)), Resident)
-    assert isinstance(choose(there=Available(lots, 2 * (4 + 2) * size)), Resident)
-    assert isinstance(choose(there=Available(lots, 2 * (4 + 2) * size - 2)), Pinned)
-    assert isinstance(choose(there=Available(2 * 5 * size, 2 * 5 * size)), Pinned)
-    assert isinstance(choose(there=Available(2 * 5 * size - 8, 2 * 5 * size)), Disk)
-    assert isinstance(choose(there=Available(lots, 0)), Disk)
-    assert isinstance(choose(there=Available(None, None)), Resident)
-    on_host = Automatic(margin=0.5).chosen(sizes, CPU, Available(2 * 5 * size - 8, 0), Memory(host=2 * size))
-    assert isinstance(on_host, Disk)
-    assert isinstance(Automatic(0.5).chosen(sizes, CPU, Available(2 * 5 * size, 0), Memory(host=2 * size)), Resident)
-    chosen = [type(storage) for storage in Automatic().candidates(CUDA)]
-    assert chosen == [Resident, Pinned, Disk] and {s.dtype for s in Automatic().candidates(CUDA)[:2]} == {"float32"}
-
-
-def test_automatic_places_as_the_chosen_one_does_and_says_so_once(tmp_path, monkeypatch, caplog):
-    vectors = files(tmp_path, 3, 16)
-    for there, kind, word in ((1 << 40, "DenseDeltas", "Resident(float32)"), (1000, "StreamedDeltas", "Disk()")):
-        monkeypatch.setattr(
-            Available, "on", classmethod(lambda cls, device, processes=None, there=there: cls(there, 0))
-        )
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            merged = MergedModel(Mlp(Net(16)), vectors, LayerWise(vectors))
-            for _ in range(3):
-                merged.merge()
-        assert {type(deltas).__name__ for deltas in merged.task_vectors.values()} == {kind}
-        assert [record.getMessage() for record in caplog.records if "storage" in record.name] == [f"storage: {word}"]
+# refusals and names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,7 +237,6 @@ def test_automatic_places_as_the_chosen_one_does_and_says_so_once(tmp_path, monk
         (lambda: Resident("int8"), "no dtype 'int8'"),
         (lambda: Pinned("float64"), "no dtype 'float64'"),
         (lambda: LowBit(5), "8 or 4, got 5"),
-        (lambda: Automatic(1.0), r"\[0, 1\), got 1.0"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):
@@ -286,7 +253,7 @@ def test_a_delta_that_float16_cannot_hold_is_refused_when_it_is_read():
 
 def test_a_storage_says_what_it_is():
     assert str(Resident("bfloat16")) == "Resident(bfloat16)" and str(LowBit(4)) == "LowBit(4)"
-    assert str(Disk()) == "Disk()" and str(Automatic()) == "Automatic(0.2)"
+    assert str(Disk()) == "Disk()"
 
 
 def test_the_recipe_does_not_know_the_storage(tmp_path):

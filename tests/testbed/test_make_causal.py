@@ -103,7 +103,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(made, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(make_causal, "_save", killed)
+        patch.setattr(make_causal, "save", killed)
         make_causal.pretrain(recipe, train, tmp_path)
     assert torch.load(tmp_path / "base.partial.pt", weights_only=True)["step"] == 2
     resumed = make_causal.pretrain(recipe, train, tmp_path)

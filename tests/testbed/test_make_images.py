@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_from_its_partial_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(make_images, "_save", killed)
+        patch.setattr(make_images, "save", killed)
         make_images.pretrain(recipe, tmp_path, tasks)
     assert torch.load(tmp_path / "base.partial.pt", weights_only=True)["step"] == 2
     make_images.pretrain(recipe, tmp_path, tasks)

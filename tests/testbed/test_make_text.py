@@ -36,7 +36,7 @@ def base():
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("text")
     make_text.finetune(TEXT_TASKS["symbols"], TINY, out)
-    make_text.write_sums(out)
+    make_text.write_sums(out, (out / "experts").rglob("*.*"))
     return out
 
 
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_from_its_partial_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(make_text, "_save", killed)
+        patch.setattr(make_text, "save", killed)
         make_text.finetune(TEXT_TASKS["symbols"], replace(TINY, steps=3), tmp_path)
     partial_file = tmp_path / "progress/symbols.partial.pt"
     assert torch.load(partial_file, weights_only=True)["step"] == 1
