@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,18 @@ def child(
     return subprocess.run(
         line, cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def numbers_of(script: str, *words: object) -> tuple[int, ...]:
+    """What a script prints that measures memory, in a process of its own.
+
+    Its C library gives back what is freed, or what it happens to keep would decide: up to 250 MiB between equal runs.
+    """
+    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", textwrap.dedent(script), *map(str, words)]
+    run = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False, env=os.environ | returning)
+    assert run.returncode == 0, run.stderr
+    return tuple(map(int, run.stdout.split()))
 
 
 def coefficients(run: Path) -> dict[str, torch.Tensor]:

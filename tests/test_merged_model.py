@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
@@ -14,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from running import numbers_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -777,12 +775,7 @@ print(peak, between)
 def test_real_tower_memory_does_not_grow_with_experts_on_disk(tower):
     found = {}
     for tasks in (2, 4, 16):
-        command = [sys.executable, "-c", textwrap.dedent(CHILD), str(tower), str(tasks)]
-        # malloc gives back what is freed, or what it happens to keep would decide (up to 250 MiB between equal runs)
-        quiet = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=quiet)
-        assert run.returncode == 0, run.stderr
-        found[tasks] = tuple(map(int, run.stdout.split()))
+        found[tasks] = numbers_of(CHILD, tower, tasks)
     model = 4 * 87_849_216
     print({tasks: [round(number / 2**20) for number in pair] for tasks, pair in found.items()}, "MiB: peak, between")
     assert found[4][0] > model  # the copy itself is there: the figure is not that of another process

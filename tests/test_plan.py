@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from pico import tokenizer
+from running import numbers_of
 from safetensors.torch import save_file
 from test_merged_model import files, lora_files
 
@@ -336,10 +334,6 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("storage", ["Resident()", "Resident('bfloat16')", "LowBit(8)", "Disk()"])
 @pytest.mark.parametrize("kind", ["clip", "llama"])
 def test_a_real_step_takes_what_was_predicted(large, kind, storage):
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(large), kind, storage]
-    quiet = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=quiet)
-    assert run.returncode == 0, run.stderr
-    predicted, measured = map(int, run.stdout.split())
+    predicted, measured = numbers_of(CHILD, large, kind, storage)
     print(f"{kind} {storage}: predicted {predicted >> 20} MiB, measured {measured >> 20} MiB")
     assert 0.85 <= predicted / measured <= 1.15
