@@ -293,9 +293,14 @@ class Fits:
     def start(self, name: str) -> subprocess.Popen:
         resume = (self.run(name) / "config.yaml").exists()
         line = [*self.words[:3], "--resume", str(self.run(name))] if resume else [*self.words, f"--id={name}"]
-        return subprocess.Popen(
-            line, cwd=self.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        # a shell's background job ignores interrupts, and what it starts would too
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                line, cwd=self.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def until_step(self, name: str, step: int, process: subprocess.Popen) -> None:
         end = time.monotonic() + 100
