@@ -130,6 +130,30 @@ def refuse_other_network(
             )
 
 
+def refuse_shared_memory(tensors: Mapping[str, torch.Tensor], models: Mapping[str, Checkpoint]) -> None:
+    """Refuse models in memory that are the network's own tensors: each merge would overwrite what it reads.
+
+    Args:
+        tensors: of the network.
+        models: what each is called, and the model.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()} - {0}
+    for who, model in models.items():
+        # files are never the network's memory
+        shared = next(
+            (name for name in (() if model.sources else model) if model[name].untyped_storage().data_ptr() in own), None
+        )
+        if shared is not None:
+            raise CheckpointError(
+                f"'{shared}' of {who} is in the memory of the network itself, which each merge fills",
+                where=model.location,
+                todo="pass copies, such as {name: tensor.clone() for name, tensor in network.state_dict().items()}",
+            )
+
+
 def globs(names: Sequence[str], others: Collection[str]) -> list[str]:
     """The shortest glob patterns for these names that match none of the others: ``text_model.*`` for a whole tower.
 

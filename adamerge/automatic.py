@@ -33,14 +33,10 @@ class Automatic(Storage):
         self.margin = margin
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """As the chosen one does."""
-        return self.settled(vectors, device).place(vectors, device)
-
-    def settled(self, vectors: TaskVectors, device: torch.device) -> Storage:
-        """The first that fits beside the gradient of the whole copy."""
+        """As the first does that fits beside the gradient of the whole copy."""
         chosen = self._now(Sizes.of(vectors), device)
         log.info("storage: %s", chosen)
-        return chosen
+        return chosen.place(vectors, device)
 
     def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
         """The first that fits.

@@ -24,13 +24,14 @@ class Arena:
     def __init__(self, total: int, largest: int, pinned: bool) -> None:
         self.left, self.pinned = total, pinned
         self.piece = max(PIECE, 4 << max(largest - 1, 0).bit_length())
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._free = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def put(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor."""
         size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         if size > len(self._free):
-            self._free = torch.empty(max(size, min(self.piece, self.left)), dtype=torch.uint8, pin_memory=self.pinned)
+            nbytes = max(size, min(self.piece, self.left))
+            self._free = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=self.pinned)
         place, self._free = self._free[: tensor.nbytes], self._free[size:]
         self.left -= size
         return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)

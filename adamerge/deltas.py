@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adamerge.groups import Groups
+from adamerge.precision import exact
 
 PIECE = 1 << 20
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
@@ -155,13 +156,13 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, deltas: Deltas, groups: Groups) -> Tensor:
         ctx.deltas, ctx.groups = deltas, groups
-        with torch.autocast(deltas.device.type, enabled=False):
+        with exact(deltas.device):
             return deltas.summed(coefficients, groups).view(deltas.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         # contracted here, so autograd keeps no expert's copy of this tensor
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with exact(gradients[0].device):
             return ctx.deltas.contract(gradients[0], ctx.groups), None, None
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adamerge.precision import exact
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -27,7 +29,9 @@ class Factors:
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The product, ``(rows, columns)``."""
-        return (self.left().to(dtype) * self.scale) @ self.right().to(dtype)
+        left, right = self.left().to(dtype), self.right().to(dtype)
+        with exact(left.device):
+            return (left * self.scale) @ right
 
     def equals(self, other: Factors) -> bool:
         """Whether scale and both factors are the same numbers; equal products of other factors are not noticed."""

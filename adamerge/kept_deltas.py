@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas
+from adamerge.deltas import PIECE, Deltas
 from adamerge.errors import ConfigError
 
 BLOCK = 64
@@ -19,8 +19,12 @@ class Code(ABC):
     """How the numbers of one expert's delta of one tensor are held."""
 
     @abstractmethod
-    def encode(self, row: Tensor) -> Tensor:
-        """What is held of ``(numel,)`` in fp32: one flat tensor.
+    def room(self, numel: int, device: torch.device) -> Tensor:
+        """What will hold ``(numel,)`` numbers: one flat tensor."""
+
+    @abstractmethod
+    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
+        """Hold a part of the ``(numel,)`` numbers, given in fp32; it begins at a multiple of ``BLOCK``.
 
         Raises:
             ConfigError: a number cannot be held.
@@ -45,17 +49,20 @@ class Floats(Code):
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def encode(self, row: Tensor) -> Tensor:
-        """The rounded numbers."""
-        held = row.to(self.dtype)
-        if self.dtype == torch.float16 and bool(held.isinf().any()):
+    def room(self, numel: int, device: torch.device) -> Tensor:
+        """For the rounded numbers."""
+        return torch.empty(numel, dtype=self.dtype, device=device)
+
+    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
+        """Rounded."""
+        own = held[part].copy_(row)
+        if self.dtype == torch.float16 and bool(own.isinf().any()):
             raise ConfigError(
                 "storage: a delta is too large for float16",
                 expected="at most 65504",
                 got=float(row.abs().max()),
                 todo="use bfloat16",
             )
-        return held
 
     def decode(self, held: Tensor, numel: int, part: slice) -> Tensor:
         """As held: whoever adds or multiplies widens inside the operation."""
@@ -78,8 +85,12 @@ class Blockwise(Code):
     def __init__(self, bits: int) -> None:
         self.bits, self.largest = bits, 2 ** (bits - 1) - 1
 
-    def encode(self, row: Tensor) -> Tensor:
-        """Scales, then integers; two of 4 bits share a byte, one from each half of the block."""
+    def room(self, numel: int, device: torch.device) -> Tensor:
+        """For scales, then integers; two of 4 bits share a byte, one from each half of the block."""
+        return torch.empty(self.nbytes(numel), dtype=torch.uint8, device=device)
+
+    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
+        """Scales, and integers beside them."""
         blocks = torch.nn.functional.pad(row, (0, -len(row) % BLOCK)).view(-1, BLOCK)
         scales = blocks.abs().amax(dim=1) / self.largest
         steps = (blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(1)).round().clamp(-self.largest, self.largest)
@@ -87,21 +98,27 @@ class Blockwise(Code):
         if self.bits == 4:
             low, high = whole.chunk(2, dim=1)
             whole = (low & 15) | (high << 4)
-        return torch.cat([scales.view(torch.uint8), whole.flatten().view(torch.uint8)])
+        own_scales, own = self._parts(held, numel, part)
+        own_scales.copy_(scales)
+        own.copy_(whole)
 
     def decode(self, held: Tensor, numel: int, part: slice) -> Tensor:
         """Integers times scales, in fp32."""
-        count, blocks = -(-numel // BLOCK), slice(part.start // BLOCK, -(-part.stop // BLOCK))
-        scales = held[: 4 * count].view(torch.float32)[blocks].unsqueeze(1)
-        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)[blocks]
-        own = slice(part.start - BLOCK * blocks.start, part.stop - BLOCK * blocks.start)
+        scales, whole = self._parts(held, numel, part)
+        own = slice(part.start % BLOCK, part.start % BLOCK + part.stop - part.start)
         if self.bits == 8:
-            return (whole * scales).view(-1)[own]
+            return (whole * scales.unsqueeze(1)).view(-1)[own]
         found = torch.empty(len(whole), BLOCK, dtype=torch.float32, device=held.device)
         low, high = found.chunk(2, dim=1)
-        torch.mul(whole << 4, scales / 16, out=low)
-        torch.mul(whole >> 4, scales, out=high)  # this shift repeats the sign
+        torch.mul(whole << 4, scales.unsqueeze(1) / 16, out=low)
+        torch.mul(whole >> 4, scales.unsqueeze(1), out=high)  # this shift repeats the sign
         return found.view(-1)[own]
+
+    def _parts(self, held: Tensor, numel: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Scales and integers of the blocks that a part lies in."""
+        count, blocks = -(-numel // BLOCK), slice(part.start // BLOCK, -(-part.stop // BLOCK))
+        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)
+        return held[: 4 * count].view(torch.float32)[blocks], whole[blocks]
 
     def nbytes(self, numel: int) -> int:
         """Of the blocks, the last of them filled up."""
@@ -150,7 +167,15 @@ class KeptDeltas(Deltas):
             put: gives an encoded tensor's copy in its place.
             carry: from there to the deltas' device.
         """
-        held = [put(code.encode(row)) for block in deltas.blocks(torch.float32) for row in block]
+        numel, held = deltas.shape.numel(), []
+        for piece, opened in deltas.in_pieces(size=-(-PIECE // BLOCK) * BLOCK):
+            rows = (row for block in opened.blocks(torch.float32, piece) for row in block)
+            for expert, row in enumerate(rows):
+                if piece.start == 0:
+                    held.append(code.room(numel, row.device))
+                code.encode(row, held[expert], numel, piece)
+                if piece.stop == numel:
+                    held[expert] = put(held[expert])
         return cls(held, code, deltas.shape, deltas.device, carry)
 
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adamerge.agreement import refuse_other_network
+from adamerge.agreement import refuse_other_network, refuse_shared_memory
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.deltas import Outline
 from adamerge.errors import CheckpointError
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
+from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 from adamerge.way_back import WayBack
@@ -76,6 +77,7 @@ class MergedModel(nn.Module):
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
         refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
+        refuse_shared_memory(tensors, {"the base": task_vectors.base} | task_vectors.checkpoints)
         backbone.network.eval().requires_grad_(False)
         merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}
         for name, holder in merged.items():
@@ -180,7 +182,7 @@ class MergedModel(nn.Module):
 
     def _fetch(self, places: Mapping[str, Place]) -> None:
         """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
-        with torch.autocast(self.device.type, enabled=False):
+        with exact(self.device):
             for name, place in places.items():
                 if self._source is not None or name not in self.task_vectors:
                     source = self._source or self.task_vectors.base.__getitem__

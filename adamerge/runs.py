@@ -30,14 +30,13 @@ from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
-from adamerge.memory import Memory
 from adamerge.modules import MergingModule
+from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
-from adamerge.plan import Plan, print_plan
+from adamerge.plan import print_plan
 from adamerge.recipe import describe
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
-from adamerge.units import units_of
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 
@@ -126,21 +125,7 @@ def _refuse_ended(folder: Path) -> None:
 
 def _planned(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
-    device = trainer.strategy.root_device
-    merged = module.merged
-    units = units_of(merged.backbone.network, merged.backbone.tensors(), merged.task_vectors)
-    made = merged.copy.held(units, trainer.world_size).made
-    plan = Plan.of(
-        merged.task_vectors,
-        merged.parametrization,
-        units,
-        device,
-        merged.storage,
-        merged.copy,
-        trainer.world_size,
-        trainer.num_devices,
-        Memory(host=made) if device.type == "cpu" else None,
-    )
+    plan = planned(module.merged, trainer)
     if is_first_process():
         print_plan(plan)
     record = plan.record()

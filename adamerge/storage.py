@@ -31,10 +31,6 @@ class Storage(ABC):
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
         """The same task vectors, for merges on ``device``."""
 
-    def settled(self, vectors: TaskVectors, device: torch.device) -> Storage:
-        """The storage that ``place`` would use now."""
-        return self
-
     @abstractmethod
     def held(self, sizes: Sizes, device: torch.device) -> Memory:
         """What stays in memory between merges."""

@@ -72,9 +72,9 @@ def _adds_one_by_one() -> bool:
 
     One without fused multiply-add does not, nor does one that sums the rows first.
     """
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(FEW + 1, (1 << 16) + 3, generator=generator)
-    coefficients = torch.randn(FEW, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    values = torch.randn(FEW + 1, (1 << 16) + 3, generator=generator, device="cpu")
+    coefficients = torch.randn(FEW, generator=generator, device="cpu")
     for first in range(3):
         for last in [*range(first, first + 40), values.shape[1]]:
             rows, found, wanted = values[1:, first:last], values[0, first:last].clone(), values[0, first:last].clone()
@@ -86,18 +86,17 @@ def _adds_one_by_one() -> bool:
 
 
 def dots(rows: Tensor, gradient: Tensor) -> Tensor:
-    """``rows @ gradient``; on a CPU run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
-    rows = rows.to(gradient.dtype)
-    if rows.device.type != "cpu":
-        return torch.mv(rows, gradient)
-    if len(rows) == 1:
+    """``rows @ gradient``, run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
+    rows, on_host = rows.to(gradient.dtype), rows.device.type == "cpu"
+    if len(rows) == 1 and on_host:
         return _dot(rows[0], gradient).view(1)
     whole = gradient.numel() // RUN * RUN
     rest = torch.mv(rows[:, whole:], gradient[whole:])
     if whole == 0:
         return rest
     runs = torch.bmm(gradient[:whole].view(-1, 1, RUN), rows[:, :whole].unflatten(1, (-1, RUN)).permute(1, 2, 0))
-    return runs[:, 0].sum(dim=0, dtype=torch.float64).add_(rest).to(gradient.dtype)
+    # a device sums pairs of pairs, and may know no float64
+    return runs[:, 0].sum(dim=0, dtype=torch.float64 if on_host else None).add_(rest).to(gradient.dtype)
 
 
 def _dot(row: Tensor, gradient: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from adamerge.checkpoint import Checkpoint
 from adamerge.deltas import Deltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
+from adamerge.precision import exact
 from adamerge.sources import open_checkpoint
 from adamerge.streamed import StreamedDeltas
 from adamerge.transforms import State, Transform
@@ -95,8 +96,9 @@ class TaskVectors(Mapping[str, Deltas]):
         """What each transform learned from all tensors; learned at the first use."""
         if self._states is None:
             learned: list[State] = []
-            for transform in self.transforms:
-                learned.append(transform.prepare({name: self._read(name, learned) for name in self._names}))
+            with exact(self.device):
+                for transform in self.transforms:
+                    learned.append(transform.prepare({name: self._read(name, learned) for name in self._names}))
             self._states = learned
         return self._states
 
@@ -123,7 +125,7 @@ class TaskVectors(Mapping[str, Deltas]):
     def base_tensor(self, name: str) -> Tensor:
         """The base's tensor, as stored, on ``device``."""
         found = self._stored_base[name] if name in self._stored_base else self.base[name]
-        return found.to(self.device, non_blocking=True)
+        return found.to(self.device, non_blocking=self.device.type != "cpu")
 
     def to(self, device: torch.device | str) -> TaskVectors:
         """The same task vectors, combined on ``device``; still read from where they are."""
@@ -148,7 +150,8 @@ class TaskVectors(Mapping[str, Deltas]):
         """
         held = self.to(device)
         held._stored_base = {name: keep_base(self.base[name]) for name in self._names}
-        held._stored = {name: held._read(name, self.states).kept(keep, len(self.experts)) for name in self._names}
+        with exact(held.device):
+            held._stored = {name: held._read(name, self.states).kept(keep, len(self.experts)) for name in self._names}
         return held
 
     def unlearned(self, name: str) -> Deltas:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from adamerge.copies import Place
+from adamerge.precision import exact
 
 
 class WayBack:
@@ -45,7 +46,7 @@ class WayBack:
         gradients = [gradient for _, gradient in pairs if gradient is not None]
         if not edges:
             return
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with exact(gradients[0].device):
             contracted = torch.autograd.grad(edges, self.parameters, gradients, allow_unused=True)
         for place, found in enumerate(contracted):
             if found is not None:

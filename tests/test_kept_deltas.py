@@ -12,6 +12,7 @@ from adamerge.deltas import DenseDeltas
 from adamerge.errors import ConfigError
 from adamerge.groups import Chunks, Ids, Whole
 from adamerge.kept_deltas import BLOCK, Blockwise, Code, Floats, KeptDeltas
+from adamerge.streamed import StreamedDeltas
 
 CODES = {
     "float32": Floats(torch.float32),
@@ -30,6 +31,13 @@ def numbers(*shape: int) -> Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.1, 0.0, values)
 
 
+def encoded(code: Code, row: Tensor) -> Tensor:
+    """All of it at once."""
+    held = code.room(len(row), row.device)
+    code.encode(row, held, len(row), slice(0, len(row)))
+    return held
+
+
 def bound(code: Code, row: Tensor) -> Tensor:
     """The largest error of each number that the docstrings state, in float64."""
     x = row.double().abs()
@@ -45,7 +53,7 @@ def bound(code: Code, row: Tensor) -> Tensor:
 @pytest.mark.parametrize("numel", [0, 1, 63, 64, 65, 5000])
 def test_each_number_is_within_the_stated_bound(name, numel):
     code, row = CODES[name], numbers(numel)
-    held = code.encode(row)
+    held = encoded(code, row)
     found = code.decode(held, numel, slice(0, numel))
     assert held.nbytes == code.nbytes(numel) and found.shape == (numel,) and found.is_floating_point()
     error = (found.double() - row.double()).abs()
@@ -59,8 +67,13 @@ def test_blocks_of_eight_and_four_bits_by_hand():
     row = torch.zeros(128)
     row[:4] = torch.tensor([127.0, -1.4, 0.6, -127.0])
     row[64:67] = torch.tensor([-7.0, 3.4, 0.4])
-    assert Blockwise(8).decode(Blockwise(8).encode(row), 128, slice(0, 128))[:4].tolist() == [127.0, -1.0, 1.0, -127.0]
-    found = Blockwise(4).decode(Blockwise(4).encode(row), 128, slice(0, 128))
+    assert Blockwise(8).decode(encoded(Blockwise(8), row), 128, slice(0, 128))[:4].tolist() == [
+        127.0,
+        -1.0,
+        1.0,
+        -127.0,
+    ]
+    found = Blockwise(4).decode(encoded(Blockwise(4), row), 128, slice(0, 128))
     assert found[64:67].tolist() == [-7.0, 3.0, 0.0] and found[:4].tolist() == [127.0, 0.0, 0.0, -127.0]
     assert Blockwise(8).nbytes(128) == 2 * (4 + 64) and Blockwise(4).nbytes(128) == 2 * (4 + 32)
 
@@ -68,13 +81,13 @@ def test_blocks_of_eight_and_four_bits_by_hand():
 def test_an_outlier_spoils_its_own_block_alone():
     row = torch.full((192,), 0.01)
     row[70] = 100.0
-    found = Blockwise(8).decode(Blockwise(8).encode(row), 192, slice(0, 192))
+    found = Blockwise(8).decode(encoded(Blockwise(8), row), 192, slice(0, 192))
     assert not found[64:70].any() and torch.allclose(found[:64], row[:64]) and torch.allclose(found[128:], row[128:])
 
 
 def test_what_float16_cannot_hold_is_refused():
     with pytest.raises(ConfigError, match="too large for float16"):
-        Floats(torch.float16).encode(torch.tensor([1.0, 7e4]))
+        encoded(Floats(torch.float16), torch.tensor([1.0, 7e4]))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -143,3 +156,16 @@ def test_operations_are_those_stated(name, most):
     with Peak() as peak:
         deltas.contract(deltas.combine(torch.randn(10, 1), Whole()), Whole())
     assert most - 2 <= peak.elements / 6400 <= most + 0.1, peak.elements / 6400
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+@pytest.mark.parametrize("experts", [1, 5, 9])
+def test_encoded_in_pieces_it_is_the_same_bits(monkeypatch, code, experts):
+    """And each expert has memory of its own, although what is read of them is read into the same."""
+    rows, base = numbers(experts, 5000).clamp(-1e4, 1e4), torch.zeros(5000)
+    deltas = StreamedDeltas(lambda: base, [lambda row=row: row for row in rows], base.shape, base.device)
+    whole = KeptDeltas.of(deltas, code, lambda held: held)
+    monkeypatch.setattr("adamerge.kept_deltas.PIECE", 700)  # 704: pieces are of whole blocks
+    cut = KeptDeltas.of(deltas, code, lambda held: held)
+    for one, other, row in zip(whole.held, cut.held, rows, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, encoded(code, row))

@@ -783,6 +783,17 @@ def test_real_tower_memory_does_not_grow_with_experts_on_disk(tower):
     assert found[16][1] - found[2][1] < model / 4  # to what malloc keeps; the exact figure is in `cost` above
 
 
+def test_a_model_that_is_the_networks_own_memory_is_refused():
+    given, network = models(2), Mlp()
+    own = dict(network.network.state_dict())
+    for given_, who in (({"base": own}, "the base"), ({"experts": given["experts"] | {"task1": own}}, "task1")):
+        vectors = TaskVectors(**(given | given_))
+        with pytest.raises(CheckpointError, match=f"(?s)of .*{who}.* memory of the network.*clone"):
+            MergedModel(network, vectors, LayerWise(vectors))
+    copies = TaskVectors({name: tensor.clone() for name, tensor in own.items()}, given["experts"])
+    MergedModel(network, copies, LayerWise(copies)).merge()
+
+
 def test_state_dict_order_does_not_matter():
     given = models()
     shuffled = OrderedDict(reversed(given["base"].items()))

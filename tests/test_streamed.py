@@ -76,3 +76,12 @@ def test_all_rows_at_once_are_those_of_all_blocks():
     assert torch.equal(deltas.mapped(torch.eye(2 * FEW + 1).flip(0)).rows(torch.float32), wanted.flip(0))
     kept = KeptDeltas.of(deltas, Floats(torch.bfloat16), lambda row: row)
     assert torch.equal(kept.rows(torch.float32), wanted.bfloat16().float())
+
+
+def test_a_float64_expert_is_told_from_its_base_in_float64():
+    base = torch.randn(60, dtype=torch.float64)
+    moved = base + 1e-12
+    deltas = streamed(base, [base.clone(), moved])
+    found = deltas.rows(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found[0], torch.zeros(60))
+    assert torch.equal(found[1], (moved - base).float())

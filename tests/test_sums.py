@@ -5,7 +5,7 @@ import torch
 
 from adamerge.deltas import DenseDeltas
 from adamerge.groups import Chunks, Whole
-from adamerge.sums import LONG_RUN
+from adamerge.sums import LONG_RUN, _adds_one_by_one
 
 CPU = torch.device("cpu")
 
@@ -38,3 +38,8 @@ def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(
     assert torch.equal(whole, one_by_one)
     for start, stop in ((0, 1), (1, 8), (3, 4099), (4096, 5003), (5002, 5003)):
         assert torch.equal(DenseDeltas(rows).summed(coefficients, Whole(), slice(start, stop)), whole[start:stop])
+
+
+def test_the_library_is_asked_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        assert isinstance(_adds_one_by_one.__wrapped__(), bool)

@@ -20,6 +20,7 @@ from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.penalties import Penalty
+from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
@@ -113,7 +114,7 @@ class AdaptiveMerging(MergingModule):
         losses = run(batch)
         total = self.merged.pull_back(torch.stack(list(losses.values())).sum())
         if self.penalty is not None:
-            with torch.autocast(self.device.type, enabled=False):
+            with exact(self.device):
                 penalty = self.penalty(self.merged.parametrization)
             self.log("train/penalty", penalty.detach())
             total = total + penalty

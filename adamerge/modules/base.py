@@ -23,7 +23,7 @@ from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
-from adamerge.modules.checks import check_fit
+from adamerge.modules.checks import check_fit, planned
 from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
@@ -109,8 +109,7 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         strategy = self.trainer.strategy
         # each process chooses by the memory it sees, and all must compute the same bits: the first one's choice is all's
-        chosen = self.merged.storage.settled(self.merged.task_vectors, strategy.root_device)
-        self.merged.storage = strategy.broadcast(chosen)
+        self.merged.storage = strategy.broadcast(planned(self.merged, self.trainer).chosen)
         if self.merged.copy.collective:
             self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
         if stage == "fit":

@@ -1,17 +1,39 @@
-"""What is checked of a fit before anything is written: that model, objective, data and precision go together."""
+"""What is checked of a fit before anything is written: that model, objective, data and precision go together, and fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from lightning import Trainer
 
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
+from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
+from adamerge.plan import Plan
+from adamerge.units import units_of
 
 SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
+
+
+def planned(merged: MergedModel, trainer: Trainer) -> Plan:
+    """What a run of this trainer will take, and which storage fits; nothing of the task vectors is read."""
+    device = trainer.strategy.root_device
+    units = units_of(merged.backbone.network, merged.backbone.tensors(), merged.task_vectors)
+    made = merged.copy.held(units, trainer.world_size).made
+    return Plan.of(
+        merged.task_vectors,
+        merged.parametrization,
+        units,
+        device,
+        merged.storage,
+        merged.copy,
+        trainer.world_size,
+        trainer.num_devices,
+        Memory(host=made) if device.type == "cpu" else None,
+    )
 
 
 def check_fit(

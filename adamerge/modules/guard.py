@@ -109,7 +109,7 @@ def _stop_if_bad(step: _Step) -> None:
         + (f" for task '{guilty[0]}'" if guilty else ""),
         expected="finite numbers",
         got=f"losses {found}",
-        todo="lower model.lr, or look at the samples of that step; the last good coefficients were kept",
+        todo="lower model.lr, or look at the samples of that step, which changed nothing that is kept",
     )
 
 

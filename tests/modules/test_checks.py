@@ -1,5 +1,6 @@
 """What does not fit together is refused before anything is written."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 
 from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
+from adamerge.memory import Available, Sizes
 from adamerge.objectives import LogitAlignment, Objective
+from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.storage import Disk, Resident
 
 from .test_adaptive import fitted, images, module_of, w
 
@@ -67,3 +71,19 @@ def test_teachers_and_processes_that_wait_for_each_other_are_refused(pool, image
     module = module_of(pool, copy=Collective(), objective=LogitAlignment())
     with pytest.raises(ConfigError, match=r"other passes of the experts.*"):
         module.check(images(image_folders), "32-true")
+
+
+def test_a_fit_takes_the_storage_that_its_plan_takes(pool, image_folders, monkeypatch):
+    """Which knows what is learned: the logits of a mask, with Adam's moments, take more than what a storage needs."""
+    stages = {}
+    for kind in (LayerWise, partial(Concrete, inner=LayerWise)):
+        module = module_of(pool, parametrization=kind)
+        sizes = Sizes.of(module.merged.task_vectors)
+        device = torch.device("cpu")
+        # what the deltas and a gradient take, and half as much again of the copy for what is learned
+        enough = Resident().needs(sizes, device).host + 6 * 4 * sizes.merged
+        there = Available(round(enough / 0.8), 0)
+        monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None, there=there: there))
+        fitted(module, images(image_folders), steps=1)
+        stages[kind] = type(module.merged.storage)
+    assert list(stages.values()) == [Resident, Disk]
