@@ -19,6 +19,7 @@ from adamerge.export import COEFFICIENTS_FILE, card
 from adamerge.files import quoted
 from adamerge.low_rank import LowRankDeltas
 from adamerge.parametrizations import Linear
+from adamerge.precision import exact
 from adamerge.staging import staged_folder
 from adamerge.weights import verify_tensors
 
@@ -102,7 +103,8 @@ def _factors(coefficients: Coefficients, name: str, pair: Pair) -> dict[str, Ten
     deltas, parametrization = coefficients.task_vectors[name], coefficients.parametrization
     assert isinstance(deltas, LowRankDeltas) and isinstance(parametrization, Linear)
     left, right = deltas.read()
-    left = left * (parametrization.shares(name)[0][:, 0].to(left.device) @ deltas.weights.to(left))
+    with exact(left.device):
+        left = left * (parametrization.shares(name)[0][:, 0].to(left.device) @ deltas.weights.to(left))
     a, b = (left.t(), right.t()) if pair.turned else (right, left)
     if len(deltas.shape) > 2:  # a convolution's factors
         a, b = a.reshape(len(a), *deltas.shape[1:]), b.reshape(*b.shape, *[1] * (len(deltas.shape) - 2))

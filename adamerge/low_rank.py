@@ -10,6 +10,7 @@ from torch import Tensor
 from adamerge.deltas import Deltas
 from adamerge.factors import Factors, matrix_shape
 from adamerge.groups import Groups, Whole
+from adamerge.precision import exact
 
 
 class LowRankDeltas(Deltas):
@@ -65,7 +66,8 @@ class LowRankDeltas(Deltas):
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """The same factors, with other weights."""
-        return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
+        with exact(self.weights.device):
+            return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
 
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """One product of factors."""
