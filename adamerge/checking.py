@@ -56,6 +56,10 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         plan = plan_of(config, pool)
         if plan is not None:
             print_plan(plan)
+            if _accelerator(config) in {"gpu", "cuda"} and plan.device.type == "cpu":
+                console.print(
+                    "warning: trainer.accelerator is a GPU, and there is none here: this is the plan of the CPU"
+                )
         for error in (error for errors in pool.problems.values() for error in errors):
             if str(error) not in found:  # stages share most of them
                 console.print(escape(f"problem: {error}"), highlight=False, soft_wrap=True)
@@ -66,7 +70,10 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         raise kind(
             f"{count} problem{'s' if count > 1 else ''}, the first: {first.what}", todo="all are listed above this line"
         )
-    console.print("nothing speaks against it; what is not known before a fit: whether weights are finite, and the data")
+    console.print(
+        "the models go together; what is not known before a fit: whether weights are finite, the data, and whether trainer "
+        "and objective go with them"
+    )
 
 
 def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
@@ -159,9 +166,13 @@ def _require(config: Mapping[str, Any], files: Sequence[Path]) -> None:
             )
 
 
+def _accelerator(config: Mapping[str, Any]) -> str:
+    return str((config.get("trainer") or {}).get("accelerator", "auto"))
+
+
 def _device(config: Mapping[str, Any]) -> torch.device:
     """Where a fit on this machine would run."""
-    wanted = str((config.get("trainer") or {}).get("accelerator", "auto"))
+    wanted = _accelerator(config)
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -21,7 +21,8 @@ from adamerge.storage import FP32, Disk, Storage
 class ShardedCopy(Copy):
     """The merged copy and its gradient in equal parts over the processes, by torch's FSDP2; experts stay on disk.
 
-    For copies that do not fit on one device: ``trainer.strategy=ddp`` starts the processes, each with batches of its own.
+    For copies whose weights fit on one device, where each process has all of them first, but not with their gradient:
+    ``trainer.strategy=ddp`` starts the processes, each with batches of its own.
     Every process reads, merges and contracts its rows alone; the whole of a block's weights is gathered where it runs and
     let go, in the forward and in the backward pass. Rows are held in fp32 and gathered in the copy's dtype. Coefficients
     are on every process, and the same. What is tied, or used by no module of its own, is whole in every process.

@@ -139,6 +139,15 @@ def test_too_little_memory_is_a_warning(tiny, capsys, monkeypatch):
     assert "warning: not even the merged copy and its gradient fit" in words(capsys)
 
 
+@pytest.mark.parametrize(("accelerator", "warned"), [("gpu", True), ("cuda", True), ("cpu", False), ("auto", False)])
+def test_a_gpu_that_is_not_here_is_a_warning(tiny, capsys, monkeypatch, accelerator, warned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
+    text = words(capsys)
+    assert ("there is none here: this is the plan of the CPU" in text) == warned
+    assert text.rstrip().endswith("whether trainer and objective go with them")
+
+
 def test_overrides_of_one_stage(tiny, capsys):
     check([tiny, STAGED], ["--2.model.storage=LowBit", "--1.model.storage=Disk"])
     first, second = words(capsys).split("stage 2 of 2")
