@@ -215,7 +215,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
 
 class StateDict(Checkpoint):
-    """The tensors of a mapping in memory, detached; tensors that share storage under two names count as two."""
+    """The tensors of a mapping in memory, detached, on the host; tensors that share storage under two names count as two."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.location = "the state dict in memory"
@@ -228,7 +228,7 @@ class StateDict(Checkpoint):
                 raise CheckpointError(f"tensor {quoted(name)} of {self.location} has no plain values: it is {state}")
         if not tensors:
             raise CheckpointError(f"{self.location} holds no tensors")
-        self._entries = {name: tensors[name].detach() for name in sorted(tensors)}
+        self._entries = {name: tensors[name].detach().cpu() for name in sorted(tensors)}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._entry(name)

@@ -174,7 +174,7 @@ class KeptDeltas(Deltas):
                 if piece.start == 0:
                     held.append(code.room(numel, row.device))
                 code.encode(row, held[expert], numel, piece)
-                if piece.stop == numel:
+                if piece.stop == numel:  # of one piece, as on a device, one expert's is there at a time
                     held[expert] = put(held[expert])
         return cls(held, code, deltas.shape, deltas.device, carry)
 

@@ -37,11 +37,9 @@ class LowRankDeltas(Deltas):
         """The deltas of several experts, read anew each time."""
         weights = torch.block_diag(*(torch.full((1, one.rank), one.scale, device="cpu") for one in experts))
 
-        ahead = device.type != "cpu"  # the host does not wait for what comes to it
-
         def read() -> tuple[Tensor, Tensor]:
-            left = torch.cat([one.left().to(device, torch.float32, non_blocking=ahead) for one in experts], dim=1)
-            return left, torch.cat([one.right().to(device, torch.float32, non_blocking=ahead) for one in experts])
+            left = torch.cat([one.left().to(device, torch.float32, non_blocking=True) for one in experts], dim=1)
+            return left, torch.cat([one.right().to(device, torch.float32, non_blocking=True) for one in experts])
 
         return cls(read, weights, shape, device)
 

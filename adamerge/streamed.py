@@ -50,10 +50,9 @@ class StreamedDeltas(Deltas):
         part = self.whole if part is None else part
         base = self.base().reshape(-1)[part]
         base = base.to(self.device, torch.promote_types(base.dtype, dtype))
-        ahead = self.device.type != "cpu"  # the host does not wait for what comes to it
         rows, made = room([min(at_once, len(self.experts)), len(base)], dtype, self.device), 0
         for expert in self.experts:
-            own = expert().reshape(-1)[part].to(self.device, non_blocking=ahead)
+            own = expert().reshape(-1)[part].to(self.device, non_blocking=True)
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
             torch.sub(own, base, out=rows[made])
             made += 1

@@ -125,7 +125,7 @@ class TaskVectors(Mapping[str, Deltas]):
     def base_tensor(self, name: str) -> Tensor:
         """The base's tensor, as stored, on ``device``."""
         found = self._stored_base[name] if name in self._stored_base else self.base[name]
-        return found.to(self.device, non_blocking=self.device.type != "cpu")
+        return found.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> TaskVectors:
         """The same task vectors, combined on ``device``; still read from where they are."""

@@ -103,9 +103,8 @@ def numbers_of(script: str, *words: object) -> tuple[int, ...]:
 
     Its C library gives back what is freed, or what it happens to keep would decide: up to 250 MiB between equal runs.
     """
-    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-c", textwrap.dedent(script), *map(str, words)]
-    run = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False, env=os.environ | returning)
+    line = ["-c", textwrap.dedent(script), *words]
+    run = child(line, ROOT, timeout=900, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1")
     assert run.returncode == 0, run.stderr
     return tuple(map(int, run.stdout.split()))
 

@@ -27,8 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from adamerge.staging import write_json
 from adamerge.testbed.causal_tasks import CAUSAL_TASKS, SIZES, task_texts
-from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums
 
 BOS, EOS, PAD = 0, 1, 2
 MAX_TOKENS = 128  # <s> included; what is longer is cut
@@ -276,7 +277,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     _, base, experts = read(out)
     test = {name: splits["test"] for name, splits in ids.items()}
     results = {"recipe": asdict(recipe), **evaluate(recipe, base, experts, test)}
-    write_results(out, results)
+    write_json(out / "results.json", results)
     return results
 
 

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adamerge.staging import write_json
 from adamerge.testbed.image_sources import affine, uniform
 from adamerge.testbed.image_tasks import IMAGE_TASKS, PRETRAINING_TASKS, ImageTask, clean_images, task_images
-from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 CONTEXT_LENGTH = 16
@@ -267,7 +268,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
         print(f"expert {name}: done", flush=True)
     write(base, experts, out)
     results = {"recipe": asdict(recipe), **evaluate(*read(out))}
-    write_results(out, results)
+    write_json(out / "results.json", results)
     return results
 
 

@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_results, write_sums
+from adamerge.staging import write_json
+from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums
 from adamerge.testbed.text_tasks import TEXT_TASKS, TextTask, base_folder, task_texts
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -238,7 +239,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     versions = {"python": platform.python_version(), **{package: version(package) for package in SOURCES}}
     base = {"name": BASE_NAME, "sha256": hashlib.sha256((base_folder() / "model.safetensors").read_bytes()).hexdigest()}
     results = {"recipe": asdict(recipe), "base": base, "sources": versions, **evaluate(out, list(TEXT_TASKS))}
-    write_results(out, results)
+    write_json(out / "results.json", results)
     return results
 
 

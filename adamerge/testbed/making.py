@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adamerge.staging import staged_file
+
 LAMBDAS = tuple(step / 20 for step in range(21))
 Score = Mapping[str, float]  # by task
 
@@ -30,9 +32,8 @@ def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimizer: torch.o
 
 def save(value: object, file: Path) -> None:
     """Write with one rename, so that a run that was killed finds a whole file or none."""
-    stage = file.with_suffix(".tmp")
-    torch.save(value, stage)
-    stage.replace(file)
+    with staged_file(file) as stage:
+        torch.save(value, stage)
 
 
 def summary(
@@ -69,11 +70,6 @@ def write_sums(out: Path, files: Iterable[Path]) -> None:
     names = {file.relative_to(out).as_posix(): file for file in sorted(files)}
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in names.items()]
     (out / "SHA256SUMS").write_text("".join(lines))
-
-
-def write_results(out: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json``."""
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def run(what: str, recipe: Any, make: Callable[[Path, Any], Mapping[str, Any]], threads: int = 2) -> None:
