@@ -27,6 +27,12 @@ def _quiet(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """A test draws the same numbers each time, whichever ran before it."""
+    torch.manual_seed(0)
+
+
 def build_open_clip_folder(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))
