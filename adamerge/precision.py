@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
+def exact(device: torch.device) -> AbstractContextManager[None]:
     """No autocast on ``device``, and products of fp32 matrices in fp32: what was set for the network holds again afterwards.
 
     Args:
         device: of what is computed inside.
     """
-    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [product.fp32_precision for product in products]
+    # a merge asks for every tensor, and most often there is nothing to change
+    return _unrounded(device) if torch.is_autocast_enabled(device.type) or _rounds() else nullcontext()
+
+
+def _products() -> tuple[Any, Any]:
+    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+def _rounds() -> bool:
+    return any(product.fp32_precision not in {"none", "ieee"} for product in _products())
+
+
+@contextmanager
+def _unrounded(device: torch.device) -> Iterator[None]:
     with torch.autocast(device.type, enabled=False):
-        if all(precision in {"none", "ieee"} for precision in before):
+        if not _rounds():
             yield
             return
+        before = [product.fp32_precision for product in _products()]
         try:
             chosen = torch.get_float32_matmul_precision()
         except RuntimeError:  # it was chosen library by library
@@ -32,5 +45,5 @@ def exact(device: torch.device) -> Iterator[None]:
             if chosen is not None:
                 torch.set_float32_matmul_precision(chosen)
             else:
-                for product, precision in zip(products, before, strict=True):
+                for product, precision in zip(_products(), before, strict=True):
                     product.fp32_precision = precision
