@@ -102,8 +102,17 @@ class Copy(ABC):
             ConfigError: the network has no such parts.
         """
 
-    def places(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+    def move(self, network: nn.Module, device: torch.device) -> None:
+        """Bring the network to the device of the merges, before its tensors get their places there."""
+        network.to(device)
+
+    def places(self, network: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Place]:
         """Where the tensors are that are always there; asked again when the network has moved.
+
+        Args:
+            network: as it was moved.
+            tensors: on-disk name to a parameter or a view of one.
+            device: of the merges.
 
         Raises:
             ConfigError: a tensor cannot be where this copy wants it.

@@ -154,7 +154,6 @@ class Held:
         weights: from a merge to its contraction.
         gradient: of these, fp32.
         running: for a moment beside them: the unit that runs, with its gradient.
-        start: for a moment before the first merge, when nothing of the rest is there.
         made: of the weights, what is there before the first merge.
         afterwards: whether gradients are contracted when nothing runs any more.
     """
@@ -162,14 +161,13 @@ class Held:
     weights: int
     gradient: int
     running: int = 0
-    start: int = 0
     made: int = 0
     afterwards: bool = False
 
     def peak(self, contracting: int = 0) -> int:
         """The most at once, of it and of what a contraction takes for a moment."""
         moment = max(self.running, contracting) if self.afterwards else self.running + contracting
-        return max(self.start, self.weights + self.gradient + moment)
+        return self.weights + self.gradient + moment
 
 
 def _processes() -> int:

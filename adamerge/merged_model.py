@@ -199,16 +199,17 @@ class MergedModel(nn.Module):
         deltas, base = self.task_vectors[name], place.cut(self.task_vectors.base_tensor(name)).reshape(-1)
         # of a block, only what the backward pass merges has one
         way_back = self._way_back if torch.is_grad_enabled() else None
+        local = self.parametrization.local
         values: Iterable[tuple[slice, Tensor]]
-        if self.parametrization.local:
-            deltas = deltas if place.part is None else deltas.within(place.part)
+        deltas = deltas.within(place.part) if local and place.part is not None else deltas
+        if local and len(deltas.pieces()) > 1:
             values = updates(self.parametrization, name, deltas, self._update_of)
             if way_back is not None:
                 # its values are nowhere needed at once, only its way back to the coefficients
                 way_back.keep(name, self._update_of(name, Outline(deltas)), place.tensor.shape)
         else:
             update = self._update_of(name, deltas).reshape(-1)
-            update = update if place.part is None else update[place.part]
+            update = update if local or place.part is None else update[place.part]
             values = [(slice(0, update.numel()), update)]
             if way_back is not None:
                 way_back.keep(name, update, place.tensor.shape)
@@ -244,15 +245,16 @@ class MergedModel(nn.Module):
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _place_copy(self) -> None:
-        """Move the backbone to the coefficients' device, and find where its tensors are there."""
+        """Bring the backbone to the coefficients' device, and find where its tensors are there."""
         if self._copy_device == self.device:
             return
         for part in self._passing:
             part.to(self.device)
-        self.backbone.to(self.device)
+        self.copy.move(self.backbone.network, self.device)
+        self.backbone.move_heads(self.device)
         passing = {name for part in self._passing for name in part.names}
         standing = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
-        self._places, self._copy_device = self.copy.places(self.backbone.network, standing), self.device
+        self._places, self._copy_device = self.copy.places(self.backbone.network, standing, self.device), self.device
 
     @torch.inference_mode(False)
     def _place_deltas(self) -> None:

@@ -29,8 +29,8 @@ MOST = 64
 class Plan:
     """What learning coefficients will take in each process at its peak, when a gradient of the merged copy is contracted.
 
-    Not in it, because it is not known before: activations, cached samples and teachers, and what the libraries take that
-    the process is made of.
+    Not in it, because it is not known before: loading the network, activations, cached samples and teachers, and what the
+    libraries take that the process is made of.
 
     Args:
         sizes: of the task vectors.
@@ -237,10 +237,10 @@ class Plan:
         if not held.running:
             return f"merged copy {size(held.weights)}, its gradient {size(held.gradient)}"
         each = f" in each of {self.processes} processes" if self.processes > 1 else ""
-        start = f" (at most {size(held.start)} while it is made)" if held.start > held.weights + held.gradient else ""
         return (
             f"of the {self.copy} what is always there{each} {size(held.weights)}, its gradient {size(held.gradient)}, what "
-            f"is there while it runs {size(held.running)}{start}"
+            f"is there while it runs {size(held.running)}; before that the network is loaded{each}, which takes "
+            f"{size(sum(unit.nbytes for unit in self.units))} of host memory where its file is of another dtype"
         )
 
 

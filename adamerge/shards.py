@@ -21,8 +21,8 @@ from adamerge.storage import FP32, Disk, Storage
 class ShardedCopy(Copy):
     """The merged copy and its gradient in equal parts over the processes, by torch's FSDP2; experts stay on disk.
 
-    For copies whose weights fit on one device, where each process has all of them first, but not with their gradient:
-    ``trainer.strategy=ddp`` starts the processes, each with batches of its own.
+    ``trainer.strategy=ddp`` starts the processes, each with batches of its own. Each loads the network to host memory first;
+    from there its units go to the device, one after the other, of which only the rows stay.
     Every process reads, merges and contracts its rows alone; the whole of a block's weights is gathered where it runs and
     let go, in the forward and in the backward pass. Rows are held in fp32 and gathered in the copy's dtype. Coefficients
     are on every process, and the same. What is tied, or used by no module of its own, is whole in every process.
@@ -39,12 +39,25 @@ class ShardedCopy(Copy):
         """None."""
         return []
 
-    def places(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+    def move(self, network: nn.Module, device: torch.device) -> None:
+        """Bring what is not sharded to the device; what is goes there unit by unit."""
+        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+            raise ConfigError(
+                "the network is sharded already, and cannot move or be sharded again",
+                expected="a merge on the device that it was sharded on",
+                got=f"another device, or another merged model, for {type(network).__name__}",
+                todo="make a new backbone for another device or model",
+            )
+        parted, _ = _holders(whole_modules(network))
+        for tensor in (*network.parameters(), *network.buffers()):
+            if id(tensor) not in parted:
+                tensor.data = tensor.data.to(device)
+
+    def places(self, network: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Place]:
         """Shard the network, and find its rows.
 
         Raises:
-            ConfigError: there is one process alone; the network is sharded already; or a parameter holds several tensors,
-                or one in another arrangement.
+            ConfigError: there is one process alone; or a parameter holds several tensors, or one in another arrangement.
         """
         if not self.ready:
             raise ConfigError(
@@ -52,13 +65,6 @@ class ShardedCopy(Copy):
                 expected="a trainer that starts them",
                 got="one process",
                 todo="set trainer.strategy=ddp and trainer.devices, or leave model.copy at adamerge.WholeCopy",
-            )
-        if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
-            raise ConfigError(
-                "the network is sharded already, and cannot move or be sharded again",
-                expected="a merge on the device that it was sharded on",
-                got=f"another device, or another merged model, for {type(network).__name__}",
-                todo="make a new backbone for another device or model",
             )
         units = whole_modules(network)
         holders, shared = _holders(units)
@@ -71,7 +77,6 @@ class ShardedCopy(Copy):
                     todo="use model.copy=adamerge.BlockCopy in each process, or WholeCopy",
                 )
         held = {name: holders.get(id(tensor)) for name, tensor in tensors.items()}
-        device = next(network.parameters()).device
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         sharded = [_shard(unit, mesh, shared) for unit in units]
         # each is a root of its own: else what each has sent stays until the end of the whole backward pass
@@ -84,8 +89,7 @@ class ShardedCopy(Copy):
     def held(self, units: Sequence[Unit], processes: int) -> Held:
         """Rows in fp32 and their gradient, and all of what is shared; beside them what runs.
 
-        Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed. The
-        network is whole when it is sharded.
+        Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed.
         """
         parted, shared = ([unit for unit in units if unit.shared is kind] for kind in (False, True))
 
@@ -96,7 +100,6 @@ class ShardedCopy(Copy):
             part(sum(unit.numel for unit in parted)) + sum(unit.nbytes for unit in shared),
             part(sum(unit.merged for unit in parted)) + FP32 * sum(unit.merged for unit in shared),
             max((2 * unit.nbytes + 2 * FP32 * unit.merged for unit in parted), default=0),
-            start=sum(unit.nbytes for unit in units) + FP32 * max((unit.numel for unit in parted), default=0),
             afterwards=True,
         )
 

@@ -41,7 +41,13 @@ def test_a_whole_copy_is_always_there():
     network = nn.Linear(2, 2)
     copy, tensors = WholeCopy(), dict(network.named_parameters())
     assert copy.ready and not copy.collective and copy.passing(network, tensors) == []
-    assert {name: place.tensor for name, place in copy.places(network, tensors).items()} == tensors
+    assert {name: place.tensor for name, place in copy.places(network, tensors, torch.device("cpu")).items()} == tensors
+
+
+def test_a_whole_copy_moves_all_of_the_network():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    WholeCopy().move(network, torch.device("meta"))
+    assert all(tensor.is_meta for tensor in network.state_dict().values())
 
 
 def test_a_list_of_lists_is_as_its_members_are_called():

@@ -65,3 +65,17 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     ours, theirs = merged_on("cuda"), merged_on("cpu")
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, rtol=1e-6, atol=1e-6), name
+
+
+def test_what_is_sharded_goes_to_the_device_unit_by_unit():
+    from torch import nn
+
+    from adamerge.shards import ShardedCopy
+
+    network = nn.Sequential(nn.ModuleList([nn.Linear(2, 2)]), nn.BatchNorm1d(2))
+    network[0].register_buffer("scale", torch.ones(1))
+    network.extra = nn.Parameter(torch.ones(3))  # of no module that runs as one
+    ShardedCopy().move(network, torch.device("cuda"))
+    where = {name: tensor.device.type for name, tensor in network.state_dict().items()}
+    assert {where[name] for name in ("0.0.weight", "0.0.bias", "1.weight", "1.bias")} == {"cpu"}
+    assert {where[name] for name in ("extra", "0.scale", "1.running_mean", "1.num_batches_tracked")} == {"cuda"}

@@ -153,7 +153,7 @@ def test_a_process_of_its_own_group_is_the_whole(group, pool_of):
         found.append(merged.trained()[0].grad)
     assert (found[0] - found[1]).abs().max() <= 1e-6 * found[0].abs().max()
     with pytest.raises(ConfigError, match="sharded already"):
-        ShardedCopy().places(merged.backbone.network, {})
+        ShardedCopy().move(merged.backbone.network, torch.device("cpu"))
 
 
 def test_what_was_sent_is_let_go_at_once(group):
@@ -172,7 +172,7 @@ def test_what_was_sent_is_let_go_at_once(group):
     def beside(count: int) -> int:
         """The most that is there in a second backward pass beside the gradients, in units of a layer."""
         network = Network(count)
-        ShardedCopy().places(network, {})
+        ShardedCopy().places(network, {}, torch.device("cpu"))
         for _ in range(2):
             network.zero_grad()
             loss = network(torch.ones(1, 64, requires_grad=True)).sum()

@@ -211,8 +211,7 @@ class Backbone(ABC):
         """
         raise TypeError(f"{type(self).__name__} predicts classes")
 
-    def to(self, device: torch.device) -> None:
-        """Move network and heads."""
-        self.network.to(device)
+    def move_heads(self, device: torch.device) -> None:
+        """Bring the heads to the device where the network runs."""
         for head in self.heads.values():
             head.to(device)

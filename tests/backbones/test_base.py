@@ -39,10 +39,10 @@ def test_each_task_has_its_head_and_keeps_the_features():
         backbone.output(Encoded(features), "three")
 
 
-def test_moving_takes_network_and_heads_along():
+def test_moving_takes_all_heads_along():
     backbone = Plain()
-    backbone.to(torch.device("meta"))
-    assert backbone.network.weight.is_meta and all(head.weight.is_meta for head in backbone.heads.values())
+    backbone.move_heads(torch.device("meta"))
+    assert all(head.weight.is_meta for head in backbone.heads.values())
 
 
 def test_a_batch_has_no_labels_unless_they_are_given():
