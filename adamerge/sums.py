@@ -13,7 +13,7 @@ FEW = 4
 RUN = 1 << 12
 """Elements whose products with several rows the linear algebra library sums at a time."""
 
-LONG_RUN = 1 << 18
+LONG_RUN = 1 << 16
 """The same for one row, of which it keeps more sums."""
 
 VECTOR = 16
