@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from adamerge.checkpoint import Checkpoint
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.memory import size
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
-from adamerge.plan import Plan, print_plan, size
+from adamerge.plan import Plan
+from adamerge.plan_report import print_plan
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
+from adamerge.trainer_settings import check_length, check_precision
 from adamerge.transforms import Transform
 from adamerge.units import units_by_name
 
@@ -54,7 +58,11 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         if len(stages) > 1 and pool.base is not None:
             console.print(f"\n[bold]stage {number} of {len(stages)}: {escape(name)}[/bold]")
         plan = plan_of(config, pool)
-        if plan is not None:
+        if plan is not None and not config["model"].get("objective"):
+            console.print(
+                "nothing is learned: a fit writes the coefficients as they are, and an export merges tensor by tensor"
+            )
+        elif plan is not None:
             print_plan(plan)
             if _accelerator(config) in {"gpu", "cuda"} and plan.device.type == "cpu":
                 console.print(
@@ -71,13 +79,13 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
             f"{count} problem{'s' if count > 1 else ''}, the first: {first.what}", todo="all are listed above this line"
         )
     console.print(
-        "the models go together; what is not known before a fit: whether weights are finite, the data, and whether trainer "
-        "and objective go with them"
+        "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
+        "objective goes with them"
     )
 
 
 def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
-    """What learning will take, of the experts that can be merged; what the method cannot do with them is noted."""
+    """What learning will take, of the experts that can be merged; what the method cannot do is noted."""
     model, given = config["model"], arguments_of(config["model"]["task_vectors"])
     if pool.base is None or not pool.good:
         return None
@@ -99,10 +107,21 @@ def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
         return None
     backbone = arguments_of(model.get("backbone") or {})
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
+    if model.get("objective"):
+        _check_trainer(config.get("trainer") or {}, dtype, pool)
     device = _device(config)
     neighbours, machines = _processes(config, device)
     units = units_by_name(vectors, dtype)
     return Plan.of(vectors, parametrization, units, device, storage, copy, neighbours * machines, neighbours)
+
+
+def _check_trainer(trainer: Mapping[str, Any], dtype: torch.dtype, pool: Pool) -> None:
+    """What a fit would refuse of the trainer's settings is noted."""
+    for look in (partial(check_length, trainer), partial(check_precision, str(trainer.get("precision")), dtype)):
+        try:
+            look()
+        except ConfigError as error:
+            pool.add("method", error)
 
 
 def _parametrization(spec: Any, vectors: TaskVectors) -> Parametrization:

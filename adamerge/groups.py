@@ -29,6 +29,11 @@ class Groups(ABC):
         """Bytes that are kept from the first contraction of a tensor of ``numel`` elements on."""
         return 0
 
+    @property
+    def per_element(self) -> int:
+        """Bytes that a sum takes for a moment, for each element of what it goes through at once."""
+        return 0
+
 
 class Shared(ABC):
     """Which elements of a part of a tensor use which coefficients; ``n`` elements, ``count`` coefficients an expert."""
@@ -127,6 +132,11 @@ class Ids(Groups):
     def kept(self, numel: int) -> int:
         """The ids."""
         return numel * self.dtype(self.count).itemsize
+
+    @property
+    def per_element(self) -> int:
+        """An id, as an index too, and a coefficient in fp32."""
+        return self.dtype(self.count).itemsize + torch.int64.itemsize + torch.float32.itemsize
 
     def within(self, part: slice, numel: int, device: torch.device) -> Shared:
         """The ids there, as indices."""

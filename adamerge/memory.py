@@ -170,6 +170,14 @@ class Held:
         return self.weights + self.gradient + moment
 
 
+def size(nbytes: int | None) -> str:
+    """Bytes for the eye."""
+    if nbytes is None:
+        return "?"
+    unit = max(place for place in range(4) if nbytes >= 1024**place or place == 0)
+    return f"{nbytes / 1024**unit:.{2 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
 def _processes() -> int:
     """Processes of this run on this machine, as far as they have been told of each other."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "")

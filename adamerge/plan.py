@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import Copy, WholeCopy
-from adamerge.memory import Available, Held, Memory, Sizes, Unit
+from adamerge.memory import Available, Held, Memory, Sizes, Unit, size
 from adamerge.parametrizations import Parametrization
 from adamerge.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
@@ -45,6 +42,7 @@ class Plan:
         copy: which weights exist when.
         processes: of the whole run.
         kept: bytes that contractions keep beside the learned numbers.
+        per_element: bytes that a sum takes for a moment, for each element of what it goes through at once.
     """
 
     sizes: Sizes
@@ -59,6 +57,7 @@ class Plan:
     copy: Copy = field(default_factory=WholeCopy)
     processes: int = 1
     kept: int = 0
+    per_element: int = 0
 
     @classmethod
     def of(
@@ -104,6 +103,7 @@ class Plan:
             copy if copy is not None else WholeCopy(),
             processes,
             parametrization.kept,
+            parametrization.per_element,
         )
 
     @property
@@ -119,7 +119,7 @@ class Plan:
     @property
     def beside(self) -> Memory:
         """What is taken whatever the storage."""
-        return Memory.of(self.held.peak() + self.learned, self.device)
+        return Memory.of(self.held.peak(self._summing) + self.learned, self.device)
 
     @property
     def chosen(self) -> Storage:
@@ -132,8 +132,13 @@ class Plan:
         """With one storage, all together."""
         passing = storage.passing(self.sizes, self.device)
         contracting = passing.host if self.device.type == "cpu" else passing.device
-        own = Memory.of(self.held.peak(contracting) - contracting + self.learned, self.device)
+        own = Memory.of(self.held.peak(contracting + self._summing) - contracting + self.learned, self.device)
         return own + passing + storage.held(self.sizes, self.device)
+
+    @property
+    def _summing(self) -> int:
+        """Bytes that a sum takes for a moment, whatever it reads."""
+        return self.per_element * self.sizes.read(self.device)
 
     def fits(self, storage: Storage) -> bool:
         """Whether a margin of the available memory is left beside it."""
@@ -207,62 +212,3 @@ class Plan:
                 for storage in self.storages
             },
         }
-
-    def table(self) -> Table:
-        """A line for each storage."""
-        on_device = self.device.type != "cpu"
-        found = Table("storage", "host peak", *(["device peak"] if on_device else []), "fits", "rounding", box=None)
-        for storage in self.storages:
-            peak = self.peak(storage)
-            columns = [peak.host, peak.device] if on_device else [peak.host]
-            verdict = "yes" if self.fits(storage) else "no"
-            verdict += ", chosen" if str(storage) == str(self.chosen) else ""
-            found.add_row(escape(str(storage)), *map(size, columns), verdict, _rounding(storage))
-        return found
-
-    def __str__(self) -> str:
-        mask = f" and a mask of {self.logits:,} logits" if self.logits else ""
-        there = f"{size(self.there.host)} of host memory" + (
-            "" if self.device.type == "cpu" else f" and {size(self.there.device)} of device memory"
-        )
-        return (
-            f"on {self.device}: {self.sizes.experts} experts, {len(self.sizes.tensors)} tensors of {self.sizes.merged:,} "
-            f"elements, {self.coefficients:,} coefficients in {self.groups:,} groups{mask}; {there} available. In every "
-            f"peak: {self._copy_told()}, learned numbers {size(self.learned)}. Activations come on top: they are not known "
-            "before."
-        )
-
-    def _copy_told(self) -> str:
-        held = self.held
-        if not held.running:
-            return f"merged copy {size(held.weights)}, its gradient {size(held.gradient)}"
-        each = f" in each of {self.processes} processes" if self.processes > 1 else ""
-        return (
-            f"of the {self.copy} what is always there{each} {size(held.weights)}, its gradient {size(held.gradient)}, what "
-            f"is there while it runs {size(held.running)}; before that the network is loaded{each}, which takes "
-            f"{size(sum(unit.nbytes for unit in self.units))} of host memory where its file is of another dtype"
-        )
-
-
-def print_plan(plan: Plan) -> None:
-    """To the console, with what to do where the plan does not fit."""
-    console = Console()
-    console.print(escape(f"plan {plan}"), highlight=False)
-    console.print(plan.table())
-    advice = plan.advice()
-    if advice is not None:
-        console.print(escape(f"warning: {advice}"))
-
-
-def size(nbytes: int | None) -> str:
-    """Bytes for the eye."""
-    if nbytes is None:
-        return "?"
-    unit = max(place for place in range(4) if nbytes >= 1024**place or place == 0)
-    return f"{nbytes / 1024**unit:.{2 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
-
-
-def _rounding(storage: Storage) -> str:
-    if isinstance(storage, LowBit):
-        return f"1/{254 if storage.bits == 8 else 14} of a block"
-    return {"bfloat16": "2^-8", "float16": "2^-11"}.get(getattr(storage, "dtype", ""), "none")

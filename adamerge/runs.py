@@ -33,10 +33,11 @@ from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
 from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
-from adamerge.plan import print_plan
+from adamerge.plan_report import print_plan
 from adamerge.recipe import describe
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
+from adamerge.trainer_settings import check_length
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 
@@ -70,12 +71,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     settings = cli.config
     module.merged.task_vectors.check()
     if module.objective is not None:
-        if settings.trainer.max_steps < 1 and not settings.trainer.fast_dev_run:
-            raise ConfigError(
-                "trainer.max_steps is not set: how long should the fit be?", todo="--trainer.max_steps=500"
-            )
-        if settings.trainer.accumulate_grad_batches not in {None, 1}:
-            raise ConfigError("trainer.accumulate_grad_batches would shorten the fit", todo="use --model.micro_batch")
+        check_length(vars(settings.trainer))
         if settings.trainer.gradient_clip_val and not module.automatic_optimization:
             raise ConfigError(
                 "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
@@ -86,7 +82,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
             once = cli.trainer_with([], logger=False)
-            _planned(module, once, settings)
+            _plan_printed(module, once, settings)
             once.fit(module, data)
         return None
     folder = resume or run_folder(settings, arguments)
@@ -98,7 +94,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     summary = Summary(folder)
     trainer = _trainer(cli, folder, summary) if module.objective is not None else None
     if trainer is not None:
-        summary.plan = _planned(module, trainer, settings)
+        summary.plan = _plan_printed(module, trainer, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if resume is None and is_first_process():
@@ -123,7 +119,7 @@ def _refuse_ended(folder: Path) -> None:
         )
 
 
-def _planned(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
+def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
     plan = planned(module.merged, trainer)
     if is_first_process():

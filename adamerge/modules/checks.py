@@ -13,9 +13,8 @@ from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.plan import Plan
+from adamerge.trainer_settings import check_precision
 from adamerge.units import units_of
-
-SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
 
 
 def planned(merged: MergedModel, trainer: Trainer) -> Plan:
@@ -55,7 +54,7 @@ def check_fit(
     Raises:
         ConfigError: they do not.
     """
-    _check_precision(merged, precision)
+    check_precision(precision, merged.dtype)
     _check_heads(merged)
     if objective is not None:
         _check_objective(merged, objective, data)
@@ -70,19 +69,6 @@ def check_fit(
     strange = sorted(task_weights.keys() - set(data.fitted))
     if strange:
         raise ConfigError(f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange)
-
-
-def _check_precision(merged: MergedModel, precision: str) -> None:
-    if precision not in SUITABLE_PRECISION:
-        raise ConfigError(
-            f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
-            "copy without loss scaling",
-            expected="32-true or bf16-mixed",
-            got=precision,
-            todo="backbone.dtype sets the merged copy's own dtype",
-        )
-    if merged.dtype == torch.float16:
-        raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
 
 
 def _check_heads(merged: MergedModel) -> None:

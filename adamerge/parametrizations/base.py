@@ -41,6 +41,11 @@ class Parametrization(nn.Module, ABC):
         """Bytes that contractions keep beside the parameters, from the first one on."""
         return 0
 
+    @property
+    def per_element(self) -> int:
+        """Bytes that a sum takes for a moment, for each element of what it goes through at once."""
+        return 0
+
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:
         """Constrained coefficients, differentiable: group name to ``(experts, coefficients of the group)``."""

@@ -88,6 +88,11 @@ class Concrete(Parametrization):
         """As ``inner``."""
         return self.inner.kept
 
+    @property
+    def per_element(self) -> int:
+        """As ``inner``."""
+        return self.inner.per_element
+
     def coefficients(self) -> dict[str, Tensor]:
         """Those of ``inner``."""
         return self.inner.coefficients()

@@ -34,6 +34,11 @@ class Frozen(Parametrization):
         update: Tensor = self.inner(name, deltas)
         return update
 
+    @property
+    def per_element(self) -> int:
+        """As ``inner``."""
+        return self.inner.per_element
+
     def coefficients(self) -> dict[str, Tensor]:
         """Those of ``inner``."""
         return self.inner.coefficients()

@@ -77,6 +77,11 @@ class Linear(Parametrization):
         """Of elements that are strewn over tensors, which is whose."""
         return self._kept
 
+    @property
+    def per_element(self) -> int:
+        """Of elements that are strewn over tensors, the largest."""
+        return max((groups.per_element for groups in self._groups.values()), default=0)
+
     def coefficients(self) -> dict[str, Tensor]:
         """``phi(w)`` of each group."""
         return {group: self.constraint(self.w[:, columns]) for group, columns in self._columns.items()}

@@ -1,0 +1,41 @@
+"""Telling a plan: what is printed is what is recorded, for every copy and storage."""
+
+import json
+
+from test_merged_model import files
+from test_plan import CUDA, planned, split
+
+from adamerge.blocks import BlockCopy
+from adamerge.copies import WholeCopy
+from adamerge.memory import Available, size
+from adamerge.plan_report import print_plan
+from adamerge.shards import ShardedCopy
+from adamerge.storage import Disk
+
+
+def test_every_copy_is_told_in_words(tmp_path, capsys):
+    vectors = files(tmp_path, 3, 32)
+    for copy, processes in ((WholeCopy(), 1), (BlockCopy(), 1), (ShardedCopy(), 3)):
+        plan = planned(vectors, storage=Disk(), copy=copy, processes=processes, units=split(vectors))
+        print_plan(plan)
+        text = " ".join(capsys.readouterr().out.split())
+        record = json.loads(json.dumps(plan.record()))
+        assert record["copy"] == str(copy) and record["processes"] == processes
+        for key in ("merged_copy", "gradient", "running"):
+            assert not record[key] or size(record[key]) in text
+        assert record["running"] == plan.held.running and (str(copy) in text) == (type(copy) is not WholeCopy)
+        assert ("in each of 3 processes" in text) == (processes == 3)
+        assert ("before that the network is loaded" in text) == (type(copy) is not WholeCopy)
+
+
+def test_the_record_and_the_table_say_the_same(tmp_path, capsys):
+    plan = planned(files(tmp_path, 3, 32), device=CUDA, there=Available(1 << 33, 5000))
+    record = json.loads(json.dumps(plan.record()))
+    assert record["storage"] == "Pinned(float32)" or record["storage"] == "Disk()"
+    assert record["available"] == {"host": 1 << 33, "device": 5000} and record["gradient"] == 4 * plan.sizes.merged
+    assert set(record["predicted_peak"]) == set(map(str, plan.storages))
+    print_plan(plan)
+    text = capsys.readouterr().out
+    assert "15 coefficients in 5 groups" in " ".join(text.split()) and "warning:" in text
+    for storage in plan.storages:
+        assert str(storage) in text and size(plan.peak(storage).device) in text
