@@ -24,6 +24,8 @@ class BlockCopy(Copy):
     heads, whatever is in no block, are always there.
     """
 
+    each_pass = True
+
     def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
         """The members of the outermost module lists, with the parameters that are theirs alone."""
         modules, used = outermost(network), users(network)

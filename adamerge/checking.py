@@ -63,7 +63,7 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
                 "nothing is learned: a fit writes the coefficients as they are, and an export merges tensor by tensor"
             )
         elif plan is not None:
-            print_plan(plan)
+            print_plan(plan, config["model"].get("micro_batch"))
             if _accelerator(config) in {"gpu", "cuda"} and plan.device.type == "cpu":
                 console.print(
                     "warning: trainer.accelerator is a GPU, and there is none here: this is the plan of the CPU"

@@ -81,9 +81,11 @@ class Copy(ABC):
 
     Attributes:
         collective: whether all processes go through each forward pass together, and each merges a part of every tensor.
+        each_pass: whether every micro-batch merges anew.
     """
 
     collective: bool = False
+    each_pass: bool = False
 
     @property
     def ready(self) -> bool:

@@ -11,14 +11,24 @@ from adamerge.plan import Plan
 from adamerge.storage import LowBit, Storage
 
 
-def print_plan(plan: Plan) -> None:
-    """To the console, with what to do where the plan does not fit."""
+def print_plan(plan: Plan, micro_batch: int | None = None) -> None:
+    """To the console, with what to do where the plan does not fit, or where a step merges more often than it looks.
+
+    Args:
+        plan: of a fit.
+        micro_batch: samples per forward pass; all of a step's when None.
+    """
     console = Console()
     console.print(escape(f"plan {_summary(plan)}"), highlight=False)
     console.print(_table(plan))
     advice = plan.advice()
     if advice is not None:
         console.print(escape(f"warning: {advice}"))
+    if plan.copy.each_pass and micro_batch is not None:
+        console.print(
+            f"warning: with {plan.copy} every micro-batch merges twice; model.micro_batch is {micro_batch}: set it to null, or "
+            "as large as activations allow"
+        )
 
 
 def _summary(plan: Plan) -> str:

@@ -123,7 +123,7 @@ def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dic
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
     plan = planned(module.merged, trainer)
     if is_first_process():
-        print_plan(plan)
+        print_plan(plan, module.micro_batch)
     record = plan.record()
     module.merged.storage = plan.chosen
     settings.model.storage = Namespace(**describe(plan.chosen))

@@ -39,3 +39,10 @@ def test_the_record_and_the_table_say_the_same(tmp_path, capsys):
     assert "15 coefficients in 5 groups" in " ".join(text.split()) and "warning:" in text
     for storage in plan.storages:
         assert str(storage) in text and size(plan.peak(storage).device) in text
+
+
+def test_many_micro_batches_are_a_warning_where_each_merges(tmp_path, capsys):
+    vectors = files(tmp_path, 3, 32)
+    for copy, micro_batch, warned in ((WholeCopy(), 1, False), (BlockCopy(), None, False), (BlockCopy(), 1, True)):
+        print_plan(planned(vectors, copy=copy, units=split(vectors)), micro_batch)
+        assert ("every micro-batch merges twice" in " ".join(capsys.readouterr().out.split())) == warned
