@@ -26,8 +26,8 @@ def print_plan(plan: Plan, micro_batch: int | None = None) -> None:
         console.print(escape(f"warning: {advice}"))
     if plan.copy.each_pass and micro_batch is not None:
         console.print(
-            f"warning: with {plan.copy} every micro-batch merges twice; model.micro_batch is {micro_batch}: set it to null, or "
-            "as large as activations allow"
+            f"warning: with {plan.copy} every micro-batch merges twice; model.micro_batch is {micro_batch}: set it to null, "
+            "or as large as activations allow"
         )
 
 
