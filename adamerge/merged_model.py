@@ -199,9 +199,11 @@ class MergedModel(nn.Module):
         deltas, base = self.task_vectors[name], place.cut(self.task_vectors.base_tensor(name)).reshape(-1)
         # of a block, only what the backward pass merges has one
         way_back = self._way_back if torch.is_grad_enabled() else None
-        local = self.parametrization.local
+        local, part = self.parametrization.local, place.part
         values: Iterable[tuple[slice, Tensor]]
-        deltas = deltas.within(place.part) if local and place.part is not None else deltas
+        if local and part is not None:
+            deltas, part = deltas.within(part), None
+        # what is one piece is summed once, for its values and its way back
         if local and len(deltas.pieces()) > 1:
             values = updates(self.parametrization, name, deltas, self._update_of)
             if way_back is not None:
@@ -209,7 +211,7 @@ class MergedModel(nn.Module):
                 way_back.keep(name, self._update_of(name, Outline(deltas)), place.tensor.shape)
         else:
             update = self._update_of(name, deltas).reshape(-1)
-            update = update if local or place.part is None else update[place.part]
+            update = update if part is None else update[part]
             values = [(slice(0, update.numel()), update)]
             if way_back is not None:
                 way_back.keep(name, update, place.tensor.shape)
@@ -220,8 +222,8 @@ class MergedModel(nn.Module):
                 else torch.empty_like(place.tensor, memory_format=torch.contiguous_format)
             )
             flat = out.view(-1)
-            for part, own in values:
-                merged_tensor(base[part], own, flat.dtype, out=flat[part])
+            for piece, own in values:
+                merged_tensor(base[piece], own, flat.dtype, out=flat[piece])
             if out is not place.tensor:
                 place.tensor.copy_(out)
 
