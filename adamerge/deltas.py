@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -14,8 +14,14 @@ from torch import Tensor
 from adamerge.groups import Groups
 from adamerge.precision import exact
 
-PIECE = 1 << 20
+PIECE = 1 << 19
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
+
+STORED_PIECE = 1 << 21
+"""The same where rows are added from where they are, and the sum alone is in that cache."""
+
+
+Source = TypeVar("Source")
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,6 +36,25 @@ def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tens
     return torch.from_numpy(numpy.empty(nbytes, dtype=numpy.uint8)).view(dtype).view(*shape)
 
 
+def filled(sources: Iterable[Source], rows: Tensor, fill: Callable[[Source, Tensor], object]) -> Iterator[Tensor]:
+    """Blocks of as many experts as there are rows, which are used again for the next; the last may be smaller.
+
+    Args:
+        sources: of the experts, one after the other.
+        rows: room for the experts of a block.
+        fill: makes one expert's row, in place.
+    """
+    made = 0
+    for source in sources:
+        fill(source, rows[made])
+        made += 1
+        if made == len(rows):
+            yield rows
+            made = 0
+    if made:
+        yield rows[:made]
+
+
 class Deltas(ABC):
     """What each expert changed in one tensor: ``tau_k``, conceptually ``(experts, *shape)``, in fp32 when read.
 
@@ -39,11 +64,13 @@ class Deltas(ABC):
         shape: of the tensor itself.
         device: where combinations are computed.
         divisible: whether a part is read for no more than its share of the cost of the whole.
+        piece: elements of a piece.
     """
 
     shape: torch.Size
     device: torch.device
     divisible: bool = False
+    piece: int = PIECE
 
     @abstractmethod
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
@@ -55,6 +82,11 @@ class Deltas(ABC):
 
         A block may change once the next one is asked for.
         """
+
+    def widened(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """The same blocks, all of that dtype."""
+        for rows in self.blocks(dtype, part):
+            yield rows.to(dtype)
 
     def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
         """The same deltas, read once and kept in memory.
@@ -86,9 +118,9 @@ class Deltas(ABC):
 
         Args:
             part: all when None.
-            size: elements of a piece; ``PIECE`` when None.
+            size: elements of a piece; what suits these deltas when None.
         """
-        part, size = self.whole if part is None else part, PIECE if size is None else size
+        part, size = self.whole if part is None else part, self.piece if size is None else size
         # a device has no use for small operations
         if not self.divisible or self.device.type != "cpu" or part.stop - part.start <= size:
             return [part]
@@ -148,7 +180,7 @@ class Deltas(ABC):
         for piece, deltas in self.in_pieces(part):
             shared = groups.within(piece, self.shape.numel(), gradient.device)
             own = flat[piece.start - part.start : piece.stop - part.start]
-            found.append(torch.cat([shared.contract(block, own) for block in deltas.blocks(gradient.dtype, piece)]))
+            found.append(torch.cat([shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]))
         return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
 
 
@@ -176,7 +208,8 @@ class PartOfDeltas(Deltas):
 
     def __init__(self, of: Deltas, part: slice) -> None:
         self.of, self.part = of, part
-        self.shape, self.device, self.divisible = torch.Size([part.stop - part.start]), of.device, of.divisible
+        self.shape, self.device = torch.Size([part.stop - part.start]), of.device
+        self.divisible, self.piece = of.divisible, of.piece
 
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """Those of the part."""
@@ -234,6 +267,7 @@ class DenseDeltas(Deltas):
     """
 
     divisible = True
+    piece = STORED_PIECE
 
     def __init__(self, values: Tensor) -> None:
         self.values = values

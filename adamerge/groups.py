@@ -61,7 +61,20 @@ class Whole(Groups):
 
     def within(self, part: slice, numel: int, device: torch.device) -> Shared:
         """The one coefficient."""
-        return _Runs(1, 0, [slice(0, part.stop - part.start)])
+        return _One()
+
+
+class _One(Shared):
+    """One coefficient for all elements."""
+
+    def fill(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        sum_rows(out, rows, coefficients[:, 0])
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        add_rows(out, rows, coefficients[:, 0])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        return dots(rows, gradient).unsqueeze(1)
 
 
 class Chunks(Groups):

@@ -210,11 +210,11 @@ class MergedModel(nn.Module):
                 # its values are nowhere needed at once, only its way back to the coefficients
                 way_back.keep(name, self._update_of(name, Outline(deltas)), place.tensor.shape)
         else:
-            update = self._update_of(name, deltas).reshape(-1)
-            update = update if part is None else update[part]
-            values = [(slice(0, update.numel()), update)]
+            update = self._update_of(name, deltas)
+            update = update if part is None else update.reshape(-1)[part]
             if way_back is not None:
                 way_back.keep(name, update, place.tensor.shape)
+            values = [(slice(0, update.numel()), update.detach().reshape(-1))]
         with torch.no_grad():
             out = (
                 place.tensor

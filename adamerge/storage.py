@@ -74,10 +74,10 @@ class Resident(Storage):
         return Memory.of(_dense(sizes, _floats(self.dtype)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What is widened of one expert, where deltas are narrower; or what a transform needs when they are read once."""
+        """What is widened of a few experts, where deltas are narrower; or what a transform needs when they are read once."""
         if self.dtype == "float32":
             return Memory.of(_placing(sizes, sizes.read(device)), device)
-        return Memory.of(max(FP32 * sizes.read(device), _placing(sizes, sizes.largest)), device)
+        return Memory.of(max(_few(sizes, device), _placing(sizes, sizes.largest)), device)
 
     def _keep(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
@@ -125,8 +125,8 @@ class LowBit(Storage):
         return Memory.of(_dense(sizes, Blockwise(self.bits)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What is decoded of one expert, and its integers apart; or what a transform needs when they are read once."""
-        return Memory.of(max((FP32 + 1) * sizes.read(device), _placing(sizes, sizes.largest)), device)
+        """What is decoded of a few experts, and one's integers apart; or what a transform needs when they are read once."""
+        return Memory.of(max(_few(sizes, device) + sizes.read(device), _placing(sizes, sizes.largest)), device)
 
 
 class Pinned(Storage):
@@ -189,8 +189,8 @@ class Disk(Storage):
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
         """A few experts' deltas, and what is in no mapped file; of all, and what a transform makes of them, with one."""
         copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
-        copies += TRANSFORMED * sizes.experts if sizes.transformed else min(sizes.experts, together(device))
-        return Memory.of(copies * FP32 * sizes.read(device), device)
+        copies += TRANSFORMED * sizes.experts if sizes.transformed else 0
+        return Memory.of(copies * FP32 * sizes.read(device) + (0 if sizes.transformed else _few(sizes, device)), device)
 
 
 def _known(dtype: str) -> str:
@@ -210,6 +210,11 @@ def _dense(sizes: Sizes, code: Code) -> int:
         for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
         if numel
     )
+
+
+def _few(sizes: Sizes, device: torch.device) -> int:
+    """Bytes of the experts' fp32 deltas that are made before they are added or multiplied."""
+    return min(sizes.experts, together(device)) * FP32 * sizes.read(device)
 
 
 def _placing(sizes: Sizes, read: int) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas, room
+from adamerge.deltas import Deltas, filled, room
 from adamerge.sums import together
 
 
@@ -50,17 +50,14 @@ class StreamedDeltas(Deltas):
         part = self.whole if part is None else part
         base = self.base().reshape(-1)[part]
         base = base.to(self.device, torch.promote_types(base.dtype, dtype))
-        rows, made = room([min(at_once, len(self.experts)), len(base)], dtype, self.device), 0
-        for expert in self.experts:
+        rows = room([min(at_once, len(self.experts)), len(base)], dtype, self.device)
+
+        def subtract(expert: Callable[[], Tensor], row: Tensor) -> None:
             own = expert().reshape(-1)[part].to(self.device, non_blocking=True)
             # the wider dtype of `base` decides, so a half-precision expert is subtracted in `dtype` in one operation
-            torch.sub(own, base, out=rows[made])
-            made += 1
-            if made == len(rows):
-                yield rows
-                made = 0
-        if made:
-            yield rows[:made]
+            torch.sub(own, base, out=row)
+
+        return filled(self.experts, rows, subtract)
 
 
 def _itself(tensor: Tensor) -> Tensor:

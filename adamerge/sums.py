@@ -10,7 +10,7 @@ from torch import Tensor
 FEW = 4
 """Rows that one call of the linear algebra library adds up."""
 
-RUN = 1 << 12
+RUN = 1 << 13
 """Elements whose products with several rows the linear algebra library sums at a time."""
 
 LONG_RUN = 1 << 16
@@ -31,26 +31,30 @@ def sum_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     if few:
         # the library has another way of adding with coefficients that do not lie side by side
         torch.mv(rows[:few].t(), coefficients[:few].contiguous(), out=out)
+        _add_few(out, rows[few:], coefficients[few:], few)
     else:
-        few = 1
         # a number without a dimension would be rounded to the row's dtype
         torch.mul(rows[0], coefficients[:1], out=out)
-    add_rows(out, rows[few:], coefficients[few:])
+        _add_each(out, rows[1:], coefficients[1:])
 
 
 def add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """The same, onto what is there."""
     few = _at_once(out, rows)
     if few:
-        coefficients = coefficients.contiguous()
-        for first in range(0, len(rows), few):
-            out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
+        _add_few(out, rows, coefficients, few)
     else:
         _add_each(out, rows, coefficients)
 
 
+def _add_few(out: Tensor, rows: Tensor, coefficients: Tensor, few: int) -> None:
+    coefficients = coefficients.contiguous()
+    for first in range(0, len(rows), few):
+        out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
+
+
 def _add_each(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-    for row, coefficient in zip(rows, coefficients, strict=True):
+    for row, coefficient in zip(rows.unbind(), coefficients.unbind(), strict=True):
         out.addcmul_(row, coefficient)
 
 

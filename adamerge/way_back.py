@@ -33,7 +33,7 @@ class WayBack:
             shape: of the tensor's gradient.
         """
         if update.requires_grad:
-            self._edges[name] = get_gradient_edge(update.view(shape))
+            self._edges[name] = get_gradient_edge(update if update.shape == shape else update.reshape(shape))
 
     def hand_on(self, places: Mapping[str, Place]) -> None:
         """Contract the accumulated ``G`` of tensors with their task vectors, and add the result up.

@@ -33,6 +33,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def cut(monkeypatch):
+    """Has sums go through every tensor so many elements at a time."""
+
+    def every(elements: int) -> None:
+        for kind in ("Deltas", "DenseDeltas"):
+            monkeypatch.setattr(f"adamerge.deltas.{kind}.piece", elements)
+
+    return every
+
+
 def build_open_clip_folder(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))

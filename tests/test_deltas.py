@@ -169,12 +169,12 @@ def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
     ids=lambda g: f"{type(g).__name__}-{g.count}",
 )  # fmt: skip
 @pytest.mark.parametrize("piece", [1, 7, 60, 64])
-def test_whatever_the_pieces_sums_are_the_same_bits_and_contractions_the_same(models, monkeypatch, kind, groups, piece):
+def test_whatever_the_pieces_sums_are_the_same_bits_and_contractions_the_same(models, cut, kind, groups, piece):
     base, experts = models
     deltas = storages(base, experts)[kind]
     coefficients, slope = torch.randn(3, groups.count), torch.randn(SHAPE)
     whole, contracted = deltas.combine(coefficients, groups), deltas.contract(slope.double(), groups)
-    monkeypatch.setattr("adamerge.deltas.PIECE", piece)
+    cut(piece)
     sizes = [min(piece, 60 - start) for start in range(0, 60, piece)] if kind != "transformed" else [60]
     assert [part.stop - part.start for part in deltas.pieces()] == sizes
     assert torch.equal(deltas.combine(coefficients, groups), whole)
@@ -185,8 +185,8 @@ def test_whatever_the_pieces_sums_are_the_same_bits_and_contractions_the_same(mo
 @pytest.mark.parametrize("groups", [Whole(), Chunks(7), strewn(9)], ids=lambda g: type(g).__name__)
 @pytest.mark.parametrize("edges", [(0, 0), (0, 13), (13, 41), (41, 60), (60, 60)])
 @pytest.mark.parametrize("piece", [5, 64])
-def test_a_part_takes_the_groups_of_the_whole(models, monkeypatch, kind, groups, edges, piece):
-    monkeypatch.setattr("adamerge.deltas.PIECE", piece)
+def test_a_part_takes_the_groups_of_the_whole(models, cut, kind, groups, edges, piece):
+    cut(piece)
     deltas, part = storages(*models)[kind], slice(*edges)
     coefficients = torch.randn(3, groups.count, requires_grad=True)
     slope = torch.zeros(60)
@@ -211,8 +211,8 @@ def test_an_outline_has_the_gradient_and_no_values(models, kind):
     assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])
 
 
-def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 25)
+def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, cut):
+    cut(25)
     for local, widths in ((True, [25, 25, 10]), (False, [60])):
         seen = []
         deltas = TransformedDeltas(

@@ -1,4 +1,4 @@
-"""Kept deltas: rounding within the stated bounds, sums in fp32, one expert widened at a time."""
+"""Kept deltas: rounding within the stated bounds, sums in fp32, a few experts widened at a time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adamerge.errors import ConfigError
 from adamerge.groups import Chunks, Ids, Whole
 from adamerge.kept_deltas import BLOCK, Blockwise, Code, Floats, KeptDeltas
 from adamerge.streamed import StreamedDeltas
+from adamerge.sums import FEW
 
 CODES = {
     "float32": Floats(torch.float32),
@@ -38,6 +39,13 @@ def encoded(code: Code, row: Tensor) -> Tensor:
     return held
 
 
+def decoded(code: Code, held: Tensor, numel: int) -> Tensor:
+    """All of it at once."""
+    found = torch.full((numel,), torch.nan)
+    code.decode(held, numel, slice(0, numel), found)
+    return found
+
+
 def bound(code: Code, row: Tensor) -> Tensor:
     """The largest error of each number that the docstrings state, in float64."""
     x = row.double().abs()
@@ -54,8 +62,8 @@ def bound(code: Code, row: Tensor) -> Tensor:
 def test_each_number_is_within_the_stated_bound(name, numel):
     code, row = CODES[name], numbers(numel)
     held = encoded(code, row)
-    found = code.decode(held, numel, slice(0, numel))
-    assert held.nbytes == code.nbytes(numel) and found.shape == (numel,) and found.is_floating_point()
+    found = decoded(code, held, numel)
+    assert held.nbytes == code.nbytes(numel)
     error = (found.double() - row.double()).abs()
     assert (error <= bound(code, row)).all()
     assert not found[row == 0].any()
@@ -67,13 +75,13 @@ def test_blocks_of_eight_and_four_bits_by_hand():
     row = torch.zeros(128)
     row[:4] = torch.tensor([127.0, -1.4, 0.6, -127.0])
     row[64:67] = torch.tensor([-7.0, 3.4, 0.4])
-    assert Blockwise(8).decode(encoded(Blockwise(8), row), 128, slice(0, 128))[:4].tolist() == [
+    assert decoded(Blockwise(8), encoded(Blockwise(8), row), 128)[:4].tolist() == [
         127.0,
         -1.0,
         1.0,
         -127.0,
     ]
-    found = Blockwise(4).decode(encoded(Blockwise(4), row), 128, slice(0, 128))
+    found = decoded(Blockwise(4), encoded(Blockwise(4), row), 128)
     assert found[64:67].tolist() == [-7.0, 3.0, 0.0] and found[:4].tolist() == [127.0, 0.0, 0.0, -127.0]
     assert Blockwise(8).nbytes(128) == 2 * (4 + 64) and Blockwise(4).nbytes(128) == 2 * (4 + 32)
 
@@ -81,7 +89,7 @@ def test_blocks_of_eight_and_four_bits_by_hand():
 def test_an_outlier_spoils_its_own_block_alone():
     row = torch.full((192,), 0.01)
     row[70] = 100.0
-    found = Blockwise(8).decode(encoded(Blockwise(8), row), 192, slice(0, 192))
+    found = decoded(Blockwise(8), encoded(Blockwise(8), row), 192)
     assert not found[64:70].any() and torch.allclose(found[:64], row[:64]) and torch.allclose(found[128:], row[128:])
 
 
@@ -142,14 +150,14 @@ class Peak(TorchDispatchMode):
     "groups", [Whole(), Chunks(5), Ids(3, lambda: torch.arange(6400) % 3)], ids=lambda groups: type(groups).__name__
 )
 @pytest.mark.parametrize("name", [name for name in CODES if name != "float32"])
-def test_no_more_than_one_experts_tensor_is_widened(name, groups):
+def test_no_more_than_a_few_experts_are_widened_at_once(name, groups):
     deltas = KeptDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)
     with Peak() as peak:
         deltas.contract(deltas.combine(torch.randn(10, groups.count), groups), groups)
-    assert 6400 <= peak.largest <= 6400 + BLOCK * 16
+    assert FEW * 6400 <= peak.largest <= FEW * 6400 + BLOCK * 16
 
 
-@pytest.mark.parametrize(("name", "most"), [("bfloat16", 30), ("float16", 30), ("8 bits", 41), ("4 bits", 81)])
+@pytest.mark.parametrize(("name", "most"), [("bfloat16", 30), ("float16", 30), ("8 bits", 41), ("4 bits", 61)])
 def test_operations_are_those_stated(name, most):
     """Ten experts, merged and contracted."""
     deltas = KeptDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)

@@ -26,8 +26,8 @@ def test_merged_tensor_is_one_fp32_sum_then_one_cast():
 
 
 @pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise, ChunkWise, RandomPartition])
-def test_pieces_are_the_update_bit_for_bit(monkeypatch, kind):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 5)
+def test_pieces_are_the_update_bit_for_bit(cut, kind):
+    cut(5)
     vectors = task_vectors()
     parametrization = kind(vectors)
     parametrization.load_values({group: torch.rand(value.shape) for group, value in parametrization.values().items()})
@@ -46,8 +46,8 @@ class Normalised(LayerWise):
         return update / update.norm()
 
 
-def test_who_changes_the_formula_is_not_cut_into_pieces_of_the_old_one(monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 2)
+def test_who_changes_the_formula_is_not_cut_into_pieces_of_the_old_one(cut):
+    cut(2)
     vectors, name = task_vectors(), "matrix"
     ((_, piece),) = updates(Normalised(vectors), name, vectors[name])
     assert piece.norm().item() == pytest.approx(1)

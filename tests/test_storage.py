@@ -160,7 +160,8 @@ def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp
         found[tasks] = cost(MergedModel(Mlp(Net(96)), vectors, LayerWise(vectors), storage), torch.randn(3, 96))
     largest = 4 * 2 * 96 * 96
     assert found[16].between <= 16 * 4 * 5 * 8 * 2
-    assert found[16].peak - found[FEW].peak <= 16 * 4 * 5 * 8 * 2  # from disk, so many deltas are there at once
+    # so many experts are read or decoded at once; twelve more do not take what a quarter of one would
+    assert found[16].peak - found[FEW].peak <= largest / 4
     assert found[2].peak <= 4 * largest
 
 
@@ -202,7 +203,7 @@ def test_predictions_for_a_device_by_hand(tmp_path):
     assert pinned == Memory(host=4 * 4 * size + 4 * size, device=2 * largest)
     assert Disk().held(sizes, CUDA) == Memory() and Disk().passing(sizes, CUDA) == Memory(device=3 * largest)
     assert Disk().passing(sizes, CPU) == Memory(host=3 * largest)  # as many as are added at once, at most
-    assert Resident().passing(sizes, CPU) == Memory() and Resident("float16").passing(sizes, CPU).host == largest
+    assert Resident().passing(sizes, CPU) == Memory() and Resident("float16").passing(sizes, CPU).host == 3 * largest
 
 
 def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
@@ -225,7 +226,7 @@ def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
         assert Resident().passing(sizes, CPU).host == max(0, 4 * (3 * 8 * read - sizes.merged))
         assert Resident("bfloat16").passing(sizes, CPU).host == 4 * (3 * 8 * 72 - sizes.merged)
     plain = Sizes.of(TaskVectors(**models(8)))
-    assert Disk().passing(plain, CPU).host == FEW * 4 * 10 and Resident("float16").passing(plain, CPU).host == 4 * 10
+    assert Disk().passing(plain, CPU).host == Resident("float16").passing(plain, CPU).host == FEW * 4 * 10
 
 
 # refusals and names --------------------------------------------------------------------------------------------------

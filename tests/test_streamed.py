@@ -22,9 +22,9 @@ def test_many_pieces_are_contracted_without_adding_up_their_rounding():
     assert ((deltas.contract(slope, Whole())[:, 0] - exact).abs() / exact).max() < 5e-7
 
 
-def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(monkeypatch):
+def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(cut):
     """What is alive at most, of all that torch allocates: a few pieces, whatever the size of the tensor."""
-    monkeypatch.setattr("adamerge.deltas.PIECE", 1 << 15)
+    cut(1 << 15)
     numel = 64 << 15
     base = torch.zeros(numel, dtype=torch.bfloat16)
     deltas = streamed(base, [torch.ones(numel, dtype=torch.bfloat16) for _ in range(4)])
@@ -39,8 +39,8 @@ def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(monk
     assert max(sizes) <= 4 * FEW << 15  # the rows of a piece, in fp32
 
 
-def test_files_are_opened_once_for_several_reads_in_a_row(monkeypatch):
-    monkeypatch.setattr("adamerge.deltas.PIECE", 7)
+def test_files_are_opened_once_for_several_reads_in_a_row(cut):
+    cut(7)
     base, experts, reads = torch.randn(60), [torch.randn(60) for _ in range(3)], []
     deltas = StreamedDeltas(
         lambda: reads.append("base") or base,

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from watching import own_peak, watch
+from watching import own_peak, run
 
 from adamerge import BlockCopy, CausalLM, LayerWise, TaskVectors, WholeCopy
 from adamerge.merged_model import MergedModel
@@ -77,7 +77,7 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
         for kind in dict.fromkeys(kinds):
             words = [f"--size={own.size}", f"--experts={own.experts}", f"--batch={own.batch}", f"--copy={kind}"]
             line = [sys.executable, __file__, *words, f"--positions={own.positions}", f"--folder={name}"]
-            found[kind] = json.loads(watch(line).output.splitlines()[-1])
+            found[kind] = json.loads(run(line).splitlines()[-1])
         first = torch.load(Path(name) / f"{own.copy}.pt", weights_only=True)
         for kind in kinds[1:]:
             other = torch.load(Path(name) / f"{kind}.pt", weights_only=True)

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed
 from transformers import LlamaForCausalLM  # noqa: F401  (imported before memory is looked at, not with the model)
-from watching import RETURNING, memory, own_environment, own_peak, watch
+from watching import RETURNING, memory, own_environment, own_peak, run
 
 from adamerge import CausalLM, LayerWise, ShardedCopy, TaskVectors, WholeCopy
 from adamerge.merged_model import MergedModel
@@ -93,7 +93,7 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
 
         def child(rank: int, world: int) -> dict[str, Any]:
             line = [sys.executable, __file__, *words, f"--rank={rank}", f"--world={world}", f"--folder={folder}"]
-            found: dict[str, Any] = json.loads(watch(line, environment).output.splitlines()[-1])
+            found: dict[str, Any] = json.loads(run(line, environment).splitlines()[-1])
             return found
 
         single = child(0, 1)

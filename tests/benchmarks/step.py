@@ -8,8 +8,10 @@ anonymous memory of a process of its own for each side, whose C library gives fr
 the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same with the C library's
 own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but
 views in merge and contraction, in units of the merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and
-the base's bytes once, from memory to memory; ``read_seconds`` what it takes to sum as many, and ``reading_twice_to_floor``
-the least that a merge and a contraction can take which each read them from memory.
+the base's bytes once, from memory to memory, just before a merge, and ``copy_after_seconds`` just after a contraction: each
+is compared with the one beside it, since a machine's memory may be faster in some seconds than in others; ``read_seconds``
+what it takes to sum as many, and ``reading_twice_to_floor`` the least that a merge and a contraction can take which each read
+them from memory.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from watching import RETURNING, own_peak, watch
+from watching import RETURNING, own_peak, run
 
 from adamerge import LayerWise, OpenClipClassifier, TaskVectors
 from adamerge.merged_model import MergedModel
@@ -127,26 +129,22 @@ def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     moving = Moving((own.experts * bytes_each + 4) * subject.elements)
     times: dict[str, list[float]] = {}
     for _ in range(own.rounds + 1):
-        copies, reads, start = [moving.copying()], [moving.reading()], time.perf_counter()
+        start = time.perf_counter()
         subject.floor()
         floored = time.perf_counter() - start
-        copies.append(moving.copying())
-        reads.append(moving.reading())
-        start = time.perf_counter()
+        read, copy, start = moving.reading(), moving.copying(), time.perf_counter()
         merge, contract = subject.step()
         stepped = time.perf_counter() - start
-        copies.append(moving.copying())
-        reads.append(moving.reading())
-        row = {"floor": floored, "merge": merge, "contract": contract, "step": stepped}
-        for name, value in (row | {"copy": statistics.median(copies), "read": statistics.median(reads)}).items():
+        row = {"floor": floored, "merge": merge, "contract": contract, "step": stepped, "read": read, "copy": copy}
+        for name, value in (row | {"copy_after": moving.copying()}).items():
             times.setdefault(name, []).append(value)
     del moving
     rounds = [dict(zip(times, row, strict=True)) for row in zip(*times.values(), strict=True)][1:]  # the first warms up
     found: dict[str, Any] = {f"{name}_seconds": statistics.median(row[name] for row in rounds) for name in times}
     found |= _spread("ratio", [row["step"] / row["floor"] for row in rounds])
-    for beside in ("floor", "copy"):
-        spent = [(row["merge"] + row["contract"]) / row[beside] for row in rounds]
-        found |= _spread(f"merge_and_contract_to_{beside}", spent)
+    found |= _spread("merge_and_contract_to_floor", [(row["merge"] + row["contract"]) / row["floor"] for row in rounds])
+    copied = [row["merge"] / row["copy"] + row["contract"] / row["copy_after"] for row in rounds]
+    found |= _spread("merge_and_contract_to_copy", copied)
     found |= _spread("reading_twice_to_floor", [2 * row["read"] / row["floor"] for row in rounds])
     with Operations() as counted:
         subject.model.merge()
@@ -187,7 +185,7 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
 
         def child(side: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
             line = [sys.executable, __file__, *words, f"--rounds={own.rounds}", f"--side={side}", f"--folder={name}"]
-            found: dict[str, Any] = json.loads(watch(line, environment).output.splitlines()[-1])
+            found: dict[str, Any] = json.loads(run(line, environment).splitlines()[-1])
             return found
 
         found = child("seconds")
