@@ -183,7 +183,8 @@ class MergedModel(nn.Module):
     def _fetch(self, places: Mapping[str, Place]) -> None:
         """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
         with exact(self.device):
-            for name, place in places.items():
+            # small ones first: what a processor needs to merge them is in its caches until a large one passes through
+            for name, place in sorted(places.items(), key=lambda one: one[1].tensor.numel()):
                 if self._source is not None or name not in self.task_vectors:
                     source = self._source or self.task_vectors.base.__getitem__
                     with torch.no_grad():
