@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 from adamerge.groups import Groups
 from adamerge.precision import exact
+from adamerge.rows import room
 
 PIECE = 1 << 19
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
 
 STORED_PIECE = 1 << 21
 """The same where rows are added from where they are, and the sum alone is in that cache."""
-
-
-Source = TypeVar("Source")
-
-
-def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor with nothing in it yet.
-
-    On a CPU it is numpy's: the C library uses again what numpy frees, while torch's allocations are aligned in a way that
-    makes glibc take new memory for each; and numpy asks the system for large pages, which take less time to read.
-    """
-    nbytes = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or nbytes == 0:
-        return torch.empty(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(numpy.empty(nbytes, dtype=numpy.uint8)).view(dtype).view(*shape)
-
-
-def filled(sources: Iterable[Source], rows: Tensor, fill: Callable[[Source, Tensor], object]) -> Iterator[Tensor]:
-    """Blocks of as many experts as there are rows, which are used again for the next; the last may be smaller.
-
-    Args:
-        sources: of the experts, one after the other.
-        rows: room for the experts of a block.
-        fill: makes one expert's row, in place.
-    """
-    made = 0
-    for source in sources:
-        fill(source, rows[made])
-        made += 1
-        if made == len(rows):
-            yield rows
-            made = 0
-    if made:
-        yield rows[:made]
 
 
 class Deltas(ABC):
@@ -234,29 +199,6 @@ class PartOfDeltas(Deltas):
     def _there(self, part: slice | None) -> slice:
         first = self.part.start
         return self.part if part is None else slice(first + part.start, first + part.stop)
-
-
-class Outline(Deltas):
-    """Deltas that are contracted and never summed: what they combine to has a shape and a way back, but no values.
-
-    Args:
-        of: the deltas.
-    """
-
-    def __init__(self, of: Deltas) -> None:
-        self.of, self.shape, self.device = of, of.shape, of.device
-
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """As they are."""
-        return self.of.blocks(dtype, part)
-
-    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Zeros that take no room."""
-        return coefficients.new_zeros(()).expand(self.shape.numel())
-
-    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """As they are contracted."""
-        return self.of.contract(gradient, groups, part)
 
 
 class DenseDeltas(Deltas):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas import PIECE, Deltas, filled, room
+from adamerge.deltas import PIECE, Deltas
 from adamerge.errors import ConfigError
-from adamerge.sums import together
+from adamerge.rows import filled, made_at_once, room
 
 BLOCK = 64
 """Numbers that share a scale in few bits: small enough that one outlier spoils little, and a scale is half a bit each."""
@@ -201,7 +201,7 @@ class KeptDeltas(Deltas):
     def widened(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """A few experts at a time, whose products with a gradient take less than those of one after the other."""
         part = self.whole if part is None else part
-        few = min(together(self.device), len(self.held))
+        few = made_at_once(len(self.held), self.device)
         if few == 1 and self.code.plain:
             return super().widened(dtype, part)
         return filled(

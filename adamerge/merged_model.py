@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from adamerge.agreement import refuse_other_network, refuse_shared_memory
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.deltas import Outline
 from adamerge.errors import CheckpointError
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.way_back import WayBack
+from adamerge.way_back import Outline, WayBack
 
 if TYPE_CHECKING:
     from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries

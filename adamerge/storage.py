@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 import torch
 
 from adamerge.conveyor import Arena, Conveyor
-from adamerge.deltas import Deltas, DenseDeltas, room
+from adamerge.deltas import Deltas, DenseDeltas
 from adamerge.errors import ConfigError
 from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
 from adamerge.memory import Memory, Sizes
-from adamerge.sums import together
+from adamerge.rows import made_at_once, room
 from adamerge.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -77,7 +77,8 @@ class Resident(Storage):
         """What is widened of a few experts, where deltas are narrower; or what a transform needs when they are read once."""
         if self.dtype == "float32":
             return Memory.of(_placing(sizes, sizes.read(device)), device)
-        return Memory.of(max(_few(sizes, device), _placing(sizes, sizes.largest)), device)
+        widened = FP32 * made_at_once(sizes.experts, device) * sizes.read(device)
+        return Memory.of(max(widened, _placing(sizes, sizes.largest)), device)
 
     def _keep(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
@@ -126,7 +127,8 @@ class LowBit(Storage):
 
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
         """What is decoded of a few experts, and one's integers apart; or what a transform needs when they are read once."""
-        return Memory.of(max(_few(sizes, device) + sizes.read(device), _placing(sizes, sizes.largest)), device)
+        decoded = (FP32 * made_at_once(sizes.experts, device) + 1) * sizes.read(device)
+        return Memory.of(max(decoded, _placing(sizes, sizes.largest)), device)
 
 
 class Pinned(Storage):
@@ -189,8 +191,8 @@ class Disk(Storage):
     def passing(self, sizes: Sizes, device: torch.device) -> Memory:
         """A few experts' deltas, and what is in no mapped file; of all, and what a transform makes of them, with one."""
         copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
-        copies += TRANSFORMED * sizes.experts if sizes.transformed else 0
-        return Memory.of(copies * FP32 * sizes.read(device) + (0 if sizes.transformed else _few(sizes, device)), device)
+        copies += TRANSFORMED * sizes.experts if sizes.transformed else made_at_once(sizes.experts, device)
+        return Memory.of(copies * FP32 * sizes.read(device), device)
 
 
 def _known(dtype: str) -> str:
@@ -210,11 +212,6 @@ def _dense(sizes: Sizes, code: Code) -> int:
         for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
         if numel
     )
-
-
-def _few(sizes: Sizes, device: torch.device) -> int:
-    """Bytes of the experts' fp32 deltas that are made before they are added or multiplied."""
-    return min(sizes.experts, together(device)) * FP32 * sizes.read(device)
 
 
 def _placing(sizes: Sizes, read: int) -> int:

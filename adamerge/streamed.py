@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas, filled, room
-from adamerge.sums import together
+from adamerge.deltas import Deltas
+from adamerge.rows import filled, made_at_once, room
 
 
 class StreamedDeltas(Deltas):
@@ -40,7 +40,7 @@ class StreamedDeltas(Deltas):
 
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """A few experts at a time, in memory that is used again for the next few."""
-        return self._subtracted(dtype, part, together(self.device))
+        return self._subtracted(dtype, part, made_at_once(len(self.experts), self.device))
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
         """All experts at a time."""
@@ -50,7 +50,7 @@ class StreamedDeltas(Deltas):
         part = self.whole if part is None else part
         base = self.base().reshape(-1)[part]
         base = base.to(self.device, torch.promote_types(base.dtype, dtype))
-        rows = room([min(at_once, len(self.experts)), len(base)], dtype, self.device)
+        rows = room([at_once, len(base)], dtype, self.device)
 
         def subtract(expert: Callable[[], Tensor], row: Tensor) -> None:
             own = expert().reshape(-1)[part].to(self.device, non_blocking=True)

@@ -20,37 +20,28 @@ VECTOR = 16
 """Bytes of the vectors in which it sums those."""
 
 
-def together(device: torch.device) -> int:
-    """Rows that are made before they are added: as many as are added at once; one on a device, to spare its memory."""
-    return FEW if device.type == "cpu" else 1
-
-
 def sum_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """``out = coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once."""
     few = _at_once(out, rows)
     if few:
         # the library has another way of adding with coefficients that do not lie side by side
         torch.mv(rows[:few].t(), coefficients[:few].contiguous(), out=out)
-        _add_few(out, rows[few:], coefficients[few:], few)
     else:
+        few = 1
         # a number without a dimension would be rounded to the row's dtype
         torch.mul(rows[0], coefficients[:1], out=out)
-        _add_each(out, rows[1:], coefficients[1:])
+    add_rows(out, rows[few:], coefficients[few:])
 
 
 def add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """The same, onto what is there."""
     few = _at_once(out, rows)
     if few:
-        _add_few(out, rows, coefficients, few)
+        coefficients = coefficients.contiguous()
+        for first in range(0, len(rows), few):
+            out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
     else:
         _add_each(out, rows, coefficients)
-
-
-def _add_few(out: Tensor, rows: Tensor, coefficients: Tensor, few: int) -> None:
-    coefficients = coefficients.contiguous()
-    for first in range(0, len(rows), few):
-        out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
 
 
 def _add_each(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:

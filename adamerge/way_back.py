@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from adamerge.copies import Place
+from adamerge.deltas import Deltas
+from adamerge.groups import Groups
 from adamerge.precision import exact
 
 
@@ -58,3 +60,26 @@ class WayBack:
         self.hand_on(places)
         found = [self._found.get(place) for place in range(len(self.parameters))]
         return [torch.zeros_like(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]
+
+
+class Outline(Deltas):
+    """Deltas that are contracted and never summed: what they combine to has a shape and a way back, but no values.
+
+    Args:
+        of: the deltas.
+    """
+
+    def __init__(self, of: Deltas) -> None:
+        self.of, self.shape, self.device = of, of.shape, of.device
+
+    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """As they are."""
+        return self.of.blocks(dtype, part)
+
+    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """Zeros that take no room."""
+        return coefficients.new_zeros(()).expand(self.shape.numel())
+
+    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
+        """As they are contracted."""
+        return self.of.contract(gradient, groups, part)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_groups import columns_of, strewn
 
-from adamerge.deltas import DenseDeltas, Outline, TransformedDeltas
+from adamerge.deltas import DenseDeltas, TransformedDeltas
 from adamerge.groups import Chunks, Whole
 from adamerge.streamed import StreamedDeltas
 
@@ -199,16 +199,6 @@ def test_a_part_takes_the_groups_of_the_whole(models, cut, kind, groups, edges, 
     inner = slice((edges[1] - edges[0]) // 3, (edges[1] - edges[0]) // 2)
     assert torch.equal(own.within(inner).combine(coefficients, groups), combined[inner])
     assert torch.equal(torch.cat(list(own.blocks(torch.float32))), deltas.dense().view(3, -1)[:, part])
-
-
-@pytest.mark.parametrize("kind", ["dense", "streamed"])
-def test_an_outline_has_the_gradient_and_no_values(models, kind):
-    deltas = storages(*models)[kind]
-    coefficients, slope = torch.randn(3, 7, requires_grad=True), torch.randn(SHAPE)
-    outline = Outline(deltas).combine(coefficients, Chunks(7))
-    assert outline.shape == SHAPE and outline.untyped_storage().nbytes() == 4
-    wanted = torch.autograd.grad(deltas.combine(coefficients, Chunks(7)), coefficients, slope)
-    assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])
 
 
 def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, cut):

@@ -63,7 +63,7 @@ def test_each_number_is_within_the_stated_bound(name, numel):
     code, row = CODES[name], numbers(numel)
     held = encoded(code, row)
     found = decoded(code, held, numel)
-    assert held.nbytes == code.nbytes(numel)
+    assert held.nbytes == code.nbytes(numel) and found.shape == (numel,) and not found.isnan().any()
     error = (found.double() - row.double()).abs()
     assert (error <= bound(code, row)).all()
     assert not found[row == 0].any()

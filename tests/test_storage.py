@@ -153,15 +153,14 @@ def test_cost_is_linear_in_tasks_whatever_holds_them(tmp_path, storage, tasks):
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp_path, storage):
     found = {}
-    for tasks in (2, FEW, 16):
+    for tasks in (2, FEW + 1, 16):
         folder = tmp_path / str(tasks)
         folder.mkdir()
         vectors = files(folder, tasks, 96)
         found[tasks] = cost(MergedModel(Mlp(Net(96)), vectors, LayerWise(vectors), storage), torch.randn(3, 96))
     largest = 4 * 2 * 96 * 96
     assert found[16].between <= 16 * 4 * 5 * 8 * 2
-    # so many experts are read or decoded at once; twelve more do not take what a quarter of one would
-    assert found[16].peak - found[FEW].peak <= largest / 4
+    assert found[16].peak - found[FEW + 1].peak <= 16 * 4 * 5 * 8 * 2  # a few are read or decoded at once, then others
     assert found[2].peak <= 4 * largest
 
 

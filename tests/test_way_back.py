@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_deltas import SHAPE, storages
 from torch import nn
 
 from adamerge.copies import Place
-from adamerge.way_back import WayBack
+from adamerge.groups import Chunks
+from adamerge.way_back import Outline, WayBack
 
 DELTAS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0], [5.0]])}
 
@@ -52,3 +54,13 @@ def test_a_tensor_that_the_loss_did_not_reach_and_one_without_coefficients_count
     fixed.grad = torch.ones(2)
     way.keep("fixed", torch.ones(2), fixed.shape)
     assert way.gradients({**places, "fixed": Place(fixed)})[0].item() == 80
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed"])
+def test_an_outline_has_the_gradient_and_no_values(kind):
+    deltas = storages(torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)])[kind]
+    coefficients, slope = torch.randn(3, 7, requires_grad=True), torch.randn(SHAPE)
+    outline = Outline(deltas).combine(coefficients, Chunks(7))
+    assert outline.shape == SHAPE and outline.untyped_storage().nbytes() == 4
+    wanted = torch.autograd.grad(deltas.combine(coefficients, Chunks(7)), coefficients, slope)
+    assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])

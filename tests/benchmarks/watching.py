@@ -67,8 +67,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None, 
     output = "".join(printed)
     if peaks["RssAnon"] > limit * 1024:
         raise CommandFailed(f"more than {limit:.0f} MiB of anonymous memory")
-    if process.returncode != 0:
-        raise CommandFailed(f"{' '.join(command)[:300]} ended with {process.returncode}:\n{output[-2000:]}")
+    _refuse_failure(command, process.returncode, output)
     return Watched(seconds, peaks["RssAnon"] / 1024, peaks["VmHWM"] / 1024, output)
 
 
@@ -81,9 +80,13 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     done = subprocess.run(
         command, env=own_environment(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if done.returncode != 0:
-        raise CommandFailed(f"{' '.join(command)[:300]} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+    _refuse_failure(command, done.returncode, done.stdout)
     return done.stdout
+
+
+def _refuse_failure(command: Sequence[str], code: int, output: str) -> None:
+    if code != 0:
+        raise CommandFailed(f"{' '.join(command)[:300]} ended with {code}:\n{output[-2000:]}")
 
 
 @contextmanager
