@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from adamerge.data import ImageTextTask, LanguageTask, TextTask
+from adamerge.data import ImageTextTask, LanguageCalibration, LanguageTask, TextTask
 from adamerge.task_vectors import TaskVectors
 
 POOLS = ROOT / "configs" / "pools"
@@ -159,6 +159,14 @@ def test_prompts_are_made_of_glues_columns(name):
         "sst2": "positive",
         "stsb": "3.8",
     }
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERTS if name.startswith("flan_t5")])
+def test_answers_reach_no_unlabelled_calibration(name):
+    """Not even those that are numbers."""
+    tasks = {task: LanguageTask(**settings) for task, settings in tasks_of(name).items()}
+    data = LanguageCalibration(tasks)
+    assert all(isinstance(data.read(task, "calibration", GLUE[task]), str) for task in tasks)
 
 
 def test_the_three_pools_of_flan_t5_have_the_same_data():

@@ -23,13 +23,16 @@ class ImageTextTask(LanguageTask):
     Args:
         dataset: a folder written by ``save_to_disk``, a calibration ``.json``, or a Hub id.
         text: the question, a template over the row's columns.
-        response: what the model should say, likewise; without one, the positions of the question count.
+        response: what the model should say, likewise; without one, the positions of the question count. It is a label:
+            calibration without labels reads the question alone, unless ``response_is_input``.
         words: for columns of numbers, the word of each number.
         image_column: holds the image, or its path.
         images: folder that relative paths start from; that of the ``.json`` file by default.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
         train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        response_is_input: read the response as text that follows the question, also without labels, as Expert Merging does;
+            the summary and the card then say so.
 
     Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
     """
@@ -38,9 +41,9 @@ class ImageTextTask(LanguageTask):
     image_column: str = field(default="image", kw_only=True)
     images: str | None = field(default=None, kw_only=True)
 
-    def sample(self, row: Mapping[str, Any]) -> Any:
-        """``{"image", "question", "response"}``, the response None where there is none."""
-        words = super().sample({name: value for name, value in row.items() if name != self.image_column})
+    def sample(self, row: Mapping[str, Any], responds: bool = True) -> Any:
+        """``{"image", "question", "response"}``, the response None where there is none or it is not wanted."""
+        words = super().sample({name: value for name, value in row.items() if name != self.image_column}, responds)
         image = row[self.image_column]
         if isinstance(words, str):
             return {"image": image, "question": words, "response": None}

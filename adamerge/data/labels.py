@@ -98,7 +98,16 @@ class ClassLabels(Labelling):
         """The column."""
         if not self.has(rows):
             raise DataError(f"{where} has no labels", expected=LABEL, got=rows.column_names)
-        return Classes(rows[LABEL])
+        classes = list(rows[LABEL])
+        none = next((label for label in classes if label is None or label < 0), 0)
+        if none != 0:
+            raise DataError(
+                f"{where} has samples without a label",
+                expected="classes from 0 on",
+                got=none,
+                todo="name a split whose labels are published, such as test: validation",
+            )
+        return Classes(classes)
 
 
 class TokenLabels(Labelling):

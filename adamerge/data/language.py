@@ -13,6 +13,7 @@ from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
+from adamerge.errors import DataError
 
 
 @dataclass
@@ -24,27 +25,36 @@ class LanguageTask(Table):
     Args:
         dataset: a folder written by ``save_to_disk``, a data file (JSON, JSON lines, CSV, Parquet, text), or a Hub id.
         text: the whole text when there is no response, else the prompt.
-        response: what the model should say; only its tokens count then. Where it is made of ``words``, it is a label, and
-            calibration without labels does not see it.
-        messages: column of a chat, a list of ``{"role", "content"}``, instead of both; the assistant's turns count.
+        response: what the model should say; only its tokens count then. It is a label: calibration without labels reads the
+            prompt alone, unless ``response_is_input``.
+        messages: column of a chat, a list of ``{"role", "content"}``, instead of both; the assistant's turns count. It is
+            text, and read whole.
         words: for columns of numbers, the word of each number: ``{label: [negative, positive]}``.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
         train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        response_is_input: read the response as text that follows the prompt, also without labels, as Expert Merging does; the
+            summary and the card then say so.
     """
 
     text: str = "{text}"
     response: str | None = None
     messages: str | None = None
     words: dict[str, list[str]] = field(default_factory=dict)
+    response_is_input: bool = field(default=False, kw_only=True)
 
-    def sample(self, row: Mapping[str, Any]) -> Any:
-        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``."""
+    def sample(self, row: Mapping[str, Any], responds: bool = True) -> Any:
+        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``.
+
+        Args:
+            row: of the data set.
+            responds: with the response, where there is one; else the prompt is all of the text.
+        """
         if self.messages is not None:
             return {"messages": row[self.messages]}
         named = {column: "" if value is None else value for column, value in row.items()}
-        named |= {column: words[row[column]] for column, words in self.words.items()}
-        if self.response is None:
+        named |= {column: _word(column, row[column], words) for column, words in self.words.items()}
+        if self.response is None or not responds:
             return self.text.format_map(named)
         return {"prompt": self.text.format_map(named), "response": self.response.format_map(named)}
 
@@ -54,6 +64,17 @@ class LanguageTask(Table):
             return [self.messages]
         parsed = [part for text in (self.text, self.response or "") for part in Formatter().parse(text)]
         return sorted({name.partition(".")[0].partition("[")[0] for _, name, _, _ in parsed if name})
+
+
+def _word(column: str, number: Any, words: Sequence[str]) -> str:
+    if not isinstance(number, int) or not 0 <= number < len(words):
+        raise DataError(
+            f"column '{column}' holds {number!r}, which none of the words stands for",
+            expected=f"0 to {len(words) - 1}: {list(words)}",
+            got=number,
+            todo="name a split whose labels are published, such as test: validation",
+        )
+    return words[number]
 
 
 class LanguageCalibration(TableCalibration):
@@ -121,12 +142,21 @@ class LanguageCalibration(TableCalibration):
         return tuple(self.sources[task].fields())
 
     def read(self, task: str, split: str, value: Any) -> Any:
-        """Fill the templates; without labels, no word that stands for one is calibrated on."""
+        """Fill the templates; without labels, no response is calibrated on that is not the task's input."""
         source = self.sources[task]
-        sample = source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value})
-        if split == "calibration" and not self.labelled and source.words and source.response is not None:
-            return sample["prompt"]
-        return sample
+        responds = split != "calibration" or self.labelled or source.response_is_input
+        return source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value}, responds)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """As of all data; and of which tasks the responses were read as text, where labels were not."""
+        sources = {task: self.sources[task] for task in self.fitted}
+        read = [
+            task
+            for task, source in sources.items()
+            if source.messages is not None or (source.response is not None and source.response_is_input)
+        ]
+        return super().protocol | ({"responses_read_as_text": read} if read and not self.labelled else {})
 
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
         """The columns as they are."""

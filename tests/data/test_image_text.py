@@ -30,14 +30,17 @@ def samples(task):
 
 
 def test_a_calibration_file_is_all_calibration(calibration):
-    found = samples(ImageTextTask(str(calibration / "vqa.json"), response="{response}"))
+    found = samples(ImageTextTask(str(calibration / "vqa.json"), response="{response}", response_is_input=True))
     assert [sample["question"] for sample in found] == ["what is 0?", "what is 1?", "what is 2?"]
     assert [sample["image"].getpixel((0, 0))[0] for sample in found] == [0, 1, 2]
     assert found[0]["response"] == "it is 0"
 
 
-def test_a_response_that_lacks_is_none(calibration):
-    assert samples(ImageTextTask(str(calibration / "vqa.json"), response="{response}"))[1]["response"] is None
+def test_a_response_that_lacks_or_is_a_label_is_none(calibration):
+    read = samples(ImageTextTask(str(calibration / "vqa.json"), response="{response}", response_is_input=True))
+    assert [sample["response"] for sample in read] == ["it is 0", None, "it is 2"]
+    labels = samples(ImageTextTask(str(calibration / "vqa.json"), response="{response}"))
+    assert [sample["response"] for sample in labels] == [None] * 3 and labels[2]["question"] == "what is 2?"
     assert samples(ImageTextTask(str(calibration / "vqa.json")))[0]["response"] is None
 
 

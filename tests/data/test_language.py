@@ -57,15 +57,42 @@ def test_prompts_responses_and_words_for_numbers(folder):
     assert "".join(map(chr, found)) == "yes"
 
 
-def test_words_that_are_labels_reach_no_unlabelled_calibration(folder):
-    task = LanguageTask(folder, "q {premise} a ", response="{label}", words={"label": ["no", "yes"]})
-    row = {"premise": "p", "label": 1}
+@pytest.mark.parametrize(
+    ("response", "words", "said"), [("{label}", {"label": ["no", "yes"]}, "yes"), ("{label:.1f}", {}, "1.0")]
+)
+def test_responses_reach_no_unlabelled_calibration(folder, response, words, said):
+    task = LanguageTask(folder, "q {premise} a ", response, words=words)
+    row, whole = {"premise": "p", "label": 1}, {"prompt": "q p a ", "response": said}
     for labelled, split, expected in (
         (False, "calibration", "q p a "),
-        (False, "test", {"prompt": "q p a ", "response": "yes"}),
-        (True, "calibration", {"prompt": "q p a ", "response": "yes"}),
+        (False, "test", whole),
+        (True, "calibration", whole),
     ):
         assert LanguageCalibration({"one": task}, labelled=labelled).read("one", split, row) == expected
+
+
+def test_responses_that_are_input_are_read_and_the_protocol_says_so(folder):
+    plain = LanguageTask(folder, "{premise}", "{label}")
+    read = LanguageTask(folder, "{premise}", "{label}", response_is_input=True)
+    chat = LanguageTask(folder, messages="premise")
+    row = {"premise": "p", "label": 1}
+    data = LanguageCalibration({"plain": plain, "read": read, "chat": chat})
+    assert data.read("plain", "calibration", row) == "p"
+    assert data.read("read", "calibration", row) == {"prompt": "p", "response": "1"}
+    assert data.protocol["responses_read_as_text"] == ["read", "chat"]
+    assert "responses_read_as_text" not in LanguageCalibration({"plain": plain}).protocol
+    assert "responses_read_as_text" not in LanguageCalibration({"read": read}, labelled=True).protocol
+    assert LanguageCalibration({"read": read, "chat": chat}, only=["read"]).protocol["responses_read_as_text"] == [
+        "read"
+    ]
+
+
+@pytest.mark.parametrize("number", [-1, 2, None, 0.5])
+def test_a_number_that_no_word_stands_for_is_refused(folder, number):
+    """-1 where labels are not published; Python would take the last word."""
+    task = LanguageTask(folder, "{premise}", response="{label}", words={"label": ["no", "yes"]})
+    with pytest.raises(DataError, match=r"(?s)column 'label' holds .*0 to 1: .*no.*yes.*test: validation"):
+        task.sample({"premise": "p", "label": number})
 
 
 def test_chats_are_handed_on():
