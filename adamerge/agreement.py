@@ -130,6 +130,34 @@ def refuse_other_network(
             )
 
 
+def refuse_untrainable(merged: Mapping[str, torch.Tensor], selected: Sequence[str], base: Checkpoint) -> None:
+    """Refuse to merge by gradients what takes none.
+
+    Args:
+        merged: the network's own tensors that are to be merged, by name.
+        selected: names that the patterns leave.
+        base: of the experts.
+
+    Raises:
+        CheckpointError: one of them is no parameter, or there is none.
+    """
+    if not merged:
+        raise CheckpointError(
+            "nothing is merged that the network uses",
+            where=base.location,
+            expected="tensors of the network among those that include and exclude leave",
+            got=selected[:3],
+            todo="widen task_vectors.include, or narrow task_vectors.exclude",
+        )
+    for name, tensor in merged.items():
+        if not isinstance(tensor, torch.nn.Parameter):
+            raise CheckpointError(
+                f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
+                where=base.location,
+                todo=f"pass exclude=['{name}']: buffers stay the base's",
+            )
+
+
 def refuse_shared_memory(tensors: Mapping[str, torch.Tensor], models: Mapping[str, Checkpoint]) -> None:
     """Refuse models in memory that are the network's own tensors: each merge would overwrite what it reads.
 

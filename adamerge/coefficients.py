@@ -184,6 +184,31 @@ def load_coefficients(
     return Coefficients(vectors, parametrization, layout, dtype, step, protocol, sections["buffer"])
 
 
+def load_values(path: Path, parametrization: Parametrization, experts: Sequence[str]) -> None:
+    """Set a parametrization's values and mask, in place, to those of a file; experts go by name, models are not compared.
+
+    Args:
+        path: the file.
+        parametrization: of the same groups and mask.
+        experts: whose rows it has, in their order.
+
+    Raises:
+        CoefficientsError: the file cannot be read, or is of other experts, groups or masked tensors.
+    """
+    metadata, sections = read_coefficients(path)
+    rows = metadata["rows"]
+    if sorted(rows) != sorted(experts):
+        raise CoefficientsError(
+            f"init_from {path}: its experts are not this run's", expected=sorted(experts), got=sorted(rows)
+        )
+    order = [rows.index(task) for task in experts]
+    try:
+        parametrization.load_values({group: value[order] for group, value in sections["w"].items()})
+        parametrization.load_masks(sections["mask"])
+    except (KeyError, ValueError) as error:
+        raise CoefficientsError(f"init_from {path}: {error.args[0]}", todo="use the same parametrization") from error
+
+
 def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
     """Each is one of the base's floating-point tensors that are not merged."""
     for name, value in buffers.items():

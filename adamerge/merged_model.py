@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from adamerge.agreement import refuse_other_network, refuse_shared_memory
+from adamerge.agreement import refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.errors import CheckpointError
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.way_back import Outline, WayBack
+from adamerge.way_back import Outline, PullBack, WayBack
 
 if TYPE_CHECKING:
     from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries
@@ -79,30 +79,17 @@ class MergedModel(nn.Module):
         refuse_shared_memory(tensors, {"the base": task_vectors.base} | task_vectors.checkpoints)
         backbone.network.eval().requires_grad_(False)
         merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}
-        for name, holder in merged.items():
-            if not isinstance(holder, nn.Parameter):
-                raise CheckpointError(
-                    f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
-                    where=task_vectors.base.location,
-                    todo=f"pass exclude=['{name}']: buffers stay the base's",
-                )
+        refuse_untrainable(merged, list(task_vectors), task_vectors.base)
+        for holder in merged.values():
             holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             holder.grad_dtype = torch.float32
-        if not merged:
-            raise CheckpointError(
-                "nothing is merged that the network uses",
-                where=task_vectors.base.location,
-                expected="tensors of the network among those that include and exclude leave",
-                got=list(task_vectors)[:3],
-                todo="widen task_vectors.include, or narrow task_vectors.exclude",
-            )
         self.dtype = next(iter(merged.values())).dtype
         """Of the merged copy."""
         self._passing = self.copy.passing(backbone.network, tensors)
         for part in self._passing:
             part.fetch, part.hand_on = self._fetch, self._hand_on
-        if self.copy.ready:
+        if self.copy.ready and not backbone.outlined:
             self.fill(task_vectors.base.__getitem__)
 
     @property
@@ -164,7 +151,8 @@ class MergedModel(nn.Module):
         """
         if self._way_back is None:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
-        scalar: Tensor = _PullBack.apply(loss, self, self._way_back, *self._way_back.parameters)
+        way_back = self._way_back
+        scalar: Tensor = PullBack.apply(loss, partial(self._contract, way_back), *way_back.parameters)
         return scalar
 
     def forward(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
@@ -265,14 +253,3 @@ class MergedModel(nn.Module):
         if self._deltas_device != self.device:
             self.task_vectors = self.storage.place(self.task_vectors, self.device)
             self._deltas_device = self.device
-
-
-class _PullBack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, merged: MergedModel, way_back: WayBack, *parameters: Tensor) -> Tensor:
-        ctx.merged, ctx.way_back = merged, way_back
-        return loss.detach().clone()
-
-    @staticmethod
-    def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(gradient * scale[0] for gradient in ctx.merged._contract(ctx.way_back))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,24 @@ class WayBack:
         self.hand_on(places)
         found = [self._found.get(place) for place in range(len(self.parameters))]
         return [torch.zeros_like(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]
+
+
+class PullBack(torch.autograd.Function):
+    """A loss as a function of the parameters: its value is known, and its gradients are asked for in its backward pass.
+
+    Applied to the loss ``()``, to what gives the gradients, one for each parameter, and to the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Callable[[], Sequence[Tensor]], *parameters: Tensor) -> Tensor:
+        """The value."""
+        ctx.gradients = gradients
+        return loss.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, as often as the loss counts."""
+        return None, None, *(gradient * scale[0] for gradient in ctx.gradients())
 
 
 class Outline(Deltas):

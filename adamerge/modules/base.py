@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from adamerge.backbones import Backbone, Batch
-from adamerge.coefficient_file import read_coefficients
-from adamerge.coefficients import Coefficients
+from adamerge.coefficients import Coefficients, load_values
 from adamerge.copies import Copy
 from adamerge.data import Calibration
-from adamerge.errors import CoefficientsError, ConfigError
+from adamerge.errors import ConfigError
 from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
-from adamerge.modules.checks import check_fit, planned
+from adamerge.modules.checks import check_fit, check_steps, planned
 from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
@@ -92,7 +91,7 @@ class MergingModule(LightningModule, ABC):
         self._metrics: dict[str, MeanMetric] = {}
         self._evaluated: list[str] = []
         if init_from is not None:
-            self._warm_start(Path(init_from))
+            load_values(Path(init_from), self.merged.parametrization, self.merged.task_vectors.experts)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -184,22 +183,7 @@ class MergingModule(LightningModule, ABC):
             ConfigError: they do not.
         """
         check_fit(self.merged, self.objective, self.task_weights, data, precision)
-        if self._trainer is not None and self._trainer.accumulate_grad_batches != 1:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
-                expected=1,
-                got=self._trainer.accumulate_grad_batches,
-                todo="set model.micro_batch to save memory",
-            )
-        processes = self.processes
-        if self.merged.copy.collective and self.micro_batch is not None and data.batch_size % processes:
-            raise ConfigError(
-                f"data.batch_size: with model.micro_batch, processes of a {self.merged.copy} would wait for passes that "
-                "others do not make",
-                expected=f"a multiple of the {processes} processes",
-                got=data.batch_size,
-                todo=f"set data.batch_size={processes * max(1, round(data.batch_size / processes))}",
-            )
+        check_steps(self.merged, self.micro_batch, data.batch_size, self._trainer)
 
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""
@@ -272,21 +256,3 @@ class MergingModule(LightningModule, ABC):
         values: dict[str, Tensor] = {task: metric.compute() for task, metric in self._metrics.items()}
         self.log_dict({f"{split}/{name}/{task}": value for task, value in values.items()})
         self.log(f"{split}/{name}", torch.stack(list(values.values())).mean(), prog_bar=True)
-
-    def _warm_start(self, path: Path) -> None:
-        metadata, sections = read_coefficients(path)
-        experts = self.merged.task_vectors.experts
-        if sorted(metadata["rows"]) != sorted(experts):
-            raise CoefficientsError(
-                f"init_from {path}: its experts are not this run's",
-                expected=sorted(experts),
-                got=sorted(metadata["rows"]),
-            )
-        order: Sequence[int] = [metadata["rows"].index(task) for task in experts]
-        try:
-            self.merged.parametrization.load_values({group: value[order] for group, value in sections["w"].items()})
-            self.merged.parametrization.load_masks(sections["mask"])
-        except (KeyError, ValueError) as error:
-            raise CoefficientsError(
-                f"init_from {path}: {error.args[0]}", todo="use the same parametrization"
-            ) from error

@@ -71,6 +71,46 @@ def check_fit(
         raise ConfigError(f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange)
 
 
+def check_steps(merged: MergedModel, micro_batch: int | None, batch_size: int, trainer: Trainer | None) -> None:
+    """See whether the trainer's steps can be taken.
+
+    Args:
+        merged: what is trained.
+        micro_batch: samples per forward pass; all when None.
+        batch_size: samples per task and step, over all processes.
+        trainer: None while there is none.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if trainer is None:
+        return
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
+            expected=1,
+            got=trainer.accumulate_grad_batches,
+            todo="set model.micro_batch to save memory",
+        )
+    processes = trainer.world_size
+    if processes > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise ConfigError(
+            "trainer.use_distributed_sampler: each process takes its part of every step's batch by itself, and a sampler "
+            "of the trainer's would take steps away",
+            expected=False,
+            got=True,
+            todo="Trainer(use_distributed_sampler=False)",
+        )
+    if merged.copy.collective and micro_batch is not None and batch_size % processes:
+        raise ConfigError(
+            f"data.batch_size: with model.micro_batch, processes of a {merged.copy} would wait for passes that others do "
+            "not make",
+            expected=f"a multiple of the {processes} processes",
+            got=batch_size,
+            todo=f"set data.batch_size={processes * max(1, round(batch_size / processes))}",
+        )
+
+
 def _check_heads(merged: MergedModel) -> None:
     """Tensors that training does not see must not be merged: the export would differ from what was trained."""
     vectors = merged.task_vectors

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
 
 from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
@@ -13,7 +14,7 @@ from adamerge.objectives import LogitAlignment, Objective
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.storage import Disk, Resident
 
-from .test_adaptive import fitted, images, module_of, w
+from .test_adaptive import QUIET, fitted, images, module_of, w
 
 
 class Supervised(Objective):
@@ -50,6 +51,21 @@ def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(po
     fitted(module_of(one), images(image_folders))
 
 
+def two_processes(use_distributed_sampler):
+    settings = SimpleNamespace(use_distributed_sampler=use_distributed_sampler)
+    return SimpleNamespace(world_size=2, accumulate_grad_batches=1, _accelerator_connector=settings)
+
+
+def test_a_sampler_of_the_trainers_is_refused_where_it_would_take_steps_away(pool, image_folders):
+    """Lightning's default; with one process it is not used."""
+    module = module_of(pool)
+    module._trainer = two_processes(use_distributed_sampler=True)
+    with pytest.raises(ConfigError, match=r"Trainer\(use_distributed_sampler=False\)"):
+        module.check(images(image_folders), "32-true")
+    module._trainer = Trainer(max_steps=1, **{**QUIET, "use_distributed_sampler": True})
+    module.check(images(image_folders), "32-true")
+
+
 class Collective(WholeCopy):
     """Whose processes go through each pass together."""
 
@@ -58,7 +74,7 @@ class Collective(WholeCopy):
 
 def test_processes_that_wait_for_each_other_make_the_same_passes(pool, image_folders):
     module = module_of(pool, copy=Collective(), micro_batch=3)
-    module._trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1)
+    module._trainer = two_processes(use_distributed_sampler=False)
     with pytest.raises(ConfigError, match="processes of a Collective would wait") as caught:
         module.check(images(image_folders, batch_size=7), "32-true")
     assert "a multiple of the 2 processes" in str(caught.value) and "data.batch_size=8" in str(caught.value)
