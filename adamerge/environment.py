@@ -1,4 +1,4 @@
-"""The environment of a run: versions, threads, processes and devices, which decide whether numbers repeat to the bit."""
+"""The environment of a run: versions, threads, devices, models and data, which decide whether numbers repeat to the bit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from lightning import Trainer
 import adamerge
 from adamerge.errors import ConfigError
 from adamerge.files import read_json
+from adamerge.task_vectors import TaskVectors
 
-SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device")
+SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device", "models", "data")
 
 
-def environment_of(trainer: Trainer | None) -> dict[str, Any]:
-    """What decides whether numbers come out the same to the bit."""
+def environment_of(
+    trainer: Trainer | None, vectors: TaskVectors | None = None, protocol: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What decides whether numbers come out the same to the bit.
+
+    Args:
+        trainer: of the fit; None where nothing is fitted.
+        vectors: whose base and experts are merged; each is told by its fingerprint.
+        protocol: of the data.
+    """
     return {
         "adamerge": adamerge.__version__,
         "torch": torch.__version__,
@@ -29,6 +38,8 @@ def environment_of(trainer: Trainer | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": trainer.world_size if trainer is not None else 1,
         "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
+        "models": {} if vectors is None else {who: model.fingerprint for who, model in vectors.models().items()},
+        "data": dict(protocol or {}),
     }
 
 
@@ -43,10 +54,17 @@ def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
     if changed:
         raise ConfigError(
             f"{folder}: resuming would not give the same numbers: {changed[0]} changed",
-            expected={key: before.get(key) for key in changed},
-            got={key: environment[key] for key in changed},
+            expected={key: _differing(before.get(key), environment[key]) for key in changed},
+            got={key: _differing(environment[key], before.get(key)) for key in changed},
             todo="run it where it ran before, or pass --allow-resume-difference",
         )
+
+
+def _differing(value: Any, other: Any) -> Any:
+    """The value; of several by name, those that are not the other's."""
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return value
+    return {name: one for name, one in value.items() if name not in other or other[name] != one}
 
 
 def _device_name(device: torch.device) -> str:

@@ -24,7 +24,7 @@ from adamerge.allocation import allocation_table
 from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.config_files import config_files
-from adamerge.configuration import ConfigCLI
+from adamerge.configuration import ConfigCLI, FitCLI
 from adamerge.data import Calibration
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import CheckpointError, ConfigError
@@ -65,7 +65,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             raise ConfigError(f"{resume} is not a run's folder: it has no config.yaml")
         _refuse_ended(resume)
         arguments = ["--config", str(resume / "config.yaml")]
-    cli = ConfigCLI(arguments)
+    cli = FitCLI(arguments)
     module: MergingModule = cli.model
     data: Calibration = cli.datamodule
     settings = cli.config
@@ -82,6 +82,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
             once = cli.trainer_with([], logger=False)
+            module.teachers = module.teachers.in_memory()  # nothing stays
             _plan_printed(module, once, settings)
             once.fit(module, data)
         return None
@@ -156,7 +157,7 @@ def _search(
     trainer: Trainer, module: MergingModule, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
-    environment = environment_of(trainer)
+    environment = environment_of(trainer, module.merged.task_vectors, data.protocol)
     if checkpoint is not None and not allow_difference:
         refuse_difference(folder, environment)
     if is_first_process():
@@ -181,7 +182,7 @@ def _write_initial(module: MergingModule, data: Calibration, folder: Path) -> No
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
-    write_json(folder / "environment.json", environment_of(None))
+    write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
     write_json(
         folder / "summary.json",
         {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},

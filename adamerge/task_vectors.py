@@ -165,7 +165,7 @@ class TaskVectors(Mapping[str, Deltas]):
             CheckpointError: a weight is NaN or infinite, a file changed since it was opened, an expert equals the base
                 or another expert.
         """
-        models = {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
+        models = self.models()
         seen: dict[str, Checkpoint] = {}
         for who, model in models.items():
             model.check()
@@ -176,6 +176,10 @@ class TaskVectors(Mapping[str, Deltas]):
                         todo="remove it: its coefficient could not be learned",
                     )
             seen[who] = model
+
+    def models(self) -> dict[str, Checkpoint]:
+        """The base and the experts, by what messages call them."""
+        return {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

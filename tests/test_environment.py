@@ -9,6 +9,7 @@ from toys import QUIET
 
 from adamerge.environment import SAME_ON_RESUME, environment_of, refuse_difference
 from adamerge.errors import ConfigError
+from adamerge.task_vectors import TaskVectors
 
 
 def test_it_records_what_decides_the_numbers():
@@ -20,6 +21,20 @@ def test_it_records_what_decides_the_numbers():
         == tuple(environment_of(None)[k] for k in ("world_size", "device"))
     )
     assert json.loads(json.dumps(found)) == found
+    assert (found["models"], found["data"]) == ({}, {})
+
+
+def test_models_and_data_decide_too(pool, tmp_path):
+    vectors = TaskVectors(**pool)
+    found = environment_of(None, vectors, {"seed": 3, "transductive": False})
+    assert found["models"].keys() == {"the base", *(f"expert '{task}'" for task in vectors.experts)}
+    assert found["models"]["the base"] == vectors.base.fingerprint and found["data"]["seed"] == 3
+    other = {**found, "models": {**found["models"], "the base": "other"}, "data": {**found["data"], "seed": 4}}
+    (tmp_path / "environment.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="models changed") as caught:
+        refuse_difference(tmp_path, found)
+    assert caught.value.expected == {"models": {"the base": "other"}, "data": {"seed": 4}}
+    assert caught.value.got == {"models": {"the base": vectors.base.fingerprint}, "data": {"seed": 3}}
 
 
 @pytest.mark.parametrize("key", SAME_ON_RESUME)

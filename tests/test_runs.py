@@ -27,6 +27,7 @@ from running import (
     without_pictures,
     write_yaml,
 )
+from safetensors.torch import load_file, save_file
 
 from adamerge.runs import fit
 
@@ -185,6 +186,19 @@ def test_resume_under_other_threads_needs_a_flag(pool_file, capfd):
     assert "77" in outcome.err and str(torch.get_num_threads()) in outcome.err, "both values are named"
     assert ((run / "coefficients.safetensors").read_bytes(), (run / "metrics.csv").read_bytes()) == before
     assert command(capfd, "fit", "--resume", run, "--allow-resume-difference").code == 0
+
+
+def test_resume_with_another_expert_under_the_same_name_needs_a_flag(pool_file, pool, tmp_path, capfd):
+    moved = tmp_path / "colours.safetensors"
+    moved.write_bytes(Path(pool["experts"]["colours"]).read_bytes())
+    run = fit(fit_words(pool_file, "--id=a", f"--model.task_vectors.experts.colours={moved}"))
+    changed = load_file(moved)
+    changed["visual.proj"] += 1
+    save_file(changed, moved)
+    before = (run / "coefficients.safetensors").read_bytes()
+    outcome = command(capfd, "fit", "--resume", run)
+    assert outcome.code == 2 and "models changed" in outcome.error and "expert 'colours'" in outcome.err
+    assert "the base" not in outcome.err and (run / "coefficients.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "garbage", "empty"])

@@ -256,6 +256,12 @@ def test_fast_dev_run_looks_at_the_first_stage_and_leaves_nothing(pool_file, met
     assert not Path("runs").exists()
 
 
+def test_fast_dev_run_keeps_nothing_of_teachers_either(pool_file):
+    before = sorted(Path().rglob("*"))
+    assert fit(words(pool_file, METHODS / "expert_merging_plusplus", "--trainer.fast_dev_run=true")) is None
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_test_inspect_and_export_take_a_staged_run(pool_file, method, capfd):
     run = fit(words(pool_file, method, "--id=a"))
     outcome = command(capfd, "test", run)

@@ -107,6 +107,10 @@ class TeacherCache:
         self._close(strategy, steps)
         self.seconds = time.monotonic() - start
 
+    def in_memory(self) -> TeacherCache:
+        """The same, of which nothing is left."""
+        return TeacherCache(self.top, self.dtype)
+
     def report(self) -> dict[str, Any]:
         """For the summary: forward passes of this process, samples that were there already, and seconds."""
         return {"forwards": self.forwards, "found": self.found, "seconds": round(self.seconds, 3)}
@@ -150,7 +154,8 @@ class TeacherFiles(TeacherCache):
         super().__init__(top, dtype)
         self.folder = folder
         self._folders: dict[str, Path] = {}
-        self._entries: dict[tuple[str, int], tuple[str, TensorFile]] = {}
+        self._entries: dict[tuple[str, int, str], TensorFile] = {}  # by task, number and digest of the sample
+        self._digests: dict[tuple[str, int], str] = {}  # of this fit's samples: a number may have been another's before
 
     def _open(
         self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
@@ -184,7 +189,7 @@ class TeacherFiles(TeacherCache):
                 digests = json.loads(file.metadata[DIGESTS])
             except (CheckpointError, KeyError, ValueError):
                 continue  # damaged from outside; its samples are run again
-            self._entries |= {(task, int(index)): (digest, file) for index, digest in digests.items()}
+            self._entries |= {(task, int(index), digest): file for index, digest in digests.items()}
 
     def _wanted(self, task: str, steps: Steps) -> list[int]:
         """This process's share of what all processes need."""
@@ -192,29 +197,31 @@ class TeacherFiles(TeacherCache):
         return sorted(wanted)[steps.rank :: steps.world_size]
 
     def _holds(self, task: str, index: int, samples: Samples) -> bool:
-        entry = self._entries.get((task, index))
-        return entry is not None and entry[0] == digest_of(samples[index])
+        digest = self._digests[task, index] = digest_of(samples[index])
+        return (task, index, digest) in self._entries
 
     def _keep(self, task: str, entries: Mapping[int, Kept], samples: Samples) -> None:
-        digests = {str(index): digest_of(samples[index]) for index in entries}
+        digests = {str(index): self._digests[task, index] for index in entries}
         values = {f"{index}.{name}": value for index, kept in entries.items() for name, value in kept.items()}
         metadata = json.dumps(digests)
         path = self._folders[task] / f"{hashlib.sha256(metadata.encode()).hexdigest()[:16]}.safetensors"
         with staged_file(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(values, {DIGESTS: metadata}))
         file = TensorFile(path)
-        self._entries |= {(task, int(index)): (digest, file) for index, digest in digests.items()}
+        self._entries |= {(task, int(index), digest): file for index, digest in digests.items()}
 
     def _kept(self, task: str, index: int) -> Kept:
-        _, file = self._entries[task, index]
+        file = self._entries[task, index, self._digests[task, index]]
         prefix = f"{index}."
         return {name.removeprefix(prefix): file.read(name) for name in file.tensors if name.startswith(prefix)}
 
     def _close(self, strategy: Strategy, steps: Steps) -> None:
         if steps.world_size > 1:
             strategy.barrier("teachers")
-            for task in self._folders:
+            for task, samples in steps.samples.items():
                 self._read(task)
+                for index in super()._wanted(task, steps):
+                    self._digests[task, index] = digest_of(samples[index])
 
 
 def _forward_context(strategy: Strategy) -> AbstractContextManager[Any]:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from running import environment
 from torch.optim import SGD
-from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors, toy_weights
+from toys import QUIET, ToyLanguage, ToyTexts, toy_fit, toy_vectors, toy_weights
 
 from adamerge import LayerWise
 from adamerge.backbones.inputs import stack
+from adamerge.data.steps import Steps
 from adamerge.errors import ConfigError
 from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
@@ -243,7 +245,6 @@ def test_the_identity_can_be_read_by_a_person(tmp_path):
 def test_two_processes_share_the_samples_without_overlap():
     samples = ToyTexts()
     samples.serve(ToyLanguage())
-    from adamerge.data.steps import Steps
 
     def steps(rank):
         return Steps({"one": samples.samples("one", "calibration")}, None, 4, 0, 9, rank, 2)
@@ -254,6 +255,42 @@ def test_two_processes_share_the_samples_without_overlap():
     for rank in (0, 1):
         used = {int(i) for step in range(9) for i in steps(rank)[step]["one"].indices}
         assert own[rank] == used
+
+
+class Backwards(ToyTexts):
+    """The same samples, which have other numbers."""
+
+    def load(self, task):
+        return {split: rows.select(range(len(rows))[::-1]) for split, rows in super().load(task).items()}
+
+
+class OfTwo:
+    """Stands for the strategy of one of two processes."""
+
+    precision_plugin = Trainer(**QUIET).strategy.precision_plugin
+
+    def barrier(self, name):
+        """Both are there."""
+
+
+def test_a_sample_of_an_earlier_fit_under_the_same_number_is_not_taken_for_this_ones(tmp_path):
+    """Two processes read all files of the folder, and a file of either fit may come last."""
+    module, kept = module_of(), {}
+    module.merged.fill(module.merged.task_vectors.base.__getitem__)
+    for kind in (ToyTexts, Backwards, ToyTexts, Backwards):
+        data = kind()
+        data.serve(module.merged.backbone)
+        module.merged.backbone.build_heads(data.tasks, module.merged.task_vectors.checkpoints)
+        steps = Steps({"one": data.samples("one", "calibration")}, None, 4, 0, 9, 0, 2)
+        for rank in (1, 0):
+            steps.rank = rank
+            cache = TeacherFiles(folder=tmp_path)
+            cache.fill(module.merged, steps, (), 4, OfTwo(), tmp_path)
+        for index in TeacherCache()._wanted("one", steps):
+            text = tuple(steps.samples["one"][index]["tokens"].tolist())
+            found = cache("one", index).logits
+            assert torch.equal(kept.setdefault(text, found), found)
+    assert len(kept) > 5
 
 
 def test_the_largest_logits_alone_learn_nearly_the_same():
