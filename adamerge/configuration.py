@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import adamerge.shards  # noqa: F401  (a class goes by its short name once it is there)
+from adamerge.backbones.transformers import outlined
 from adamerge.config_files import config_files, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
@@ -146,6 +148,17 @@ class ConfigCLI(LightningCLI):
             ]
             todo = f"did you mean '{near[0]}'?" if near else "adamerge fit --help lists the keys"
         return ConfigError(f"configuration: {_short(message)}", todo=todo)
+
+
+class FitCLI(ConfigCLI):
+    """The same for a fit: where nothing is learned, and so nothing run, networks have names and shapes but no weights."""
+
+    def instantiate_classes(self) -> None:
+        """Everything but the trainer."""
+        model = self.config.model
+        runs = model.get("objective") is not None or model.get("recalibrate_buffers")
+        with nullcontext() if runs else outlined():
+            super().instantiate_classes()
 
 
 class Parsed(ConfigCLI):

@@ -189,7 +189,9 @@ def _shard(unit: nn.Module, mesh: DeviceMesh, ignored: set[nn.Parameter]) -> FSD
     for parameter in own:
         # rows, and the sums of gradients, are in fp32; what is gathered is rounded as a merged tensor is
         parameter.data = parameter.data.float()
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # networks ask a layer for its dtype before it is gathered, and give it fp32: alone, it casts what it gets
+    alone = not list(unit.children())
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=alone)
     sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=ignored)
     # the sum over the processes, made by an operation that all libraries have
     sharded.set_gradient_divide_factor(1)

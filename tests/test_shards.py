@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from pico import pico_pool
+from pico import TASKS, pico_pool
 from running import child
 from torch import nn
 from toys import Tied
 
-from adamerge.copies import owner, whole_modules
+from adamerge.backbones.inputs import stack
+from adamerge.copies import WholeCopy, owner, whole_modules
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise, TaskWise
@@ -128,6 +129,24 @@ def group(tmp_path):
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "resnet", "vit", "clip", "qwen2_vl"])
+def test_networks_in_bfloat16_run_sharded_as_they_run_whole(kind, group, pool_of):
+    """Between their passes, the rows of sharded weights are in fp32, and so says whoever asks them for their dtype."""
+    pool, logits = pool_of(kind), []
+    for copy in (WholeCopy(), ShardedCopy()):
+        vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+        backbone = pool["backbone"]("bfloat16")
+        merged = MergedModel(backbone, vectors, LayerWise(vectors), copy=copy)
+        merged.fill(vectors.base.__getitem__)
+        backbone.build_heads(TASKS, vectors.checkpoints)
+        merged.merge()
+        output = backbone.output(merged(stack([backbone.preprocess(one) for one in pool["samples"]["one"]])), "one")
+        logits.append(output.logits)
+        output.logits.float().square().mean().backward()
+        merged.pull_back(torch.zeros(())).backward()
+    assert logits[1].dtype == logits[0].dtype and torch.allclose(logits[1], logits[0], rtol=2e-2, atol=2e-2)
 
 
 def test_pieces_of_fused_parameters_are_refused(group, pool_of):

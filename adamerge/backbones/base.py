@@ -152,10 +152,12 @@ class Backbone(ABC):
     Attributes:
         network: the module; always in eval mode.
         heads: frozen head of each task, on the device of the network; none where the network predicts by itself.
+        outlined: whether it has names and shapes alone, and cannot be filled or run.
     """
 
     network: nn.Module
     heads: dict[str, nn.Module]
+    outlined: bool = False
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:

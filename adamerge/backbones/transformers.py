@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,18 @@ COPIED = (
 """Files of a model's folder that describe it and its inputs."""
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+_OUTLINED = ContextVar("outlined", default=False)
+
+
+@contextmanager
+def outlined() -> Iterator[None]:
+    """Networks that are made inside have names and shapes, and no weights: for merges that none of them runs."""
+    before = _OUTLINED.set(True)
+    try:
+        yield
+    finally:
+        _OUTLINED.reset(before)
 
 
 class TransformersBackbone(Backbone):
@@ -54,13 +68,21 @@ class TransformersBackbone(Backbone):
             raise CheckpointError(f"'{model}' is a file", expected="the model's folder, with its config.json")
         checkpoint = open_checkpoint(model)
         self.folder = checkpoint.sources[0].parent
-        self.network, information = self.load(loader, dtype=getattr(torch, dtype), output_loading_info=True)
+        self.outlined = _OUTLINED.get()
+        place = {"device_map": "meta"} if self.outlined else {}
+        self.network, information = self.load(loader, dtype=self.computes_in, output_loading_info=True, **place)
         self.network.eval()
         self.heads = {}
         missing = frozenset(information["missing_keys"])
         self.missing = missing - self._optional_missing(missing)
         self.names = names_of(self.network, checkpoint)
         self._check(set(information["unexpected_keys"]))
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """What its weights are while they run; a sharded network's say something else in between."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
     def load(self, loader: Any, **arguments: Any) -> Any:
         """``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.

@@ -89,7 +89,7 @@ class ImageClassifier(ExpertHeads):
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
         """What would enter the head; maps of convolutions become one position a pixel."""
         assert isinstance(inputs, Tensor)
-        images = self.images.normalise(inputs).to(next(self.network.parameters()).dtype)
+        images = self.images.normalise(inputs).to(self.computes_in)
         output = self.network(pixel_values=images, output_hidden_states=bool(hidden))
         return Encoded(output.logits, chosen(output.hidden_states if hidden else None, hidden))
 
@@ -132,7 +132,7 @@ class ClipVisionClassifier(TransformersBackbone):
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
         """Projected features, not normalised, and hidden states of the image tower."""
         assert isinstance(inputs, Tensor)
-        images = self.images.normalise(inputs).to(self.network.logit_scale.dtype)
+        images = self.images.normalise(inputs).to(self.computes_in)
         output = self.network.vision_model(pixel_values=images, output_hidden_states=bool(hidden))
         features = self.network.visual_projection(output.pooler_output)
         return Encoded(features, chosen(output.hidden_states if hidden else None, hidden))

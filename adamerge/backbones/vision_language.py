@@ -89,9 +89,11 @@ class VisionLanguage(TransformersBackbone):
     def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
         """Last hidden states after the final norm; positions of text count, where the next token is to be predicted."""
         assert isinstance(inputs, dict)
-        given, dtype = packed(inputs), next(self.network.parameters()).dtype
+        given = packed(inputs)
         predicted = given.pop("predicted")
-        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+        given = {
+            name: value.to(self.computes_in) if value.is_floating_point() else value for name, value in given.items()
+        }
         output = self.network.base_model(**given, use_cache=False, output_hidden_states=bool(hidden))
         states = chosen(output.hidden_states if hidden else None, hidden)
         is_text = given["input_ids"] != self.image_token

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import pico_pool
+from pico import KINDS, pico_pool
 from safetensors.torch import load_file, save_file
 
 from adamerge.backbones import CausalLM
-from adamerge.backbones.transformers import chosen
+from adamerge.backbones.transformers import chosen, outlined
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import LayerWise
+from adamerge.task_vectors import TaskVectors
 
 
 @pytest.fixture
@@ -49,6 +52,24 @@ def test_folders_that_transformers_cannot_load_are_checkpoint_errors(folder):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "nonsense"}))
     with pytest.raises(CheckpointError, match="AutoModelForCausalLM cannot load it"):
         CausalLM(str(folder))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "qwen2_vl_tied"])
+def test_what_never_runs_needs_no_weights(kind, tmp_path):
+    """An outline has the names, shapes and layout of the network, and a merged model of it holds coefficients alone."""
+    pool = pico_pool(kind, tmp_path)
+    whole = pool["backbone"]()
+    with outlined():
+        outline = pool["backbone"]()
+    assert pool["backbone"]().outlined is whole.outlined is False and outline.outlined
+    assert all(parameter.is_meta for parameter in outline.network.parameters())
+    made = []
+    for backbone in (whole, outline):
+        vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+        merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3))
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in backbone.tensors().items()}
+        made.append((shapes, backbone.layout(), merged.dtype, list(merged.parametrization.values())))
+    assert made[0] == made[1]
 
 
 def test_no_code_of_a_folder_is_run(folder):
