@@ -11,7 +11,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from adamerge.backbones.inputs import count
 from adamerge.coefficients import save_coefficients
 from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
 from adamerge.evaluation import Spread, average
@@ -29,8 +28,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file."""
-        with staged_file(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        # of a full disk torch says so only through a file that it was given open
+        with staged_file(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the file; nothing in it is executed."""
@@ -102,11 +102,12 @@ class CollapseGuard(Callback):
     ) -> None:
         """Add up; look now and then."""
         spreads: dict[str, Spread] = getattr(pl_module, "spread", {})
-        for task, found in spreads.items():
-            if count(batch[task].inputs) < FEWEST_SAMPLES:
-                continue  # a sample or two are always of one class
-            both = torch.stack([found.top_class_share(), found.marginal_entropy()])
-            self._sums[task] = self._sums.get(task, torch.zeros_like(both)) + both
+        # a sample or two are always of one class; asked of what all processes know, since all reduce or none does
+        if trainer.datamodule.batch_size // trainer.world_size >= FEWEST_SAMPLES:  # type: ignore[attr-defined]
+            for task, found in spreads.items():
+                both = torch.stack([found.top_class_share(), found.marginal_entropy()])
+                # of a checkpoint, they are on the CPU
+                self._sums[task] = self._sums.get(task, torch.zeros_like(both)).to(both.device) + both
         self._steps += 1
         if self._steps % self.every == 0:
             # every process must come to the same verdict

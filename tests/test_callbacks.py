@@ -11,7 +11,7 @@ from running import child, coefficients, command, fit_words, pool_config, withou
 
 from adamerge.backbones import OpenClipClassifier, Output
 from adamerge.callbacks import AtomicCheckpoints, CollapseGuard
-from adamerge.errors import CheckpointError, CollapsedError
+from adamerge.errors import CheckpointError, CollapsedError, ExportError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 
@@ -117,8 +117,8 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path, io = tmp_path / "last.ckpt", AtomicCheckpoints()
     io.save_checkpoint({"global_step": 1}, path)
 
-    def torn(checkpoint, target):
-        Path(target).write_bytes(b"half")
+    def torn(checkpoint, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", torn)
@@ -128,12 +128,21 @@ def test_checkpoints_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_full_disk_is_a_typed_error_that_says_so(tmp_path, monkeypatch):
+    """Torch, which opens a path by itself, would say that a position is unexpected."""
+    plain = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *given: plain(Path("/dev/full") if "wb" in given else self, *given))
+    with pytest.raises(ExportError, match=r"last.ckpt' cannot be written: No space left on device") as caught:
+        AtomicCheckpoints().save_checkpoint({"w": torch.zeros(100_000)}, tmp_path / "last.ckpt")
+    assert "bytes free" in str(caught.value)
+
+
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path):
     code = (
         "import os, pathlib, torch\nfrom adamerge.callbacks import AtomicCheckpoints\n"
         "path, plain = pathlib.Path('last.ckpt'), torch.save\nio = AtomicCheckpoints()\n"
         "io.save_checkpoint({'global_step': 1}, path)\n"
-        "def die(value, target):\n    pathlib.Path(target).write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
+        "def die(value, file):\n    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
         "torch.save = die\nio.save_checkpoint({'global_step': 2}, path)"
     )
     assert child(["-c", code], tmp_path).returncode == -signal.SIGKILL
@@ -156,21 +165,23 @@ def test_a_corrupt_checkpoint_is_a_typed_error_that_names_it(tmp_path):
 class Given:
     """Stands for a Spread whose figures are given."""
 
-    def __init__(self, share: float, spread: float) -> None:
-        self.top_class_share, self.marginal_entropy = lambda: torch.tensor(share), lambda: torch.tensor(spread)
+    def __init__(self, share: float, spread: float, device: str = "cpu") -> None:
+        self.top_class_share = lambda: torch.tensor(share, device=device)
+        self.marginal_entropy = lambda: torch.tensor(spread, device=device)
 
 
 class Fit:
     """Stands for a trainer whose metrics are given."""
 
     global_step = 0
+    world_size = 1
+    datamodule = SimpleNamespace(batch_size=8)
     strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
 
-    def step(self, guard: CollapseGuard, **tasks: tuple[float, float]) -> None:
+    def step(self, guard: CollapseGuard, device: str = "cpu", **tasks: tuple[float, float]) -> None:
         self.global_step += 1
-        spread = {task: Given(*given) for task, given in tasks.items()}
-        batch = {task: SimpleNamespace(inputs=torch.zeros(8)) for task in tasks}
-        guard.on_train_batch_end(self, SimpleNamespace(spread=spread), None, batch, self.global_step - 1)
+        spread = {task: Given(*given, device) for task, given in tasks.items()}
+        guard.on_train_batch_end(self, SimpleNamespace(spread=spread), None, {}, self.global_step - 1)
 
 
 GOOD, GONE = (0.3, 0.9), (1.0, 0.01)
@@ -203,6 +214,26 @@ def test_the_guard_remembers_across_a_resume():
     with pytest.raises(CollapsedError):
         for _ in range(10):
             fit.step(resumed, a=GONE)
+
+
+def test_the_guard_goes_on_where_the_device_is_another():
+    """A checkpoint is read to the CPU, whatever the fit runs on."""
+    guard, fit = CollapseGuard(every=5), Fit()
+    fit.step(guard, a=GOOD)
+    resumed = CollapseGuard(every=5)
+    resumed.load_state_dict(guard.state_dict())
+    fit.step(resumed, device="meta", a=GOOD)
+    assert resumed.state_dict()["sums"]["a"].device.type == "meta"
+
+
+@pytest.mark.parametrize(("batch_size", "reduced"), [(7, 0), (8, 1)])
+def test_processes_with_unequal_parts_of_a_batch_reduce_together_or_not_at_all(batch_size, reduced):
+    """Of 7 samples one process has 4 and the other 3: enough for the one and too few for the other."""
+    guard, fit, calls = CollapseGuard(every=1), Fit(), []
+    fit.world_size, fit.datamodule = 2, SimpleNamespace(batch_size=batch_size)
+    fit.strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: calls.append(tensor) or tensor)
+    fit.step(guard, a=GOOD)
+    assert len(calls) == reduced
 
 
 @pytest.mark.slow
