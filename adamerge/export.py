@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from torch import Tensor
 
 import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.errors import ConfigError
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merging import merged_tensor, updates
 from adamerge.staging import staged_folder
-from adamerge.weights import verify_tensors, write_tensors
+from adamerge.weights import nbytes_of, verify_tensors, write_weights
 
 COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
+SHARD = 5.0
+"""GB of a weights file, at most, by default: as others write them."""
+
 PIECE = 1 << 17
 """Elements that are merged at a time: of larger pieces, the C library keeps more and more that it does not use again."""
 
@@ -28,6 +33,7 @@ def export(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     task: str | None = None,
+    shard_size: float = SHARD,
 ) -> Path:
     """Write the merged model to folder ``target``: weights, configuration, card and coefficients.
 
@@ -42,9 +48,11 @@ def export(
         overwrite: replace an existing folder, which stays until the new one is complete.
         task: write a complete model for this task, with the head and the configuration of its expert; without, the trunk
             as the base's file has it, and every expert's head in ``heads/<task>/`` beside it.
+        shard_size: GB (1e9 bytes) of a weights file, at most: a larger model is several, with an index, where the library
+            that loads it knows such; ``inf`` for one file in any case.
 
     Raises:
-        ConfigError: there is no such task, or its expert has no head of its own.
+        ConfigError: there is no such task, or its expert has no head of its own; or a size that is not positive.
         ExportError: the target exists, cannot be written, or does not read back as it was written.
         CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
     """
@@ -52,14 +60,17 @@ def export(
     models = [vectors.base, *vectors.checkpoints.values()]
     check_names(layout, vectors.experts)
     dtype = dtype or coefficients.dtype
+    if not shard_size > 0:
+        raise ConfigError(f"shard_size must be positive, got {shard_size}")
     if task is not None:
         check_task(coefficients, task)
+    most = 1e9 * shard_size if layout.divisible else math.inf
     inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
     with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
         for model in models:
             model.check()
-        weights = folder / layout.weights
-        written = write_tensors(weights, headers(coefficients, task, dtype), merged_pieces(coefficients, dtype, task))
+        header, pieces = headers(coefficients, task, dtype), merged_pieces(coefficients, dtype, task)
+        written = write_weights(folder, layout.weights, header, pieces, most)
         for name, content in layout.files.items():
             (folder / name).write_text(content, encoding="utf-8")
         copy_files(layout, [vectors.base] if task is None else [vectors.checkpoints[task], vectors.base], folder, dtype)
@@ -69,8 +80,15 @@ def export(
         (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
-        verify_tensors(weights, written)
+        for file, hashes in written.items():
+            verify_tensors(folder / file, hashes)
     return Path(target)
+
+
+def size_of(coefficients: Coefficients, dtype: torch.dtype | None = None, task: str | None = None) -> tuple[int, int]:
+    """Numbers and bytes of the weights that an export with these arguments writes; nothing is read for it."""
+    header = headers(coefficients, task, dtype or coefficients.dtype)
+    return sum(shape.numel() for _, shape in header.values()), nbytes_of(header)
 
 
 def merged_tensors(

@@ -29,6 +29,11 @@ class Layout:
         for name in ("copied", "heads"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # so that one read from a file is equal
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the library finds weights in several files, by an index: transformers does, and open_clip does not."""
+        return self.weights == Layout.weights
+
     def is_head(self, name: str) -> bool:
         """Whether the tensor of this name is each model's own."""
         return any(fnmatchcase(name, pattern) for pattern in self.heads)

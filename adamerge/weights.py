@@ -1,13 +1,15 @@
-"""Writing a weights file: streamed piece by piece behind a header that is known before, and read back afterwards."""
+"""Writing weights, in one file or several: streamed piece by piece behind headers that are known before, and read back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +23,73 @@ from adamerge.files import TensorFile
 AHEAD = 32
 """Pieces, at most, that wait for the disk while further ones are computed."""
 
+Header = Mapping[str, tuple[torch.dtype, torch.Size]]
+"""Dtype and shape of every tensor, by name, in the order in which they are written."""
 
-def write_tensors(
-    path: Path, header: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[tuple[str, Iterable[Tensor]]]
-) -> dict[str, str]:
+
+def nbytes_of(header: Header) -> int:
+    """Bytes of all tensors."""
+    return sum(_nbytes(entry) for entry in header.values())
+
+
+def write_weights(
+    folder: Path,
+    name: str,
+    header: Header,
+    tensors: Iterable[tuple[str, Iterable[Tensor]]],
+    most: float = math.inf,
+) -> dict[str, dict[str, str]]:
+    """Write safetensors files as transformers does: one, or several and an index beside them.
+
+    Args:
+        folder: that they are in.
+        name: of the one file; ``model.safetensors`` becomes ``model-00001-of-00002.safetensors`` and so on.
+        header: of all tensors.
+        tensors: as ``write_tensors`` takes them.
+        most: bytes of tensors in a file; a larger tensor has a file of its own.
+
+    Returns:
+        File name to what ``write_tensors`` returns of it.
+
+    Raises:
+        ExportError: they cannot be written.
+    """
+    shards, coming = list(_shards(header, most)), iter(tensors)
+    stem = name.removesuffix(".safetensors")
+    written = {}
+    for number, names in enumerate(shards, 1):
+        file = name if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        written[file] = write_tensors(folder / file, {one: header[one] for one in names}, islice(coming, len(names)))
+    if len(shards) > 1:
+        places = {one: file for file, hashes in written.items() for one in hashes}
+        index = {"metadata": {"total_size": nbytes_of(header)}, "weight_map": places}
+        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return written
+
+
+def _shards(header: Header, most: float) -> Iterator[Sequence[str]]:
+    names: list[str] = []
+    filled = 0
+    for name, entry in header.items():
+        if names and filled + _nbytes(entry) > most:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += _nbytes(entry)
+    yield names
+
+
+def _nbytes(entry: tuple[torch.dtype, torch.Size]) -> int:
+    dtype, shape = entry
+    return shape.numel() * dtype.itemsize
+
+
+def write_tensors(path: Path, header: Header, tensors: Iterable[tuple[str, Iterable[Tensor]]]) -> dict[str, str]:
     """Write a safetensors file; no more than a few pieces wait in memory.
 
     Args:
         path: of the file.
-        header: dtype and shape of every tensor, by name, in the order of ``tensors``.
+        header: of them.
         tensors: name, and the values in consecutive pieces of the flattened tensor.
 
     Returns:
@@ -41,7 +101,7 @@ def write_tensors(
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in header.items():
-        start, end = end, end + shape.numel() * dtype.itemsize
+        start, end = end, end + _nbytes((dtype, shape))
         entries[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

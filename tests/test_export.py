@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.errors import CheckpointError, CoefficientsError, ExportError
-from adamerge.export import COEFFICIENTS_FILE, export, merged_tensors
+from adamerge.errors import CheckpointError, CoefficientsError, ConfigError, ExportError
+from adamerge.export import COEFFICIENTS_FILE, export, merged_tensors, size_of
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise
@@ -121,6 +121,40 @@ def test_the_folder_holds_config_card_and_coefficients_and_nothing_else(learned,
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_a_large_model_of_transformers_is_several_files(tmp_path):
+    """Which transformers loads, and which are a base again; the tensors are those of one file."""
+    from pico import pico_pool
+    from transformers import AutoModelForCausalLM
+
+    pool = pico_pool("llama", tmp_path / "pool")
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+    made = Coefficients(vectors, LayerWise(vectors, init=0.3), pool["backbone"]().layout())
+    numbers, nbytes = size_of(made)
+    export(made, tmp_path / "one")
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    assert (numbers, nbytes) == (sum(t.numel() for t in one.values()), sum(t.nbytes for t in one.values()))
+    export(made, tmp_path / "many", shard_size=nbytes / 3e9)
+    files = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(files) >= 3 and not (tmp_path / "many" / "model.safetensors").exists()
+    assert max(sum(t.nbytes for t in load_file(file).values()) for file in files) <= nbytes / 3
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "many", local_files_only=True).state_dict()
+    again = TaskVectors(tmp_path / "many", {"a": tmp_path / "one"}).base
+    assert again.keys() == one.keys() and all(torch.equal(again[name], one[name]) for name in one)
+    assert one.keys() <= loaded.keys() and all(torch.equal(loaded[name], one[name]) for name in one)
+
+
+def test_open_clip_reads_one_file_whatever_its_size(learned, tmp_path):
+    export(load_coefficients(learned), tmp_path / "out", shard_size=1e-9)
+    assert [path.name for path in (tmp_path / "out").glob("*model*")] == ["open_clip_model.safetensors"]
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan")])
+def test_a_size_of_files_that_is_none_is_refused(learned, tmp_path, size):
+    with pytest.raises(ConfigError, match="shard_size must be positive"):
+        export(load_coefficients(learned), tmp_path / "out", shard_size=size)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_default_dtype_is_that_of_the_merged_copy(pool, tmp_path):
     vectors = TaskVectors(**pool)
     export(Coefficients(vectors, LayerWise(vectors), dtype=torch.bfloat16), tmp_path / "out")
@@ -216,7 +250,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
     module = sys.modules["adamerge.export"]
     paths = copied(pool, tmp_path / "models")
     vectors = TaskVectors(**paths, include=["visual.*"])
-    write = module.write_tensors
+    write = module.write_weights
 
     def write_and_touch(*args):
         written = write(*args)
@@ -225,7 +259,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
         save_file(changed, paths["experts"]["colours"])
         return written
 
-    monkeypatch.setattr(module, "write_tensors", write_and_touch)
+    monkeypatch.setattr(module, "write_weights", write_and_touch)
     with pytest.raises(CheckpointError, match="colours.safetensors"):
         export(Coefficients(vectors, LayerWise(vectors)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -233,16 +267,16 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
 
 def test_a_disk_that_lies_is_found_out(learned, tmp_path, monkeypatch):
     module = sys.modules["adamerge.export"]
-    write = module.write_tensors
+    write = module.write_weights
 
-    def write_and_rot(path, *args):
-        written = write(path, *args)
+    def write_and_rot(folder, name, *args):
+        written, path = write(folder, name, *args), folder / name
         content = bytearray(path.read_bytes())
         content[-5] ^= 1
         path.write_bytes(content)
         return written
 
-    monkeypatch.setattr(module, "write_tensors", write_and_rot)
+    monkeypatch.setattr(module, "write_weights", write_and_rot)
     with pytest.raises(ExportError, match="does not read back"):
         export(load_coefficients(learned), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
