@@ -26,7 +26,7 @@ from adamerge.plan_report import print_plan
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.trainer_settings import check_length, check_precision
+from adamerge.trainer_settings import check_length, check_precision, whole_number
 from adamerge.transforms import Transform
 from adamerge.units import units_by_name
 
@@ -60,7 +60,8 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         plan = plan_of(config, pool)
         if plan is not None and not config["model"].get("objective"):
             console.print(
-                "nothing is learned: a fit writes the coefficients as they are, and an export merges tensor by tensor"
+                "nothing is learned: a fit writes the coefficients as they are and loads no weights, and an export merges "
+                "tensor by tensor"
             )
         elif plan is not None:
             print_plan(plan, config["model"].get("micro_batch"))
@@ -198,14 +199,14 @@ def _device(config: Mapping[str, Any]) -> torch.device:
 def _processes(config: Mapping[str, Any], device: torch.device) -> tuple[int, int]:
     """Of a fit on each machine, and machines."""
     trainer = config.get("trainer") or {}
-    devices, machines = trainer.get("devices", "auto"), trainer.get("num_nodes") or 1
+    devices, machines = trainer.get("devices", "auto"), whole_number(trainer, "num_nodes", 1)
     if isinstance(devices, str) and "," in devices:
         devices = [word for word in devices.split(",") if word.strip()]
     if isinstance(devices, list):
-        return max(1, len(devices)), int(machines)
+        return max(1, len(devices)), machines
     if str(devices) in {"auto", "-1", "None"}:
-        return max(1, torch.cuda.device_count()) if device.type == "cuda" else 1, int(machines)
-    return max(1, int(devices)), int(machines)
+        return max(1, torch.cuda.device_count()) if device.type == "cuda" else 1, machines
+    return max(1, whole_number(trainer, "devices", 1)), machines
 
 
 def _print_pool(console: Console, pool: Pool) -> None:

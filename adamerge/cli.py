@@ -31,6 +31,12 @@ exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5
 """
 
 
+def _import_from_here() -> None:
+    """Let configurations name classes of modules in the working directory, after all that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def fit(arguments: list[str]) -> None:
     """Learn coefficients, or go on with a run."""
     parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
@@ -41,6 +47,7 @@ def fit(arguments: list[str]) -> None:
         rest = ["--help"]
     if {"-h", "--help"} & set(rest):
         print("adamerge fit --resume RUN [--allow-resume-difference] goes on with a run from its last checkpoint.\n")
+    _import_from_here()
     from adamerge.stages import fit as run_fit
 
     folder = run_fit(rest, own.resume, own.allow_resume_difference)
@@ -70,6 +77,7 @@ def check(arguments: list[str]) -> None:
     parser.add_argument("--config", "-c", type=Path, action="append", default=[], help="another way to name them")
     rest, overrides = _overrides_apart(arguments)
     own = parser.parse_args(rest)
+    _import_from_here()
     from adamerge.checking import check as run_check
 
     run_check([own.pool, own.method, *own.others, *own.config], overrides)
@@ -96,6 +104,7 @@ def test(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     own = parser.parse_args(arguments)
+    _import_from_here()
     from adamerge.scoring import print_scores, score_run
 
     print_scores(*score_run(own.run, own.split))
@@ -114,7 +123,17 @@ def export(arguments: list[str]) -> None:
         action="store_true",
         help="write one LoRA adapter of the base, of LoRA experts with whole-tensor coefficients",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as in training")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the weights; default: as in training, where the copy is float32 unless model.backbone.dtype says other",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=float,
+        metavar="GB",
+        help="of one weights file at most, 5 by default; a larger model of transformers is several, with an index",
+    )
     parser.add_argument(
         "--task", help="a complete model for this task, with its expert's head; default: all heads aside"
     )
@@ -129,11 +148,14 @@ def export(arguments: list[str]) -> None:
 
     from adamerge.adapter_export import export_adapter
     from adamerge.coefficients import load_coefficients
+    from adamerge.export import SHARD, size_of
     from adamerge.export import export as write
 
-    if own.adapter and own.dtype:
-        parser.error("--adapter writes fp32 factors: --dtype does not go with it")
+    if own.adapter and (own.dtype or own.shard_size):
+        parser.error("--adapter writes fp32 factors, in one file: --dtype and --shard-size do not go with it")
 
+    if own.allow_plugins:
+        _import_from_here()
     moved = dict(item.partition("=")[::2] for item in own.expert)
     coefficients = load_coefficients(
         own.coefficients, own.base, moved, own.allow_plugins, verify=not own.allow_other_models
@@ -141,8 +163,12 @@ def export(arguments: list[str]) -> None:
     if own.adapter:
         print(f"exported: {export_adapter(coefficients, own.target, overwrite=own.overwrite)}")
         return
-    dtype = getattr(torch, own.dtype) if own.dtype else None
-    print(f"exported: {write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite, task=own.task)}")
+    dtype = getattr(torch, own.dtype) if own.dtype else coefficients.dtype
+    numbers, nbytes = size_of(coefficients, dtype, own.task)
+    print(f"{numbers / 1e6:,.1f} M numbers, {nbytes / 1e9:,.2f} GB in {str(dtype).removeprefix('torch.')}", flush=True)
+    shard = SHARD if own.shard_size is None else own.shard_size
+    found = write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite, task=own.task, shard_size=shard)
+    print(f"exported: {found}")
 
 
 def inspect(arguments: list[str]) -> None:
@@ -166,6 +192,7 @@ def compare(arguments: list[str]) -> None:
         "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
     )
     own, overrides = parser.parse_known_args(arguments)
+    _import_from_here()
     from adamerge.comparison import compare as run_compare
     from adamerge.comparison import print_table
 

@@ -44,6 +44,13 @@ def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
     def opening(who: str, source: Any) -> Checkpoint | None:
         key = f"{source} of {given.get('base')}"
         try:
+            if not isinstance(source, str):
+                raise ConfigError(
+                    f"model.task_vectors: {who} is no path",
+                    expected="a file, a folder or a Hub id",
+                    got=source,
+                    todo=f"say where {who} is",
+                )
             if key not in opened:
                 opened[key] = open_headers(source, pool.base)
         except AdamergeError as error:

@@ -34,6 +34,19 @@ def check_precision(precision: str, dtype: torch.dtype) -> None:
         raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
 
 
+def whole_number(trainer: Mapping[str, Any], key: str, default: int) -> int:
+    """A setting that counts; the default where it is missing.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    value = trainer.get(key)
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer.{key} is no whole number", expected="such as 500", got=value) from error
+
+
 def check_length(trainer: Mapping[str, Any]) -> None:
     """See whether a fit has a length, and does all of it.
 
@@ -43,7 +56,7 @@ def check_length(trainer: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it has none, or would be shorter than it says.
     """
-    if (trainer.get("max_steps") or 0) < 1 and not trainer.get("fast_dev_run"):
+    if whole_number(trainer, "max_steps", 0) < 1 and not trainer.get("fast_dev_run"):
         raise ConfigError("trainer.max_steps is not set: how long should the fit be?", todo="--trainer.max_steps=500")
     if trainer.get("accumulate_grad_batches") not in {None, 1}:
         raise ConfigError("trainer.accumulate_grad_batches would shorten the fit", todo="use --model.micro_batch")

@@ -106,6 +106,11 @@ def test_problems_are_told_once_for_all_stages(tiny, capfd):
         (["--model.backbone.dtype=float16"], "gradients would underflow"),
         (["--trainer.max_steps=null"], "trainer.max_steps is not set"),
         (["--trainer.accumulate_grad_batches=4"], "use --model.micro_batch"),
+        (["--trainer.max_steps=1e3"], "trainer.max_steps is no whole number"),
+        (["--trainer.devices=abc"], "trainer.devices is no whole number"),
+        (["--trainer.num_nodes=many"], "trainer.num_nodes is no whole number"),
+        (["--model.task_vectors.base=null"], "base is no path"),
+        (["--model.task_vectors.experts={colours: null}"], "colours is no path"),
     ],
 )
 def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):

@@ -163,9 +163,11 @@ def test_export_from_end_to_end(run, tmp_path, capfd):
         "open_clip_config.json",
         "README.md",
     }
+    assert f"M numbers, 0.00 GB in float32\nexported: {target}" in outcome.out
     again = command(capfd, "export", file, target)
     assert again.code == 5 and "merged" in again.error and "--overwrite" in again.err
-    assert command(capfd, "export", file, target, "--overwrite", "--dtype=bfloat16").code == 0
+    assert command(capfd, "export", file, target, "--overwrite", "--dtype=bfloat16", "--shard-size=0.1").code == 0
+    assert command(capfd, "export", file, target, "--overwrite", "--shard-size=0").code == 2
     weights = load_file(target / "open_clip_model.safetensors")
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.bfloat16}
     code = f"import open_clip\nprint(len(open_clip.create_model('local-dir:{target}', require_pretrained=True).state_dict()))"
@@ -206,6 +208,31 @@ def test_test_writes_into_the_summary(run, capfd):
     both = json.loads((run / "summary.json").read_text())
     assert both["test"] == scores and both["validation"]["per_task"].keys() == CLASSES.keys()
     assert command(capfd, "test", run, "--split=train").code == 2
+
+
+HALVED = """
+from adamerge import Entropy
+
+
+class Halved(Entropy):
+    def forward(self, output, batch):
+        return super().forward(output, batch) / 2
+"""
+
+
+def test_classes_of_the_working_directory_are_found_by_the_installed_command(
+    pool, image_folders, tmp_path, monkeypatch, capfd
+):
+    """Which has its own folder before all others, not the one it is called in."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in {"", str(tmp_path / "mine")}])
+    Path("halved_paper.py").write_text(HALVED)
+    file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+    given = fit_words(file, "--trainer.fast_dev_run=true", "--model.objective=halved_paper.Halved")
+    outcome = command(capfd, "fit", *given)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert sys.path[-1] == str(tmp_path / "mine"), "what is installed comes first"
 
 
 def test_test_of_what_is_no_run(tmp_path, capfd):
