@@ -68,7 +68,7 @@ class Deltas(ABC):
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
-        return TransformedDeltas(self, lambda rows: matrix.to(rows) @ rows, local=True)
+        return TransformedDeltas(self, lambda rows: matrix.to(rows, non_blocking=True) @ rows, local=True)
 
     def opened(self) -> Deltas:
         """The same, to be read several times in a row: files are opened once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -184,7 +185,7 @@ class KeepBest(Callback):
         scores = self._scores(trainer, pl_module, data.fitted)
         value = self.selection.value(Look(scores, self._base, self._experts, module.task_weights, data.metric))
         self._looks += 1
-        if value is not None and (not self._best or value > self._best["value"]):
+        if value is not None and math.isfinite(value) and (not self._best or value > self._best["value"]):
             self._best = {"step": trainer.global_step, "value": value, "scores": scores}
             state = module.merged.parametrization.state_dict()
             self._values = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

@@ -1,5 +1,6 @@
 """Selection: the rules by hand, which step's coefficients are the result, and that a resumed fit chooses the same."""
 
+import math
 from functools import partial
 
 import pytest
@@ -81,7 +82,14 @@ def module_of(beta=None, lr=0.05, objective=None) -> AdaptiveMerging:
 
 @pytest.mark.parametrize(
     ("values", "step"),
-    [((1, 2, 3, 4), 7), ((4, 3, 2, 1), 0), ((1, 5, 5, 2), 3), ((None, 1, None, 2), 7), ((None, 2, 1, None), 3)],
+    [
+        ((1, 2, 3, 4), 7),
+        ((4, 3, 2, 1), 0),
+        ((1, 5, 5, 2), 3),
+        ((None, 1, None, 2), 7),
+        ((None, 2, 1, None), 3),
+        ((math.nan, 1, math.inf, 0), 3),
+    ],
 )
 def test_the_best_step_is_the_result(values, step):
     """Looks before the fit, after steps 3 and 6, and after the last, 7; of equals, the earliest."""

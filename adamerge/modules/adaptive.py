@@ -16,6 +16,7 @@ from adamerge.backbones import Backbone, Batch
 from adamerge.copies import Copy
 from adamerge.errors import ConfigError
 from adamerge.modules.base import MergingModule
+from adamerge.modules.rates import paced
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -95,9 +96,8 @@ class AdaptiveMerging(MergingModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with the constraint's projection and the guard hooked to its steps; and the schedule."""
-        optimizer = self.guard.watch(self.optimizer(self.merged.trained()))
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr
+        made = paced(self.optimizer(self.merged.trained()), self.lr, "model.lr", "model.optimizer")
+        optimizer = self.guard.watch(made)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

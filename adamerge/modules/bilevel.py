@@ -18,6 +18,7 @@ from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.base import MergingModule
+from adamerge.modules.rates import paced
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -118,12 +119,11 @@ class BilevelMerging(MergingModule):
 
     def configure_optimizers(self) -> Any:
         """The inner optimiser and the outer one, both guarded."""
-        inner, outer = self.inner_optimizer(self._coefficients), self.optimizer(self._mask)
-        for optimizer, lr in ((inner, self.inner_lr), (outer, self.lr)):
-            self.guard.watch(optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-        return [inner, outer]
+        inner = paced(
+            self.inner_optimizer(self._coefficients), self.inner_lr, "model.inner_lr", "model.inner_optimizer"
+        )
+        outer = paced(self.optimizer(self._mask), self.lr, "model.lr", "model.optimizer")
+        return [self.guard.watch(inner), self.guard.watch(outer)]
 
     def on_fit_start(self) -> None:
         """As for every module; and what each step begins from is where the coefficients are by now."""

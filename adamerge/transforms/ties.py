@@ -61,7 +61,8 @@ class Ties(Elementwise):
 
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
         """The kept entries of each expert."""
-        trimmed = _trimmed(deltas, torch.tensor(state["thresholds"], device=deltas.device))
+        # made where it costs nothing: a tensor made on a device makes the host wait for it
+        trimmed = _trimmed(deltas, torch.tensor(state["thresholds"]).to(deltas.device, non_blocking=True))
         elected = _elected(trimmed)
         elected = torch.where(elected == 0, state["majority"][0], elected)
         return trimmed.mul_(trimmed.sign() == elected)
