@@ -19,6 +19,7 @@ from adamerge.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.memory import size
+from adamerge.model_files import unlike
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
 from adamerge.plan import Plan
@@ -54,6 +55,7 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         told = (config["model"]["task_vectors"], list(pool.experts), list(pool.problems))
         if told != shown:  # stages mostly merge the same
             _print_pool(console, pool)
+            _print_notes(console, pool)
             shown = told
         if len(stages) > 1 and pool.base is not None:
             console.print(f"\n[bold]stage {number} of {len(stages)}: {escape(name)}[/bold]")
@@ -218,6 +220,13 @@ def _print_pool(console: Console, pool: Pool) -> None:
         holds = "cannot be opened" if expert is None else _described(expert)
         table.add_row(escape(task), holds, f"{count} problem{'s' if count > 1 else ''}" if count else "fits")
     console.print(table)
+
+
+def _print_notes(console: Console, pool: Pool) -> None:
+    """What is no problem for a merge, and may be one of what is merged."""
+    for task, expert in pool.experts.items() if pool.base is not None else ():
+        for note in unlike(pool.base, expert):
+            console.print(escape(f"note: expert '{task}': {note}"), highlight=False, soft_wrap=True)
 
 
 def _described(checkpoint: Checkpoint) -> str:

@@ -16,7 +16,7 @@ from adamerge.rows import room
 PIECE = 1 << 19
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
 
-STORED_PIECE = 1 << 21
+STORED_PIECE = 1 << 22
 """The same where rows are added from where they are, and the sum alone is in that cache."""
 
 

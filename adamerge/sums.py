@@ -10,7 +10,7 @@ from torch import Tensor
 FEW = 4
 """Rows that one call of the linear algebra library adds up."""
 
-RUN = 1 << 13
+RUN = 1 << 14
 """Elements whose products with several rows the linear algebra library sums at a time."""
 
 LONG_RUN = 1 << 16

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES
+from pico import pico_pool
 from running import LAYER_WISE, METHODS, child, command, pool_config, write_yaml
 from safetensors.torch import load_file, save_file
 
@@ -79,6 +80,18 @@ def test_all_problems_are_printed_and_the_exit_code_says_so(tiny, pool, tmp_path
     assert outcome.out.count("has another shape than in the base") == 2 and all(name in outcome.out for name in names)
     assert "nowhere.safetensors" in outcome.out and "expert 'gone' has no data" in outcome.out
     assert "1 experts" in outcome.out  # what is left is planned all the same
+
+
+def test_files_beside_the_weights_that_differ_are_noted_and_are_no_problem(tmp_path, capfd):
+    pool = pico_pool("llama", tmp_path / "pool")
+    path = Path(pool["experts"]["one"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": pool["base"]}}
+    vectors = {"base": pool["base"], "experts": pool["experts"]}
+    file = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}})
+    outcome = command(capfd, "check", file, STAGED)
+    assert outcome.code == 0 and outcome.out.count("note: ") == 1
+    assert "note: expert 'one': config.json: rms_norm_eps is '0.5', in the base" in outcome.out
 
 
 def test_problems_are_told_once_for_all_stages(tiny, capfd):

@@ -2,10 +2,11 @@
 
 import pytest
 import yaml
+from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
 from adamerge.config_files import config_files
-from adamerge.configuration import ConfigCLI, data_first
+from adamerge.configuration import ConfigCLI, FitCLI, data_first
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 
 
@@ -268,3 +269,16 @@ def test_a_method_may_set_an_argument_of_whatever_data_there_are(written, pool, 
         *["--config", first, f"--config={third}", "-c", second],
         "--data.seed=3",
     ]
+
+
+@pytest.mark.parametrize(("method", "outlined"), [(TASK_ARITHMETIC, True), (LAYER_WISE, False)])
+def test_the_network_of_a_fit_has_weights_where_something_is_learned(method, outlined, tmp_path):
+    pool = pico_pool("llama", tmp_path / "pool")
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": pool["base"]}}
+    tasks = {task: {"dataset": "nowhere"} for task in pool["experts"]}
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": tasks}}
+    vectors = {"base": pool["base"], "experts": pool["experts"]}
+    file = write_yaml(tmp_path / "p.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
+    words = ["--config", str(file), "--config", str(method)]
+    assert FitCLI(words).model.merged.backbone.outlined is outlined
+    assert not ConfigCLI(words).model.merged.backbone.outlined, "others may run it"
