@@ -224,7 +224,9 @@ def _print_pool(console: Console, pool: Pool) -> None:
 
 def _print_notes(console: Console, pool: Pool) -> None:
     """What is no problem for a merge, and may be one of what is merged."""
-    for task, expert in pool.experts.items() if pool.base is not None else ():
+    if pool.base is None:
+        return
+    for task, expert in pool.experts.items():
         for note in unlike(pool.base, expert):
             console.print(escape(f"note: expert '{task}': {note}"), highlight=False, soft_wrap=True)
 

@@ -52,8 +52,7 @@ class LanguageTask(Table):
         """
         if self.messages is not None:
             return {"messages": row[self.messages]}
-        named = {column: "" if value is None else value for column, value in row.items()}
-        named |= {column: _word(column, row[column], words) for column, words in self.words.items()}
+        named = _Row(row, self.words)
         if self.response is None or not responds:
             return self.text.format_map(named)
         return {"prompt": self.text.format_map(named), "response": self.response.format_map(named)}
@@ -66,15 +65,23 @@ class LanguageTask(Table):
         return sorted({name.partition(".")[0].partition("[")[0] for _, name, _, _ in parsed if name})
 
 
-def _word(column: str, number: Any, words: Sequence[str]) -> str:
-    if not isinstance(number, int) or not 0 <= number < len(words):
-        raise DataError(
-            f"column '{column}' holds {number!r}, which none of the words stands for",
-            expected=f"0 to {len(words) - 1}: {list(words)}",
-            got=number,
-            todo="name a split whose labels are published, such as test: validation",
-        )
-    return words[number]
+class _Row(dict[str, Any]):
+    """A row for templates: no text where a value is missing, and words for numbers once a template asks for them."""
+
+    def __init__(self, row: Mapping[str, Any], words: Mapping[str, Sequence[str]]) -> None:
+        super().__init__({name: "" if value is None else value for name, value in row.items() if name not in words})
+        self.row, self.words = row, words
+
+    def __missing__(self, column: str) -> str:
+        number, words = self.row[column], self.words[column]
+        if not isinstance(number, int) or not 0 <= number < len(words):
+            raise DataError(
+                f"column '{column}' holds {number!r}, which none of the words stands for",
+                expected=f"0 to {len(words) - 1}: {list(words)}",
+                got=number,
+                todo="name a split whose labels are published, such as test: validation",
+            )
+        return words[number]
 
 
 class LanguageCalibration(TableCalibration):

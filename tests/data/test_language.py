@@ -93,6 +93,7 @@ def test_a_number_that_no_word_stands_for_is_refused(folder, number):
     task = LanguageTask(folder, "{premise}", response="{label}", words={"label": ["no", "yes"]})
     with pytest.raises(DataError, match=r"(?s)column 'label' holds .*0 to 1: .*no.*yes.*test: validation"):
         task.sample({"premise": "p", "label": number})
+    assert task.sample({"premise": "p", "label": number}, responds=False) == "p", "where it is not asked for"
 
 
 def test_chats_are_handed_on():
