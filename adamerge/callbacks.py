@@ -1,4 +1,4 @@
-"""Callbacks: the coefficient file, the heat map, the summary, and checkpoints that are written whole or not at all."""
+"""Callbacks: the coefficient file, the heat map, the summary, and the guard against predictions of one class."""
 
 from __future__ import annotations
 
@@ -9,36 +9,17 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adamerge.coefficients import save_coefficients
-from adamerge.errors import AdamergeError, CheckpointError, CollapsedError, DivergedError
+from adamerge.errors import AdamergeError, CollapsedError, DivergedError
 from adamerge.evaluation import Spread, average
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
-from adamerge.staging import staged_file, write_json
+from adamerge.staging import write_json
 from adamerge.tracking import PatientWandb
 
 FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their target, synced and renamed; a corrupt one is a typed error that names the file."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file."""
-        # of a full disk torch says so only through a file that it was given open
-        with staged_file(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file; nothing in it is executed."""
-        try:
-            loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{path} is corrupt or not a checkpoint of a run: {error}") from error
-        return loaded
 
 
 class CoefficientFile(Callback):

@@ -191,12 +191,19 @@ def compare(arguments: list[str]) -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
     )
+    parser.add_argument(
+        "--lambdas",
+        type=float,
+        nargs="+",
+        help="coefficients of task arithmetic that the oracle chooses from on the test labels, besides 0.3; by default 0, "
+        "0.05 ... 1, each a pass over all test data",
+    )
     own, overrides = parser.parse_known_args(arguments)
     _import_from_here()
     from adamerge.comparison import compare as run_compare
     from adamerge.comparison import print_table
 
-    print_table(run_compare(own.pool, own.methods, own.folder, overrides))
+    print_table(run_compare(own.pool, own.methods, own.folder, overrides, own.lambdas))
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

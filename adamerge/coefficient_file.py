@@ -110,6 +110,10 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
             expected="weights, files, copied, heads and copies",
             got=repr(metadata["layout"])[:200],
         )
+    try:
+        json.dumps(metadata, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a letter, which no file could hold
+        raise CoefficientsError(f"{path}: a text in it is no text: {error.reason}") from error
     texts = [*metadata["include"], *metadata["exclude"], *metadata["rows"]]
     if not all(isinstance(text, str) for text in texts):
         raise CoefficientsError(f"{path}: include, exclude and rows", expected="texts", got=repr(texts)[:200])

@@ -174,7 +174,7 @@ def load_coefficients(
         _check_buffers(sections["buffer"], vectors)
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CoefficientsError(f"{path}: the recipe does not fit the values: {error}") from error
     if verify:
         _compare_fingerprints(path, metadata, vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,13 +26,27 @@ from adamerge.task_vectors import TaskVectors
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
 """What every comparison holds besides the methods asked for."""
 LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
+"""Coefficients that the oracle chooses from."""
 
 
-def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    pool: Path,
+    methods: Sequence[Path],
+    folder: Path,
+    overrides: Sequence[str] = (),
+    lambdas: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """Fit every method (finished fits in ``folder`` are not repeated), score all on the test split.
 
     ``task_arithmetic_tuned`` is an oracle: its coefficient is the best of 0, 0.05 ... 1 on the TEST labels.
     ``gap_closed`` is (method - tuned) / (individual - tuned), of the averages.
+
+    Args:
+        pool: what is merged.
+        methods: how, each a file or a folder of stages.
+        folder: of the fits and the result.
+        overrides: ``--key=value``, for every fit.
+        lambdas: what the oracle chooses from instead, besides 0.3; each takes a pass over all test data.
 
     Returns:
         What is written to ``folder/comparison.json``: tasks, methods with per_task, average, gap_closed and labels,
@@ -46,6 +61,9 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     stems = [method.stem for method in methods]
     if len(set(stems)) < len(stems):
         raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of them")
+    wanted = sorted({0.3, *(LAMBDAS if lambdas is None else lambdas)})
+    if not all(map(math.isfinite, wanted)):
+        raise ConfigError("lambdas must be finite", got=list(lambdas or ()))
     runs = {}
     for method in methods:
         try:
@@ -62,7 +80,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
     copy = copy_for_scores([cli.model.merged.copy, *map(run_copy, runs.values())])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test", copy)
     hits: dict[str, Scores] = {"pretrained": scorer.base(), "individual": scorer.experts()}
-    by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in LAMBDAS}
+    by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in wanted}
     best = cli.datamodule.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
     protocols: dict[str, Mapping[str, Any]] = {}
@@ -71,7 +89,7 @@ def compare(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequen
         protocols[name] = coefficients.protocol
         hits[name] = scorer.of(coefficients)
     result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
-    result["tuned_lambda"] = best
+    result["tuned_lambda"], result["lambdas"] = best, wanted
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,13 @@ _REFUSED = {
     "target_parameters": "it acts on parameters that are fused in memory",
     "trainable_token_indices": "it trains single rows of an embedding",
 }
+LARGEST = 1e6
+"""Of ranks and alphas: a larger one would overflow in a weight, if it is no mistake."""
+
+LONGEST, MOST_REPEATS = 1000, 2
+"""Letters and repetitions of a pattern: one with more can take hours to match."""
+
+_REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)\s*[*+{]")
 _CHANGES_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
 
 
@@ -43,9 +49,15 @@ def by_pattern(config: Mapping[str, Any], key: str, module: str, otherwise: Any)
     """The value of the first pattern that matches the end of the module's name, as peft does it."""
     for pattern, value in (config.get(key) or {}).items():
         try:
+            if (
+                len(pattern) > LONGEST
+                or len(_REPEATS.findall(pattern)) > MOST_REPEATS
+                or _REPEATED_GROUP.search(pattern)
+            ):
+                raise re.error("it is too long, or has too many or nested repetitions")
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise CheckpointError(f"an adapter's {key} has {quoted(pattern)}, which is no pattern: {error}") from error
     return otherwise
 
@@ -64,8 +76,8 @@ def _refuse_variants(config: Mapping[str, Any], place: str) -> None:
     if _CHANGES_BASE.match(start):
         what = f"{place}: init_lora_weights={quoted(start)} changed the base's weights before training"
         raise CheckpointError(what, todo="save it with peft's path_initial_model_for_weight_conversion")
-    for key, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", -math.inf)):
+    for key, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", -LARGEST)):
         given = config.get(pattern) or {}
         for number in (config.get(key), *(given.values() if isinstance(given, dict) else [given])):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number < math.inf:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not least <= number <= LARGEST:
                 raise CheckpointError(f"{place}: {key} or {pattern} is no number that fits", got=number)

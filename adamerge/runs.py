@@ -16,12 +16,11 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.allocation import allocation_table
-from adamerge.callbacks import AtomicCheckpoints, CoefficientFile, CollapseGuard, Summary
+from adamerge.callbacks import CoefficientFile, CollapseGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.config_files import config_files
 from adamerge.configuration import ConfigCLI, FitCLI
@@ -35,6 +34,7 @@ from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.plan_report import print_plan
 from adamerge.recipe import describe
+from adamerge.run_checkpoints import AtomicCheckpoints, StepCheckpoints
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 from adamerge.trainer_settings import check_length
@@ -133,7 +133,7 @@ def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dic
 
 def _trainer(cli: ConfigCLI, folder: Path, summary: Summary) -> Trainer:
     steps = cli.config.trainer.max_steps
-    checkpoints = ModelCheckpoint(
+    checkpoints = StepCheckpoints(
         folder / "checkpoints",
         filename="{step}",
         monitor="step",

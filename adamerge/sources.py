@@ -142,7 +142,12 @@ def _open_files(folder: Path) -> list[TensorFile]:
     if pickles:
         what = f"{quoted(folder)} has its weights only as pickle, which may run code when opened: {listed(pickles)}"
         raise CheckpointError(what, todo="look for a safetensors version, or convert it with code you trust")
-    raise CheckpointError(f"{quoted(folder)} has no .safetensors file", got=listed(names) or "an empty folder")
+    raise CheckpointError(
+        f"{quoted(folder)} has no .safetensors file",
+        got=listed(names) or "an empty folder",
+        todo="of a model on the Hub nothing else is fetched: look for a revision that has one (org/name@refs/pr/N), or "
+        "convert the model with code you trust",
+    )
 
 
 def _is_plain(shard: object) -> bool:

@@ -160,13 +160,17 @@ def staged_folder(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ())
         try:
             yield temporary
             _settle(temporary)
-            _put_in_place(temporary, target)
+            _put_in_place(temporary, target, overwrite)
         finally:
             _remove(temporary)
 
 
-def _put_in_place(new: Path, target: Path) -> None:
+def _put_in_place(new: Path, target: Path, overwrite: bool) -> None:
     old = _sibling(target, ".old")
+    if os.path.lexists(target) and not overwrite:  # it was not there when the work began
+        raise ExportError(
+            f"{quoted(target)} has appeared meanwhile, and is left as it is", todo="pass --overwrite, or name another"
+        )
     try:
         if target.exists():
             os.rename(target, old)

@@ -24,6 +24,7 @@ from adamerge.coefficients import (
 )  # fmt: skip
 from adamerge.constraints import Projection
 from adamerge.errors import CheckpointError, CoefficientsError
+from adamerge.files import TensorFile
 from adamerge.layout import Layout
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors import TaskVectors
@@ -215,6 +216,34 @@ def test_a_flipped_bit_never_changes_the_coefficients_in_silence(saved, models, 
     assert not silent, f"{len(silent)} of {len(content) - start} bytes of the values may change unnoticed"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_("step", 6),
+        set_("dtype", "bfloat16"),
+        set_("protocol", {"seed": 77}),
+        set_("version", "9"),
+        set_("include", ["nothing.*"]),
+        set_("base", "source", "/elsewhere"),
+        set_("base", "fingerprint", "0" * 64),
+        set_("experts", "cars", "source", "/elsewhere"),
+        set_("parametrization", "init_args", "init", 0.25),
+        set_("layout", "weights", "other.safetensors"),
+    ],
+)
+def test_the_digest_covers_every_field(saved, tmp_path, change):
+    """What is changed without being signed again is refused, though it is well formed."""
+    file = TensorFile(saved)
+    metadata = json.loads(file.metadata["adamerge"])
+    before = json.dumps(metadata)
+    metadata = change(metadata) or metadata
+    assert json.dumps(metadata) != before
+    tensors = {name: file.read(name).clone() for name in file.tensors}
+    (tmp_path / "c.safetensors").write_bytes(safetensors.torch.save(tensors, {"adamerge": json.dumps(metadata)}))
+    with pytest.raises(CoefficientsError, match="digest"):
+        read_coefficients(tmp_path / "c.safetensors")
+
+
 CHUNKS, SCALE = "adamerge.parametrizations.ImportanceChunkWise", "adamerge.transforms.Scale"
 DAMAGE = {
     "version": set_("format", 2),
@@ -288,6 +317,10 @@ DAMAGE = {
         "parametrization", "init_args", "constraint", {"class_path": "adamerge.layout.Layout", "init_args": {}}
     ),
     "init far too big": set_("parametrization", "init_args", "init", 10**400),
+    "init too big for fp32": lambda m: m["parametrization"].update(
+        {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 1e39}}
+    ),
+    "half a letter": set_("protocol", {"note": "\ud800"}),
     "init outside": set_("parametrization", "init_args", "init", 7.0),
     "dtype of no such name": set_("dtype", "float31"),
     "dtype a number": set_("dtype", 32),

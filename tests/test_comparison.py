@@ -37,6 +37,15 @@ def test_the_grid():
     assert [n / 20 for n in range(21)] == LAMBDAS
 
 
+def test_the_oracle_may_choose_from_fewer(pool_file, capfd):
+    words = [pool_file, TASK_ARITHMETIC, "--folder", "table"]
+    assert command(capfd, "compare", *words, "--lambdas", "0.5", *OVERRIDES).code == 0
+    result = json.loads(Path("table/comparison.json").read_text())
+    assert result["lambdas"] == [0.3, 0.5] and result["tuned_lambda"] in (0.3, 0.5)
+    outcome = command(capfd, "compare", *words, "--lambdas", "nan", *OVERRIDES)
+    assert outcome.code == 2 and "lambdas must be finite" in outcome.error
+
+
 def test_from_end_to_end(pool_file, few_lambdas, capfd):
     words = [pool_file, TASK_ARITHMETIC, TASK_WISE, "--folder", "table"]
     outcome = command(capfd, "compare", *words, *OVERRIDES)

@@ -416,8 +416,8 @@ def test_every_part_starts_where_it_says(files, transform, kind, constraint):
         parametrization = made(kind, vectors, init=init, constraint=constraint())
         for group, value in parametrization.coefficients().items():
             assert torch.allclose(value, torch.full_like(value, parametrization.initial), atol=1e-6), group
-        if init is None:
-            assert parametrization.initial == pytest.approx(1 / 3)
+        wanted = 1 / 3 if init is None or constraint.__name__ == "Softmax" else init
+        assert parametrization.initial == pytest.approx(wanted)
 
 
 @over_all

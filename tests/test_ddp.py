@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import child, coefficients, environment, fit_words, pool_config, write_yaml
+from safetensors.torch import load_file, save_file
 
 SCRIPT = """
 import json, os, sys
@@ -74,6 +75,21 @@ def test_two_processes_find_what_one_finds(settings, pool, image_folders, tmp_pa
     assert torch.equal(first, second), "the ranks drifted apart"
     assert (alone - 0.3).abs().max() > 1e-4, "something was learned"
     assert (first - alone).abs().max() <= 1e-6
+
+
+def test_two_processes_that_read_other_files_end_with_an_error_that_names_one(pool, image_folders, tmp_path):
+    """Each machine has a folder of its own, and in one of them is another expert under the same name."""
+    weights = load_file(pool["experts"]["colours"])
+    weights["visual.proj"] += 1
+    save_file(weights, tmp_path / "other.safetensors")
+    script = tmp_path / "fit.py"
+    path = str(tmp_path / "other.safetensors")
+    other = f"if os.environ.get('LOCAL_RANK') == '1':\n    pool['experts']['colours'] = {path!r}\n"
+    script.write_text(SCRIPT.replace("tasks = {", other + "tasks = {", 1))
+    given = {"pool": pool, "images": image_folders, "out": "a", "batch_size": 6, "penalty": False, "micro_batch": None}
+    done = child([script, json.dumps({**given, "devices": 2})], tmp_path, timeout=200)
+    assert done.returncode != 0 and "process 1 has another expert 'colours' than process 0" in done.stderr
+    assert not list(tmp_path.glob("a_*.pt"))
 
 
 MASKS = """

@@ -142,7 +142,7 @@ def test_whole_tensors_are_never_dense_per_expert():
     assert sum(size >= 3000 for size in seen.sizes) == 1  # the sum itself
     with Largest() as seen:
         combined.backward(slope)
-    assert max(seen.sizes) < 3000 and coefficients.grad.abs().min() >= 0
+    assert max(seen.sizes) < 3000 and coefficients.grad.abs().max() > 0
 
 
 def test_chunks_make_one_expert_dense_at_a_time():

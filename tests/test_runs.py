@@ -364,19 +364,24 @@ def test_a_fit_killed_five_times_resumes_to_the_same_bits(fits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_fit_says_so_and_can_be_resumed(sent, code, fits):
-    process = fits.start("a")
-    fits.until_step("a", 8, process)
+def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sent, code, tmp_path, pool_file):
+    """Checkpoints are 10 steps apart; what was finished after the last one is not lost."""
+    fits = Fits(tmp_path, pool_file, steps=100)
+    whole, process = fits.start("whole"), fits.start("a")
+    fits.until_step("a", 20, process)
+    time.sleep(random.uniform(0.3, 0.9))
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     run = fits.run("a")
     assert process.returncode == code, error[-2000:]
-    assert "Traceback" not in error
-    assert status_of(run) in {"interrupted", "failed"}
-    assert adam_state(run)["step"] >= 8 and coefficients(run)
+    assert "Traceback" not in error and status_of(run) == "failed"
+    ended = json.loads((run / "summary.json").read_text())["step"]
+    assert adam_state(run)["step"] == ended and ended % 10, "between two checkpoints"
     again = fits.start("a")
     assert again.communicate() and again.returncode == 0 and status_of(run) == "finished"
-    assert steps_of(run) == list(range(24))
+    assert whole.communicate() and whole.returncode == 0
+    kept = (fits.run("whole") / "coefficients.safetensors").read_bytes()
+    assert (run / "coefficients.safetensors").read_bytes() == kept and steps_of(run) == list(range(100))
 
 
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):

@@ -134,7 +134,7 @@ def group(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "bert", "resnet", "vit", "clip", "qwen2_vl"])
 def test_networks_in_bfloat16_run_sharded_as_they_run_whole(kind, group, pool_of):
     """Between their passes, the rows of sharded weights are in fp32, and so says whoever asks them for their dtype."""
-    pool, logits = pool_of(kind), []
+    pool, logits, gradients = pool_of(kind), [], []
     for copy in (WholeCopy(), ShardedCopy()):
         vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
         backbone = pool["backbone"]("bfloat16")
@@ -146,6 +146,9 @@ def test_networks_in_bfloat16_run_sharded_as_they_run_whole(kind, group, pool_of
         logits.append(output.logits)
         output.logits.float().square().mean().backward()
         merged.pull_back(torch.zeros(())).backward()
+        gradients.append(torch.cat([parameter.grad.view(-1) for parameter in merged.trained()]))
+    assert gradients[0].abs().max() > 0
+    assert (gradients[1] - gradients[0]).abs().max() <= 2e-2 * gradients[0].abs().max()
     assert logits[1].dtype == logits[0].dtype and torch.allclose(logits[1], logits[0], rtol=2e-2, atol=2e-2)
 
 

@@ -137,6 +137,26 @@ def test_a_failed_commit_keeps_the_old(tmp_path: Path, monkeypatch: pytest.Monke
         assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["merged"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_is_replaced_only_where_that_was_asked_for(tmp_path, overwrite):
+    target = tmp_path / "merged"
+
+    def write():
+        with staged_folder(target, overwrite=overwrite) as new:
+            (new / "new").touch()
+            target.mkdir()
+            (target / "precious").touch()
+
+    if overwrite:
+        write()
+        assert os.listdir(target) == ["new"]
+    else:
+        with pytest.raises(ExportError, match="has appeared meanwhile, and is left as it is"):
+            write()
+        assert os.listdir(target) == ["precious"]
+    assert os.listdir(tmp_path) == ["merged"]
+
+
 CHILD = """
 import itertools, os, resource, signal, sys
 from pathlib import Path

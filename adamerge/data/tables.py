@@ -13,7 +13,8 @@ import torch
 
 from adamerge.data.base import Calibration
 from adamerge.data.steps import seed_of
-from adamerge.errors import ConfigError, DataError
+from adamerge.errors import CheckpointError, ConfigError, DataError
+from adamerge.files import read_json
 
 _FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
@@ -50,8 +51,10 @@ class Table:
                 return dict(datasets.load_dataset(_FILES[place.suffix], data_files=str(place)))
             return dict(datasets.load_dataset(self.dataset, self.config))
         except (Exception, StopIteration) as error:
+            empty = _empty_splits(place)
+            reason = f"its split '{empty[0]}' is empty" if empty else error or type(error).__name__
             raise DataError(
-                f"task '{task}': the data set {self.dataset} cannot be read: {error or type(error).__name__}",
+                f"task '{task}': the data set {self.dataset} cannot be read: {reason}",
                 todo="give a folder or file that exists, or a Hub id while online (HF_HUB_OFFLINE unset)",
             ) from error
 
@@ -68,6 +71,18 @@ class Table:
                     expected=f"columns {columns}",
                     got=rows.column_names,
                 )
+
+
+def _empty_splits(folder: Path) -> list[str]:
+    """Splits of a saved data set that have no rows; the library that wrote them cannot read them."""
+    found = []
+    for state in sorted(folder.glob("*/state.json")):
+        try:
+            if not read_json(state).get("_data_files"):
+                found.append(state.parent.name)
+        except CheckpointError:  # damaged: that is another reason
+            continue
+    return found
 
 
 class TableCalibration(Calibration):

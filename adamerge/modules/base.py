@@ -22,7 +22,7 @@ from adamerge.evaluation import Spread
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
-from adamerge.modules.checks import check_fit, check_steps, planned
+from adamerge.modules.checks import check_fit, check_same_models, check_steps, planned
 from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
@@ -111,6 +111,7 @@ class MergingModule(LightningModule, ABC):
         self.merged.storage = strategy.broadcast(planned(self.merged, self.trainer).chosen)
         if self.merged.copy.collective:
             self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
+        check_same_models(self.merged.task_vectors)
         if stage == "fit":
             self.choice, self.recalibration = {}, {}
             self.merged.replace_buffers({})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning import Trainer
+from torch import distributed
 
 from adamerge.data import Calibration
-from adamerge.errors import ConfigError
+from adamerge.errors import CheckpointError, ConfigError
 from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.plan import Plan
+from adamerge.task_vectors import TaskVectors
 from adamerge.trainer_settings import check_precision
 from adamerge.units import units_of
 
@@ -109,6 +112,27 @@ def check_steps(merged: MergedModel, micro_batch: int | None, batch_size: int, t
             got=batch_size,
             todo=f"set data.batch_size={processes * max(1, round(batch_size / processes))}",
         )
+
+
+def check_same_models(vectors: TaskVectors) -> None:
+    """See whether all processes of a run read the same base and experts; every weight is read for it.
+
+    Raises:
+        CheckpointError: they do not, on every process the same error.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, {who: model.fingerprint for who, model in vectors.models().items()})
+    for rank, own in enumerate(found):
+        for who in sorted(own.keys() | found[0].keys()):
+            if own.get(who) != found[0].get(who):
+                raise CheckpointError(
+                    f"process {rank} has another {who.removeprefix('the ')} than process 0",
+                    expected=f"fingerprint {str(found[0].get(who))[:16]}…",
+                    got=f"{str(own.get(who))[:16]}…",
+                    todo="give all machines the same files, or name a Hub id with its @revision",
+                )
 
 
 def _check_heads(merged: MergedModel) -> None:

@@ -56,6 +56,18 @@ def w(module) -> torch.Tensor:
     return module.merged.parametrization.w.detach()
 
 
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_a_step_merges_and_contracts_once_however_many_micro_batches_it_has(
+    pool, image_folders, micro_batch, monkeypatch
+):
+    module, calls = module_of(pool, micro_batch=micro_batch), []
+    for name in ("merge", "pull_back", "_contract"):
+        plain = getattr(module.merged, name)
+        monkeypatch.setattr(module.merged, name, lambda *a, _p=plain, _n=name, **k: calls.append(_n) or _p(*a, **k))
+    fitted(module, images(image_folders), steps=2)
+    assert calls == ["merge", "pull_back", "_contract"] * 2
+
+
 def gradient_of(pool, folders, **arguments) -> torch.Tensor:
     """``dL/dw`` of the first step."""
     module, found = module_of(pool, **arguments), []

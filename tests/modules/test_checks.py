@@ -8,8 +8,9 @@ import torch
 from lightning import Trainer
 
 from adamerge.copies import WholeCopy
-from adamerge.errors import ConfigError
+from adamerge.errors import CheckpointError, ConfigError
 from adamerge.memory import Available, Sizes
+from adamerge.modules.checks import check_same_models
 from adamerge.objectives import LogitAlignment, Objective
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.storage import Disk, Resident
@@ -64,6 +65,32 @@ def test_a_sampler_of_the_trainers_is_refused_where_it_would_take_steps_away(poo
         module.check(images(image_folders), "32-true")
     module._trainer = Trainer(max_steps=1, **{**QUIET, "use_distributed_sampler": True})
     module.check(images(image_folders), "32-true")
+
+
+class Gathers:
+    """Stands for the processes' group: the other one has read another expert."""
+
+    def __init__(self, who):
+        self.who = who
+
+    is_initialized, get_world_size = staticmethod(lambda: True), staticmethod(lambda: 2)
+
+    def all_gather_object(self, found, own):
+        found[:] = [own, {**own, self.who: "f" * 64} if self.who else own]
+
+
+@pytest.mark.parametrize("who", ["the base", "expert 'colours'", None])
+def test_processes_that_read_other_models_are_told_which(who, pool, monkeypatch):
+    vectors = module_of(pool).merged.task_vectors
+    monkeypatch.setattr("adamerge.modules.checks.distributed", Gathers(who))
+    if who is None:
+        check_same_models(vectors)
+        return
+    with pytest.raises(
+        CheckpointError, match=f"process 1 has another {who.removeprefix('the ')} than process 0"
+    ) as caught:
+        check_same_models(vectors)
+    assert vectors.models()[who].fingerprint[:16] in str(caught.value) and "f" * 16 in str(caught.value)
 
 
 class Collective(WholeCopy):

@@ -1,0 +1,87 @@
+"""Checkpoints of a run: written whole or not at all, and of the last finished step when the process is asked to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from adamerge.errors import CheckpointError
+from adamerge.staging import staged_file
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints written beside their target, synced and renamed; a corrupt one is a typed error that names the file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file."""
+        # of a full disk torch says so only through a file that it was given open
+        with staged_file(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the file; nothing in it is executed."""
+        try:
+            loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{path} is corrupt or not a checkpoint of a run: {error}") from error
+        return loaded
+
+
+class StepCheckpoints(ModelCheckpoint):
+    """Lightning's checkpoints, and one more when the process is asked to end: of the last step that was finished.
+
+    A first interrupt from the keyboard waits for the end of the step, a second one does not. Of several processes each may
+    be asked at another step, and they end where they are.
+    """
+
+    _default: Any = None  # what an interrupt did before
+    _interrupted = False
+    _between_steps = False
+    _alone = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there are steps to wait for."""
+        super().on_train_start(trainer, pl_module)
+        self._alone = trainer.world_size == 1
+        if self._alone and threading.current_thread() is threading.main_thread():
+            self._default = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is finished."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._interrupted:
+            self._between_steps = True
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There are no more."""
+        super().on_train_end(trainer, pl_module)
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write it, where nothing of a step is half done."""
+        self._restore()
+        if self._alone and (isinstance(exception, SIGTERMException) or self._between_steps):
+            self.save_on_exception = True
+            super().on_exception(trainer, pl_module, exception)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._interrupted = True
+        self._restore()
+        print("stopping after this step; once more stops now", file=sys.stderr)
+
+    def _restore(self) -> None:
+        if self._default is not None:
+            signal.signal(signal.SIGINT, self._default)
+            self._default = None
