@@ -118,6 +118,10 @@ class AdapterCheckpoint(Checkpoint):
             return None
         return self._factors(name) if name in self.pairs else no_change(self.base.shape(name))
 
+    def changes(self, name: str) -> bool:
+        """Whether it has factors or values for the base's tensor."""
+        return name in self.pairs or name in self._whole
+
     def scan(self) -> Scan:
         """Return a fingerprint of factors and scales, not of the base, and the non-finite counts of the file."""
         found = self._weights.scan()
@@ -175,9 +179,17 @@ class AdapterCheckpoint(Checkpoint):
         for own, key in whole.items():
             name = names.find_if_there(own)
             # peft writes a copy of an embedding beside its factors, in case it was resized
-            if not (".base_layer." in key and name in self.base and torch.equal(self._weights[key], self.base[name])):
+            if not (".base_layer." in key and name in self.base and self._is_copy(key, name)):
                 self._whole[name] = key
         self._refuse_ambiguous(bool(config.get("fan_in_fan_out")))
+
+    def _is_copy(self, key: str, name: str) -> bool:
+        if self._weights.shape(key) != self.base.shape(name):
+            return False
+        try:
+            return torch.equal(self._weights[key], self.base[name])
+        except CheckpointError:  # of a base that is not on this machine the headers are known, and copies are the rule
+            return True
 
     def _refuse_ambiguous(self, flag: bool) -> None:
         """The shapes of a square tensor do not tell which way round its factors are, and peft's flag is one for all."""

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import MERGEABLE, Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.files import quoted
@@ -127,6 +128,31 @@ def refuse_other_network(
                 expected=tuple(tensor.shape),
                 got=tuple(base.shape(name)),
                 todo="check that the backbone's architecture is the base's",
+            )
+
+
+def refuse_half_ties(tied: Collection[str], experts: Mapping[str, Checkpoint]) -> None:
+    """Refuse adapters that change one of two places that share a weight: peft leaves the other as the base has it.
+
+    Args:
+        tied: on-disk names of tensors that the network uses in several places.
+        experts: by task.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    for task, expert in experts.items():
+        if not isinstance(expert, AdapterCheckpoint) or expert.config.get("ensure_weight_tying"):
+            continue
+        changed = next((name for name in sorted(tied) if expert.changes(name)), None)
+        if changed is not None:
+            raise CheckpointError(
+                f"expert '{task}' is an adapter of '{changed}', which the network uses in several places and the adapter "
+                "in one",
+                where=expert.location,
+                expected="an adapter that leaves it, or one trained with ensure_weight_tying",
+                got="another head than embedding, where this network has one tensor for both",
+                todo="merge adapter and base with peft into a model whose weights are untied, and the base likewise",
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
@@ -46,6 +47,13 @@ def check_task(coefficients: Coefficients, task: str) -> None:
     if not any(layout.is_head(name) for name in checkpoints[task]):
         raise ConfigError(
             f"expert '{task}' has no head of its own", todo="export without a task: the one model serves all tasks"
+        )
+    expert = checkpoints[task]
+    if isinstance(expert, AdapterCheckpoint) and not (expert.sources[0].parent / CONFIG).is_file():
+        raise ConfigError(
+            f"expert '{task}' is an adapter, and which model its head belongs to is written nowhere",
+            expected=f"a {CONFIG} with the head's classes beside the adapter's weights",
+            todo=f"save the model's configuration there: model.config.save_pretrained({str(expert.sources[0].parent)!r})",
         )
 
 

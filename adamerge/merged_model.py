@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.agreement import refuse_other_network, refuse_shared_memory, refuse_untrainable
+from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.merging import merged_tensor, updates
@@ -76,6 +76,8 @@ class MergedModel(nn.Module):
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
         refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
+        backbone.check_base(task_vectors.base)
+        refuse_half_ties(backbone.tied(), task_vectors.checkpoints)
         refuse_shared_memory(tensors, {"the base": task_vectors.base} | task_vectors.checkpoints)
         backbone.network.eval().requires_grad_(False)
         merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}

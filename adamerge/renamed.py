@@ -61,7 +61,30 @@ def under_names_of(base: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: no one exchange of prefixes leads to the base's names, or several do.
     """
+    checkpoint = _respelled(base, checkpoint)
     if any(name in base for name in blocks(checkpoint)):
         return checkpoint
     names = Renaming(quoted(checkpoint.location), list(checkpoint), base).find_all()
     return RenamedCheckpoint(checkpoint, names) if any(name != own for name, own in names.items()) else checkpoint
+
+
+SPELLINGS = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+"""How the first releases of BERT call what networks of today call otherwise, and save so."""
+
+
+def _respelled(base: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint in the base's spelling, where all of one are spelt one way and all of the other the other way."""
+    exchanges = {}
+    for pair in SPELLINGS:
+        ours, theirs = (
+            {end for end in pair if any(name.endswith(end) for name in model)} for model in (base, checkpoint)
+        )
+        if len(ours) == len(theirs) == 1 and ours != theirs:
+            exchanges[theirs.pop()] = ours.pop()
+    if not exchanges:
+        return checkpoint
+    names = {}
+    for own in checkpoint:
+        end = next((end for end in exchanges if own.endswith(end)), None)
+        names[own if end is None else own.removesuffix(end) + exchanges[end]] = own
+    return RenamedCheckpoint(checkpoint, names)

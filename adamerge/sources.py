@@ -127,10 +127,13 @@ def _open_files(folder: Path) -> list[TensorFile]:
     names = sorted(os.listdir(folder))
     indexes = [name for name in names if name.endswith(".safetensors.index.json")]
     weights = [name for name in names if name.endswith(".safetensors")]
+    # as the libraries that the folder is for
+    if "open_clip_config.json" in names and "open_clip_model.safetensors" in weights:
+        return [TensorFile(folder / "open_clip_model.safetensors")]
     index = _pick(indexes, "model.safetensors.index.json")
-    if index is not None:
+    if index is not None and "model.safetensors" not in weights:
         return _open_shards(folder, index, weights)
-    if len(indexes) > 1:
+    if len(indexes) > 1 and "model.safetensors" not in weights:
         raise CheckpointError(f"{quoted(folder)} has several indexes: {listed(indexes)}", todo="keep one of them")
     only = _pick(weights, "model.safetensors", "open_clip_model.safetensors")
     if only is not None:

@@ -3,11 +3,17 @@
 import pytest
 import torch
 import transformers
-from pico import ENCODER, VISION, random_model
+from pico import ENCODER, VISION, pico_pool, random_model
+from safetensors.torch import load_file
 
+from adamerge.adapters import AdapterCheckpoint
 from adamerge.agreement import globs, refuse_extra, refuse_other
 from adamerge.checkpoint import StateDict
 from adamerge.errors import CheckpointError
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import LayerWise
+from adamerge.remote import RemoteCheckpoint
+from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 
@@ -72,3 +78,46 @@ def test_extra_tensors_are_left_out_by_pattern_but_never_the_bases():
         refuse_extra("a", expert, base, extra)
     assert found.value.what == "expert 'a' has 4 tensors that the base lacks, first 'bert.pooler.b'"
     assert found.value.todo.startswith("pass exclude=['bert.pooler.*', 'head.w', 'head.x'], or")
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """A model whose head is its embedding, and what makes an adapter of it that is a folder."""
+    import peft
+    import transformers
+
+    pool = pico_pool("gpt2", tmp_path / "pool")
+
+    def adapter(target, **config):
+        network = transformers.AutoModelForCausalLM.from_pretrained(pool["base"])
+        adapted = peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=[target], **config))
+        torch.nn.init.normal_(
+            next(value for name, value in adapted.named_parameters() if "lora_B" in name or "_B" in name)
+        )
+        adapted.save_pretrained(tmp_path / target, save_embedding_layers=target == "wte")
+        return tmp_path / target
+
+    return pool, adapter
+
+
+def test_an_adapter_of_half_a_tie_is_refused(tied):
+    """Peft changes the embedding alone, and the network here has one tensor for it and the head."""
+    pool, adapter = tied
+    for target, refused in (("wte", True), ("c_attn", False)):
+        vectors = TaskVectors(pool["base"], {"a": adapter(target)})
+        backbone = pool["backbone"]()
+        assert backbone.tied() == {"transformer.wte.weight"}
+        if not refused:
+            MergedModel(backbone, vectors, LayerWise(vectors))
+            continue
+        with pytest.raises(CheckpointError, match="expert 'a' is an adapter of 'transformer.wte.weight', which"):
+            MergedModel(backbone, vectors, LayerWise(vectors))
+
+
+def test_an_adapters_copy_of_its_bases_embedding_is_one_also_where_the_base_cannot_be_read(tied):
+    pool, adapter = tied
+    folder, base = adapter("wte"), open_checkpoint(pool["base"])
+    assert any(".base_layer." in name for name in load_file(folder / "adapter_model.safetensors"))
+    remote = RemoteCheckpoint("org/base", {name: ("F32", tuple(base.shape(name))) for name in base})
+    for found in (AdapterCheckpoint(folder, base), AdapterCheckpoint(folder, remote)):
+        assert [*found.pairs] == ["transformer.wte.weight"] and found.factors("transformer.wte.weight").rank == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_models import save_adapter, save_base
 from pico import pico_pool
 from running import command
 from safetensors.torch import load_file
@@ -117,3 +118,20 @@ def test_the_layout_is_kept_in_the_coefficient_file(pool, learned):
     layout = pool["backbone"]().layout()
     assert layout.copied and layout.heads
     assert load_coefficients(learned).layout == layout
+
+
+def test_an_adapters_head_needs_the_configuration_that_it_belongs_to(tmp_path):
+    """Else the base's would be written, of whose classes the head is not."""
+    base = save_base("bert", tmp_path / "base")
+    save_adapter("bert", tmp_path / "a", r=2, target_modules=["query"], modules_to_save=["classifier"])
+    vectors = TaskVectors(base, {"a": tmp_path / "a"}, exclude=["classifier.*"])
+    layout = Layout(copied=["config.json"], heads=["classifier.*"])
+    made = Coefficients(vectors, LayerWise(vectors), layout)
+    with pytest.raises(
+        ConfigError, match="expert 'a' is an adapter, and which model its head belongs to is written nowhere"
+    ):
+        export(made, tmp_path / "out", task="a")
+    config = json.loads((base / "config.json").read_text()) | {"id2label": {"0": "x", "1": "y", "2": "z"}}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    export(made, tmp_path / "out", task="a")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["0"] == "x"

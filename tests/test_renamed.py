@@ -227,3 +227,18 @@ def test_values_that_are_not_finite_go_by_the_bases_names():
         CheckpointError, match=r"NaN or Inf in 1 of 4 tensors: 'bert\.encoder\.layer\.1\.dense\.weight' \(1\)"
     ):
         TaskVectors(base(), {"one": broken}).check()
+
+
+@pytest.mark.parametrize("old", ["base", "expert"])
+def test_norms_in_the_old_spelling_of_bert_are_the_same_tensors(old):
+    """`gamma` and `beta` of a base that was converted long ago; its experts were saved later, or the other way round."""
+    new = {"a.LayerNorm.weight": torch.ones(2), "a.LayerNorm.bias": torch.zeros(2), "a.dense.weight": torch.eye(2)}
+    spelt = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
+        for name, value in new.items()
+    }
+    base, expert = (spelt, new) if old == "base" else (new, spelt)
+    found = under_names_of(StateDict(base), StateDict({name: value + 1 for name, value in expert.items()}))
+    assert found.keys() == base.keys() and all(torch.equal(found[name], base[name] + 1) for name in base)
+    both = StateDict({**new, **spelt})
+    assert under_names_of(both, StateDict(new)).keys() == new.keys(), "a model of both spellings is what it is"

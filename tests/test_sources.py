@@ -232,3 +232,16 @@ def test_a_path_with_a_plus_is_a_path(lora, tmp_path: Path) -> None:
     assert isinstance(open_checkpoint(tmp_path / "a+b", open_checkpoint(lora.bases["llama"])), AdapterCheckpoint)
     shutil.copytree(lora.bases["llama"], tmp_path / "c+d")
     assert "+" in open_checkpoint(str(tmp_path / "c+d")).location
+
+
+def test_of_several_files_that_is_opened_which_the_folders_library_opens(tmp_path):
+    """transformers takes the one file before an index that an older save left; open_clip takes its own."""
+    one, other = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    folder = tmp_path / "model"
+    save_sharded(folder, {**other, "b": torch.zeros(1)})
+    save_file(one, folder / "model.safetensors")
+    assert torch.equal(open_checkpoint(folder)["a"], one["a"])
+    save_file(other, folder / "open_clip_model.safetensors")
+    assert torch.equal(open_checkpoint(folder)["a"], one["a"])
+    (folder / "open_clip_config.json").write_text("{}")
+    assert torch.equal(open_checkpoint(folder)["a"], other["a"])

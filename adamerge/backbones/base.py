@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from adamerge.backbones.inputs import Inputs, rows
 from adamerge.checkpoint import Checkpoint
+from adamerge.copies import owner
 from adamerge.layout import Layout
 
 IGNORED = -100
@@ -170,6 +172,19 @@ class Backbone(ABC):
     def trains(self, name: str) -> bool:
         """Whether ``encode`` depends on the tensor of this on-disk name; the others must be the same in all experts."""
         return True
+
+    def tied(self) -> frozenset[str]:
+        """On-disk names of the parameters that the network uses in several places."""
+        uses = Counter(id(parameter) for _, parameter in self.network.named_parameters(remove_duplicate=False))
+        return frozenset(name for name, tensor in self.tensors().items() if uses[id(owner(tensor))] > 1)
+
+    def check_base(self, base: Checkpoint) -> None:
+        """See whether files beside the base's weights say something else than the network was made by.
+
+        Raises:
+            CheckpointError: they do.
+        """
+        return
 
     @abstractmethod
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:

@@ -23,6 +23,9 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.layout import Layout
 
+CONFIG = "open_clip_config.json"
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
 
 class OpenClipClassifier(Backbone):
     """An open_clip model as a classifier: image tower, then the zero-shot head of the sample's task.
@@ -41,7 +44,7 @@ class OpenClipClassifier(Backbone):
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
         self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
         if folder.is_dir():
-            config, identifier = read_json(folder / "open_clip_config.json"), f"local-dir:{folder}"
+            config, identifier = read_json(folder / CONFIG), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):
                 raise CheckpointError(f"{folder / 'open_clip_config.json'}: 'model_cfg' is missing or not an object")
             self.model_config: dict[str, Any] = config["model_cfg"]
@@ -72,6 +75,26 @@ class OpenClipClassifier(Backbone):
         """The image tower alone: heads are frozen, made by the base's text tower."""
         return name.startswith("visual.")
 
+    def check_base(self, base: Checkpoint) -> None:
+        """Activation and preprocessing are in no weight: those of the base's own configuration must be the network's."""
+        path = base.sources[0].parent / CONFIG if base.sources else None
+        if path is None or not path.is_file():
+            return
+        theirs = read_json(path)
+        model, images = theirs.get("model_cfg"), theirs.get("preprocess_cfg")
+        found = {"quick_gelu": bool(model.get("quick_gelu"))} if isinstance(model, dict) else {}
+        found |= {key: images[key] for key in PREPROCESSING if key in images} if isinstance(images, dict) else {}
+        own = {"quick_gelu": bool(self.model_config.get("quick_gelu")), **self.preprocess_config}
+        for key, value in found.items():
+            if key in own and _plain(own[key]) != _plain(value):
+                raise CheckpointError(
+                    f"architecture '{self.architecture}': its {key} is not that of the base",
+                    where=path,
+                    expected=value,
+                    got=_plain(own[key]),
+                    todo=f"set model.backbone.architecture={path.parent}",
+                )
+
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encode every prompt once; experts have no heads of their own."""
         self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
@@ -80,7 +103,7 @@ class OpenClipClassifier(Backbone):
         """What ``open_clip.create_model("local-dir:...")`` reads."""
         config = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess_config}
         text = json.dumps(config, indent=2, sort_keys=True)
-        return Layout("open_clip_model.safetensors", {"open_clip_config.json": text})
+        return Layout("open_clip_model.safetensors", {CONFIG: text})
 
     def preprocess(self, sample: Any) -> Tensor:
         """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""
@@ -165,3 +188,7 @@ def _split_normalisation(config: dict[str, Any]) -> tuple[Compose, Tensor, Tenso
         torch.tensor(normalise.mean).view(3, 1, 1),
         torch.tensor(normalise.std).view(3, 1, 1),
     )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

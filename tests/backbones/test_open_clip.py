@@ -1,6 +1,7 @@
 """The open_clip classifier: names, inputs and heads are open_clip's own, and the network never leaves eval mode."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,10 @@ from safetensors.torch import load_file
 
 from adamerge.backbones import Encoded, OpenClipClassifier
 from adamerge.errors import CheckpointError, ConfigError, DataError
+from adamerge.merged_model import MergedModel
+from adamerge.parametrizations import LayerWise
+from adamerge.sources import open_checkpoint
+from adamerge.task_vectors import TaskVectors
 
 TASKS = {
     "colours": SimpleNamespace(classnames=["red", "green", "blue"], templates=["a {} thing.", "{}", "one {}"]),
@@ -104,6 +109,33 @@ def test_many_prompts_are_encoded_in_parts_without_a_difference(backbone):
 def test_a_head_needs_classes_and_templates(backbone, words):
     with pytest.raises(DataError, match="task 'empty'"):
         backbone.build_heads({"empty": SimpleNamespace(classnames=words[0], templates=words[1])}, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("quick_gelu", lambda config: config["model_cfg"].update(quick_gelu=True)),
+        ("mean", lambda config: config["preprocess_cfg"].update(mean=[0.5, 0.5, 0.5])),
+        ("resize_mode", lambda config: config["preprocess_cfg"].update(resize_mode="squash")),
+        (None, lambda config: config.update(other=1)),
+    ],
+)
+def test_a_base_whose_configuration_says_otherwise_is_refused(key, change, pool, tmp_path):
+    """What decides what its weights compute is in none of them."""
+    backbone = OpenClipClassifier(pool["base"])
+    config = {"model_cfg": dict(backbone.model_config), "preprocess_cfg": dict(backbone.preprocess_config)}
+    change(config)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(Path(pool["base"]) / "open_clip_model.safetensors", tmp_path)
+    base = open_checkpoint(tmp_path)
+    if key is None:
+        backbone.check_base(base)
+        return
+    with pytest.raises(CheckpointError, match=f"its {key} is not that of the base"):
+        backbone.check_base(base)
+    vectors = TaskVectors(tmp_path, pool["experts"], include=pool["include"])
+    with pytest.raises(CheckpointError, match=f"its {key} is not that of the base"):
+        MergedModel(backbone, vectors, LayerWise(vectors))
 
 
 def test_the_layout_is_read_by_open_clip(backbone, pool):
