@@ -107,7 +107,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     if not _is_layout(metadata["layout"]):
         raise CoefficientsError(
             f"{path}: field 'layout'",
-            expected="weights, files, copied, heads and copies",
+            expected="weights, files, copied, heads, copies and wide",
             got=repr(metadata["layout"])[:200],
         )
     try:
@@ -131,6 +131,7 @@ def plain_layout(layout: Layout) -> dict[str, Any]:
         "copied": list(layout.copied),
         "heads": list(layout.heads),
         "copies": dict(layout.copies),
+        "wide": list(layout.wide),
     }
 
 
@@ -141,7 +142,7 @@ def _is_layout(found: Mapping[str, Any]) -> bool:
         held = values.values() if isinstance(values, dict) else values
         return isinstance(values, kind) and all(isinstance(value, str) for value in held)
 
-    kinds = {"files": dict, "copied": list, "heads": list, "copies": dict}
+    kinds = {"files": dict, "copied": list, "heads": list, "copies": dict, "wide": list}
     return (
         {"weights", "files"} <= found.keys() <= {"weights", *kinds}
         and isinstance(found["weights"], str)

@@ -119,13 +119,18 @@ def merged_pieces(
     """
     vectors, layout = coefficients.task_vectors, coefficients.layout
     for name, model in exported(coefficients, task).items():
-        source = layout.copies.get(name, name)
+        source, own = layout.copies.get(name, name), layout.stored_as(name, dtype)
         stored = (coefficients.buffers if source in coefficients.buffers else model)[source].reshape(-1)
         if model is vectors.base and source in vectors:
             parts = updates(coefficients.parametrization, source, vectors[source], size=PIECE)
-            yield name, (merged_tensor(stored[part], update, dtype) for part, update in parts)
+            yield name, _merged(stored, parts, own)
         else:
-            yield name, _cast(stored, dtype)
+            yield name, _cast(stored, own)
+
+
+def _merged(stored: Tensor, parts: Iterator[tuple[slice, Tensor]], dtype: torch.dtype) -> Iterator[Tensor]:
+    for part, update in parts:
+        yield merged_tensor(stored[part], update, dtype)
 
 
 def _cast(stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

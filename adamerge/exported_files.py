@@ -71,7 +71,10 @@ def headers(
     coefficients: Coefficients, task: str | None, dtype: torch.dtype
 ) -> dict[str, tuple[torch.dtype, torch.Size]]:
     """Dtype and shape of every exported tensor; they follow from the models' headers."""
-    return {name: _entry(model, name, dtype) for name, model in exported(coefficients, task).items()}
+    return {
+        name: _entry(model, name, coefficients.layout.stored_as(name, dtype))
+        for name, model in exported(coefficients, task).items()
+    }
 
 
 def _entry(model: Checkpoint, name: str, dtype: torch.dtype) -> tuple[torch.dtype, torch.Size]:
@@ -105,7 +108,7 @@ def write_heads(coefficients: Coefficients, folder: Path, dtype: torch.dtype) ->
         if own:
             place = folder / "heads" / task
             place.mkdir(parents=True)
-            header = {name: _entry(expert, name, dtype) for name in own}
+            header = {name: _entry(expert, name, layout.stored_as(name, dtype)) for name in own}
             tensors = ((name, [expert[name].to(header[name][0])]) for name in own)
             verify_tensors(place / layout.weights, write_tensors(place / layout.weights, header, tensors))
             if expert.sources and (expert.sources[0].parent / CONFIG).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -86,8 +87,11 @@ class MergedModel(nn.Module):
             holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             holder.grad_dtype = torch.float32
-        self.dtype = next(iter(merged.values())).dtype
-        """Of the merged copy."""
+        kinds = Counter[torch.dtype]()
+        for holder in merged.values():
+            kinds[holder.dtype] += holder.numel()
+        self.dtype = kinds.most_common(1)[0][0]
+        """Of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         self._passing = self.copy.passing(backbone.network, tensors)
         for part in self._passing:
             part.fetch, part.hand_on = self._fetch, self._hand_on

@@ -155,6 +155,29 @@ def test_a_size_of_files_that_is_none_is_refused(learned, tmp_path, size):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_network_keeps_in_fp32_is_exported_so(tmp_path):
+    """T5 in float16 keeps a projection in fp32: rounded, the folder would compute something else than what was merged."""
+    from pico import pico_pool
+    from transformers import AutoModelForSeq2SeqLM
+
+    pool = pico_pool("t5", tmp_path / "pool")
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
+    backbone = pool["backbone"]("float16")
+    merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3))
+    kept = {name for name, tensor in backbone.tensors().items() if tensor.dtype == torch.float32}
+    assert merged.dtype == torch.float16 and kept and all(".wo." in name for name in kept)
+    with torch.no_grad():
+        merged.merge()
+    made = Coefficients(vectors, merged.parametrization, backbone.layout(), merged.dtype)
+    save_coefficients(made, tmp_path / "c.safetensors")
+    export(load_coefficients(tmp_path / "c.safetensors"), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in backbone.tensors().items():
+        assert written[name].dtype == tensor.dtype and torch.equal(written[name], tensor.detach()), name
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", local_files_only=True).state_dict()
+    assert all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], written[name]) for name in kept)
+
+
 def test_the_default_dtype_is_that_of_the_merged_copy(pool, tmp_path):
     vectors = TaskVectors(**pool)
     export(Coefficients(vectors, LayerWise(vectors), dtype=torch.bfloat16), tmp_path / "out")

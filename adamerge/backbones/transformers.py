@@ -124,7 +124,12 @@ class TransformersBackbone(Backbone):
             and any(fnmatchcase(name, pattern) for pattern in COPIED)
             and not name.endswith((".safetensors", ".index.json"))
         ]
-        return Layout(copied=copied, copies=self.names.copies)
+        wide = [
+            name
+            for name, tensor in self.tensors().items()
+            if tensor.is_floating_point() and tensor.dtype.itemsize > self.computes_in.itemsize
+        ]
+        return Layout(copied=copied, copies=self.names.copies, wide=wide)
 
     def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
         """Parameters whose values come from elsewhere than the base: the heads of tasks."""
