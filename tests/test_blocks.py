@@ -47,6 +47,7 @@ def model_of(
     backbone = pool["backbone"](dtype)
     if double:
         backbone.network.double()
+        backbone.dtype = "float64"
     merged = MergedModel(backbone, vectors, part(vectors), copy=copy)
     merged.backbone.build_heads(TASKS, vectors.checkpoints)
     with torch.no_grad():

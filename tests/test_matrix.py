@@ -93,7 +93,7 @@ def adapter_folder(kind: str, pool: dict[str, Any], task: str, folder: Path) -> 
             len(shape) != 2
             or not name.endswith(".weight")
             or "embed" in name
-            or name in {"shared.weight", "wte.weight"}
+            or name.endswith(("shared.weight", "wte.weight"))
         ):
             continue
         module, rows, columns = name.removesuffix(".weight"), *(shape if kind != "gpt2" else reversed(shape))
