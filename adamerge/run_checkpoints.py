@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -39,13 +40,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class StepCheckpoints(ModelCheckpoint):
     """Lightning's checkpoints, and one more when the process is asked to end: of the last step that was finished.
 
-    A first interrupt from the keyboard waits for the end of the step, a second one does not. Of several processes each may
-    be asked at another step, and they end where they are.
+    A first interrupt from the keyboard waits for the end of the step, as SIGTERM does, and a second one does not. Of several
+    processes each may be asked at another step, and they end where they are.
+
+    Attributes:
+        interrupted: whether it was the keyboard that asked.
     """
 
+    interrupted = False
     _default: Any = None  # what an interrupt did before
-    _interrupted = False
-    _between_steps = False
     _alone = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,15 +58,6 @@ class StepCheckpoints(ModelCheckpoint):
         if self._alone and threading.current_thread() is threading.main_thread():
             self._default = signal.signal(signal.SIGINT, self._interrupt)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """The step is finished."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._interrupted:
-            self._between_steps = True
-            raise KeyboardInterrupt
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There are no more."""
         super().on_train_end(trainer, pl_module)
@@ -72,14 +66,15 @@ class StepCheckpoints(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write it, where nothing of a step is half done."""
         self._restore()
-        if self._alone and (isinstance(exception, SIGTERMException) or self._between_steps):
+        if self._alone and isinstance(exception, SIGTERMException):
             self.save_on_exception = True
             super().on_exception(trainer, pl_module, exception)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        self._interrupted = True
+        self.interrupted = True
         self._restore()
         print("stopping after this step; once more stops now", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)  # for which the trainer waits until the step has ended
 
     def _restore(self) -> None:
         if self._default is not None:

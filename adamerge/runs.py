@@ -170,8 +170,9 @@ def _search(
         with environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
-        # Lightning turns an interrupt into an exit with status 1
-        if isinstance(error.__context__, KeyboardInterrupt):
+        # Lightning turns an interrupt into an exit with status 1, and one that waits for the step's end is a SIGTERM to it
+        asked = isinstance(trainer.checkpoint_callback, StepCheckpoints) and trainer.checkpoint_callback.interrupted
+        if asked or isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
 
