@@ -77,6 +77,7 @@ def test_two_processes_find_what_one_finds(settings, pool, image_folders, tmp_pa
     assert (first - alone).abs().max() <= 1e-6
 
 
+@pytest.mark.slow
 def test_two_processes_that_read_other_files_end_with_an_error_that_names_one(pool, image_folders, tmp_path):
     """Each machine has a folder of its own, and in one of them is another expert under the same name."""
     weights = load_file(pool["experts"]["colours"])
