@@ -38,7 +38,7 @@ def environment_of(
         "threads": torch.get_num_threads(),
         "world_size": trainer.world_size if trainer is not None else 1,
         "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
-        "models": {} if vectors is None else {who: model.fingerprint for who, model in vectors.models().items()},
+        "models": {} if vectors is None else vectors.fingerprints(),
         "data": dict(protocol or {}),
     }
 

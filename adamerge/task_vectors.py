@@ -181,6 +181,10 @@ class TaskVectors(Mapping[str, Deltas]):
         """The base and the experts, by what messages call them."""
         return {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of all models, by the same names; every weight is read for them, once."""
+        return {who: model.fingerprint for who, model in self.models().items()}
+
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)
         for transform, state, names in zip(self.transforms, states, self._experts, strict=False):

@@ -54,20 +54,21 @@ def write_weights(
     Raises:
         ExportError: they cannot be written.
     """
-    shards, coming = list(_shards(header, most)), iter(tensors)
+    parts, coming = list(shards(header, most)), iter(tensors)
     stem = name.removesuffix(".safetensors")
     written = {}
-    for number, names in enumerate(shards, 1):
-        file = name if len(shards) == 1 else f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+    for number, names in enumerate(parts, 1):
+        file = name if len(parts) == 1 else f"{stem}-{number:05}-of-{len(parts):05}.safetensors"
         written[file] = write_tensors(folder / file, {one: header[one] for one in names}, islice(coming, len(names)))
-    if len(shards) > 1:
+    if len(parts) > 1:
         places = {one: file for file, hashes in written.items() for one in hashes}
         index = {"metadata": {"total_size": nbytes_of(header)}, "weight_map": places}
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return written
 
 
-def _shards(header: Header, most: float) -> Iterator[Sequence[str]]:
+def shards(header: Header, most: float) -> Iterator[Sequence[str]]:
+    """Names of the tensors of each file, in order, of so many bytes at most; a larger tensor has a file of its own."""
     names: list[str] = []
     filled = 0
     for name, entry in header.items():

@@ -46,7 +46,7 @@ class OpenClipClassifier(Backbone):
         if folder.is_dir():
             config, identifier = read_json(folder / CONFIG), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):
-                raise CheckpointError(f"{folder / 'open_clip_config.json'}: 'model_cfg' is missing or not an object")
+                raise CheckpointError(f"{folder / CONFIG}: 'model_cfg' is missing or not an object")
             self.model_config: dict[str, Any] = config["model_cfg"]
         else:
             known, identifier = open_clip.get_model_config(architecture), architecture

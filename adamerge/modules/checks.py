@@ -123,7 +123,7 @@ def check_same_models(vectors: TaskVectors) -> None:
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
     found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, {who: model.fingerprint for who, model in vectors.models().items()})
+    distributed.all_gather_object(found, vectors.fingerprints())
     for rank, own in enumerate(found):
         for who in sorted(own.keys() | found[0].keys()):
             if own.get(who) != found[0].get(who):

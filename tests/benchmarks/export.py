@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from adamerge.layout import Layout
 from adamerge.parametrizations import TaskWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
+from adamerge.weights import nbytes_of, shards
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHT = 0.3
@@ -92,37 +91,24 @@ def write_model(folder: Path, size: str, seed: int, base: Path | None) -> None:
     generator = torch.Generator().manual_seed(seed)
     origin = open_checkpoint(base) if base is not None else None
     places: dict[str, str] = {}
-    wanted = shapes(size)
-    parts = list(shards(wanted))
+    wanted = header(size)
+    parts = list(shards(wanted, SHARD))
     for number, names in enumerate(parts, start=1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         tensors = {}
         for name in names:
-            noise = torch.empty(wanted[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            noise = torch.empty(wanted[name][1], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
             tensors[name] = noise if origin is None else origin[name] + 0.1 * noise
         save_file(tensors, folder / file, {"format": "pt"})
         places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": sum(map(bytes_of, wanted.values()))}, "weight_map": places}
+    index = {"metadata": {"total_size": nbytes_of(wanted)}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(configuration(size)))
 
 
-def bytes_of(shape: tuple[int, ...]) -> int:
-    """Of a tensor in bfloat16."""
-    return 2 * math.prod(shape)
-
-
-def shards(wanted: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Names of the tensors of each shard, none of which is much larger than ``SHARD``."""
-    names: list[str] = []
-    held = 0
-    for name, shape in wanted.items():
-        if names and held + bytes_of(shape) > SHARD:
-            yield names
-            names, held = [], 0
-        names.append(name)
-        held += bytes_of(shape)
-    yield names
+def header(size: str) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Of a model of that size, in bfloat16."""
+    return {name: (torch.bfloat16, torch.Size(shape)) for name, shape in shapes(size).items()}
 
 
 def write_pool(folder: Path, size: str, experts: int) -> list[Path]:
@@ -218,7 +204,7 @@ def measure(
             shutil.rmtree(place, ignore_errors=True)
     merging = [float(run.output.split()[-1]) for run in runs.pop("merging")]
     found: dict[str, Any] = {
-        "model_bytes": sum(map(bytes_of, shapes(size).values())),
+        "model_bytes": nbytes_of(header(size)),
         "copy_seconds": spread(copies),
         "merging_seconds": spread(merging),
         "merging_to_copy": spread([one / other for one, other in zip(merging, copies, strict=True)]),
