@@ -1,4 +1,4 @@
-"""Callbacks: the coefficient file, the heat map, the summary, and the guard against predictions of one class."""
+"""Callbacks: the coefficient file, the heat map, the summary, and the guards against collapse and runaway coefficients."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from adamerge.coefficients import save_coefficients
-from adamerge.errors import AdamergeError, CollapsedError, DivergedError
+from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Spread, average
 from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
@@ -105,6 +106,57 @@ class CollapseGuard(Callback):
                         got=f"{share:.0%}, marginal entropy {spread:.3f} of log(classes)",
                         todo="use fewer steps, a lower model.lr, model.penalty, or normalise the entropy",
                     )
+
+
+class RunawayGuard(Callback):
+    """Stops a fit whose coefficients ran away: says so when one passes ``bound``, and stops it at ``STOP`` times as much.
+
+    Args:
+        bound: the largest size of a coefficient that is thought sound.
+        every: steps between two looks, and one at the end; the device is waited for only then.
+
+    Raises:
+        ConfigError: one of them is not positive.
+    """
+
+    STOP = 10
+
+    def __init__(self, bound: float = 10.0, every: int = 25) -> None:
+        if not (bound > 0 and every > 0):
+            raise ConfigError("RunawayGuard: bound and every must be positive", got=f"bound={bound}, every={every}")
+        self.bound, self.every = bound, every
+        self._told = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look now and then."""
+        if (batch_idx + 1) % self.every == 0:
+            self._look(trainer.global_step, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the fit ends with."""
+        self._look(trainer.global_step, pl_module)
+
+    def _look(self, step: int, module: LightningModule) -> None:
+        if not isinstance(module, MergingModule):
+            return
+        with torch.no_grad():
+            groups = module.merged.parametrization.coefficients()
+            sizes = {name: values.abs().amax() for name, values in groups.items() if values.numel()}
+            largest, at = torch.stack(list(sizes.values())).max(dim=0)
+        size = float(largest)
+        if not size > self.bound:
+            return
+        group = list(sizes)[int(at)]
+        expert = module.merged.task_vectors.experts[int(groups[group].abs().amax(dim=1).argmax())]
+        what = f"step {step}: a coefficient ran away: of expert '{expert}' for '{group}', {size:.4g} in size"
+        todo = "lower model.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in trainer.callbacks"
+        if size > self.STOP * self.bound:
+            raise DivergedError(what, expected=f"at most {self.bound:g}", got=f"{size:.4g}", todo=todo)
+        if not self._told:
+            rank_zero_warn(f"{what}, more than {self.bound:g}: {todo}")
+            self._told = True
 
 
 class Summary(Callback):

@@ -18,7 +18,7 @@ from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Metric, average, gap_closed, means, paired_step
 from adamerge.files import read_json
 from adamerge.parametrizations import TaskWise
-from adamerge.scoring import Scorer, Scores, copy_for_scores, run_coefficients, run_copy, shown
+from adamerge.scoring import Scorer, Scores, calibrated_on, copy_for_scores, run_coefficients, run_copy, shown
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
@@ -90,6 +90,7 @@ def compare(
         hits[name] = scorer.of(coefficients)
     result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
     result["tuned_lambda"], result["lambdas"] = best, wanted
+    result["calibrated_on"] = calibrated_on(cli.datamodule, "test") if any(protocols.values()) else {}
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
     return result

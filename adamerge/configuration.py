@@ -110,12 +110,13 @@ class ConfigCLI(LightningCLI):
         return None  # type: ignore[return-value]
 
     def trainer_with(self, callbacks: Sequence[Any], **kwargs: Any) -> Trainer:
-        """The configured trainer, with these arguments and callbacks added.
+        """The configured trainer, with these arguments and callbacks added, but for those of a class that it has.
 
         Raises:
             ConfigError: Lightning refuses a setting.
         """
-        callbacks = [*(self.config_init.trainer.callbacks or ()), *callbacks]
+        own = list(self.config_init.trainer.callbacks or ())
+        callbacks = [*own, *(callback for callback in callbacks if type(callback) not in set(map(type, own)))]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

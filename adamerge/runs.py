@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.allocation import allocation_table
-from adamerge.callbacks import CoefficientFile, CollapseGuard, Summary
+from adamerge.callbacks import CoefficientFile, CollapseGuard, RunawayGuard, Summary
 from adamerge.coefficients import save_coefficients
 from adamerge.config_files import config_files
 from adamerge.configuration import ConfigCLI, FitCLI
@@ -145,7 +145,7 @@ def _trainer(cli: ConfigCLI, folder: Path, summary: Summary) -> Trainer:
         save_on_train_epoch_end=False,
     )
     return cli.trainer_with(
-        [checkpoints, CollapseGuard(), CoefficientFile(folder), summary],
+        [checkpoints, CollapseGuard(), RunawayGuard(), CoefficientFile(folder), summary],
         logger=False,
         plugins=[AtomicCheckpoints()],
         default_root_dir=str(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.configuration import ConfigCLI
 from adamerge.copies import Copy, WholeCopy
 from adamerge.data import Calibration
+from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.evaluation import Metric, average, means, score
 from adamerge.files import read_json
@@ -110,8 +112,22 @@ def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
     summary = read_json(run / "summary.json")
-    write_json(run / "summary.json", {**summary, split: {"per_task": scores, "average": average(scores)}})
+    scored: dict[str, Any] = {"per_task": scores, "average": average(scores)}
+    if coefficients.protocol:
+        scored["calibrated_on"] = calibrated_on(cli.datamodule, split)
+    write_json(run / "summary.json", {**summary, split: scored})
     return scores, cli.datamodule.metric
+
+
+def calibrated_on(data: Calibration, split: str) -> dict[str, int]:
+    """Task to the number of scored samples that are calibration data too, which is told; in the papers' setting all are."""
+    found = {} if data.transductive else overlap(data, split)
+    for task, count in found.items():
+        warnings.warn(
+            f"task '{task}': {count} of {len(data.rows(task, split))} samples of the {split} split are calibration data too",
+            stacklevel=2,
+        )
+    return found
 
 
 def print_scores(scores: Mapping[str, float], metric: Metric) -> None:

@@ -1,6 +1,7 @@
-"""Callbacks: how a run's end is told, the guard's last good state, safe checkpoints."""
+"""Callbacks: how a run's end is told, the guards and the last good state, safe checkpoints."""
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,8 @@ from conftest import CLASSES
 from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.backbones import OpenClipClassifier, Output
-from adamerge.callbacks import CollapseGuard
-from adamerge.errors import CollapsedError
+from adamerge.callbacks import CollapseGuard, RunawayGuard
+from adamerge.errors import CollapsedError, ConfigError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 
@@ -227,3 +228,44 @@ def test_sure_predictions_of_many_classes_are_no_collapse(micro_batch, pool_file
     words = fit_words(pool_file, "--name=n", "--id=a", *size, steps=50)
     outcome = command(capfd, "fit", *words)
     assert outcome.code == 0, outcome.err[-1000:]
+
+
+FREE = "--model.parametrization.init_args.constraint=adamerge.constraints.Free"
+
+
+def guarded_by(**arguments: float) -> str:
+    return (
+        f"--trainer.callbacks={json.dumps([{'class_path': 'adamerge.callbacks.RunawayGuard', 'init_args': arguments}])}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "step"), [([], 5), ([guarded_by(every=2)], 2)], ids=["looked at at the end", "at every second step"]
+)
+def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
+    """Adam's first step is of the rate's size, and the bound is 10, ten times which is too much."""
+    outcome = command(
+        capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", "--model.lr=1e3", FREE, *words, steps=5)
+    )
+    assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
+    assert f"step {step}: a coefficient ran away: of expert" in outcome.error
+    assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("rate", "words", "told"),
+    [(20, [], True), (20, [guarded_by(bound=1e6)], False), (1e3, [guarded_by(bound=1e6)], False), (0.1, [], False)],
+)
+def test_large_coefficients_are_told_and_who_means_them_says_so(rate, words, told, pool_file, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        words = fit_words(pool_file, "--name=n", "--id=a", f"--model.lr={rate}", FREE, *words, steps=2)
+        outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert sum("ran away" in str(warning.message) for warning in caught) == told
+
+
+@pytest.mark.parametrize("arguments", [{"bound": 0.0}, {"bound": float("nan")}, {"every": 0}])
+def test_a_runaway_guard_that_could_not_guard(arguments):
+    with pytest.raises(ConfigError, match="must be positive"):
+        RunawayGuard(**arguments)

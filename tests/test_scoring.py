@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,21 @@ def test_a_run_of_blocks_has_the_scores_of_the_whole_copy(pool_file, most_blocks
     scores, _ = score_run(whole, "test")
     assert isinstance(run_copy(whole), WholeCopy) and most_blocks() == 0
     assert found == scores and set(scores) == set(TASKS)
+
+
+def test_test_samples_that_were_calibrated_on_are_told(pool_file, capfd):
+    """The pool's two splits hold the same nine rows; the papers' setting says so by itself."""
+    run = fitted(pool_file, capfd, "WholeCopy")
+    with pytest.warns(match="task 'one': 9 of 9 samples of the test split are calibration data too"):
+        assert command(capfd, "test", run).code == 0
+    assert json.loads((run / "summary.json").read_text())["test"]["calibrated_on"] == dict.fromkeys(TASKS, 9)
+    configuration = yaml.safe_load((run / "config.yaml").read_text())
+    configuration["data"]["init_args"]["transductive"] = True
+    write_yaml(run / "config.yaml", configuration)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*calibration data too")
+        assert command(capfd, "test", run).code == 0
+    assert json.loads((run / "summary.json").read_text())["test"]["calibrated_on"] == {}
 
 
 def test_a_comparison_in_which_one_run_was_of_blocks(pool_file, most_blocks, capfd, monkeypatch):

@@ -144,7 +144,7 @@ class Calibration(LightningDataModule, ABC):
             "labelled": self.labelled,
             "shots": self.shots,
             "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.fitted},
-            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self._loaded(task)},
+            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self.splits(task)},
             "seed": self.seed,
         }
 
@@ -154,7 +154,7 @@ class Calibration(LightningDataModule, ABC):
         Raises:
             DataError: the split is missing or empty, or a class has fewer samples than ``shots``.
         """
-        splits = self._loaded(task)
+        splits = self.splits(task)
         wanted = "test" if split == "calibration" and self.transductive else split
         found = splits.get(wanted)
         if found is None or len(found) == 0:
@@ -172,7 +172,8 @@ class Calibration(LightningDataModule, ABC):
             found = found.select(shots(found, classes, self.shots, generator, f"task '{task}'"))
         return found
 
-    def _loaded(self, task: str) -> dict[str, datasets.Dataset]:
+    def splits(self, task: str) -> dict[str, datasets.Dataset]:
+        """What ``load`` gives for a task, loaded once."""
         if task not in self._splits:
             self._splits[task] = dict(self.load(task))
         return self._splits[task]
@@ -206,7 +207,7 @@ class Calibration(LightningDataModule, ABC):
         """Tasks whose split of this name exists and has labels; of the validation split, those that are fitted."""
         found = []
         for task in self.fitted if split == "validation" else self.tasks:
-            rows = self._loaded(task).get(split)
+            rows = self.splits(task).get(split)
             if rows is not None and len(rows) > 0 and self.labelling.has(rows):
                 found.append(task)
         return found

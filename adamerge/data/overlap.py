@@ -1,0 +1,51 @@
+"""Overlap: samples that are calibration data and in the split that a model is scored on too, by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.fingerprint import Hasher
+
+from adamerge.data.base import Calibration
+
+
+def overlap(data: Calibration, split: str) -> dict[str, int]:
+    """Task to the number of its samples in ``split`` that are calibration data too; tasks without any are not in it.
+
+    Splits that are drawn from one another share no row, yet two rows may hold the same, and splits that a data set brings
+    may share rows. The columns that make a sample are compared as they are stored; class labels are not among them.
+
+    Args:
+        data: the tasks.
+        split: ``test`` or ``validation``.
+    """
+    found = {}
+    for task in data.fitted:
+        if not all(data.splits(task).get(name) for name in ("calibration", split)):
+            continue
+        columns = data.columns(task)
+        calibrated = set(_contents(data.rows(task, "calibration"), columns))
+        shared = sum(content in calibrated for content in _contents(data.rows(task, split), columns))
+        if shared:
+            found[task] = shared
+    return found
+
+
+def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str]:
+    """A hash of each row's columns."""
+    rows = rows.select_columns(list(columns))
+    for name, feature in list(rows.features.items()):
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    for row in rows:
+        yield Hasher.hash([_stored(row[column]) for column in columns])
+
+
+def _stored(value: Any) -> Any:
+    """What a file that a row names holds; other values as they are."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return value
