@@ -57,6 +57,7 @@ _HOMES = {
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
+    "Passes": "passes",
     "Penalty": "penalties",
     "Pinned": "storage",
     "Projection": "constraints",
@@ -165,6 +166,7 @@ if TYPE_CHECKING:
         SoftMask,
         TaskWise,
     )
+    from adamerge.passes import Passes
     from adamerge.penalties import (
         CoefficientNorm,
         DistanceToInitial,

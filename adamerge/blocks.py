@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from adamerge.activations import Checkpointed
 from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner, users
 from adamerge.errors import ConfigError
 from adamerge.memory import Held, Unit
@@ -208,7 +207,7 @@ class _Run(torch.autograd.Function):
 
 
 def undo_blocks(network: nn.Module) -> None:
-    """Make a network whole again that was used block by block; its weights are to be filled in. Nor is it checkpointed."""
+    """Make a network whole again that was used block by block; its weights are to be filled in."""
     for module in network.modules():
-        if isinstance(module.forward, Block | Checkpointed):
+        if isinstance(module.forward, Block):
             module.forward.undo()

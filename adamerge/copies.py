@@ -9,9 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from adamerge.activations import Checkpointed
 from adamerge.automatic import Automatic
-from adamerge.errors import ConfigError
 from adamerge.memory import Held, Unit
 from adamerge.storage import FP32, Storage
 
@@ -145,28 +143,10 @@ class Copy(ABC):
 
 
 class WholeCopy(Copy):
-    """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has.
-
-    Args:
-        checkpointed: keep of the activations the inputs of the blocks alone, and run each block again in the backward pass:
-            one more forward pass, for micro-batches or sequences whose activations do not fit.
-    """
-
-    def __init__(self, checkpointed: bool = False) -> None:
-        self.checkpointed = checkpointed
+    """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has."""
 
     def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
-        """None; the blocks are the members of the outermost module lists."""
-        if self.checkpointed:
-            blocks = outermost(network)
-            if not blocks:
-                raise ConfigError(
-                    f"{type(network).__name__} has no blocks to checkpoint",
-                    expected="a list of modules, such as the layers of a transformer",
-                    todo="leave model.copy.checkpointed at false, and lower model.micro_batch",
-                )
-            for block in blocks:
-                Checkpointed(block)
+        """None."""
         return []
 
     def held(self, units: Sequence[Unit], processes: int) -> Held:

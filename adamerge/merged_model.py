@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
+from adamerge.errors import ConfigError
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
+from adamerge.passes import Passes, undo_passes
 from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
@@ -41,6 +43,7 @@ class MergedModel(nn.Module):
         storage: where the deltas are between merges; what fits, when None.
         buffers: on-disk name to the values of a buffer that take the place of the base's.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
+        passes: how the network's blocks run; as they are when None.
 
     Attributes:
         recalibrated: ``buffers``, or what replaced them.
@@ -58,6 +61,7 @@ class MergedModel(nn.Module):
         storage: Storage | None = None,
         buffers: Mapping[str, Tensor] | None = None,
         copy: Copy | None = None,
+        passes: Passes | None = None,
     ) -> None:
         super().__init__()
         self.parametrization = parametrization
@@ -67,6 +71,7 @@ class MergedModel(nn.Module):
         self.copy = copy if copy is not None else WholeCopy()
         self.storage = self.copy.stored(storage)
         undo_blocks(backbone.network)  # of an earlier merged model
+        undo_passes(backbone.network)
         tensors = backbone.tensors()
         self._places: dict[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None
@@ -92,6 +97,15 @@ class MergedModel(nn.Module):
             kinds[holder.dtype] += holder.numel()
         self.dtype = kinds.most_common(1)[0][0]
         """Of the merged copy; some networks keep a few small tensors in fp32 beside it."""
+        if passes is not None:
+            if passes.checkpointed and not isinstance(self.copy, WholeCopy):
+                raise ConfigError(
+                    "model.passes.checkpointed needs the whole copy",
+                    expected="model.copy=adamerge.WholeCopy",
+                    got=self.copy,
+                    todo="leave it out: a BlockCopy runs its blocks again by itself",
+                )
+            passes.begin(backbone.network)
         self._passing = self.copy.passing(backbone.network, tensors)
         for part in self._passing:
             part.fetch, part.hand_on = self._fetch, self._hand_on

@@ -21,6 +21,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
+from adamerge.passes import Passes
 from adamerge.task_vectors import TaskVectors
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")
@@ -40,7 +41,12 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
 
 def model_of(
-    pool: dict[str, Any], copy: Copy, part: Any = LayerWise, dtype: str = "float32", double: bool = False
+    pool: dict[str, Any],
+    copy: Copy | None = None,
+    part: Any = LayerWise,
+    dtype: str = "float32",
+    double: bool = False,
+    passes: Passes | None = None,
 ) -> MergedModel:
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
     torch.manual_seed(0)
@@ -48,7 +54,7 @@ def model_of(
     if double:
         backbone.network.double()
         backbone.dtype = "float64"
-    merged = MergedModel(backbone, vectors, part(vectors), copy=copy)
+    merged = MergedModel(backbone, vectors, part(vectors), copy=copy, passes=passes)
     merged.backbone.build_heads(TASKS, vectors.checkpoints)
     with torch.no_grad():
         for parameter in merged.trained():

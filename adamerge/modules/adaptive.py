@@ -20,6 +20,7 @@ from adamerge.modules.rates import paced
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.passes import Passes
 from adamerge.penalties import Penalty
 from adamerge.precision import exact
 from adamerge.storage import Storage
@@ -44,6 +45,7 @@ class AdaptiveMerging(MergingModule):
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
+        passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
@@ -72,6 +74,7 @@ class AdaptiveMerging(MergingModule):
         micro_batch: int | None = None,
         storage: Storage | None = None,
         copy: Copy | None = None,
+        passes: Passes | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -88,6 +91,7 @@ class AdaptiveMerging(MergingModule):
             micro_batch,
             storage,
             copy,
+            passes,
             init_from,
             teachers,
             recalibrate_buffers,

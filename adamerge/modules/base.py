@@ -27,6 +27,7 @@ from adamerge.modules.guard import Guard
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.passes import Passes
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
@@ -43,6 +44,7 @@ class MergingModule(LightningModule, ABC):
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
+        passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -64,6 +66,7 @@ class MergingModule(LightningModule, ABC):
         micro_batch: int | None = None,
         storage: Storage | None = None,
         copy: Copy | None = None,
+        passes: Passes | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -78,7 +81,9 @@ class MergingModule(LightningModule, ABC):
                 todo="leave it out",
             )
         super().__init__()
-        self.merged = MergedModel(backbone, task_vectors, parametrization(task_vectors), storage, copy=copy)
+        self.merged = MergedModel(
+            backbone, task_vectors, parametrization(task_vectors), storage, copy=copy, passes=passes
+        )
         self.objective = objective
         self.task_weights, self.micro_batch = task_weights or {}, micro_batch
         self.teachers = teachers if teachers is not None else TeacherCache()

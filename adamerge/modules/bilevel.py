@@ -22,6 +22,7 @@ from adamerge.modules.rates import paced
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.passes import Passes
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
 
@@ -52,6 +53,7 @@ class BilevelMerging(MergingModule):
         micro_batch: samples per forward pass, of whatever task; all of the half step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
+        passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups, mask and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
@@ -81,6 +83,7 @@ class BilevelMerging(MergingModule):
         micro_batch: int | None = None,
         storage: Storage | None = None,
         copy: Copy | None = None,
+        passes: Passes | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
@@ -97,6 +100,7 @@ class BilevelMerging(MergingModule):
             micro_batch,
             storage,
             copy,
+            passes,
             init_from,
             teachers,
             recalibrate_buffers,

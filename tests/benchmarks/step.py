@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from watching import RETURNING, own_peak, run
 
-from adamerge import LayerWise, OpenClipClassifier, TaskVectors
+from adamerge import LayerWise, OpenClipClassifier, Passes, TaskVectors
 from adamerge.merged_model import MergedModel
 from adamerge.storage import Disk, Resident
 
@@ -64,7 +64,12 @@ class Subject:
         self.backbone = OpenClipClassifier(own.arch)
         storage = Disk() if own.storage == "disk" else Resident(own.dtype)
         parametrization = partial(LayerWise, init=0.3)(self.vectors)
-        self.model = MergedModel(self.backbone, self.vectors, parametrization, storage)
+        passes = Passes(checkpointed=own.checkpointed, compiled=own.compiled)
+        self.model = MergedModel(self.backbone, self.vectors, parametrization, storage, passes=passes)
+        # the floor's passes are those of the network as it is
+        self.plain = OpenClipClassifier(own.arch) if passes != Passes() else self.backbone
+        for name in self.vectors:
+            self.plain.tensors()[name].requires_grad_(True)
         size = self.backbone.preprocess_config["size"]
         side = size if isinstance(size, int) else size[0]
         self.inputs = torch.randint(0, 256, (own.experts * own.batch, 3, side, side), dtype=torch.uint8)
@@ -75,25 +80,25 @@ class Subject:
         """Of the merged tensors."""
         return sum(self.vectors.shape(name).numel() for name in self.vectors)
 
-    def passes(self) -> Tensor:
+    def passes(self, backbone: OpenClipClassifier) -> Tensor:
         """Forward and backward pass of one model."""
         with torch.autocast("cpu", torch.bfloat16, self.mixed):
-            loss = self.model(self.inputs).features.float().square().mean()
+            loss = backbone.encode(self.inputs).features.float().square().mean()
         loss.backward()
         return loss.detach()
 
     def floor(self) -> None:
         """The same without a merge; and its gradients go, as a step's do."""
-        self.passes()
+        self.passes(self.plain)
         for name in self.vectors:
-            self.backbone.tensors()[name].grad = None
+            self.plain.tensors()[name].grad = None
 
     def step(self) -> tuple[float, float]:
         """Merge, passes, contraction; seconds of the first and the last."""
         start = time.perf_counter()
         self.model.merge()
         merged = time.perf_counter()
-        loss = self.passes()
+        loss = self.passes(self.backbone)
         ran = time.perf_counter()
         self.model.pull_back(loss).backward()
         return merged - start, time.perf_counter() - ran
@@ -148,7 +153,7 @@ def seconds_of(own: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found |= _spread("reading_twice_to_floor", [2 * row["read"] / row["floor"] for row in rounds])
     with Operations() as counted:
         subject.model.merge()
-    loss = subject.passes()
+    loss = subject.passes(subject.backbone)
     with counted:
         subject.model.pull_back(loss).backward()
     return found | {"operations": counted.elements / subject.elements, "elements": subject.elements}
@@ -180,6 +185,7 @@ class Operations(TorchDispatchMode):
 def measure(own: argparse.Namespace) -> dict[str, Any]:
     """Seconds in one process, memory in one for each side."""
     words = [f"--{name}={getattr(own, name)}" for name in ("arch", "experts", "batch", "storage", "dtype", "precision")]
+    words += [f"--{name}" for name in ("checkpointed", "compiled") if getattr(own, name)]
     with tempfile.TemporaryDirectory(prefix="adamerge-step-") as name:
         write_models(own.arch, own.experts, Path(name))
 
@@ -212,6 +218,8 @@ def main() -> None:
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of resident deltas"
     )
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--checkpointed", action="store_true", help="the step's blocks run again in its backward pass")
+    parser.add_argument("--compiled", action="store_true", help="the step's blocks are compiled, in the first round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
     parser.add_argument("--side", choices=["seconds", *SIDES], help=argparse.SUPPRESS)

@@ -1,0 +1,84 @@
+"""Passes: how the blocks of the network run, whatever their weights are: checkpointed, compiled, or as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from adamerge.copies import outermost
+from adamerge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the blocks run: the members of the outermost module lists, such as the layers of a transformer.
+
+    Args:
+        checkpointed: keep of the activations what enters the blocks alone, and run each block again in the backward pass: one
+            more forward pass, for long sequences or large micro-batches. It needs the whole copy.
+        compiled: by ``torch.compile``, block by block, in the first steps; products of a bf16-mixed pass are rounded
+            elsewhere then. On a CPU it needs a C++ compiler.
+    """
+
+    checkpointed: bool = False
+    compiled: bool = False
+
+    def begin(self, network: nn.Module) -> None:
+        """From now on the network's blocks run so, until ``undo_passes``.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if not (self.checkpointed or self.compiled):
+            return
+        blocks = outermost(network)
+        if not blocks:
+            raise ConfigError(
+                f"model.passes: {type(network).__name__} has no blocks",
+                expected="a list of modules, such as the layers of a transformer",
+                todo="leave model.passes out",
+            )
+        for block in blocks:
+            Run(block, self)
+
+
+class Run:
+    """Takes the place of a module's ``forward``.
+
+    Args:
+        module: whose weights stay what they are between the forward and the backward pass.
+        passes: how it runs.
+    """
+
+    def __init__(self, module: nn.Module, passes: Passes) -> None:
+        self.module, self.forward, self.passes = module, module.forward, passes
+        self.run = torch.compile(module.forward) if passes.compiled else module.forward
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own ``forward``."""
+        try:
+            if self.passes.checkpointed and torch.is_grad_enabled():
+                # nothing is drawn in a network in eval mode, for which transformers checkpoints nothing
+                return checkpoint(self.run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return self.run(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise ConfigError(
+                f"model.passes.compiled: {type(self.module).__name__} cannot be compiled: {str(error).splitlines()[0]}",
+                todo="install a C++ compiler on a CPU, or leave it out",
+            ) from error
+
+    def undo(self) -> None:
+        """Give the module its own ``forward`` back."""
+        self.module.forward = self.forward
+
+
+def undo_passes(network: nn.Module) -> None:
+    """The network's blocks run as they are."""
+    for module in network.modules():
+        if isinstance(module.forward, Run):
+            module.forward.undo()
