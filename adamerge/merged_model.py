@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.errors import ConfigError
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.passes import Passes, undo_passes
@@ -98,14 +97,7 @@ class MergedModel(nn.Module):
         self.dtype = kinds.most_common(1)[0][0]
         """Of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
-            if passes.checkpointed and not isinstance(self.copy, WholeCopy):
-                raise ConfigError(
-                    "model.passes.checkpointed needs the whole copy",
-                    expected="model.copy=adamerge.WholeCopy",
-                    got=self.copy,
-                    todo="leave it out: a BlockCopy runs its blocks again by itself",
-                )
-            passes.begin(backbone.network)
+            passes.begin(backbone.network, self.copy)
         self._passing = self.copy.passing(backbone.network, tensors)
         for part in self._passing:
             part.fetch, part.hand_on = self._fetch, self._hand_on

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adamerge.copies import outermost
+from adamerge.copies import Copy, WholeCopy, outermost
 from adamerge.errors import ConfigError
 
 
@@ -27,14 +27,32 @@ class Passes:
     checkpointed: bool = False
     compiled: bool = False
 
-    def begin(self, network: nn.Module) -> None:
+    def begin(self, network: nn.Module, copy: Copy) -> None:
         """From now on the network's blocks run so, until ``undo_passes``.
 
+        Args:
+            network: whose blocks run.
+            copy: how its weights are there.
+
         Raises:
-            ConfigError: it has none.
+            ConfigError: it has no blocks, or their weights are not there as this needs them.
         """
         if not (self.checkpointed or self.compiled):
             return
+        if self.checkpointed and not isinstance(copy, WholeCopy):
+            raise ConfigError(
+                "model.passes.checkpointed needs the whole copy",
+                expected="model.copy=adamerge.WholeCopy",
+                got=copy,
+                todo="leave it out: a BlockCopy runs its blocks again by itself",
+            )
+        if copy.collective:
+            raise ConfigError(
+                f"model.passes.compiled: the weights of a {copy} are gathered anew at each pass",
+                expected="model.copy of WholeCopy or BlockCopy",
+                got=copy,
+                todo="leave it out",
+            )
         blocks = outermost(network)
         if not blocks:
             raise ConfigError(

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from adamerge.backbones.inputs import stack
 from adamerge.blocks import BlockCopy
 from adamerge.configuration import ConfigCLI
-from adamerge.copies import outermost
+from adamerge.copies import WholeCopy, outermost
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.passes import Passes, Run
+from adamerge.shards import ShardedCopy
 
 CHECKPOINTED = Passes(checkpointed=True)
 KINDS = ("llama", "qwen3_moe", "t5", "vit", "clip", "llava")
@@ -126,11 +127,16 @@ def test_what_runs_its_blocks_again_is_not_checkpointed_too(pool_of):
         model_of(pool_of("llama"), BlockCopy(), passes=CHECKPOINTED)
 
 
+def test_weights_that_are_gathered_at_each_pass_are_not_compiled_for():
+    with pytest.raises(ConfigError, match="ShardedCopy are gathered anew"):
+        Passes(compiled=True).begin(nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])), ShardedCopy())
+
+
 @pytest.mark.parametrize("passes", [Passes(checkpointed=True), Passes(compiled=True)])
 def test_a_network_without_blocks_is_refused(passes):
     with pytest.raises(ConfigError, match="Linear has no blocks"):
-        passes.begin(nn.Linear(2, 2))
-    Passes().begin(nn.Linear(2, 2))
+        passes.begin(nn.Linear(2, 2), WholeCopy())
+    Passes().begin(nn.Linear(2, 2), WholeCopy())
 
 
 @pytest.mark.slow
@@ -155,10 +161,11 @@ def test_compiled_blocks_give_the_same_gradients(kind, copy, pool_of):
 WITHOUT_COMPILER = """
 import torch
 from adamerge.errors import ConfigError
+from adamerge.copies import WholeCopy
 from adamerge.passes import Passes
 network = torch.nn.Module()
 network.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())])
-Passes(compiled=True).begin(network)
+Passes(compiled=True).begin(network, WholeCopy())
 try:
     network.layers[0](torch.ones(2, 4)).sum().backward()
 except ConfigError as error:
