@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner, users
 from adamerge.errors import ConfigError
 from adamerge.memory import Held, Unit
+from adamerge.passes import StandIn
 from adamerge.storage import FP32
 
 
@@ -51,7 +52,7 @@ class BlockCopy(Copy):
         return Held(weights, FP32 * sum(unit.merged for unit in always), max(blocks, default=0), made=weights)
 
 
-class Block:
+class Block(StandIn):
     """A module that fetches its weights, runs, and drops them; its gradients are handed on before they are dropped.
 
     Args:
@@ -79,8 +80,7 @@ class Block:
         }
         self._strides = [parameter.stride() for parameter in self.parameters]
         self._taken: dict[str, Place] = {}
-        self.module, self.forward = module, module.forward
-        module.forward = self
+        super().__init__(module)
         self.drop()
 
     def take(self) -> None:
@@ -106,7 +106,7 @@ class Block:
 
     def undo(self) -> None:
         """Give the module its own ``forward`` back, and room for its weights where it costs nothing until it is filled."""
-        self.module.forward = self.forward
+        super().undo()
         self.to(torch.device("cpu"))
         self._make_room()
 
@@ -204,10 +204,3 @@ class _Run(torch.autograd.Function):
             finally:
                 call.block.drop()
         return None, None, *[tensor.grad if need else None for tensor, need in zip(inputs, wanted, strict=True)]
-
-
-def undo_blocks(network: nn.Module) -> None:
-    """Make a network whole again that was used block by block; its weights are to be filled in."""
-    for module in network.modules():
-        if isinstance(module.forward, Block):
-            module.forward.undo()

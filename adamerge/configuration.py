@@ -116,7 +116,8 @@ class ConfigCLI(LightningCLI):
             ConfigError: Lightning refuses a setting.
         """
         own = list(self.config_init.trainer.callbacks or ())
-        callbacks = [*own, *(callback for callback in callbacks if type(callback) not in set(map(type, own)))]
+        known = set(map(type, own))
+        callbacks = [*own, *(callback for callback in callbacks if type(callback) not in known)]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
-from adamerge.blocks import undo_blocks
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
-from adamerge.passes import Passes, undo_passes
+from adamerge.passes import Passes, restore
 from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
@@ -69,8 +68,7 @@ class MergedModel(nn.Module):
         self.task_vectors = task_vectors
         self.copy = copy if copy is not None else WholeCopy()
         self.storage = self.copy.stored(storage)
-        undo_blocks(backbone.network)  # of an earlier merged model
-        undo_passes(backbone.network)
+        restore(backbone.network)  # from an earlier merged model
         tensors = backbone.tensors()
         self._places: dict[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None

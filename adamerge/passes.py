@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Passes:
     compiled: bool = False
 
     def begin(self, network: nn.Module, copy: Copy) -> None:
-        """From now on the network's blocks run so, until ``undo_passes``.
+        """From now on the network's blocks run so, until ``restore``.
 
         Args:
             network: whose blocks run.
@@ -64,8 +65,35 @@ class Passes:
             Run(block, self)
 
 
-class Run:
-    """Takes the place of a module's ``forward``.
+class StandIn(ABC):
+    """Takes the place of a module's ``forward``, until ``restore``.
+
+    Args:
+        module: of which it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.forward = module, module.forward
+        module.forward = self
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own ``forward``."""
+
+    def undo(self) -> None:
+        """Give the module its own ``forward`` back."""
+        self.module.forward = self.forward
+
+
+def restore(network: nn.Module) -> None:
+    """Let every module run as it is, whatever took its place; weights that were not always there are to be filled in."""
+    for module in network.modules():
+        while isinstance(module.forward, StandIn):
+            module.forward.undo()
+
+
+class Run(StandIn):
+    """A block's way through the passes.
 
     Args:
         module: whose weights stay what they are between the forward and the backward pass.
@@ -73,9 +101,9 @@ class Run:
     """
 
     def __init__(self, module: nn.Module, passes: Passes) -> None:
-        self.module, self.forward, self.passes = module, module.forward, passes
-        self.run = torch.compile(module.forward) if passes.compiled else module.forward
-        module.forward = self
+        super().__init__(module)
+        self.passes = passes
+        self.run = torch.compile(self.forward) if passes.compiled else self.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own ``forward``."""
@@ -89,14 +117,3 @@ class Run:
                 f"model.passes.compiled: {type(self.module).__name__} cannot be compiled: {str(error).splitlines()[0]}",
                 todo="install a C++ compiler on a CPU, or leave it out",
             ) from error
-
-    def undo(self) -> None:
-        """Give the module its own ``forward`` back."""
-        self.module.forward = self.forward
-
-
-def undo_passes(network: nn.Module) -> None:
-    """The network's blocks run as they are."""
-    for module in network.modules():
-        if isinstance(module.forward, Run):
-            module.forward.undo()

@@ -93,6 +93,21 @@ def image_folders(tmp_path_factory):
     return {task: str(root / task) for task in CLASSES}
 
 
+@pytest.fixture(scope="module")
+def pool_of(tmp_path_factory):
+    """The pico pool of a kind of network, made when a test of the module first asks for it."""
+    from pico import pico_pool
+
+    root, made = tmp_path_factory.mktemp("pico"), {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = pico_pool(kind, root / kind)
+        return made[kind]
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def lora(tmp_path_factory):
     """Folders of tiny bases by kind and of adapters by the name of their case, with the weights that peft merges."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from pico import TASKS, pico_pool
+from pico import TASKS
 from torch import Tensor, nn
 
 from adamerge.backbones import Batch, Teacher
@@ -26,18 +26,6 @@ from adamerge.task_vectors import TaskVectors
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")
 BOTH = Sum([LogitAlignment(), HiddenAlignment([0, 1, -1])])
-
-
-@pytest.fixture(scope="module")
-def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    root, made = tmp_path_factory.mktemp("blocks"), {}
-
-    def get(kind: str) -> dict[str, Any]:
-        if kind not in made:
-            made[kind] = pico_pool(kind, root / kind)
-        return made[kind]
-
-    return get
 
 
 def model_of(

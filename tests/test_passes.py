@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from pico import pico_pool
 from running import LAYER_WISE, child, pool_config, write_yaml
 from test_blocks import gradients, model_of
 from torch import Tensor, nn
@@ -23,18 +21,6 @@ from adamerge.shards import ShardedCopy
 
 CHECKPOINTED = Passes(checkpointed=True)
 KINDS = ("llama", "qwen3_moe", "t5", "vit", "clip", "llava")
-
-
-@pytest.fixture(scope="module")
-def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    root, made = tmp_path_factory.mktemp("passes"), {}
-
-    def get(kind: str) -> dict[str, Any]:
-        if kind not in made:
-            made[kind] = pico_pool(kind, root / kind)
-        return made[kind]
-
-    return get
 
 
 def inputs_of(merged: MergedModel, pool: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico import TASKS, pico_pool
+from pico import TASKS
 from running import child
 from torch import nn
 from toys import Tied
@@ -59,18 +59,6 @@ found = {"values": [p.detach() for p in module.merged.trained()], "held": held,
          "score": trainer.callback_metrics["validation/token_loss"]}
 torch.save(found, f"{given['out']}_{trainer.global_rank}.pt")
 """
-
-
-@pytest.fixture(scope="module")
-def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root, made = tmp_path_factory.mktemp("shards"), {}
-
-    def get(kind: str) -> dict[str, Any]:
-        if kind not in made:
-            made[kind] = pico_pool(kind, root / kind)
-        return made[kind]
-
-    return get
 
 
 def fitted(folder: Path, pool: dict[str, Any], name: str, **settings: Any) -> list[dict[str, Any]]:

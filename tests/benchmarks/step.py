@@ -68,8 +68,6 @@ class Subject:
         self.model = MergedModel(self.backbone, self.vectors, parametrization, storage, passes=passes)
         # the floor's passes are those of the network as it is
         self.plain = OpenClipClassifier(own.arch) if passes != Passes() else self.backbone
-        for name in self.vectors:
-            self.plain.tensors()[name].requires_grad_(True)
         size = self.backbone.preprocess_config["size"]
         side = size if isinstance(size, int) else size[0]
         self.inputs = torch.randint(0, 256, (own.experts * own.batch, 3, side, side), dtype=torch.uint8)
