@@ -106,17 +106,23 @@ class Deltas(ABC):
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
         part = self.whole if part is None else part
+        if len(self.pieces(part)) == 1:
+            return self._sum(coefficients, groups, part)
         found = room([part.stop - part.start], coefficients.dtype, self.device)
         for piece, deltas in self.in_pieces(part):
-            deltas._sum(coefficients, groups, piece, found[piece.start - part.start : piece.stop - part.start])
+            found[piece.start - part.start : piece.stop - part.start] = deltas._sum(coefficients, groups, piece)
         return found
 
-    def _sum(self, coefficients: Tensor, groups: Groups, piece: slice, out: Tensor) -> None:
-        shared, first = groups.within(piece, self.shape.numel(), self.device), 0
-        for rows in self.blocks(coefficients.dtype, piece):
-            put = shared.accumulate if first else shared.fill
-            put(out, rows, coefficients[first : first + len(rows)])
+    def _sum(self, coefficients: Tensor, groups: Groups, piece: slice) -> Tensor:
+        shared = groups.within(piece, self.shape.numel(), self.device)
+        blocks = self.blocks(coefficients.dtype, piece)
+        rows = next(blocks)
+        first = len(rows)
+        found = shared.sum(rows, coefficients[:first])
+        for rows in blocks:
+            shared.accumulate(found, rows, coefficients[first : first + len(rows)])
             first += len(rows)
+        return found
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
         """All of them at once: ``(experts, elements of the part)``, a copy; the part is all when None."""
@@ -145,7 +151,8 @@ class Deltas(ABC):
         for piece, deltas in self.in_pieces(part):
             shared = groups.within(piece, self.shape.numel(), gradient.device)
             own = flat[piece.start - part.start : piece.stop - part.start]
-            found.append(torch.cat([shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]))
+            blocks = [shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]
+            found.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
         return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
 
 

@@ -39,15 +39,15 @@ class Shared(ABC):
     """Which elements of a part of a tensor use which coefficients; ``n`` elements, ``count`` coefficients an expert."""
 
     @abstractmethod
-    def fill(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """``out = sum_t coefficients[t, g] * rows[t]``, in place; out (n,), rows (t, n), coefficients (t, count).
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        """``sum_t coefficients[t, g] * rows[t]``, of shape (n,); rows (t, n), coefficients (t, count).
 
         Rows may be of a narrower dtype, here and below; all is computed in that of the coefficients or the gradient.
         """
 
     @abstractmethod
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """The same, onto what is there."""
+        """The same, onto what is in ``out`` (n,)."""
 
     @abstractmethod
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ class Whole(Groups):
 class _One(Shared):
     """One coefficient for all elements."""
 
-    def fill(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        sum_rows(out, rows, coefficients[:, 0])
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        return sum_rows(rows, coefficients[:, 0])
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         add_rows(out, rows, coefficients[:, 0])
@@ -106,9 +106,9 @@ class _Runs(Shared):
     def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
         self.count, self.first, self.slices = count, first, slices
 
-    def fill(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        for group, run in enumerate(self.slices, self.first):
-            sum_rows(out[run], rows[:, run], coefficients[:, group])
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        sums = [sum_rows(rows[:, run], coefficients[:, group]) for group, run in enumerate(self.slices, self.first)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else coefficients.new_empty(0)
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for group, run in enumerate(self.slices, self.first):
@@ -162,9 +162,10 @@ class _Strewn(Shared):
         self.owner, self.ids = owner, ids
         self.indices = ids[part].long()
 
-    def fill(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        torch.mul(coefficients[0].index_select(0, self.indices), rows[0], out=out)
-        self.accumulate(out, rows[1:], coefficients[1:])
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        found = coefficients[0].index_select(0, self.indices).mul_(rows[0])
+        self.accumulate(found, rows[1:], coefficients[1:])
+        return found
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         for row, own in zip(rows, coefficients, strict=True):

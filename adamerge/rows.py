@@ -10,9 +10,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from adamerge.sums import FEW
-
 Source = TypeVar("Source")
+
+FEW = 4
+"""Experts whose rows are made at once on a CPU, and added up in one call where its linear algebra library can."""
 
 
 def made_at_once(experts: int, device: torch.device) -> int:

@@ -12,8 +12,8 @@ from adamerge.deltas import DenseDeltas
 from adamerge.errors import ConfigError
 from adamerge.groups import Chunks, Ids, Whole
 from adamerge.kept_deltas import BLOCK, Blockwise, Code, Floats, KeptDeltas
+from adamerge.rows import FEW
 from adamerge.streamed import StreamedDeltas
-from adamerge.sums import FEW
 
 CODES = {
     "float32": Floats(torch.float32),

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from adamerge.rows import filled, made_at_once, room
-from adamerge.sums import FEW
+from adamerge.rows import FEW, filled, made_at_once, room
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ from adamerge.low_rank import LowRankDeltas
 from adamerge.memory import Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
+from adamerge.rows import FEW
 from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
-from adamerge.sums import FEW
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Magnitude, Scale, Ties
 

@@ -5,8 +5,8 @@ import torch
 from adamerge.deltas import PIECE
 from adamerge.groups import Chunks, Whole
 from adamerge.kept_deltas import Floats, KeptDeltas
+from adamerge.rows import FEW
 from adamerge.streamed import StreamedDeltas
-from adamerge.sums import FEW
 
 
 def streamed(base, experts):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from adamerge import sums
 from adamerge.deltas import DenseDeltas
 from adamerge.groups import Chunks, Whole
-from adamerge.sums import _adds_one_by_one
+from adamerge.rows import FEW
+from adamerge.sums import BAG, FEWEST, _adds_one_by_one, _bags_add_one_by_one, sum_rows
 
 CPU = torch.device("cpu")
 
@@ -24,22 +26,56 @@ def test_sums_over_a_large_tensor_are_as_exact_as_over_a_small_one(groups, exper
     assert ((found - exact).abs() / exact).max() < 5e-7
 
 
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("numel", [5003, 3 * BAG + FEWEST])
+@pytest.mark.parametrize("alike", ["_bags_add_one_by_one", "_adds_one_by_one", "neither"])
 @pytest.mark.parametrize("experts", [1, 3, 4, 5, 11])
-def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(monkeypatch, alike, experts):
-    """Whether or not the linear algebra library adds as if one by one: it is not used where it does not."""
-    if not alike:
-        monkeypatch.setattr("adamerge.sums._adds_one_by_one", lambda: False)
-    rows, coefficients = torch.randn(experts, 5003), torch.randn(experts, 1)
+def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(monkeypatch, alike, experts, numel):
+    """Whichever library adds as if one by one: none is used where it does not."""
+    for asked in ("_bags_add_one_by_one", "_adds_one_by_one"):
+        if asked != alike:
+            monkeypatch.setattr(f"adamerge.sums.{asked}", lambda: False)
+    rows, coefficients = torch.randn(experts, numel), torch.randn(experts, 1)
     whole = DenseDeltas(rows).summed(coefficients, Whole())
     one_by_one = torch.mul(rows[0], coefficients[0])
     for row, coefficient in zip(rows[1:], coefficients[1:], strict=True):
         one_by_one.addcmul_(row, coefficient)
     assert torch.equal(whole, one_by_one)
-    for start, stop in ((0, 1), (1, 8), (3, 4099), (4096, 5003), (5002, 5003)):
+    for start, stop in ((0, 1), (1, 8), (3, 4099), (FEWEST, 2 * BAG), (1, 1 + BAG), (4096, numel), (5002, numel)):
         assert torch.equal(DenseDeltas(rows).summed(coefficients, Whole(), slice(start, stop)), whole[start:stop])
 
 
-def test_the_library_is_asked_on_the_cpu_whatever_the_default_device_is():
+@pytest.mark.skipif(not _bags_add_one_by_one(), reason="this processor's lookup adds in another order")
+def test_all_rows_are_added_at_once_where_they_are_read_from(monkeypatch):
+    """Of a part of wider rows, of one row several times, of columns side by side: the same, and no row by row."""
+    rows, coefficients = torch.randn(FEW, 4 * BAG), torch.randn(FEW, 1)
+    given = {
+        "a part": rows[:, BAG : 2 * BAG + FEWEST],
+        "rows that end early": rows[:, :FEWEST],
+        "every other row": rows.repeat_interleave(2, dim=0)[::2],
+        "one row": rows[:1].expand(FEW, -1),
+        "nothing": rows[:, :0],
+        "columns": rows.t().contiguous().t(),
+    }
+    adds = []
+    real = sums._add_each
+    monkeypatch.setattr(sums, "_add_each", lambda *arguments: adds.append(1) or real(*arguments))
+    monkeypatch.setattr(sums, "_adds_one_by_one", lambda: False)
+    for what, own in given.items():
+        wanted = (coefficients.double() * own.double()).sum(dim=0)
+        assert torch.allclose(sum_rows(own, coefficients[:, 0]).double(), wanted, atol=1e-5), what
+        assert bool(adds) == (what in {"nothing", "columns"}), what
+        adds.clear()
+
+
+@pytest.mark.parametrize("experts", [FEW, 9])
+def test_a_row_that_is_not_finite_stays_so(experts):
+    rows = torch.randn(experts, BAG)
+    rows[1, 5], rows[2, 6] = torch.inf, torch.nan
+    found = sum_rows(rows, torch.ones(experts))
+    assert found[5] == torch.inf and found[6].isnan() and int(found.isfinite().sum()) == BAG - 2
+
+
+def test_the_libraries_are_asked_on_the_cpu_whatever_the_default_device_is():
     with torch.device("meta"):
         assert isinstance(_adds_one_by_one.__wrapped__(), bool)
+        assert isinstance(_bags_add_one_by_one.__wrapped__(), bool)
