@@ -92,10 +92,17 @@ def _summed_in_bags(rows: Tensor, coefficients: Tensor, size: int) -> Tensor:
     (count, numel), stride = rows.shape, rows.stride(0) // size
     bags = numel // size
     table = rows.as_strided([(count - 1) * stride + bags, size], [size, 1])
-    pieces = (torch.arange(bags, device="cpu").unsqueeze(1) + stride * torch.arange(count, device="cpu")).view(-1)
-    starts = torch.arange(0, bags * count, count, device="cpu")
+    pieces, starts = _bags(bags, count, stride)
     weights = coefficients.expand(bags, count).reshape(-1)
     return torch.embedding_bag(table, pieces, starts, False, 0, False, weights)[0].view(-1)
+
+
+@functools.lru_cache(maxsize=16)  # a network has few shapes of many tensors, and up to 1024 bags each
+@torch.inference_mode(False)
+def _bags(bags: int, count: int, stride: int) -> tuple[Tensor, Tensor]:
+    """The places in the table that each bag adds up, one bag after the other, and where each begins."""
+    pieces = torch.arange(bags, device="cpu").unsqueeze(1) + stride * torch.arange(count, device="cpu")
+    return pieces.view(-1), torch.arange(0, bags * count, count, device="cpu")
 
 
 @functools.cache
