@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.copies import Copy, Place, WholeCopy, owner
+from adamerge.deltas import Deltas
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.passes import Passes, restore
@@ -179,51 +180,64 @@ class MergedModel(nn.Module):
 
     def _fetch(self, places: Mapping[str, Place]) -> None:
         """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
+        # small ones first: what a processor needs to merge them is in its caches until a large one passes through
+        ordered = sorted(places.items(), key=lambda one: one[1].tensor.numel())
         with exact(self.device):
-            # small ones first: what a processor needs to merge them is in its caches until a large one passes through
-            for name, place in sorted(places.items(), key=lambda one: one[1].tensor.numel()):
-                if self._source is not None or name not in self.task_vectors:
-                    source = self._source or self.task_vectors.base.__getitem__
-                    with torch.no_grad():
-                        place.tensor.copy_(place.cut(source(name)), non_blocking=True)
+            # and before those, for all of them, what needs no values of deltas
+            merged = {
+                name: self._updates(name, place)
+                for name, place in ordered
+                if self._source is None and name in self.task_vectors
+            }
+            for name, place in ordered:
+                if name in merged:
+                    self._merge(place, self.task_vectors.base_tensor(name), merged.pop(name))
+                    place.forget()
                     continue
-                self._merge(name, place)
-                place.forget()
+                source = self._source or self.task_vectors.base.__getitem__
+                with torch.no_grad():
+                    place.tensor.copy_(place.cut(source(name)), non_blocking=True)
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
-    def _merge(self, name: str, place: Place) -> None:
-        """Fill a tensor of the copy, or the part of one that is there."""
-        deltas, base = self.task_vectors[name], place.cut(self.task_vectors.base_tensor(name)).reshape(-1)
-        # of a block, only what the backward pass merges has one
+    def _updates(self, name: str, place: Place) -> Iterator[tuple[slice, Tensor]]:
+        """The update of a tensor of the copy, or of the part that is there: flat values that are computed when asked for."""
+        # of a block, only what the backward pass merges has a way back
         way_back = self._way_back if torch.is_grad_enabled() else None
-        local, part = self.parametrization.local, place.part
-        values: Iterable[tuple[slice, Tensor]]
-        if local and part is not None:
-            deltas, part = deltas.within(part), None
-        # what is one piece is summed once, for its values and its way back
-        if local and len(deltas.pieces()) > 1:
-            values = updates(self.parametrization, name, deltas, self._update_of)
+        deltas, part, shape = self.task_vectors[name], place.part, place.tensor.shape
+        if not self.parametrization.local:
+            return self._update(name, deltas, part, shape, way_back)
+        outline = Outline(deltas if part is None else deltas.within(part))
+        # its values are nowhere needed at once, only its way back to the coefficients
+        update = self._update_of(name, outline)
+        combination = outline.combination(update)
+        if combination is None:
             if way_back is not None:
-                # its values are nowhere needed at once, only its way back to the coefficients
-                way_back.keep(name, self._update_of(name, Outline(deltas)), place.tensor.shape)
-        else:
-            update = self._update_of(name, deltas)
-            update = update if part is None else update.reshape(-1)[part]
-            if way_back is not None:
-                way_back.keep(name, update, place.tensor.shape)
-            values = [(slice(0, update.numel()), update.detach().reshape(-1))]
-        with torch.no_grad():
-            out = (
-                place.tensor
-                if place.tensor.is_contiguous()
-                else torch.empty_like(place.tensor, memory_format=torch.contiguous_format)
-            )
-            flat = out.view(-1)
-            for piece, own in values:
-                merged_tensor(base[piece], own, flat.dtype, out=flat[piece])
-            if out is not place.tensor:
-                place.tensor.copy_(out)
+                way_back.keep(name, update, shape)
+            return updates(self.parametrization, name, outline.of, self._update_of)
+        if way_back is not None:
+            way_back.keep_combination(name, combination)
+        return combination.values()
+
+    def _update(
+        self, name: str, deltas: Deltas, part: slice | None, shape: torch.Size, way_back: WayBack | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """One that cannot be computed in parts: once, for its values and its way back."""
+        update = self._update_of(name, deltas)
+        update = update if part is None else update.reshape(-1)[part]
+        if way_back is not None:
+            way_back.keep(name, update, shape)
+        yield slice(0, update.numel()), update.detach().reshape(-1)
+
+    def _merge(self, place: Place, base: Tensor, values: Iterator[tuple[slice, Tensor]]) -> None:
+        """Fill a tensor of the copy, or the part of one that is there, with base and update."""
+        target, base = place.tensor.detach(), place.cut(base).reshape(-1)
+        out = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
+        flat = out.view(-1)
+        for piece, own in values:
+            merged_tensor(base[piece], own, flat.dtype, out=flat[piece])
+        if out is not target:
+            target.copy_(out)
 
     def _hand_on(self, places: Mapping[str, Place]) -> None:
         """Contract the gradients of a block before they go."""

@@ -24,7 +24,7 @@ class WayBack:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        self._edges: dict[str, GradientEdge] = {}
+        self._ways: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]] = {}
         self._found: dict[int, Tensor] = {}  # by the parameter's place
 
     def keep(self, name: str, update: Tensor, shape: torch.Size) -> None:
@@ -36,7 +36,13 @@ class WayBack:
             shape: of the tensor's gradient.
         """
         if update.requires_grad:
-            self._edges[name] = get_gradient_edge(update if update.shape == shape else update.reshape(shape))
+            edge = get_gradient_edge(update if update.shape == shape else update.reshape(shape))
+            self._ways[name] = edge, _itself
+
+    def keep_combination(self, name: str, update: Combination) -> None:
+        """The same of an update that is a combination of deltas: its gradient is contracted before autograd is asked."""
+        if update.coefficients.requires_grad:
+            self._ways[name] = get_gradient_edge(update.coefficients), update.contract
 
     def hand_on(self, places: Mapping[str, Place]) -> None:
         """Contract the accumulated ``G`` of tensors with their task vectors, and add the result up.
@@ -44,17 +50,17 @@ class WayBack:
         Args:
             places: of the tensors, each of which comes once after it was kept.
         """
-        pairs = [(self._edges.pop(name), place.gradient) for name, place in places.items() if name in self._edges]
-        edges = [edge for edge, gradient in pairs if gradient is not None]
-        gradients = [gradient for _, gradient in pairs if gradient is not None]
-        if not edges:
+        found = [(*self._ways.pop(name), place.gradient) for name, place in places.items() if name in self._ways]
+        ways = [(edge, back, gradient) for edge, back, gradient in found if gradient is not None]
+        if not ways:
             return
-        with exact(gradients[0].device):
-            contracted = torch.autograd.grad(edges, self.parameters, gradients, allow_unused=True)
-        for place, found in enumerate(contracted):
-            if found is not None:
+        with exact(ways[0][2].device):
+            gradients = [back(gradient) for _, back, gradient in ways]
+            contracted = torch.autograd.grad([way[0] for way in ways], self.parameters, gradients, allow_unused=True)
+        for place, own in enumerate(contracted):
+            if own is not None:
                 earlier = self._found.get(place)
-                self._found[place] = found if earlier is None else earlier + found
+                self._found[place] = own if earlier is None else earlier + own
 
     def gradients(self, places: Mapping[str, Place]) -> list[Tensor]:
         """``dL/dw`` of all that was handed on, and of these tensors; zeros where nothing depends on a parameter."""
@@ -81,6 +87,29 @@ class PullBack(torch.autograd.Function):
         return None, None, *(gradient * scale[0] for gradient in ctx.gradients())
 
 
+class Combination:
+    """A sum of deltas whose values are computed when they are asked for, part by part, and whose coefficients lead back.
+
+    Args:
+        deltas: that are combined.
+        coefficients: ``(experts, groups.count)``, differentiable.
+        groups: which elements use which.
+    """
+
+    def __init__(self, deltas: Deltas, coefficients: Tensor, groups: Groups) -> None:
+        self.deltas, self.coefficients, self.groups = deltas, coefficients, groups
+
+    def values(self) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive parts, each with its flat values; without autograd."""
+        coefficients = self.coefficients.detach()
+        for piece, deltas in self.deltas.in_pieces():
+            yield piece, deltas.summed(coefficients, self.groups, piece)
+
+    def contract(self, gradient: Tensor) -> Tensor:
+        """The gradient of all values to that of the coefficients."""
+        return self.deltas.contract(gradient, self.groups)
+
+
 class Outline(Deltas):
     """Deltas that are contracted and never summed: what they combine to has a shape and a way back, but no values.
 
@@ -90,6 +119,19 @@ class Outline(Deltas):
 
     def __init__(self, of: Deltas) -> None:
         self.of, self.shape, self.device = of, of.shape, of.device
+        self._combined: tuple[Tensor, Combination] | None = None
+
+    def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
+        """No values, and a note of what they would be."""
+        found = super().combine(coefficients, groups)
+        self._combined = found, Combination(self.of, coefficients, groups)
+        return found
+
+    def combination(self, update: Tensor) -> Combination | None:
+        """The combination that an update is, and nothing else; None where something was done with one."""
+        if self._combined is None or self._combined[0] is not update:
+            return None
+        return self._combined[1]
 
     def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """As they are."""
@@ -102,3 +144,7 @@ class Outline(Deltas):
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """As they are contracted."""
         return self.of.contract(gradient, groups, part)
+
+
+def _itself(gradient: Tensor) -> Tensor:
+    return gradient

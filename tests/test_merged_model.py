@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adamerge.backbones import Backbone, Encoded
+from adamerge.deltas import Deltas
 from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
@@ -800,3 +801,24 @@ def test_state_dict_order_does_not_matter():
     one = TaskVectors(**given)
     two = TaskVectors(shuffled, given["experts"])
     assert list(one) == list(two)
+
+
+class Twice(LayerWise):
+    """A formula of its own that says it is local: its updates are no bare combinations."""
+
+    local = True
+
+    def forward(self, name: str, deltas: Deltas) -> Tensor:
+        return 2 * super().forward(name, deltas)
+
+
+def test_a_local_formula_around_a_combination_has_its_values_and_gradients():
+    vectors, found = TaskVectors(**models()), {}
+    for kind, init in ((Twice, 0.2), (LayerWise, 0.4)):
+        merged = MergedModel(Mlp(), vectors, kind(vectors, init=init))
+        merged.merge()
+        objective(merged(batches()[0]).features).sum().backward()
+        merged.pull_back(torch.zeros(())).backward()
+        found[kind] = merged.backbone.network.blocks[0].weight.detach().clone(), merged.parametrization.w.grad
+    assert torch.allclose(found[Twice][0], found[LayerWise][0], atol=1e-6)
+    assert torch.allclose(found[Twice][1], 2 * found[LayerWise][1], rtol=1e-4, atol=1e-6)

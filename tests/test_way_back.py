@@ -64,3 +64,34 @@ def test_an_outline_has_the_gradient_and_no_values(kind):
     assert outline.shape == SHAPE and outline.untyped_storage().nbytes() == 4
     wanted = torch.autograd.grad(deltas.combine(coefficients, Chunks(7)), coefficients, slope)
     assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_combination_has_the_values_and_the_gradient_of_what_was_combined(leaf):
+    deltas = storages(torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)])["dense"]
+    w = nn.Parameter(torch.randn(3, 7))
+    outline = Outline(deltas)
+    update = outline.combine(w if leaf else 2 * w, Chunks(7))
+    combination = outline.combination(update)
+    whole = deltas.combine(w if leaf else 2 * w, Chunks(7))
+    assert torch.equal(torch.cat([values for _, values in combination.values()]), whole.detach().reshape(-1))
+    parameter = nn.Parameter(torch.zeros(SHAPE))
+    parameter.grad = torch.randn(SHAPE)
+    way = WayBack([w])
+    way.keep_combination("a", combination)
+    wanted = torch.autograd.grad(whole, w, parameter.grad)[0]
+    assert torch.equal(way.gradients({"a": Place(parameter)})[0], wanted)
+
+
+def test_what_was_done_with_a_combination_is_none():
+    outline = Outline(storages(torch.randn(SHAPE), [torch.randn(SHAPE)])["dense"])
+    assert outline.combination(torch.zeros(SHAPE)) is None
+    assert outline.combination(2 * outline.combine(torch.randn(1, 7), Chunks(7))) is None
+
+
+def test_a_combination_with_constant_coefficients_counts_nothing():
+    outline = Outline(storages(torch.randn(SHAPE), [torch.randn(SHAPE)])["dense"])
+    way, parameter = WayBack([nn.Parameter(torch.zeros(2))]), nn.Parameter(torch.zeros(SHAPE))
+    way.keep_combination("a", outline.combination(outline.combine(torch.randn(1, 7), Chunks(7))))
+    parameter.grad = torch.ones(SHAPE)
+    assert way.gradients({"a": Place(parameter)})[0].tolist() == [0, 0]
