@@ -204,29 +204,29 @@ class MergedModel(nn.Module):
         """The update of a tensor of the copy, or of the part that is there: flat values that are computed when asked for."""
         # of a block, only what the backward pass merges has a way back
         way_back = self._way_back if torch.is_grad_enabled() else None
-        deltas, part, shape = self.task_vectors[name], place.part, place.tensor.shape
+        deltas, part = self.task_vectors[name], place.part
         if not self.parametrization.local:
-            return self._update(name, deltas, part, shape, way_back)
+            return self._update(name, deltas, part, way_back)
         outline = Outline(deltas if part is None else deltas.within(part))
         # its values are nowhere needed at once, only its way back to the coefficients
         update = self._update_of(name, outline)
         combination = outline.combination(update)
         if combination is None:
             if way_back is not None:
-                way_back.keep(name, update, shape)
+                way_back.keep(name, update)
             return updates(self.parametrization, name, outline.of, self._update_of)
         if way_back is not None:
             way_back.keep_combination(name, combination)
         return combination.values()
 
     def _update(
-        self, name: str, deltas: Deltas, part: slice | None, shape: torch.Size, way_back: WayBack | None
+        self, name: str, deltas: Deltas, part: slice | None, way_back: WayBack | None
     ) -> Iterator[tuple[slice, Tensor]]:
         """One that cannot be computed in parts: once, for its values and its way back."""
         update = self._update_of(name, deltas)
         update = update if part is None else update.reshape(-1)[part]
         if way_back is not None:
-            way_back.keep(name, update, shape)
+            way_back.keep(name, update)
         yield slice(0, update.numel()), update.detach().reshape(-1)
 
     def _merge(self, place: Place, base: Tensor, values: Iterator[tuple[slice, Tensor]]) -> None:

@@ -36,9 +36,9 @@ def sum_rows(rows: Tensor, coefficients: Tensor) -> Tensor:
         rows: ``(t, n)``, at least one.
         coefficients: ``(t,)``, of the dtype of the sum.
     """
-    bag = _bag(rows, coefficients)
-    if bag:
-        return _summed_in_bags(rows, coefficients, bag)
+    size = _bag_size(rows, coefficients)
+    if size:
+        return _summed_in_bags(rows, coefficients, size)
     few = _at_once(rows, coefficients)
     out = room(rows.shape[1:], coefficients.dtype, rows.device)
     if few:
@@ -78,7 +78,7 @@ def _at_once(rows: Tensor, coefficients: Tensor) -> int:
     return FEW if _adds_one_by_one() else 0
 
 
-def _bag(rows: Tensor, coefficients: Tensor) -> int:
+def _bag_size(rows: Tensor, coefficients: Tensor) -> int:
     """Elements that are added up at a time where all rows are; 0 where one goes row by row."""
     if len(rows) < FEW or rows.device.type != "cpu" or not rows.dtype == coefficients.dtype == torch.float32:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,17 +28,15 @@ class WayBack:
         self._ways: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]] = {}
         self._found: dict[int, Tensor] = {}  # by the parameter's place
 
-    def keep(self, name: str, update: Tensor, shape: torch.Size) -> None:
+    def keep(self, name: str, update: Tensor) -> None:
         """Remember how the update of a tensor was computed.
 
         Args:
             name: of the tensor.
-            update: as computed; it is let go of, only its edge in autograd's graph stays.
-            shape: of the tensor's gradient.
+            update: as computed, of as many elements; it is let go of, only its edge in autograd's graph stays.
         """
         if update.requires_grad:
-            edge = get_gradient_edge(update if update.shape == shape else update.reshape(shape))
-            self._ways[name] = edge, _itself
+            self._ways[name] = get_gradient_edge(update), partial(torch.reshape, shape=update.shape)
 
     def keep_combination(self, name: str, update: Combination) -> None:
         """The same of an update that is a combination of deltas: its gradient is contracted before autograd is asked."""
@@ -144,7 +143,3 @@ class Outline(Deltas):
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """As they are contracted."""
         return self.of.contract(gradient, groups, part)
-
-
-def _itself(gradient: Tensor) -> Tensor:
-    return gradient

@@ -20,7 +20,7 @@ def kept():
     c, unused = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.zeros(2))
     way, places = WayBack([c, unused]), {}
     for (name, delta), gradient in zip(DELTAS.items(), (1.0, 10.0), strict=True):
-        way.keep(name, (c * delta).reshape(-1), delta.shape)
+        way.keep(name, (c * delta).reshape(-1))
         parameter = nn.Parameter(delta.clone())
         parameter.grad = torch.full_like(delta, gradient)
         places[name] = Place(parameter)
@@ -43,7 +43,7 @@ def test_what_was_handed_on_counts_once(kept):
 def test_a_block_that_runs_again_is_kept_again_and_added(kept):
     way, places, c = kept
     way.hand_on({"b": places["b"]})
-    way.keep("b", (c * DELTAS["b"]).reshape(-1), DELTAS["b"].shape)
+    way.keep("b", (c * DELTAS["b"]).reshape(-1))
     assert way.gradients(places)[0].item() == 83 + 80
 
 
@@ -52,7 +52,7 @@ def test_a_tensor_that_the_loss_did_not_reach_and_one_without_coefficients_count
     places["a"].tensor.grad = None
     fixed = nn.Parameter(torch.zeros(2))
     fixed.grad = torch.ones(2)
-    way.keep("fixed", torch.ones(2), fixed.shape)
+    way.keep("fixed", torch.ones(2))
     assert way.gradients({**places, "fixed": Place(fixed)})[0].item() == 80
 
 
