@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
 from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.deltas import Deltas
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.passes import Passes, restore
 from adamerge.precision import exact
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.way_back import Outline, PullBack, WayBack
+from adamerge.way_back import PullBack, WayBack
 
 if TYPE_CHECKING:
     from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries
@@ -182,10 +181,14 @@ class MergedModel(nn.Module):
         """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
         # small ones first: what a processor needs to merge them is in its caches until a large one passes through
         ordered = sorted(places.items(), key=lambda one: one[1].tensor.numel())
+        # of a block, only what the backward pass merges has a way back
+        way = self._way_back if torch.is_grad_enabled() else None
         with exact(self.device):
             # and before those, for all of them, what needs no values of deltas
             merged = {
-                name: self._updates(name, place)
+                name: updates(
+                    self.parametrization, name, self.task_vectors[name], self._update_of, place.part, None, way
+                )
                 for name, place in ordered
                 if self._source is None and name in self.task_vectors
             }
@@ -199,35 +202,6 @@ class MergedModel(nn.Module):
                     place.tensor.copy_(place.cut(source(name)), non_blocking=True)
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
-
-    def _updates(self, name: str, place: Place) -> Iterator[tuple[slice, Tensor]]:
-        """The update of a tensor of the copy, or of the part that is there: flat values that are computed when asked for."""
-        # of a block, only what the backward pass merges has a way back
-        way_back = self._way_back if torch.is_grad_enabled() else None
-        deltas, part = self.task_vectors[name], place.part
-        if not self.parametrization.local:
-            return self._update(name, deltas, part, way_back)
-        outline = Outline(deltas if part is None else deltas.within(part))
-        # its values are nowhere needed at once, only its way back to the coefficients
-        update = self._update_of(name, outline)
-        combination = outline.combination(update)
-        if combination is None:
-            if way_back is not None:
-                way_back.keep(name, update)
-            return updates(self.parametrization, name, outline.of, self._update_of)
-        if way_back is not None:
-            way_back.keep_combination(name, combination)
-        return combination.values()
-
-    def _update(
-        self, name: str, deltas: Deltas, part: slice | None, way_back: WayBack | None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """One that cannot be computed in parts: once, for its values and its way back."""
-        update = self._update_of(name, deltas)
-        update = update if part is None else update.reshape(-1)[part]
-        if way_back is not None:
-            way_back.keep(name, update)
-        yield slice(0, update.numel()), update.detach().reshape(-1)
 
     def _merge(self, place: Place, base: Tensor, values: Iterator[tuple[slice, Tensor]]) -> None:
         """Fill a tensor of the copy, or the part of one that is there, with base and update."""

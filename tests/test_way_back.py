@@ -7,9 +7,10 @@ import torch
 from test_deltas import SHAPE, storages
 from torch import nn
 
+from adamerge.combinations import Outline
 from adamerge.copies import Place
 from adamerge.groups import Chunks
-from adamerge.way_back import Outline, WayBack
+from adamerge.way_back import WayBack
 
 DELTAS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0], [5.0]])}
 
@@ -56,16 +57,6 @@ def test_a_tensor_that_the_loss_did_not_reach_and_one_without_coefficients_count
     assert way.gradients({**places, "fixed": Place(fixed)})[0].item() == 80
 
 
-@pytest.mark.parametrize("kind", ["dense", "streamed"])
-def test_an_outline_has_the_gradient_and_no_values(kind):
-    deltas = storages(torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)])[kind]
-    coefficients, slope = torch.randn(3, 7, requires_grad=True), torch.randn(SHAPE)
-    outline = Outline(deltas).combine(coefficients, Chunks(7))
-    assert outline.shape == SHAPE and outline.untyped_storage().nbytes() == 4
-    wanted = torch.autograd.grad(deltas.combine(coefficients, Chunks(7)), coefficients, slope)
-    assert torch.equal(torch.autograd.grad(outline, coefficients, slope)[0], wanted[0])
-
-
 @pytest.mark.parametrize("leaf", [True, False])
 def test_a_combination_has_the_values_and_the_gradient_of_what_was_combined(leaf):
     deltas = storages(torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)])["dense"]
@@ -78,20 +69,14 @@ def test_a_combination_has_the_values_and_the_gradient_of_what_was_combined(leaf
     parameter = nn.Parameter(torch.zeros(SHAPE))
     parameter.grad = torch.randn(SHAPE)
     way = WayBack([w])
-    way.keep_combination("a", combination)
+    way.keep("a", combination)
     wanted = torch.autograd.grad(whole, w, parameter.grad)[0]
     assert torch.equal(way.gradients({"a": Place(parameter)})[0], wanted)
-
-
-def test_what_was_done_with_a_combination_is_none():
-    outline = Outline(storages(torch.randn(SHAPE), [torch.randn(SHAPE)])["dense"])
-    assert outline.combination(torch.zeros(SHAPE)) is None
-    assert outline.combination(2 * outline.combine(torch.randn(1, 7), Chunks(7))) is None
 
 
 def test_a_combination_with_constant_coefficients_counts_nothing():
     outline = Outline(storages(torch.randn(SHAPE), [torch.randn(SHAPE)])["dense"])
     way, parameter = WayBack([nn.Parameter(torch.zeros(2))]), nn.Parameter(torch.zeros(SHAPE))
-    way.keep_combination("a", outline.combination(outline.combine(torch.randn(1, 7), Chunks(7))))
+    way.keep("a", outline.combination(outline.combine(torch.randn(1, 7), Chunks(7))))
     parameter.grad = torch.ones(SHAPE)
     assert way.gradients({"a": Place(parameter)})[0].tolist() == [0, 0]
