@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adamerge.errors import AdamergeError
+from adamerge.heap import keep_freed_memory
 
 HELP = """adamerge: learn how to merge models
 
@@ -48,6 +49,7 @@ def fit(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(rest):
         print("adamerge fit --resume RUN [--allow-resume-difference] goes on with a run from its last checkpoint.\n")
     _import_from_here()
+    keep_freed_memory()
     from adamerge.stages import fit as run_fit
 
     folder = run_fit(rest, own.resume, own.allow_resume_difference)
@@ -105,6 +107,7 @@ def test(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     own = parser.parse_args(arguments)
     _import_from_here()
+    keep_freed_memory()
     from adamerge.scoring import print_scores, score_run
 
     print_scores(*score_run(own.run, own.split))
@@ -200,6 +203,7 @@ def compare(arguments: list[str]) -> None:
     )
     own, overrides = parser.parse_known_args(arguments)
     _import_from_here()
+    keep_freed_memory()
     from adamerge.comparison import compare as run_compare
     from adamerge.comparison import print_table
 

@@ -5,9 +5,9 @@
 Random weights: only time and memory are measured. Seconds are of one process, in which both sides alternate, so that a noisy
 machine hits both alike; ``ratio`` is the median of the pairs of step and floor, with its quartiles. Memory is the peak of
 anonymous memory of a process of its own for each side, whose C library gives freed memory back at once; ``extra_models`` is
-the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same with the C library's
-own settings, by which it keeps freed pieces, more or fewer from run to run. ``operations`` are elements of all operations but
-views in merge and contraction, in units of the merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and
+the step's above the floor's, in units of the merged tensors in fp32, and ``extra_models_kept`` the same where freed memory is
+kept, as in a fit and while seconds are taken. ``operations`` are elements of all operations but views in merge and
+contraction, in units of the merged elements. ``copy_seconds`` is the time it takes to copy the deltas' and
 the base's bytes once, from memory to memory, just before a merge, and ``copy_after_seconds`` just after a contraction: each
 is compared with the one beside it, since a machine's memory may be faster in some seconds than in others; ``read_seconds``
 what it takes to sum as many, and ``reading_twice_to_floor`` the least that a merge and a contraction can take which each read
@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 from watching import RETURNING, own_peak, run
 
 from adamerge import LayerWise, OpenClipClassifier, Passes, TaskVectors
+from adamerge.heap import keep_freed_memory
 from adamerge.merged_model import MergedModel
 from adamerge.storage import Disk, Resident
 
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     own = parser.parse_args()
     if own.side:
+        keep_freed_memory()  # as every fit does
         print(json.dumps((seconds_of if own.side == "seconds" else peak_of)(own, own.folder)))
         return
     given = {name: value for name, value in vars(own).items() if name not in {"json", "side", "folder"}}
