@@ -4,7 +4,8 @@
 
 Task arithmetic over random Llama-shaped checkpoints in bfloat16, in shards, in the page cache. Runs alternate, so that a
 noisy machine hits all alike; ratios are medians of the rounds' own. ``cold`` is the command with no fingerprint kept (it
-reads and hashes every weight first), ``merging`` the same work as the command, in a process that has already started.
+reads and hashes every weight first), ``merging`` what merges and writes the weights and ``work`` all that the command does,
+both in a process that has already started.
 mergekit runs in an environment of its own, made once under ``--cache``.
 """
 
@@ -32,7 +33,7 @@ from adamerge.layout import Layout
 from adamerge.parametrizations import TaskWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
-from adamerge.weights import nbytes_of, shards
+from adamerge.weights import nbytes_of, shards, write_weights
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHT = 0.3
@@ -129,14 +130,22 @@ def write_pool(folder: Path, size: str, experts: int) -> list[Path]:
 
 
 def in_process(folder: Path, target: Path) -> None:
-    """The command's work, timed from a process that has started: open, merge, write, verify."""
+    """The command's work, timed from a process that has started: all of it, and merging and writing the weights alone."""
     from adamerge.adapter_export import export_adapter  # noqa: F401  (what the command imports is imported first)
     from adamerge.coefficients import load_coefficients
-    from adamerge.export import export
+    from adamerge.export import export, merged_pieces
+    from adamerge.exported_files import headers
 
     start = time.perf_counter()
     export(load_coefficients(folder / "coefficients.safetensors"), target)
-    print(time.perf_counter() - start)
+    work = time.perf_counter() - start
+    shutil.rmtree(target)
+    target.mkdir()
+    start = time.perf_counter()
+    coefficients = load_coefficients(folder / "coefficients.safetensors")
+    dtype, weights = coefficients.dtype, coefficients.layout.weights
+    write_weights(target, weights, headers(coefficients, None, dtype), merged_pieces(coefficients, dtype))
+    print(json.dumps({"work": work, "merging": time.perf_counter() - start}))
 
 
 def copy(models: list[Path], target: Path) -> float:
@@ -181,7 +190,7 @@ def measure(
     models = write_pool(folder, size, experts)
     adamerge = [sys.executable, "-m", "adamerge", "export", str(folder / "coefficients.safetensors")]
     timed = [sys.executable, __file__, "--in-process", str(folder)]
-    commands: dict[str, list[str]] = {"export": adamerge, "cold": adamerge, "merging": timed}
+    commands: dict[str, list[str]] = {"export": adamerge, "cold": adamerge, "inside": timed}
     if peer:
         kit = environment_of(MERGEKIT, cache) / "mergekit-yaml"
         flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
@@ -202,14 +211,16 @@ def measure(
             worst = compare_outputs(models, outputs["export"], outputs["mergekit"] if peer else None)
         for place in outputs.values():
             shutil.rmtree(place, ignore_errors=True)
-    merging = [float(run.output.split()[-1]) for run in runs.pop("merging")]
+    inside = [json.loads(run.output.splitlines()[-1]) for run in runs.pop("inside")]
     found: dict[str, Any] = {
         "model_bytes": nbytes_of(header(size)),
         "copy_seconds": spread(copies),
-        "merging_seconds": spread(merging),
-        "merging_to_copy": spread([one / other for one, other in zip(merging, copies, strict=True)]),
         "error_in_last_places": worst,
     }
+    for what in ("merging", "work"):
+        seconds = [run[what] for run in inside]
+        found[f"{what}_seconds"] = spread(seconds)
+        found[f"{what}_to_copy"] = spread([one / other for one, other in zip(seconds, copies, strict=True)])
     for name, watched in runs.items():
         found[f"{name}_seconds"] = spread([run.seconds for run in watched])
         found[f"{name}_anonymous_mib"] = spread([run.anonymous for run in watched])
