@@ -1,17 +1,20 @@
-"""The heap: freed memory is used again, the peak is the same, and a user's own settings win."""
+"""The heap: freed memory is used again or given back, as asked for, and a user's own settings win."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
 import pytest
 
+from adamerge.heap import give_back_freed_memory, keep_freed_memory
+
 ALLOCATE = """
 import resource, sys
-from adamerge.heap import keep_freed_memory
+from adamerge.heap import give_back_freed_memory, keep_freed_memory
 import numpy
-kept = keep_freed_memory()
+kept = keep_freed_memory() and (sys.argv[1] == "keep" or give_back_freed_memory())
 def run():
     held = [numpy.ones(1 << 21, dtype=numpy.uint8) for _ in range(50)]  # 100 MiB
 run()
@@ -23,8 +26,9 @@ print(kept, (after.ru_minflt - before.ru_minflt) * resource.getpagesize() >> 20,
 """
 
 
-def outcome(**environment):
-    run = subprocess.run([sys.executable, "-c", ALLOCATE], capture_output=True, text=True, env=environment, check=True)
+def outcome(wanted="keep", **environment):
+    line = [sys.executable, "-c", ALLOCATE, wanted]
+    run = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
     kept, faulted, peak = run.stdout.split()
     return kept == "True", int(faulted), int(peak)
 
@@ -37,18 +41,21 @@ def test_what_was_freed_is_used_again_and_the_peak_is_the_same():
     assert abs(peak - other) < 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_what_was_freed_is_given_back_when_that_is_asked_for_later():
+    done, new, _ = outcome("give back")
+    assert done and new > 80
+
+
 @pytest.mark.parametrize("own", [{"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}])
 def test_settings_of_the_user_are_left(own):
     kept, *_ = outcome(**own)
     assert not kept
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
-    import platform
-
-    from adamerge.heap import keep_freed_memory
-
+@pytest.mark.parametrize("setting", [keep_freed_memory, give_back_freed_memory])
+def test_another_c_library_is_left_alone(monkeypatch, setting):
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not keep_freed_memory()
+    assert not setting()

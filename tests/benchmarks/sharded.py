@@ -7,8 +7,8 @@ the process's own part of the batch, contraction, and the mean of the coefficien
 of its own. ``ratio`` is the largest rank's peak of anonymous memory by the single process's; ``ratio_above`` the same of what
 is above the process's memory before the model is built, which is what it has imported. ``gradient_difference`` is the
 largest over the ranks, in units of the largest gradient. A sharded copy holds its rows in fp32 whatever ``--dtype``, as the
-gradients are; the whole copy is in ``--dtype``. On both sides the C library gives freed memory back at once, unless
-``--keep``: by default it keeps much of what tensors of up to 32 MiB had.
+gradients are; the whole copy is in ``--dtype``. On both sides the C library gives freed memory back at once; with
+``--as-fit`` as it does in a fit: a rank gives it back once it is sharded, the single process keeps it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from transformers import LlamaForCausalLM  # noqa: F401  (imported before memory
 from watching import RETURNING, memory, own_environment, own_peak, run
 
 from adamerge import CausalLM, LayerWise, ShardedCopy, TaskVectors, WholeCopy
+from adamerge.heap import keep_freed_memory
 from adamerge.merged_model import MergedModel
 from adamerge.storage import Disk
 
@@ -50,6 +51,7 @@ def batch_of(own: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 def step(folder: Path, own: argparse.Namespace) -> dict[str, Any]:
     """The step of this process, in MiB and seconds."""
+    keep_freed_memory()  # as a fit does, unless the environment says otherwise
     before = memory()["RssAnon"]
     with own_peak() as built:
         if own.world > 1:
@@ -89,7 +91,7 @@ def measure(own: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         write_pool(folder, own.size, own.experts)
         words = [f"--{word}={getattr(own, word)}" for word in ("size", "experts", "batch", "positions", "dtype")]
-        environment = own_environment({"OMP_NUM_THREADS": str(own.threads)} | ({} if own.keep else RETURNING))
+        environment = own_environment({"OMP_NUM_THREADS": str(own.threads)} | ({} if own.as_fit else RETURNING))
 
         def child(rank: int, world: int) -> dict[str, Any]:
             line = [sys.executable, __file__, *words, f"--rank={rank}", f"--world={world}", f"--folder={folder}"]
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the merged copy")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
-    parser.add_argument("--keep", action="store_true", help="leave the C library's allocator its own settings")
+    parser.add_argument("--as-fit", action="store_true", help="freed memory as in a fit: one process keeps it")
     parser.add_argument("--where", type=Path, help="folder for the models; they take 2 bytes a weight each")
     parser.add_argument("--json", action="store_true", help="print the line of JSON alone")
     for name, kind in (("rank", int), ("world", int), ("folder", Path)):
@@ -139,7 +141,7 @@ def main() -> None:
             table.add_row(figure, *(f"{x:.4g}" for x in (value, *(rank[figure] for rank in found["ranks"]))))
         Console().print(table)
         Console().print(*(f"{name} {found[name]:.3g}" for name in ("ratio", "ratio_above", "gradient_difference")))
-    names = ("size", "experts", "batch", "positions", "dtype", "processes", "threads", "keep")
+    names = ("size", "experts", "batch", "positions", "dtype", "processes", "threads", "as_fit")
     given = {name: getattr(own, name) for name in names} | {"load": os.getloadavg()[0]}
     print(json.dumps(given | found))
 
