@@ -79,6 +79,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         module.check(data, str(settings.trainer.precision))
     if module.objective is not None or module.recalibrate_buffers:
         data.check(module.merged.backbone)
+        if is_first_process():
+            for line in data.notices():
+                print(line)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
             once = cli.trainer_with([], logger=False)

@@ -203,6 +203,10 @@ class Calibration(LightningDataModule, ABC):
         for task in self.fitted:
             self.samples(task, "calibration")
 
+    def notices(self) -> list[str]:
+        """What a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used."""
+        return []
+
     def labelled_tasks(self, split: str) -> list[str]:
         """Tasks whose split of this name exists and has labels; of the validation split, those that are fitted."""
         found = []
