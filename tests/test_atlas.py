@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from toy_points import TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
+from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
 from adamerge.data.steps import Steps
 from adamerge.modules import AdaptiveMerging
@@ -35,9 +36,10 @@ class Paper:
         labels = {task: self.data.labels(task, "calibration") for task in TASKS}
         self.steps = Steps(samples, labels, self.data.batch_size, 0, 99)
 
-    def loss(self, w: Tensor, step: int) -> Tensor:
+    def loss(self, w: Tensor, step: int, disturb: Disturb = undisturbed) -> Tensor:
         merged = {
-            name: self.base[name] + sum(w[k, p] * self.taus[task][name] for k, task in enumerate(TASKS))
+            name: disturb(self.base[name])
+            + sum(w[k, p] * disturb(self.taus[task][name]) for k, task in enumerate(TASKS))
             for p, name in enumerate(self.names)
         }
         total = torch.zeros((), dtype=torch.float64)
@@ -83,12 +85,10 @@ def test_loss_and_gradient_are_the_papers(protocol):
     w = moved(module).requires_grad_(True)
     module.merged.parametrization.w.register_hook(lambda gradient: gradients.append(gradient.clone()))
     fit_toy(module, ToyPoints(labelled=True), 1)
-    expected = paper.loss(w, 0)
-    assert float(module.trainer.logged_metrics["train/loss"]) == pytest.approx(
-        float(expected.detach()), rel=1e-6, abs=1e-6
-    )
-    (right,) = torch.autograd.grad(expected, w)
-    assert (gradients[-1].double() - right).abs().max() < 1e-6 * max(1.0, float(right.abs().max()))
+    loss, slack = allowed(lambda disturb: paper.loss(w, 0, disturb).detach(), ROUNDINGS)
+    assert float(module.trainer.logged_metrics["train/loss"]) == pytest.approx(float(loss), abs=slack)
+    right, slack = allowed(lambda disturb: torch.autograd.grad(paper.loss(w, 0, disturb), w)[0], ROUNDINGS)
+    assert (gradients[-1].double() - right).abs().max() <= slack < 1e-4
     assert right.abs().min() > 1e-4, "every coefficient is driven"
 
 
@@ -98,10 +98,10 @@ def test_three_steps_of_the_papers_optimiser(protocol):
     beta, gamma, order = PROTOCOLS[protocol]
     penalty = CoefficientNorm(gamma, order) if gamma else None
     paper, module = Paper(beta, gamma, order), module_of(beta, penalty, partial(AdamW, weight_decay=DECAY))
-    w = moved(module)
-    norms = adamw(paper, w, [LR] * 3)
+    w, norms = moved(module), []
     fit_toy(module, ToyPoints(labelled=True), 3, gradient_clip_val=CLIP)
-    assert (module.merged.parametrization.w.double() - w).abs().max() < 1e-6
+    expected, slack = allowed(lambda disturb: adamw(paper, w, [LR] * 3, norms, disturb), ROUNDINGS)
+    assert (module.merged.parametrization.w.double() - expected).abs().max() <= slack < 1e-4
     assert max(norms) > CLIP or protocol == "negation", "the clip is at work"
 
 
@@ -111,24 +111,25 @@ def test_three_steps_of_the_few_shot_schedule():
     beta = dict.fromkeys(TASKS, 1.0)
     paper, module = Paper(beta), module_of(beta, None, partial(AdamW, weight_decay=DECAY), lr_scheduler=schedule)
     w = moved(module)
-    adamw(paper, w, [LR * (1 + float(torch.cos(torch.tensor(torch.pi * step / 3)))) / 2 for step in range(3)])
+    rates = [LR * (1 + float(torch.cos(torch.tensor(torch.pi * step / 3)))) / 2 for step in range(3)]
     fit_toy(module, ToyPoints(labelled=True), 3, gradient_clip_val=CLIP)
-    assert (module.merged.parametrization.w.double() - w).abs().max() < 1e-6
+    expected, slack = allowed(lambda disturb: adamw(paper, w, rates, [], disturb), ROUNDINGS)
+    assert (module.merged.parametrization.w.double() - expected).abs().max() <= slack < 1e-4
 
 
-def adamw(paper: Paper, w: Tensor, rates: list[float]) -> list[float]:
-    """Steps on ``w``, in place; the norms of the gradients."""
-    first, second, norms = torch.zeros_like(w), torch.zeros_like(w), []
+def adamw(paper: Paper, start: Tensor, rates: list[float], norms: list[float], disturb: Disturb) -> Tensor:
+    """Where steps of these rates lead; the norms of the gradients go into ``norms``."""
+    w, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step, rate in enumerate(rates):
         at = w.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(paper.loss(at, step), at)
+        (gradient,) = torch.autograd.grad(paper.loss(at, step, disturb), at)
         norms.append(float(gradient.norm()))
         gradient = gradient * min(1.0, CLIP / (norms[-1] + 1e-6))
         first.mul_(0.9).add_(0.1 * gradient)
         second.mul_(0.999).add_(0.001 * gradient**2)
         m, v = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
         w.copy_(w * (1 - rate * DECAY) - rate * m / (v.sqrt() + 1e-8))
-    return norms
+    return w
 
 
 def test_weight_decay_alone_pulls_to_the_base():

@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import LBFGS, SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
-from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors, toy_weights
+from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, toy_weights
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
@@ -24,14 +25,9 @@ from adamerge.penalties import DistanceToInitial
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
 BETA = {"one": 1.5, "two": 0.5}
-
-
-def forward64(weights: dict[str, Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """States after the embedding and each block, and logits, of one sequence ``(positions,)``."""
-    states = [weights["embed.weight"][tokens]]
-    for i in (0, 1):
-        states.append(torch.tanh(states[-1] @ weights[f"blocks.{i}.weight"].T + weights[f"blocks.{i}.bias"]))
-    return states, states[-1] @ weights["out.weight"].T
+# a merge of two experts, a sum over a layer's inputs and a function of it, of the network and of its teacher, which each of the two
+# objectives subtracts; as many on the way back, and sums over up to eight positions of four samples
+ROUNDINGS = 2 * 2 * (5 + WIDTH + 4) + 8 + 4
 
 
 class Paper:
@@ -51,18 +47,19 @@ class Paper:
         samples = self.data.samples(task, "calibration")
         return [samples[i] for i in Steps({task: samples}, None, self.data.batch_size, 0, 99).indices(task, step)]
 
-    def loss(self, w: Tensor, step: int) -> Tensor:
+    def loss(self, w: Tensor, step: int, disturb: Disturb = undisturbed) -> Tensor:
         alpha = 1 / (1 + torch.exp(-w))
         merged = {
-            name: self.base[name]
-            + sum(alpha[k, p] * (self.experts[task][name] - self.base[name]) for k, task in enumerate(TASKS))
+            name: disturb(self.base[name])
+            + sum(alpha[k, p] * disturb(self.experts[task][name] - self.base[name]) for k, task in enumerate(TASKS))
             for p, name in enumerate(self.names)
         }
+        experts = {t: {n: disturb(value) for n, value in expert.items()} for t, expert in self.experts.items()}
         total = GAMMA / (len(TASKS) * len(self.names)) * (alpha - PRIOR).abs().sum()
         for task in TASKS:
             losses = []
             for sample in self.samples(task, step):
-                (ours, z), (theirs, zk) = (forward64(m, sample["tokens"]) for m in (merged, self.experts[task]))
+                (ours, z), (theirs, zk) = (forward(m, sample["tokens"]) for m in (merged, experts[task]))
                 counted = sample["counts"]
                 log_p, log_q = (logits.div(TEMPERATURE).log_softmax(-1)[counted] for logits in (zk, z))
                 kl = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
@@ -102,21 +99,27 @@ def test_loss_and_gradient_are_the_papers(micro_batch):
     w = module.merged.parametrization.w.detach().double().requires_grad_(True)
     module.merged.parametrization.w.register_hook(lambda gradient: gradients.append(gradient.clone()))
     toy_fit(module, ToyTexts(TASKS), 1)
-    expected = paper.loss(w, 0)
-    assert float(module.trainer.logged_metrics["train/loss"]) == pytest.approx(float(expected.detach()), rel=1e-6)
-    (right,) = torch.autograd.grad(expected, w)
-    assert (gradients[-1].double() - right).abs().max() < 1e-6 * max(1.0, float(right.abs().max()))
+    loss, slack = allowed(lambda disturb: paper.loss(w, 0, disturb).detach(), ROUNDINGS)
+    assert float(module.trainer.logged_metrics["train/loss"]) == pytest.approx(float(loss), abs=slack)
+    right, slack = allowed(lambda disturb: torch.autograd.grad(paper.loss(w, 0, disturb), w)[0], ROUNDINGS)
+    assert (gradients[-1].double() - right).abs().max() <= slack < 1e-4
     assert right.abs().min() > 1e-4, "every coefficient is driven"
 
 
 def test_three_sgd_steps_are_the_papers():
     paper, module = Paper(4), moved(module_of())
-    w = module.merged.parametrization.w.detach().double()
+    start = module.merged.parametrization.w.detach().double()
     toy_fit(module, ToyTexts(TASKS), 3)
-    for step in range(3):
-        w = w.requires_grad_(True)
-        w = (w - 0.5 * torch.autograd.grad(paper.loss(w, step), w)[0]).detach()
-    assert (module.merged.parametrization.w.double() - w).abs().max() < 1e-6
+
+    def sgd(disturb: Disturb) -> Tensor:
+        w = start
+        for step in range(3):
+            w = w.detach().requires_grad_(True)
+            w = w - 0.5 * torch.autograd.grad(paper.loss(w, step, disturb), w)[0]
+        return w.detach()
+
+    expected, slack = allowed(sgd, ROUNDINGS)
+    assert (module.merged.parametrization.w.double() - expected).abs().max() <= slack < 1e-4
 
 
 def test_three_steps_of_the_papers_optimiser_are_the_papers():
@@ -139,8 +142,11 @@ def test_three_steps_of_the_papers_optimiser_are_the_papers():
     for step in range(3):
         # the gradient where this step stood: Adam divides by its size, so the rounding of a small one would grow
         here = values[step].clone().requires_grad_(True)
-        (right,) = torch.autograd.grad(paper.loss(here, step), here)
-        assert (gradients[step] - right).abs().max() < 1e-6 * max(1.0, float(right.abs().max()))
+        right, slack = allowed(
+            lambda disturb, here=here, step=step: torch.autograd.grad(paper.loss(here, step, disturb), here)[0],
+            ROUNDINGS,
+        )
+        assert (gradients[step] - right).abs().max() <= slack < 1e-4
         norms.append(float(gradients[step].norm()))
         gradient = gradients[step] * min(1.0, 0.25 / (norms[-1] + 1e-6))
         now = step - period if step >= period else step

@@ -95,6 +95,14 @@ def toy_vectors(tasks: Sequence[str] = ("one", "two"), **arguments: Any) -> Task
     return TaskVectors(*toy_weights(tasks), **arguments)
 
 
+def forward(weights: dict[str, Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """States after the embedding and each block, and logits, of one sequence ``(positions,)``; the network again, for any dtype."""
+    states = [weights["embed.weight"][tokens]]
+    for i in (0, 1):
+        states.append(torch.tanh(states[-1] @ weights[f"blocks.{i}.weight"].T + weights[f"blocks.{i}.bias"]))
+    return states, states[-1] @ weights["out.weight"].T
+
+
 class ToyTexts(Calibration):
     """Random tokens of random length, some of which do not count."""
 

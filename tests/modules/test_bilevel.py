@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from rounding import Disturb, allowed_each
 from running import ROOT, command, environment, pool_config, same_coefficients, write_yaml
 from torch.optim import SGD, Adam
 
@@ -53,8 +54,13 @@ def same(one, other) -> bool:
 # the search in float64 --------------------------------------------------------------------------------------------
 
 
+# a merge of two masked experts with the mean of each mask, the longest sum of a layer and a function of it; as many on the way back,
+# and the sum over five positions of three samples
+ROUNDINGS = 2 * (5 + 16 + 192 + 4) + 5 * 3
+
+
 def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
-    """The search of the paper by autograd in float64: losses, gradients and values of every step, with plain SGD."""
+    """The search of the paper by autograd in float64, with plain SGD: losses and gradients of every step, values of the last."""
     data = images(folders, batch_size=6)
     module = module_of(pool)
     backbone, vectors = module.merged.backbone, module.merged.task_vectors
@@ -62,16 +68,24 @@ def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
     backbone.build_heads(data.tasks, {})
     batches = Steps({task: data.samples(task, "calibration") for task in data.tasks}, None, 6, 0, steps)
     network = copy.deepcopy(backbone.network).double().requires_grad_(False)
-    base = {name: value.double() for name, value in vectors.base.items()}
-    tau = {name: vectors[name].dense().double() for name in vectors}
+    noise = {
+        (draw, name): logistic((0, draw, name), vectors.shape(name).numel(), torch.device("cpu")).double()
+        for draw in range(2 * steps)
+        for name in vectors
+    }
+    return partial(_trace, batches, backbone, network, vectors, noise, fresh, inner_lr, lr)
+
+
+def _trace(batches, backbone, network, vectors, noise, fresh, inner_lr, lr, disturb: Disturb) -> dict:
+    base = {name: disturb(value.double()) for name, value in vectors.base.items()}
+    tau = {name: disturb(vectors[name].dense().double()) for name in vectors}
     x = {name: torch.zeros(vectors.shape(name), dtype=torch.float64) for name in vectors}
-    start, trace = torch.full((2, len(vectors)), 0.3, dtype=torch.float64), []
+    start, trace = torch.full((2, len(vectors)), 0.3, dtype=torch.float64), {}
 
     def loss_of(w, logits, draw, part):
         merged = {}
         for column, name in enumerate(vectors):
-            noise = logistic((0, draw, name), x[name].numel(), torch.device("cpu")).double().view(x[name].shape)
-            m = 1 / (1 + torch.exp(-(noise + logits[name]) / 0.5))
+            m = 1 / (1 + torch.exp(-(noise[draw, name].view(x[name].shape) + logits[name]) / 0.5))
             masked = [w[k, column] * tau[name][k] * m / m.mean() for k in range(2)]
             merged[name] = base[name] + sum(masked)
         state = {f"visual.{n}": v for n, v in network.visual.state_dict().items()}
@@ -84,7 +98,7 @@ def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
             total = total - (p * p.log()).sum(-1).mean()
         return total
 
-    for step in range(steps):
+    for step in range(len(batches)):
         inputs = {task: batch.inputs for task, batch in batches[step].items()}
         w = start.clone().requires_grad_(True)
         inner = loss_of(w, x, 2 * step, {task: pixels[:3] for task, pixels in inputs.items()})
@@ -94,8 +108,9 @@ def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
         outer = loss_of(adapted, logits, 2 * step + fresh, {task: pixels[3:] for task, pixels in inputs.items()})
         of_x = dict(zip(logits, torch.autograd.grad(outer, list(logits.values())), strict=True))
         x = {name: x[name] - lr * of_x[name] for name in x}
-        trace.append((float(inner.detach()), float(outer.detach()), of_w, of_x, adapted, x))
-    return trace
+        trace |= {f"loss of step {step}": outer.detach(), f"dw of step {step}": of_w}
+        trace |= {f"dx of step {step}, {name}": value for name, value in of_x.items()}
+    return {**trace, "w": adapted, **x}
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -116,20 +131,17 @@ def test_three_steps_are_those_of_the_paper_in_float64(fresh, pool, image_folder
     record = module.record
     module.record = lambda found, spread, total: losses.append(float(total)) or record(found, spread, total)
     fitted(module, images(image_folders, batch_size=6), steps=3)
-    expected = by_hand(pool, image_folders, 3, fresh, inner_lr, lr)
+    expected = allowed_each(by_hand(pool, image_folders, 3, fresh, inner_lr, lr), ROUNDINGS, draws=4)
     made = module.merged.parametrization
-    names = list(made.masks())
-    largest = max(float(value.abs().max()) for _, _, _, of_x, _, _ in expected for value in of_x.values())
-    for step, (_, outer, of_w, of_x, _, _) in enumerate(expected):
-        assert losses[step] == pytest.approx(outer, rel=1e-6)
-        assert (gradients[2 * step][0].double() - of_w).abs().max() <= 1e-6 * of_w.abs().max()
-        for name, found in zip(names, gradients[2 * step + 1], strict=True):
-            assert (found.double() - of_x[name]).abs().max() <= 1e-6 * largest, name
-    adapted, x = expected[-1][4:]
-    assert (made.inner.w.detach().double() - adapted).abs().max() <= 1e-6
-    assert max(float(value.abs().max()) for value in x.values()) > 0.1, "the mask moved"
-    for name in names:
-        assert (made.masks()[name].detach().double() - x[name]).abs().max() <= 1e-6, name
+    found = {"w": made.inner.w.detach(), **{name: logits.detach() for name, logits in made.masks().items()}}
+    for step, loss in enumerate(losses):
+        found |= {f"loss of step {step}": torch.tensor(loss), f"dw of step {step}": gradients[2 * step][0]}
+        found |= {f"dx of step {step}, {n}": g for n, g in zip(made.masks(), gradients[2 * step + 1], strict=True)}
+    assert found.keys() == expected.keys()
+    for name, (right, slack) in expected.items():
+        assert (found[name].double() - right).abs().max() <= slack, name
+        assert slack <= 1e-4 * max(1.0, float(right.abs().max())), name
+    assert max(float(expected[name][0].abs().max()) for name in made.masks()) > 0.1, "the mask moved"
 
 
 # the search under a trainer ---------------------------------------------------------------------------------------
