@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow bench lint clean
+.PHONY: setup demo test test-slow test-numerics bench lint clean
 
 setup: $(VENV)/installed
 
@@ -21,6 +21,9 @@ test: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+test-numerics: setup
+	$(BIN)/python tests/processors.py
 
 bench: setup
 	$(BIN)/python tests/benchmarks/step.py

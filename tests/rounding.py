@@ -7,8 +7,8 @@ Which order a kernel takes depends on the instruction set, the number of threads
 for of two processors, or of two batches of other sizes on one.
 
 A chain of sums, such as a network and its gradient, gives in fp32 what it would give without rounding for weights that are
-a little off, each by the roundings of its own layer's sum (section 3.5). ``allowed`` evaluates a reference in float64 for such
-weights, and so turns the number of roundings into a bound on the result without guessing at its condition.
+a little off, each by the roundings of its own layer's sum (section 3.5). ``allowed`` evaluates a reference in float64 for
+such weights, and so turns the number of roundings into a bound on the result without guessing at its condition.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def allowed_each(
 ) -> dict[str, tuple[Tensor, float]]:
     """Results in float64, and how far fp32 may be from each.
 
-    A rounding is as likely anywhere within a unit, so n of them deviate by ``sqrt(n / 3)`` units; weights are disturbed by so much.
+    A rounding is as likely anywhere within a unit, so n of them deviate by ``sqrt(n / 3)`` units, as the weights do here.
 
     Args:
         reference: of weights that it hands through its argument.
@@ -52,7 +52,7 @@ def allowed_each(
         draws: of the disturbances.
 
     Returns:
-        By name the exact result; and six standard deviations of its element that moves most, with the rounding of the result itself.
+        By name the exact result; and six standard deviations of its element that moves most, with the result's own rounding.
     """
     exact = reference(undisturbed)
     squares = {name: torch.zeros_like(value) for name, value in exact.items()}
@@ -74,9 +74,9 @@ def allowed_each(
 def roundings_of(network: nn.Module, positions: int = 1, samples: int = 1) -> int:
     """Roundings on the longest path through a network and back to a weight's gradient.
 
-    Its layers follow one another: a product with a matrix sums over its inputs on the way forward and over its outputs on the way
-    back, a normalisation twice over its width each way, attention over the positions; a weight's gradient sums over positions
-    and samples.
+    Its layers follow one another: a product with a matrix sums over its inputs on the way forward and over its outputs on
+    the way back, a normalisation twice over its width each way, attention over the positions; a weight's gradient sums
+    over positions and samples.
 
     Args:
         network: whose layers are counted.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from pico import TASKS
+from rounding import gamma, roundings_of
 from torch import Tensor, nn
 
 from adamerge.backbones import Batch, Teacher
@@ -92,9 +93,11 @@ def test_loss_and_gradients_are_those_of_the_whole_copy(kind, pool_of):
 def test_micro_batches_chunks_and_masks(part, micro_batch, pool_of):
     pool = pool_of("llama")
     _, right = gradients(model_of(pool, WholeCopy(), part), pool)
-    _, found = gradients(model_of(pool, BlockCopy(), part), pool, micro_batch)
+    merged = model_of(pool, BlockCopy(), part)
+    _, found = gradients(merged, pool, micro_batch)
     largest = max(float(gradient.abs().max()) for gradient in right)
-    assert all((a - b).abs().max() <= 1e-6 * largest for a, b in zip(found, right, strict=True)) and largest > 1e-3
+    bound = 2 * gamma(roundings_of(merged.backbone.network, positions=16, samples=len(TASKS) * 4)) * largest
+    assert all((a - b).abs().max() <= bound for a, b in zip(found, right, strict=True)) and largest > 1e-3
 
 
 def test_a_second_step_sees_the_second_coefficients(pool_of):

@@ -25,8 +25,8 @@ from adamerge.penalties import DistanceToInitial
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
 BETA = {"one": 1.5, "two": 0.5}
-# a merge of two experts, a sum over a layer's inputs and a function of it, of the network and of its teacher, which each of the two
-# objectives subtracts; as many on the way back, and sums over up to eight positions of four samples
+# a merge of two experts, a sum over a layer's inputs and a function of it, of the network and of its teacher; as many on the
+# way back, and sums over up to eight positions of four samples
 ROUNDINGS = 2 * 2 * (5 + WIDTH + 4) + 8 + 4
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pico import TASKS
+from rounding import gamma
 from running import child
 from torch import nn
 from toys import Tied
@@ -161,7 +162,8 @@ def test_a_process_of_its_own_group_is_the_whole(group, pool_of):
         loss.backward()
         merged.pull_back(loss.detach()).backward()
         found.append(merged.trained()[0].grad)
-    assert (found[0] - found[1]).abs().max() <= 1e-6 * found[0].abs().max()
+    elements = sum(value.numel() for value in vectors.base.values())  # that one coefficient's gradient sums over
+    assert (found[0] - found[1]).abs().max() <= 2 * gamma(elements) * found[0].abs().max()
     with pytest.raises(ConfigError, match="sharded already"):
         ShardedCopy().move(merged.backbone.network, torch.device("cpu"))
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from rounding import gamma
 from test_merged_model import Mlp, Net, cost, files, lora_files, models
 
 import adamerge.automatic
@@ -93,7 +94,7 @@ def test_merged_weights_are_within_the_stated_bound(storage):
 @pytest.mark.parametrize("kind", [LayerWise, ChunkWise, partial(RandomPartition, parts=3)], ids=str)
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_the_gradient_is_that_of_the_deltas_that_are_held(storage, kind):
-    """``<G, tau_k>`` in fp32 with the held deltas: to 1e-6 of the largest of float64."""
+    """``<G, tau_k>`` in fp32 with the held deltas, whatever a sum of so many terms loses."""
     merged = made(storage, kind)
     merged.merge()
     slopes = {name: torch.randn(value.shape) for name, value in models()["base"].items()}
@@ -102,6 +103,7 @@ def test_the_gradient_is_that_of_the_deltas_that_are_held(storage, kind):
     merged.pull_back(torch.zeros(())).backward()
     parametrization = merged.parametrization
     gradient, expected = parametrization.w.grad, torch.zeros_like(parametrization.w, dtype=torch.float64)
+    bound = torch.zeros_like(expected)
     for name, deltas in merged.task_vectors.items():
         # the coefficient that each element uses, found by counting them up one at a time
         products = (deltas.dense().double() * slopes[name].double()).reshape(len(gradient), -1)
@@ -114,7 +116,8 @@ def test_the_gradient_is_that_of_the_deltas_that_are_held(storage, kind):
             ids[ones.combine(chosen, groups).flatten().round().bool()] = one
         for one in range(groups.count):
             expected[:, group.start + one] += products[:, ids == one].sum(dim=1)
-    assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
+            bound[:, group.start + one] += gamma(1 + products.shape[1]) * products[:, ids == one].abs().sum(dim=1)
+    assert ((gradient - expected).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("storage", EXACT, ids=str)

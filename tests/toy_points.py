@@ -18,8 +18,8 @@ from adamerge.task_vectors import TaskVectors
 
 INPUTS, WIDTH, CLASSES = 4, 5, 3
 TASKS = ("one", "two")
-# a merge of two experts, the longest sum of a layer or of the classes, and a function of it; as many on the way back, and the sum over
-# a batch of eight
+# a merge of two experts, the longest sum of a layer or of the classes, and a function of it; as many on the way back, and the
+# sum over a batch of eight
 ROUNDINGS = 2 * (5 + WIDTH + 4) + 8
 QUIET = {
     "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,

@@ -96,7 +96,7 @@ def toy_vectors(tasks: Sequence[str] = ("one", "two"), **arguments: Any) -> Task
 
 
 def forward(weights: dict[str, Tensor], tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """States after the embedding and each block, and logits, of one sequence ``(positions,)``; the network again, for any dtype."""
+    """States after the embedding and each block, and logits, of one sequence ``(positions,)``, in any dtype."""
     states = [weights["embed.weight"][tokens]]
     for i in (0, 1):
         states.append(torch.tanh(states[-1] @ weights[f"blocks.{i}.weight"].T + weights[f"blocks.{i}.bias"]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES
 from lightning import Trainer
+from rounding import gamma, roundings_of
 from torch.optim import SGD, Adam
 
 from adamerge import TaskVectors
@@ -76,22 +77,28 @@ def gradient_of(pool, folders, **arguments) -> torch.Tensor:
     return found[0]
 
 
+@pytest.fixture(scope="module")
+def rounding(pool):
+    """Of a gradient's largest entry: five positions and five samples of two tasks go through the network, there and back."""
+    return gamma(roundings_of(OpenClipClassifier(pool["base"]).network.visual, positions=5, samples=10))
+
+
 @pytest.fixture
 def plain(pool, image_folders):
     return gradient_of(pool, image_folders)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 7])
-def test_micro_batches_change_nothing(micro_batch, pool, image_folders, plain):
-    """Ten samples a step, of two tasks: 3 and 7 cut across the border between the tasks."""
+def test_micro_batches_change_nothing(micro_batch, pool, image_folders, plain, rounding):
+    """Ten samples a step, of two tasks: 3 and 7 cut across the border between the tasks, and take other matrix kernels."""
     found = gradient_of(pool, image_folders, micro_batch=micro_batch)
-    # one or two samples take other matrix kernels, whose rounding alone is 2e-6
-    assert (found - plain).abs().max() <= (4e-6 if micro_batch <= 2 else 1e-6) * plain.abs().max()
+    assert (found - plain).abs().max() <= 2 * rounding * plain.abs().max()
 
 
-def test_three_sgd_steps_with_micro_batches(pool, image_folders):
+def test_three_sgd_steps_with_micro_batches(pool, image_folders, plain, rounding):
     whole, parts = (w(fitted(module_of(pool, micro_batch=size), images(image_folders))) for size in (None, 3))
-    assert (whole - parts).abs().max() <= 1e-6
+    assert (whole - parts).abs().max() <= 3 * 0.5 * 2 * rounding * plain.abs().max()
+    assert (whole - 0.3).abs().max() > 100 * (whole - parts).abs().max(), "something was learned"
 
 
 def test_the_gradient_is_that_of_the_formula_in_float64(pool, image_folders, plain):
@@ -135,13 +142,13 @@ def test_the_gradient_is_that_of_the_formula_in_float64(pool, image_folders, pla
             )
 
 
-def test_task_weights(pool, image_folders, plain):
+def test_task_weights(pool, image_folders, plain, rounding):
     colours = gradient_of(pool, image_folders, task_weights={"shapes": 0.0})
     shapes = gradient_of(pool, image_folders, task_weights={"colours": 0.0})
     mixed = gradient_of(pool, image_folders, task_weights={"colours": 2.0, "shapes": 0.5})
-    scale = plain.abs().max()
-    assert torch.allclose(colours + shapes, plain, atol=1e-6 * scale + 1e-7)
-    assert torch.allclose(2 * colours + 0.5 * shapes, mixed, atol=2e-6 * scale + 2e-7)
+    scale = colours.abs().max() + shapes.abs().max()
+    assert (colours + shapes - plain).abs().max() <= 2 * rounding * scale
+    assert (2 * colours + 0.5 * shapes - mixed).abs().max() <= 2 * 2 * rounding * scale
     assert (colours - shapes).abs().max() > 1e-3 * scale
 
 

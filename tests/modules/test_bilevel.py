@@ -54,13 +54,13 @@ def same(one, other) -> bool:
 # the search in float64 --------------------------------------------------------------------------------------------
 
 
-# a merge of two masked experts with the mean of each mask, the longest sum of a layer and a function of it; as many on the way back,
-# and the sum over five positions of three samples
+# a merge of two masked experts, the longest sum of a layer (of a patch) and a function of it; as many on the way back, and a
+# sum over five positions of three samples
 ROUNDINGS = 2 * (5 + 16 + 192 + 4) + 5 * 3
 
 
 def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
-    """The search of the paper by autograd in float64, with plain SGD: losses and gradients of every step, values of the last."""
+    """The paper's search in float64, with plain SGD: losses and gradients of every step, values of the last."""
     data = images(folders, batch_size=6)
     module = module_of(pool)
     backbone, vectors = module.merged.backbone, module.merged.task_vectors

@@ -275,7 +275,7 @@ class OfTwo:
 
 
 def test_a_sample_of_an_earlier_fit_under_the_same_number_is_not_taken_for_this_ones(tmp_path):
-    """Two processes read all files of the folder, and a file of either fit may come last; batches differ, and so roundings."""
+    """Two processes read all files of the folder, and a file of either fit may come last; batches differ."""
     module, expert = module_of(), {name: value.double() for name, value in toy_weights(("one",))[1]["one"].items()}
     module.merged.fill(module.merged.task_vectors.base.__getitem__)
     for kind in (ToyTexts, Backwards, ToyTexts, Backwards):

@@ -1,0 +1,68 @@
+"""Runs the numerical tests as if on other processors: ``make test-numerics``.
+
+The kernels that torch, oneDNN, MKL and OpenBLAS choose depend on the processor's instruction sets and on the number of threads,
+and so does the order of their sums. Environment variables make each library choose as an older processor would.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NUMERICAL = (
+    "backbones", "modules", "objectives", "parametrizations", "transforms", "test_adamerging.py", "test_adapters.py",
+    "test_atlas.py", "test_blocks.py", "test_constraints.py", "test_contracts.py", "test_deltas.py", "test_evaluation.py",
+    "test_expert_merging.py", "test_groups.py", "test_kept_deltas.py", "test_known_answer.py", "test_low_rank.py",
+    "test_merged_model.py", "test_merging.py", "test_passes.py", "test_penalties.py", "test_precision.py", "test_rows.py",
+    "test_storage.py", "test_streamed.py", "test_sums.py", "test_way_back.py",
+)  # fmt: skip
+NONE = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+AVX512 = {"ATEN_CPU_CAPABILITY": "avx512", "DNNL_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"}
+SETTINGS = {
+    "as found, 2 threads": {"OMP_NUM_THREADS": "2"},
+    "as found, 4 threads": {"OMP_NUM_THREADS": "4"},
+    "no vector kernels": {**NONE, "OPENBLAS_CORETYPE": "Nehalem"},
+    "AVX2": {**AVX2, "OPENBLAS_CORETYPE": "Haswell"},
+    "AVX-512": {**AVX512, "OPENBLAS_CORETYPE": "SkylakeX"},
+}
+"""What the libraries are told, by name; ``make test`` itself is the processor as found with one thread."""
+
+
+def main() -> int:
+    """Runs the files under every setting that this processor can imitate, and prints a line each; 1 if one failed."""
+    failed = False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    for name, variables in SETTINGS.items():
+        if name == "AVX-512" and "avx512f" not in flags:
+            print(f"{name}: not on this processor", flush=True)
+            continue
+        start = time.monotonic()
+        line = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            *(f"tests/{path}" for path in NUMERICAL),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        last = done.stdout.strip().splitlines()[-1:] or [done.stderr.strip()]
+        print(f"{name}: exit {done.returncode} after {time.monotonic() - start:.0f} s: {last[0]}", flush=True)
+        if done.returncode:
+            failed = True
+            print(
+                *(row for row in done.stdout.splitlines() if row.startswith(("FAILED", "ERROR"))), sep="\n", flush=True
+            )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
