@@ -16,7 +16,7 @@ from adamerge.errors import ConfigError
 from adamerge.files import read_json
 from adamerge.task_vectors import TaskVectors
 
-SAME_ON_RESUME = ("adamerge", "torch", "threads", "world_size", "device", "models", "data")
+SAME_ON_RESUME = ("adamerge", "torch", "threads", "instructions", "world_size", "device", "models", "data")
 
 
 def environment_of(
@@ -36,6 +36,7 @@ def environment_of(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # each set has kernels that add in an order of their own
         "world_size": trainer.world_size if trainer is not None else 1,
         "device": _device_name(trainer.strategy.root_device) if trainer is not None else "cpu",
         "models": {} if vectors is None else vectors.fingerprints(),
@@ -46,11 +47,13 @@ def environment_of(
 def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
     """See whether a run resumed here gives the numbers that it would have given where it began.
 
+    What an earlier version did not record is not compared.
+
     Raises:
         ConfigError: what decides that has changed.
     """
     before = read_json(folder / "environment.json")
-    changed = [key for key in SAME_ON_RESUME if before.get(key) != environment[key]]
+    changed = [key for key in SAME_ON_RESUME if key in before and before[key] != environment[key]]
     if changed:
         raise ConfigError(
             f"{folder}: resuming would not give the same numbers: {changed[0]} changed",

@@ -1,6 +1,6 @@
 """Runs the numerical tests as if on other processors: ``make test-numerics``.
 
-The kernels that torch, oneDNN, MKL and OpenBLAS choose depend on the processor's instruction sets and on the number of threads,
+The kernels that torch, oneDNN, MKL and OpenBLAS choose depend on the instruction sets there are and on the number of threads,
 and so does the order of their sums. Environment variables make each library choose as an older processor would.
 """
 

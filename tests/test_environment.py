@@ -37,7 +37,7 @@ def test_models_and_data_decide_too(pool, tmp_path):
     assert caught.value.got == {"models": {"the base": vectors.base.fingerprint}, "data": {"seed": 3}}
 
 
-KEYS = ("adamerge", "torch", "threads", "world_size", "device", "models", "data")
+KEYS = ("adamerge", "torch", "threads", "instructions", "world_size", "device", "models", "data")
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -47,6 +47,13 @@ def test_a_change_is_refused_with_both_values(key, tmp_path):
     with pytest.raises(ConfigError, match=f"{key} changed") as caught:
         refuse_difference(tmp_path, found)
     assert caught.value.expected == {key: "other"} and caught.value.got == {key: found[key]}
+
+
+def test_what_an_earlier_version_did_not_record_is_not_compared(tmp_path):
+    found = environment_of(None)
+    earlier = {key: value for key, value in found.items() if key != "instructions"}
+    (tmp_path / "environment.json").write_text(json.dumps(earlier))
+    refuse_difference(tmp_path, found)
 
 
 def test_the_rest_may_change(tmp_path):
