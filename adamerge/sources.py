@@ -15,6 +15,7 @@ from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile, listed, quoted, read_json
 from adamerge.renamed import under_names_of
+from adamerge.untrusted_settings import refuse_harmful
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
@@ -97,6 +98,7 @@ def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
 
 
 def _open_folder(source: str, folder: Path, base: Checkpoint | None) -> Checkpoint:
+    refuse_harmful(folder)
     if not is_adapter(folder):
         return SafetensorsCheckpoint(source, _open_files(folder))
     if base is None:

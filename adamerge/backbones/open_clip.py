@@ -17,11 +17,13 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
 from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.layout import Layout
+from adamerge.untrusted_settings import refuse_harmful
 
 CONFIG = "open_clip_config.json"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -44,6 +46,7 @@ class OpenClipClassifier(Backbone):
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
         self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
         if folder.is_dir():
+            refuse_harmful(folder)
             config, identifier = read_json(folder / CONFIG), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):
                 raise CheckpointError(f"{folder / CONFIG}: 'model_cfg' is missing or not an object")
@@ -58,14 +61,22 @@ class OpenClipClassifier(Backbone):
             self.model_config = known
         try:
             with _without_warning():  # that there are no weights yet: they are filled in right after
-                self.network: Any = open_clip.create_model(identifier, load_weights=False)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                # weights of a text tower alone would be fetched, and filled over
+                self.network: Any = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
+            # a tokenizer of transformers would ask at the terminal whether the folder's code may run
+            own = {"trust_remote_code": False} if self._text_config.get("hf_tokenizer_name") else {}
+            self.tokenizer = open_clip.get_tokenizer(identifier, **own)
+        except Exception as error:  # the libraries raise what their parts raise
             raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error!r}") from error
-        self.tokenizer = open_clip.get_tokenizer(identifier)
         self.preprocess_config: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(self.network))
         self.network.to(getattr(torch, dtype)).eval()
         self.heads = {}
         self._transform, self._mean, self._std = _split_normalisation(self.preprocess_config)
+
+    @property
+    def _text_config(self) -> dict[str, Any]:
+        found = self.model_config.get("text_cfg")
+        return found if isinstance(found, dict) else {}
 
     def tensors(self) -> Mapping[str, Tensor]:
         """open_clip's state dict, whose names are the on-disk names; it ties nothing."""
@@ -103,7 +114,10 @@ class OpenClipClassifier(Backbone):
         """What ``open_clip.create_model("local-dir:...")`` reads."""
         config = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess_config}
         text = json.dumps(config, indent=2, sort_keys=True)
-        return Layout("open_clip_model.safetensors", {CONFIG: text})
+        folder = Path(self.architecture).expanduser()
+        own = folder.is_dir() and self._text_config.get("hf_tokenizer_name")  # open_clip then looks for its files there
+        copied = files_of(folder, TOKENIZER_FILES) if own else ()
+        return Layout("open_clip_model.safetensors", {CONFIG: text}, copied)
 
     def preprocess(self, sample: Any) -> Tensor:
         """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""

@@ -20,9 +20,12 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.layout import Layout
 from adamerge.sources import open_checkpoint
 
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.tiktoken"),
+)
 COPIED = (
     *("config.json", "generation_config.json", "*processor_config.json", "chat_template.*", "*.jinja", "*.py"),
-    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.tiktoken"),
+    *TOKENIZER_FILES,
 )
 """Files of a model's folder that describe it and its inputs."""
 
@@ -117,13 +120,7 @@ class TransformersBackbone(Backbone):
 
     def layout(self) -> Layout:
         """What ``from_pretrained`` reads; files are the base's own."""
-        copied = [
-            name
-            for name in sorted(os.listdir(self.folder))
-            if (self.folder / name).is_file()
-            and any(fnmatchcase(name, pattern) for pattern in COPIED)
-            and not name.endswith((".safetensors", ".index.json"))
-        ]
+        copied = files_of(self.folder, COPIED)
         wide = [
             name
             for name, tensor in self.tensors().items()
@@ -145,6 +142,17 @@ class TransformersBackbone(Backbone):
                 got=f"{len(self.missing)} missing, {len(surprising)} unexpected",
                 todo="check that config.json belongs to these weights, and the backbone to this kind of model",
             )
+
+
+def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """Names of the files of a folder that match one of the patterns, weights and their indexes apart, in order."""
+    return [
+        name
+        for name in sorted(os.listdir(folder))
+        if (folder / name).is_file()
+        and any(fnmatchcase(name, pattern) for pattern in patterns)
+        and not name.endswith((".safetensors", ".index.json"))
+    ]
 
 
 def chosen(states: Sequence[Tensor] | None, numbers: Sequence[int]) -> tuple[Tensor, ...]:
