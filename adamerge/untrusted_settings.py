@@ -87,11 +87,8 @@ def _are_tokenizer_arguments(value: Any) -> bool:
 def _other_arguments(value: Mapping[str, Any]) -> Iterator[str]:
     for key, item in value.items():
         kind = TOKENIZER_ARGUMENTS.get(key)
-        if (
-            kind is None
-            or not isinstance(item, kind)
-            or (kind is list and not all(isinstance(one, str) for one in item))
-        ):
+        words = isinstance(item, list) and not all(isinstance(one, str) for one in item)
+        if kind is None or not isinstance(item, kind) or words:
             yield key
 
 
