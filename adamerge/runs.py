@@ -80,7 +80,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     if module.objective is not None or module.recalibrate_buffers:
         data.check(module.merged.backbone)
         if is_first_process():
-            for line in data.notices():
+            for line in data.notices(module.merged.task_vectors.checkpoints):
                 print(line)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from adamerge import places
 from adamerge.adapters import AdapterCheckpoint, is_adapter
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
@@ -20,9 +21,6 @@ from adamerge.untrusted_settings import refuse_harmful
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
 _PACKAGE = "package:"
-_PART = r"[a-zA-Z0-9][\w.-]{0,95}"
-# the ending of a weights file tells that a path was meant
-_HUB_ID = re.compile(rf"(?!.*\.(safetensors|bin|pt|pth|ckpt)$){_PART}/{_PART}(@[\w./-]+)?", re.ASCII)
 
 
 def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None = None) -> Checkpoint:
@@ -30,8 +28,8 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
 
     With ``base``, the source is an expert: its tensors go by the base's names, which may have another prefix; and
     it may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which says whose it
-    is. Text is a hub id when nothing local has that name and it has the form of one. What cannot be used is a
-    CheckpointError that names the file, before any tensor is read.
+    is. ``adamerge.places`` says which text is a hub id and which a path. What cannot be used is a CheckpointError that
+    names the file, before any tensor is read.
     """
     found = _open(source, base)
     return found if base is None else under_names_of(base, found)
@@ -48,7 +46,7 @@ def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | No
             if isinstance(source, str) and source.count("+") == 1:
                 model, _, adapter = source.partition("+")
                 return _open_pair(model, adapter, base)
-            if isinstance(source, str) and _HUB_ID.fullmatch(source):
+            if isinstance(source, str) and is_hub_id(source):
                 return _open_folder(source, _download(source), base)
             raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
         if os.path.isdir(place):
@@ -61,8 +59,8 @@ def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | No
 
 
 def is_hub_id(source: object) -> bool:
-    """Whether text means a model on the Hub: nothing local has that name, and it has the form ``org/name[@revision]``."""
-    return isinstance(source, str) and not os.path.lexists(_place(source)) and bool(_HUB_ID.fullmatch(source))
+    """Whether text means a model on the Hub, ``org/name[@revision]``, and nothing on this machine."""
+    return isinstance(source, str) and not source.startswith(_PACKAGE) and places.is_hub_id(source)
 
 
 def _place(source: str | Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -203,9 +203,37 @@ class Calibration(LightningDataModule, ABC):
         for task in self.fitted:
             self.samples(task, "calibration")
 
-    def notices(self) -> list[str]:
-        """What a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used."""
-        return []
+    def origin(self, task: str, split: str) -> str:
+        """Where a split comes from, in a word, for people; empty where ``load`` does not say."""
+        return ""
+
+    def notices(self, experts: Collection[str] = ()) -> list[str]:
+        """What a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used.
+
+        Args:
+            experts: names of those that are merged; a task that has none of its own is told of.
+        """
+        lines = [f"{task}: {', '.join(self._told(task))}" for task in self.fitted]
+        for task in self.fitted:
+            if experts and task not in experts:
+                lines.append(
+                    f"{task}: calibrated on, though no expert of that name is merged;"
+                    " --leave_out takes experts alone, --tasks narrows experts and data"
+                )
+        return lines
+
+    def _told(self, task: str) -> Iterator[str]:
+        splits = self.splits(task)
+        for split in ("calibration", "validation", "test"):
+            papers = split == "calibration" and self.transductive
+            if not papers and split not in splits:
+                continue
+            there = len(splits["test" if papers else split])
+            used = len(self.rows(task, split)) if split == "calibration" else there
+            words = ["the test split's inputs, transductive" if papers else self.origin(task, split)]
+            words += [f"{used:,} of them used"] if used != there else []
+            told = "; ".join(filter(None, words))
+            yield f"{split} {there:,}{f' ({told})' if told else ''}"
 
     def labelled_tasks(self, split: str) -> list[str]:
         """Tasks whose split of this name exists and has labels; of the validation split, those that are fitted."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from adamerge.data.language import LanguageCalibration, LanguageTask
-from adamerge.errors import DataError
+from adamerge.data.picture_paths import as_pictures
 
 
 @dataclass
@@ -21,16 +22,17 @@ class ImageTextTask(LanguageTask):
     and, where there is one, ``response``. Its rows are calibration samples, all of them; it has no other split.
 
     Args:
-        dataset: a folder written by ``save_to_disk``, a calibration ``.json``, or a Hub id.
+        dataset: a folder written by ``save_to_disk``, a calibration ``.json``, another data file or a folder of them, or a
+            Hub id.
         text: the question, a template over the row's columns.
         response: what the model should say, likewise; without one, the positions of the question count. It is a label:
             calibration without labels reads the question alone, unless ``response_is_input``.
         words: for columns of numbers, the word of each number.
         image_column: holds the image, or its path.
-        images: folder that relative paths start from; that of the ``.json`` file by default.
+        images: folder that relative paths start from; that of the data file by default.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
-        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        train: name of the split from which the others are drawn, where the data set lacks them.
         response_is_input: read the response as text that follows the question, also without labels, as Expert Merging does;
             the summary and the card then say so.
 
@@ -60,30 +62,23 @@ class ImageTextTask(LanguageTask):
             DataError: the file or data set cannot be read, or an image is not there.
         """
         splits = super().read(task)
-        if Path(self.dataset).suffix == ".json":
+        if self.place.suffix.lower() == ".json" and not self.place.is_dir():
             splits = {"calibration": next(iter(splits.values()))}
             if self.image_column == "image":
                 splits = {split: self._renamed(rows) for split, rows in splits.items()}
-        return {split: self._opened(task, rows) for split, rows in splits.items()}
+        todo = "set images to the folder that the paths start from"
+        return {
+            split: as_pictures(rows, self.image_column, partial(self.roots, task, split), task, self.dataset, todo)
+            for split, rows in splits.items()
+        }
+
+    def roots(self, task: str, split: str) -> list[Path]:
+        """``images``, where it is given."""
+        return super().roots(task, split) if self.images is None else [Path(self.images).expanduser()]
 
     def _renamed(self, rows: datasets.Dataset) -> datasets.Dataset:
         known = "image_path" in rows.column_names and "image" not in rows.column_names
         return rows.rename_column("image_path", "image") if known else rows
-
-    def _opened(self, task: str, rows: datasets.Dataset) -> datasets.Dataset:
-        feature = rows.features.get(self.image_column)
-        if not isinstance(feature, datasets.Value):
-            return rows
-        root = Path(self.images or Path(self.dataset).parent).expanduser()
-        paths = [str(root / path) for path in rows[self.image_column]]
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
-            raise DataError(
-                f"task '{task}': {len(missing)} of {len(paths)} images of {self.dataset} do not exist, first {missing[0]}",
-                todo="set images to the folder that the paths start from",
-            )
-        rows = rows.remove_columns(self.image_column).add_column(self.image_column, paths)
-        return rows.cast_column(self.image_column, datasets.Image())
 
 
 class ImageTextCalibration(LanguageCalibration):
@@ -98,8 +93,9 @@ class ImageTextCalibration(LanguageCalibration):
         calibration_samples: use so many of each task's calibration samples; all when None.
         eval_batch_size: samples per batch in validation and test.
         workers: processes that decode; 0 decodes in the main process.
-        calibration_fraction: of ``train``, where the data set has no split of that name.
+        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
         validation_fraction: likewise.
+        test_fraction: likewise; the split is then labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
@@ -120,6 +116,7 @@ class ImageTextCalibration(LanguageCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
@@ -134,6 +131,7 @@ class ImageTextCalibration(LanguageCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            test_fraction,
             shots,
             only,
         )

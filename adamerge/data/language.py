@@ -23,7 +23,8 @@ class LanguageTask(Table):
     ``text`` and ``response`` are templates over the row's columns: ``"{text}"``, or ``"Question: {question} Answer:"``.
 
     Args:
-        dataset: a folder written by ``save_to_disk``, a data file (JSON, JSON lines, CSV, Parquet, text), or a Hub id.
+        dataset: a folder written by ``save_to_disk``, a data file (JSON, JSON lines, CSV, Parquet, text) or a folder of them,
+            named by splits, or a Hub id.
         text: the whole text when there is no response, else the prompt.
         response: what the model should say; only its tokens count then. It is a label: calibration without labels reads the
             prompt alone, unless ``response_is_input``.
@@ -32,7 +33,7 @@ class LanguageTask(Table):
         words: for columns of numbers, the word of each number: ``{label: [negative, positive]}``.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
-        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        train: name of the split from which the others are drawn, where the data set lacks them.
         response_is_input: read the response as text that follows the prompt, also without labels, as Expert Merging does; the
             summary and the card then say so.
     """
@@ -96,8 +97,9 @@ class LanguageCalibration(TableCalibration):
         calibration_samples: use so many of each task's calibration samples; all when None.
         eval_batch_size: samples per batch in validation and test.
         workers: processes that decode; 0 decodes in the main process.
-        calibration_fraction: of ``train``, where the data set has no split of that name.
+        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
         validation_fraction: likewise.
+        test_fraction: likewise; the split is then labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
@@ -118,6 +120,7 @@ class LanguageCalibration(TableCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
@@ -132,6 +135,7 @@ class LanguageCalibration(TableCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            test_fraction,
             shots,
             only,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import datasets
 import torch
 
 from adamerge.data.base import Calibration
+from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
+from adamerge.data.file_faults import cause
 from adamerge.data.steps import seed_of
 from adamerge.errors import CheckpointError, ConfigError, DataError
 from adamerge.files import read_json
-
-_FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+from adamerge.places import is_hub_id, missing
 
 
 @dataclass
@@ -24,10 +27,11 @@ class Table:
     """Where the rows of a task are.
 
     Args:
-        dataset: a folder written by ``save_to_disk``, a folder of images or of data files, one data file, or a Hub id.
+        dataset: a folder written by ``save_to_disk``, a folder of images or of data files, one data file, or a Hub id
+            ``org/name[@revision]``. What looks like a path is one, and is never looked for on the Hub.
         config: of a Hub data set that has several.
         test: name of the split for reporting.
-        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        train: name of the split from which the others are drawn, where the data set lacks them.
     """
 
     dataset: str
@@ -36,25 +40,92 @@ class Table:
     train: str = field(default="train", kw_only=True)
 
     def read(self, task: str) -> dict[str, datasets.Dataset]:
-        """The splits as they are.
+        """The splits as they are, by their own names; ``valid``, ``dev`` and the like are ``validation``.
 
         Raises:
             DataError: the data set cannot be read.
         """
-        place = Path(self.dataset).expanduser()
+        where = f"task '{task}'"
+        splits = self._from_hub(where) if is_hub_id(self.dataset) else self._from_place(where)
+        for name in [name for name in splits if name not in self._own]:
+            ours = SYNONYMS.get(name.lower(), name)
+            if ours not in splits:
+                splits[ours] = splits.pop(name)
+        return splits
+
+    def unread(self, task: str) -> list[str]:
+        """Data files of the folder that belong to no split, while others do."""
+        if is_hub_id(self.dataset) or not self.place.is_dir() or self._has_own_reader():
+            return []
+        found = find_files(self.place, self._own, f"task '{task}'").unread
+        return [str(path.relative_to(self.place)) for path in found]
+
+    @property
+    def place(self) -> Path:
+        """Path of the data set, where it is on this machine."""
+        return Path(os.path.expanduser(self.dataset))
+
+    def roots(self, task: str, split: str) -> list[Path]:
+        """Folders that relative paths in the rows may start from; none for a data set of the Hub."""
+        if is_hub_id(self.dataset):
+            return []
+        if not self.place.is_dir():
+            return [self.place.parent]
+        if self._has_own_reader():
+            return [self.place]
+        files = find_files(self.place, self._own, f"task '{task}'").splits.get(split, ())
+        return list(dict.fromkeys([*(path.parent for path in files), self.place]))
+
+    @property
+    def _own(self) -> set[str]:
+        return {self.test, self.train}
+
+    def _has_own_reader(self) -> bool:
+        """Whether the folder says itself how it is read."""
+        if self.config is not None or (self.place / "dataset_dict.json").is_file() or _is_saved(self.place):
+            return True
+        try:
+            card = (self.place / "README.md").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+        return card.startswith("---") and re.search(r"^configs:", card.split("\n---")[0], re.MULTILINE) is not None
+
+    def _from_place(self, where: str) -> dict[str, datasets.Dataset]:
+        place = self.place
+        try:
+            os.stat(place)
+        except (OSError, ValueError) as error:
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            raise DataError(
+                f"{where}: the data set {self.dataset} cannot be read: {missing(self.dataset) if gone else error}",
+                todo="give a folder or file that exists, or a Hub id, which is org/name",
+            ) from error
+        if not place.is_dir():
+            refuse_irregular(place, where)
+            return {"train": read_files([place], where)}
         try:
             if (place / "dataset_dict.json").is_file():
                 return dict(datasets.load_from_disk(str(place)))
-            if place.is_dir():
-                return dict(datasets.load_dataset(str(place)))
-            if place.suffix in _FILES:
-                return dict(datasets.load_dataset(_FILES[place.suffix], data_files=str(place)))
-            return dict(datasets.load_dataset(self.dataset, self.config))
+            if _is_saved(place):
+                return {"train": datasets.load_from_disk(str(place))}
+            if self._has_own_reader():
+                return dict(datasets.load_dataset(str(place), self.config))
         except (Exception, StopIteration) as error:
             empty = _empty_splits(place)
-            reason = f"its split '{empty[0]}' is empty" if empty else error or type(error).__name__
+            reason = f"its split '{empty[0]}' is empty" if empty else cause(error)
+            raise DataError(f"{where}: the data set {self.dataset} cannot be read: {reason}") from error
+        files = find_files(place, self._own, where).splits
+        if not files:
+            return read_pictures(place, where)
+        return {split: read_files(paths, f"{where}, {split} split") for split, paths in files.items()}
+
+    def _from_hub(self, where: str) -> dict[str, datasets.Dataset]:
+        name, _, revision = self.dataset.partition("@")
+        try:
+            return dict(datasets.load_dataset(name, self.config, revision=revision or None))
+        except (Exception, StopIteration) as error:
             raise DataError(
-                f"task '{task}': the data set {self.dataset} cannot be read: {reason}",
+                f"{where}: the data set {self.dataset} cannot be read: {missing(self.dataset)}, and of the Hub: {cause(error)}",
                 todo="give a folder or file that exists, or a Hub id while online (HF_HUB_OFFLINE unset)",
             ) from error
 
@@ -73,6 +144,11 @@ class Table:
                 )
 
 
+def _is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote one split there."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
 def _empty_splits(folder: Path) -> list[str]:
     """Splits of a saved data set that have no rows; the library that wrote them cannot read them."""
     found = []
@@ -88,8 +164,9 @@ def _empty_splits(folder: Path) -> list[str]:
 class TableCalibration(Calibration):
     """Tasks whose rows are in tables.
 
-    A data set with splits ``calibration`` and ``validation`` gives them as they are; otherwise both are drawn from
-    ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by construction.
+    The splits ``calibration``, ``validation`` and ``test`` that a data set has are taken as they are. Those that it lacks
+    are drawn from ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by
+    construction.
     """
 
     def __init__(
@@ -104,6 +181,7 @@ class TableCalibration(Calibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
@@ -117,8 +195,15 @@ class TableCalibration(Calibration):
                 "data: calibration_fraction and validation_fraction must be positive and sum to less than 1",
                 got=f"{calibration_fraction} and {validation_fraction}",
             )
+        if not 0 < test_fraction < 1:
+            raise ConfigError(f"data: test_fraction must be between 0 and 1, got {test_fraction}")
         self.sources = dict(sources)
-        self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
+        self.fractions = {
+            "calibration": calibration_fraction,
+            "validation": validation_fraction,
+            "test": test_fraction,
+        }
+        self._drawn: dict[str, dict[str, int]] = {}
 
     @abstractmethod
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
@@ -132,19 +217,62 @@ class TableCalibration(Calibration):
         """Read the data set, arrange its columns, and draw what splits it lacks."""
         source = self.sources[task]
         splits: dict[str, Any] = {split: self.arrange(task, split, rows) for split, rows in source.read(task).items()}
-        if source.test in splits:
-            splits["test"] = splits.pop(source.test)
-        if not {"calibration", "validation"} <= splits.keys() and source.train in splits:
-            splits |= self._draw(task, splits.pop(source.train))
+        for ours, theirs in (("test", source.test), ("train", source.train)):
+            name = theirs if theirs in splits else SYNONYMS.get(theirs, theirs)
+            if name in splits:
+                splits[ours] = splits.pop(name)
+            elif theirs != ours:
+                raise DataError(
+                    f"task '{task}': {source.dataset} has no split '{theirs}', which {ours} names",
+                    expected=f"of {list(splits)}",
+                    got=theirs,
+                    todo=f"name one of them, or leave {ours} out",
+                )
+        lacking = {split: share for split, share in self.fractions.items() if split not in splits}
+        if lacking and "train" in splits:
+            splits |= self._draw(task, splits.pop("train"), lacking)
         return splits
 
-    def _draw(self, task: str, rows: datasets.Dataset) -> dict[str, datasets.Dataset]:
+    def drawn(self, task: str) -> dict[str, int]:
+        """Split to the number of rows that were drawn for it, and ``of`` how many; empty where nothing was."""
+        self.splits(task)
+        return self._drawn.get(task, {})
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """As of all data; and how many rows of which splits were drawn from ``train``, by ``seed``."""
+        drawn = {task: found for task in self.fitted if (found := self.drawn(task))}
+        return super().protocol | ({"drawn_from_train": drawn} if drawn else {})
+
+    def notices(self, experts: Collection[str] = ()) -> list[str]:
+        """As of all data; and which files were not read."""
+        lines = super().notices(experts)
+        for task in self.fitted:
+            unread = self.sources[task].unread(task)
+            if unread:
+                lines.append(f"{task}: not read, since no name says of which split: {', '.join(unread[:6])}")
+        return lines
+
+    def origin(self, task: str, split: str) -> str:
+        """Whether a split was drawn or given."""
+        drawn = self.drawn(task)
+        if split not in drawn:
+            return "given"
+        return "drawn" if split != next(iter(drawn)) else f"drawn from {drawn['of']:,} rows of train, seed {self.seed}"
+
+    def _draw(self, task: str, rows: datasets.Dataset, lacking: Mapping[str, float]) -> dict[str, datasets.Dataset]:
+        if sum(lacking.values()) >= 1:
+            raise ConfigError(
+                f"task '{task}': the shares of {', '.join(lacking)}, which are drawn, must sum to less than 1",
+                got=" + ".join(f"{share:g}" for share in lacking.values()),
+                todo=f"lower {' or '.join(f'data.{split}_fraction' for split in lacking)}, or give the splits as files",
+            )
         generator = torch.Generator().manual_seed(seed_of(self.seed, task, "splits"))
         order = torch.randperm(len(rows), generator=generator).tolist()
-        first = round(len(rows) * self.calibration_fraction)
-        second = first + round(len(rows) * self.validation_fraction)
-        return {
-            "calibration": rows.select(order[:first]),
-            "validation": rows.select(order[first:second]),
-            "train": rows.select(order[second:]),
-        }
+        splits, start = {}, 0
+        for split, share in lacking.items():
+            end = start + round(len(rows) * share)
+            splits[split] = rows.select(order[start:end])
+            start = end
+        self._drawn[task] = {split: len(found) for split, found in splits.items()} | {"of": len(rows)}
+        return splits | {"train": rows.select(order[start:])}

@@ -13,12 +13,13 @@ class TextTask(ClassTable):
     """One task's texts, and the words for its zero-shot head where it has one.
 
     Args:
-        dataset: a folder written by ``save_to_disk``, a data file (JSON, CSV, Parquet), or a Hub id.
+        dataset: a folder written by ``save_to_disk``, a data file (JSON, CSV, Parquet) or a folder of them, named by splits,
+            or a Hub id.
         templates: prompts with ``{}`` where the class name goes; empty where experts bring heads of their own.
         classnames: in label order; the data set's own when empty.
         config: of a Hub data set that has several, such as ``mnli`` of GLUE.
         test: name of the split for reporting.
-        train: name of the split from which calibration and validation are drawn, where the data set lacks them.
+        train: name of the split from which the others are drawn, where the data set lacks them.
         text_column: holds the text.
         pair_column: holds the second text of a pair.
         label_column: holds the label, an integer.
@@ -45,8 +46,9 @@ class TextCalibration(ClassCalibration):
         calibration_samples: use so many of each task's calibration samples; all when None.
         eval_batch_size: samples per batch in validation and test.
         workers: processes that decode; 0 decodes in the main process.
-        calibration_fraction: of ``train``, where the data set has no split of that name.
+        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
         validation_fraction: likewise.
+        test_fraction: likewise; the split is then labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 
@@ -67,6 +69,7 @@ class TextCalibration(ClassCalibration):
         workers: int = 0,
         calibration_fraction: float = 0.1,
         validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class TextCalibration(ClassCalibration):
             workers,
             calibration_fraction,
             validation_fraction,
+            test_fraction,
             shots,
             only,
         )
