@@ -48,7 +48,8 @@ def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | No
                 return _open_pair(model, adapter, base)
             if isinstance(source, str) and is_hub_id(source):
                 return _open_folder(source, _download(source), base)
-            raise CheckpointError(f"{quoted(source)}: no such file or folder", todo="check the path")
+            todo = "check the path, or give a Hub id, which is org/name where no folder here is called org"
+            raise CheckpointError(f"{quoted(source)}: no such file or folder", todo=todo)
         if os.path.isdir(place):
             # an installed package may move: the file that is written should not say where it was
             name = source if isinstance(source, str) and source.startswith(_PACKAGE) else place

@@ -78,7 +78,7 @@ def _fault_of_json(path: Path, told: str) -> str | None:
         try:
             json.loads(text)
         except json.JSONDecodeError as error:
-            return f"line {error.lineno} is no JSON: {error.msg} at column {error.colno}"
+            return f"line {error.lineno} is no JSON: column {error.colno}, {error.msg.removesuffix(' at')}"
         except (ValueError, RecursionError) as error:
             return f"it is no JSON: {error}"
         return None
@@ -89,7 +89,7 @@ def _fault_of_json(path: Path, told: str) -> str | None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            return f"line {number} is no JSON: {error.msg} at column {error.colno}"
+            return f"line {number} is no JSON: column {error.colno}, {error.msg.removesuffix(' at')}"
         except (ValueError, RecursionError) as error:
             return f"line {number} is no JSON: {error}"
         if not isinstance(row, dict):

@@ -125,7 +125,7 @@ class Table:
             return dict(datasets.load_dataset(name, self.config, revision=revision or None))
         except (Exception, StopIteration) as error:
             raise DataError(
-                f"{where}: the data set {self.dataset} cannot be read: {missing(self.dataset)}, and of the Hub: {cause(error)}",
+                f"{where}: the data set {self.dataset} cannot be read: {missing(self.dataset)}, and {cause(error)}",
                 todo="give a folder or file that exists, or a Hub id while online (HF_HUB_OFFLINE unset)",
             ) from error
 

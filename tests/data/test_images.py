@@ -163,10 +163,24 @@ def test_folders_of_images(tmp_path):
     assert sorted(map(int, data.labels("pets", "test"))) == [0] * 4 + [1] * 4
 
 
-def test_a_data_set_saved_without_splits_is_refused_with_its_name(tmp_path):
+def test_folders_of_images_by_our_names_of_splits(tmp_path):
+    """The library that reads them knows no calibration split; the classes are those of all splits together."""
+    for number, (split, names) in enumerate(
+        {"train": ("cat", "dog"), "calibration": ("dog",), "Valid": ("cat",), "test": ("cat", "dog")}.items()
+    ):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for n in range(number + 1):
+                Image.new("RGB", (4, 4), (number, n, 0)).save(tmp_path / split / name / f"{n}.png")
+    data = ImageCalibration({"pets": task(tmp_path)})
+    assert [len(data.rows("pets", split)) for split in SPLITS] == [2, 2, 3, 8]
+    assert data.rows("pets", "calibration")[:]["label"] == [1, 1] and data.tasks["pets"].classnames == ("cat", "dog")
+
+
+def test_a_data_set_saved_without_splits_is_one_that_the_others_are_drawn_from(tmp_path):
     noise_images(CLASSES["colours"], 40, 0).save_to_disk(tmp_path / "flat")
-    with pytest.raises(DataError, match=r"task 'colours'.*flat|task 'colours'.*test split"):
-        ImageCalibration({"colours": task(tmp_path / "flat")}).rows("colours", "test")
+    data = ImageCalibration({"colours": task(tmp_path / "flat")})
+    assert [len(data.rows("colours", split)) for split in SPLITS] == [24, 4, 4, 8]
 
 
 def test_what_is_no_data_set(tmp_path, monkeypatch):
@@ -192,6 +206,8 @@ def test_a_column_that_lacks(column, tmp_path):
         {"calibration_fraction": 0.0},
         {"validation_fraction": -0.1},
         {"calibration_fraction": 0.6, "validation_fraction": 0.4},
+        {"test_fraction": 0.0},
+        {"test_fraction": 1.0},
     ],
 )
 def test_numbers_out_of_range(arguments, image_folders):
