@@ -12,6 +12,7 @@ from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import MERGEABLE, Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.files import quoted
+from adamerge.leftovers import is_leftover, is_unmatched
 
 COUNTERS = frozenset({torch.int64, torch.bool})
 """Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""
@@ -29,7 +30,7 @@ def names_to_merge(
     """Tensors of the base that the patterns leave, and that some expert can have changed."""
 
     def may_differ(name: str) -> bool:
-        if base.dtype(name) in COUNTERS:
+        if base.dtype(name) in COUNTERS or any(is_unmatched(name, base, expert) for expert in experts):
             return False
         factors = (expert.factors(name) if name in expert else None for expert in experts)
         return any(found is None or found.rank > 0 for found in factors)
@@ -40,8 +41,8 @@ def names_to_merge(
 def extra_names(base: Checkpoint, expert: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
     """Weights of an expert that the patterns leave and the base lacks."""
     # position ids and counters are never merged: old versions of libraries save some that new ones do not
-    weights = [name for name in expert if selects(name, include, exclude) and expert.dtype(name) not in COUNTERS]
-    return [name for name in weights if name not in base]
+    extra = [name for name in expert if name not in base and selects(name, include, exclude)]
+    return [name for name in extra if expert.dtype(name) not in COUNTERS and not is_unmatched(name, base, expert)]
 
 
 def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
@@ -113,7 +114,9 @@ def refuse_other_network(
         CheckpointError: they are not, by the first that is wrong.
     """
     missing = [name for name in tensors if name not in base]
-    extra = [name for name in base if name not in tensors and not ignores(name)]
+    extra = [
+        name for name in base if name not in tensors and not ignores(name) and not is_leftover(name, base.shape(name))
+    ]
     if missing or extra:
         raise CheckpointError(
             f"base {base.location} {'lacks' if missing else 'has unexpected'} '{(missing or extra)[0]}'",
@@ -129,6 +132,22 @@ def refuse_other_network(
                 got=tuple(base.shape(name)),
                 todo="check that the backbone's architecture is the base's",
             )
+
+
+def refuse_unlike_leftovers(names: Collection[str], base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
+    """Refuse experts that lack, or have otherwise, what is a leftover by its name, where the network has a place for it.
+
+    Args:
+        names: of the network's tensors.
+        base: of the experts.
+        experts: by task.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    places = [name for name in names if is_leftover(name, base.shape(name)) and base.dtype(name) not in COUNTERS]
+    for task, expert in experts.items():
+        refuse_other(task, expert, base, [name for name in places if is_unmatched(name, base, expert)])
 
 
 def refuse_half_ties(tied: Collection[str], experts: Mapping[str, Checkpoint]) -> None:

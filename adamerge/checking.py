@@ -18,6 +18,7 @@ from adamerge.checkpoint import Checkpoint
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.leftovers import leftovers
 from adamerge.memory import size
 from adamerge.model_files import unlike
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
@@ -227,7 +228,7 @@ def _print_notes(console: Console, pool: Pool) -> None:
     if pool.base is None:
         return
     for task, expert in pool.experts.items():
-        for note in unlike(pool.base, expert):
+        for note in (*leftovers(pool.base, expert), *unlike(pool.base, expert)):
             console.print(escape(f"note: expert '{task}': {note}"), highlight=False, soft_wrap=True)
 
 

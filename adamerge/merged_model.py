@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.agreement import refuse_half_ties, refuse_other_network, refuse_shared_memory, refuse_untrainable
+from adamerge.agreement import (
+    refuse_half_ties,
+    refuse_other_network,
+    refuse_shared_memory,
+    refuse_unlike_leftovers,
+    refuse_untrainable,
+)
 from adamerge.copies import Copy, Place, WholeCopy, owner
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
@@ -79,6 +85,7 @@ class MergedModel(nn.Module):
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
         self._astray: set[str] = set()  # buffers that hold something else for now
         refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
+        refuse_unlike_leftovers(tensors, task_vectors.base, task_vectors.checkpoints)
         backbone.check_base(task_vectors.base)
         refuse_half_ties(backbone.tied(), task_vectors.checkpoints)
         refuse_shared_memory(tensors, {"the base": task_vectors.base} | task_vectors.checkpoints)

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors precision heap trainer_settings files places untrusted_settings staging config_files layout factors checkpoint
 weights renaming renamed lora_configuration adapters sources remote rows sums groups deltas combinations streamed
-low_rank coefficient_file transforms agreement task_vectors memory kept_deltas conveyor storage automatic copies
-way_back constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool
+low_rank coefficient_file transforms leftovers agreement task_vectors memory kept_deltas conveyor storage automatic
+copies way_back constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool
 model_files checking backbones merged_model recipe coefficients allocation exported_files export adapter_export
 inspection heatmap evaluation objectives data modules selection tracking run_checkpoints callbacks configuration
 environment runs stages scoring comparison testbed cli

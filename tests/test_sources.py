@@ -19,7 +19,7 @@ from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile
-from adamerge.sources import open_checkpoint
+from adamerge.sources import is_hub_id, open_checkpoint
 
 
 @pytest.fixture
@@ -160,6 +160,15 @@ def test_folders_without_weights(tmp_path: Path) -> None:
 def test_missing_paths(source: str | Path) -> None:
     """What cannot be a hub id is a path, and says that there is no such thing."""
     assert "no such file or folder" in refusal(source)
+
+
+def test_a_path_below_a_folder_that_exists_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    for source in ("checkpoints/llama-1b", "checkpoints/llama-1b@main"):
+        assert "no such file or folder" in refusal(source)
+    assert is_hub_id("org/llama-1b") and not is_hub_id("package:org/llama-1b")
 
 
 def test_a_folder_inside_an_installed_package() -> None:

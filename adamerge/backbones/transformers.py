@@ -18,6 +18,7 @@ from adamerge.backbones.names import names_of
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.layout import Layout
+from adamerge.leftovers import is_leftover
 from adamerge.sources import open_checkpoint
 
 TOKENIZER_FILES = (
@@ -79,7 +80,7 @@ class TransformersBackbone(Backbone):
         missing = frozenset(information["missing_keys"])
         self.missing = missing - self._optional_missing(missing)
         self.names = names_of(self.network, checkpoint)
-        self._check(set(information["unexpected_keys"]))
+        self._check({name for name in information["unexpected_keys"] if not _is_leftover(name, checkpoint)})
 
     @property
     def computes_in(self) -> torch.dtype:
@@ -153,6 +154,10 @@ def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
         and any(fnmatchcase(name, pattern) for pattern in patterns)
         and not name.endswith((".safetensors", ".index.json"))
     ]
+
+
+def _is_leftover(name: str, base: Checkpoint) -> bool:
+    return name in base and is_leftover(name, base.shape(name))
 
 
 def chosen(states: Sequence[Tensor] | None, numbers: Sequence[int]) -> tuple[Tensor, ...]:
