@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
+from adamerge.backbones.chat import chat_ids, chat_tokens
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.transformers import TransformersBackbone, chosen
@@ -52,6 +53,8 @@ class CausalLM(TransformersBackbone):
         if isinstance(sample, str):
             return token_inputs(self.tokenizer(sample)["input_ids"], None, self.max_length)
         if isinstance(sample, Mapping) and "messages" in sample:
+            if not self.response_only:
+                return token_inputs(chat_ids(self.tokenizer, sample["messages"]), None, self.max_length)
             ids, predicted = chat_tokens(self.tokenizer, sample["messages"])
         elif isinstance(sample, Mapping) and {"prompt", "response"} <= sample.keys():
             ids, predicted = response_tokens(self.tokenizer, sample["prompt"], sample["response"])
@@ -139,44 +142,3 @@ def response_tokens(tokenizer: Any, prompt: str, response: str) -> tuple[list[in
         raise DataError("the response is empty")
     after += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return before + after, [False] * len(before) + [True] * len(after)
-
-
-def chat_tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
-    """A conversation in the tokenizer's template; the assistant's turns are predicted, their end mark included.
-
-    Raises:
-        DataError: the template is missing, or writes earlier turns differently when later ones follow.
-    """
-    if not tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template", todo="give {prompt, response} samples instead")
-    text, turns = chat_spans(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), within(encoded["offset_mapping"], turns)
-
-
-def chat_spans(template: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as text, and from which to which character each of the assistant's turns goes.
-
-    Args:
-        template: a tokenizer or processor with a chat template.
-        messages: with ``role`` and ``content`` each.
-    """
-    messages = [dict(message) for message in messages]
-    text: str = template.apply_chat_template(messages, tokenize=False)
-    turns = []
-    for i, message in enumerate(messages):
-        if message.get("role") == "assistant":
-            start = template.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-            end = template.apply_chat_template(messages[: i + 1], tokenize=False).rstrip()
-            if not (text.startswith(start) and text.startswith(end)):
-                raise DataError(
-                    f"the chat template writes turn {i} differently when others follow: it is unclear what is a response",
-                    todo="give {prompt, response} samples instead",
-                )
-            turns.append((len(start), len(end)))
-    return text, turns
-
-
-def within(offsets: Sequence[tuple[int, int]], turns: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens, of characters ``start`` to ``end`` each, lie inside one of the turns."""
-    return [any(first <= start < end <= last for first, last in turns) for start, end in offsets]

@@ -70,9 +70,21 @@ def test_without_a_template_a_conversation_is_refused(backbone, monkeypatch):
     monkeypatch.setattr(backbone.tokenizer, "chat_template", None)
     with pytest.raises(DataError, match="no chat template"):
         backbone.preprocess({"messages": [{"role": "assistant", "content": "ab"}]})
-    monkeypatch.setattr(backbone.tokenizer, "chat_template", "{{ messages | length }}" + CHAT)
-    with pytest.raises(DataError, match="turn 1 differently"):
-        backbone.preprocess({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2})
+
+
+def test_of_a_conversation_all_may_be_predicted_whatever_the_template_does(pool, monkeypatch):
+    """Where every token counts, nobody asks where a turn stands."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    twice = "{{ messages | length }}" + CHAT.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['content'] }}")
+    for response_only in (True, False):
+        backbone = CausalLM(pool["base"], response_only=response_only)
+        monkeypatch.setattr(backbone.tokenizer, "chat_template", twice)
+        if response_only:
+            with pytest.raises(DataError, match="turn 1 differently"):
+                backbone.preprocess({"messages": turns})
+        else:
+            predicted = backbone.preprocess({"messages": turns})["predicted"].tolist()
+            assert predicted == [0] + [1] * (len(predicted) - 1) and len(predicted) > 8
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
