@@ -162,6 +162,7 @@ class Calibration(LightningDataModule, ABC):
                 f"task '{task}': the {wanted} split is {'missing' if found is None else 'empty'}",
                 expected="at least one sample",
                 got=f"splits { ({name: len(rows) for name, rows in splits.items()}) }",
+                todo=f"give a {wanted} split or file, or more rows of train to draw it from",
             )
         if split == "calibration" and self.calibration_samples is not None:
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))

@@ -61,7 +61,8 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
     """The data files of a folder by split: of their own names, or else of the folders they are in.
 
     A name belongs to a split when one of its words is the split's, as of ``my_valid.csv``, ``calib-00000-of-00002.parquet``
-    or ``test/part1.jsonl``. Where no file is named so, all are ``train``.
+    or ``test/part1.jsonl``. Where no file is named so, all are ``train``. Of a folder with pictures only such files as
+    ``train.csv`` at its top are read, where there are any: others are notes, or belong to the reader of such folders.
 
     Args:
         folder: of the data set.
@@ -73,6 +74,9 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
     """
     everything = _files(folder)
     tables = [path for path in everything if kind_of(path) is not None and path.name not in DESCRIPTIONS]
+    pictures = any(path.suffix.lower() in PICTURES for path in everything)
+    if pictures:
+        tables = [path for path in tables if path.parent == folder and kind_of(path) != ("text", ",")]
     splits: dict[str, list[Path]] = {}
     for path in tables:
         name = _split_of(path.relative_to(folder), own, where)
@@ -81,8 +85,8 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
     given = {path for files in splits.values() for path in files}
     unread = [path for path in tables if path not in given]
     if not splits:
-        if any(path.suffix.lower() in PICTURES for path in everything):
-            return Found({}, [])  # a folder of images, which has a reader of its own
+        if pictures:
+            return Found({}, [])
         kinds = {kind_of(path) for path in tables}
         if len(kinds) > 1:  # a note beside the data
             tables = [path for path in tables if kind_of(path) != ("text", ",")]

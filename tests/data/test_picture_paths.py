@@ -48,13 +48,44 @@ def test_a_table_of_paths_is_a_table_of_pictures(tmp_path, ending):
 
 
 def test_paths_start_from_the_folder_of_their_file(tmp_path):
-    """Both splits have a picture of that name, each beside its own table; one more lies in the folder of the data set."""
-    for value, split in enumerate(("train", "test"), 1):
-        picture(tmp_path / split / "x.png", value)
-        (tmp_path / split / "rows.csv").write_text("image,label\nx.png,0\n../shared.png,1\nshared.png,1\n")
+    """Each table has a picture of that name beside it, and one that lies above."""
+    for value, name in enumerate(("one", "two"), 1):
+        picture(tmp_path / name / "x.png", value)
+        (tmp_path / name / "rows.csv").write_text("image,label\nx.png,0\n../shared.png,1\n")
     picture(tmp_path / "shared.png", 9)
-    splits = task(tmp_path).read("one")
-    assert values(splits["train"]) == [1, 9, 9] and values(splits["test"]) == [2, 9, 9]
+    for value, name in enumerate(("one", "two"), 1):
+        assert values(task(tmp_path / name / "rows.csv").read("one")["train"]) == [value, 9]
+
+
+def test_tables_by_split_beside_their_pictures(tmp_path):
+    """Lists of a folder of pictures that are no tables of it are left alone."""
+    for number in range(4):
+        picture(tmp_path / "pictures" / f"{number}.png", number)
+    for number, split in enumerate(("train", "calibration", "valid", "test")):
+        (tmp_path / f"{split}.csv").write_text(f"image,label\npictures/{number}.png,0\n")
+    (tmp_path / "train.txt").write_text("pictures/0\n")
+    data = ImageCalibration({"one": task(tmp_path)})
+    assert [values(data.rows("one", split)) for split in ("train", "calibration", "validation", "test")] == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
+
+
+def test_a_folder_of_pictures_keeps_its_own_reader(tmp_path):
+    """Whose labels are names of folders, or in ``metadata``, whatever lists lie in it."""
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            picture(tmp_path / "classes" / split / name / "x.png", number)
+        (tmp_path / "classes" / split / "labels.csv").write_text("file,label\nx.png,0\n")
+        (tmp_path / "classes" / f"{split}.txt").write_text("cat/x\n")
+        picture(tmp_path / "named" / split / "x.png", 1)
+        (tmp_path / "named" / split / "metadata.jsonl").write_text('{"file_name": "x.png", "label": 1}\n')
+    read = task(tmp_path / "classes").read("one")
+    assert read["test"].features["label"].names == ["cat", "dog"] and values(read["test"]) == [0, 1]
+    read = task(tmp_path / "named").read("one")
+    assert read["train"]["label"] == [1] and values(read["test"]) == [1]
 
 
 def test_absolute_paths_and_rows_without_one(tmp_path):
