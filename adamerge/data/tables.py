@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 
 from adamerge.data.base import Calibration
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
+from adamerge.data.drawing import draw
 from adamerge.data.file_faults import cause
 from adamerge.data.steps import seed_of
 from adamerge.errors import CheckpointError, ConfigError, DataError
@@ -230,7 +230,10 @@ class TableCalibration(Calibration):
                 )
         lacking = {split: share for split, share in self.fractions.items() if split not in splits}
         if lacking and "train" in splits:
-            splits |= self._draw(task, splits.pop("train"), lacking)
+            rows = splits["train"]
+            drawn = draw(rows, lacking, seed_of(self.seed, task, "splits"), f"task '{task}'")
+            self._drawn[task] = {split: len(drawn[split]) for split in lacking} | {"of": len(rows)}
+            splits |= drawn
         return splits
 
     def drawn(self, task: str) -> dict[str, int]:
@@ -259,20 +262,3 @@ class TableCalibration(Calibration):
         if split not in drawn:
             return "given"
         return "drawn" if split != next(iter(drawn)) else f"drawn from {drawn['of']:,} rows of train, seed {self.seed}"
-
-    def _draw(self, task: str, rows: datasets.Dataset, lacking: Mapping[str, float]) -> dict[str, datasets.Dataset]:
-        if sum(lacking.values()) >= 1:
-            raise ConfigError(
-                f"task '{task}': the shares of {', '.join(lacking)}, which are drawn, must sum to less than 1",
-                got=" + ".join(f"{share:g}" for share in lacking.values()),
-                todo=f"lower {' or '.join(f'data.{split}_fraction' for split in lacking)}, or give the splits as files",
-            )
-        generator = torch.Generator().manual_seed(seed_of(self.seed, task, "splits"))
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        splits, start = {}, 0
-        for split, share in lacking.items():
-            end = start + round(len(rows) * share)
-            splits[split] = rows.select(order[start:end])
-            start = end
-        self._drawn[task] = {split: len(found) for split, found in splits.items()} | {"of": len(rows)}
-        return splits | {"train": rows.select(order[start:])}
