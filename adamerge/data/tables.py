@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from adamerge.data.base import Calibration
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
 from adamerge.data.drawing import draw
 from adamerge.data.file_faults import cause
+from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.data.steps import seed_of
-from adamerge.errors import CheckpointError, ConfigError, DataError
-from adamerge.files import read_json
+from adamerge.errors import ConfigError, DataError
 from adamerge.places import is_hub_id, missing
 
 
@@ -55,7 +54,7 @@ class Table:
 
     def unread(self, task: str) -> list[str]:
         """Data files of the folder that belong to no split, while others do."""
-        if is_hub_id(self.dataset) or not self.place.is_dir() or self._has_own_reader():
+        if is_hub_id(self.dataset) or not self.place.is_dir() or tells_itself(self.place, self.config):
             return []
         found = find_files(self.place, self._own, f"task '{task}'").unread
         return [str(path.relative_to(self.place)) for path in found]
@@ -71,7 +70,7 @@ class Table:
             return []
         if not self.place.is_dir():
             return [self.place.parent]
-        if self._has_own_reader():
+        if tells_itself(self.place, self.config):
             return [self.place]
         files = find_files(self.place, self._own, f"task '{task}'").splits.get(split, ())
         return list(dict.fromkeys([*(path.parent for path in files), self.place]))
@@ -79,16 +78,6 @@ class Table:
     @property
     def _own(self) -> set[str]:
         return {self.test, self.train}
-
-    def _has_own_reader(self) -> bool:
-        """Whether the folder says itself how it is read."""
-        if self.config is not None or (self.place / "dataset_dict.json").is_file() or _is_saved(self.place):
-            return True
-        try:
-            card = (self.place / "README.md").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return False
-        return card.startswith("---") and re.search(r"^configs:", card.split("\n---")[0], re.MULTILINE) is not None
 
     def _from_place(self, where: str) -> dict[str, datasets.Dataset]:
         place = self.place
@@ -103,17 +92,8 @@ class Table:
         if not place.is_dir():
             refuse_irregular(place, where)
             return {"train": read_files([place], where)}
-        try:
-            if (place / "dataset_dict.json").is_file():
-                return dict(datasets.load_from_disk(str(place)))
-            if _is_saved(place):
-                return {"train": datasets.load_from_disk(str(place))}
-            if self._has_own_reader():
-                return dict(datasets.load_dataset(str(place), self.config))
-        except (Exception, StopIteration) as error:
-            empty = _empty_splits(place)
-            reason = f"its split '{empty[0]}' is empty" if empty else cause(error)
-            raise DataError(f"{where}: the data set {self.dataset} cannot be read: {reason}") from error
+        if tells_itself(place, self.config):
+            return read_saved(place, self.config, where)
         files = find_files(place, self._own, where).splits
         if not files:
             return read_pictures(place, where)
@@ -142,23 +122,6 @@ class Table:
                     expected=f"columns {columns}",
                     got=rows.column_names,
                 )
-
-
-def _is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote one split there."""
-    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-
-
-def _empty_splits(folder: Path) -> list[str]:
-    """Splits of a saved data set that have no rows; the library that wrote them cannot read them."""
-    found = []
-    for state in sorted(folder.glob("*/state.json")):
-        try:
-            if not read_json(state).get("_data_files"):
-                found.append(state.parent.name)
-        except CheckpointError:  # damaged: that is another reason
-            continue
-    return found
 
 
 class TableCalibration(Calibration):

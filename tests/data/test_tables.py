@@ -164,16 +164,6 @@ def test_what_is_not_read_is_told(tmp_path):
     assert calibration(tmp_path).notices()[1:] == ["greek: not read, since no name says of which split: more.jsonl"]
 
 
-def test_a_folder_that_says_how_it_is_read(tmp_path):
-    lines(tmp_path / "one.jsonl", 20)
-    lines(tmp_path / "two.jsonl", 30)
-    card = "configs:\n- config_name: a\n  data_files: one.jsonl\n- config_name: b\n  data_files: two.jsonl\n"
-    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
-    assert [len(Table(str(tmp_path), config=name).read("one")["train"]) for name in "ab"] == [20, 30]
-    with pytest.raises(DataError, match="task 'one': .*pick one among the available configs"):
-        Table(str(tmp_path)).read("one")
-
-
 def test_a_missing_folder_is_not_looked_for_in_the_cache(tmp_path, monkeypatch):
     """The library keeps what it read under the last part of its path, and offline gives it out again under that name."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
