@@ -62,7 +62,7 @@ class ImageCalibration(ClassCalibration):
         workers: processes that decode; 0 decodes in the main process.
         calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
         validation_fraction: likewise.
-        test_fraction: likewise; the split is then labelled as far as ``train`` is.
+        test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
 

@@ -161,11 +161,8 @@ class TableCalibration(Calibration):
         if not 0 < test_fraction < 1:
             raise ConfigError(f"data: test_fraction must be between 0 and 1, got {test_fraction}")
         self.sources = dict(sources)
-        self.fractions = {
-            "calibration": calibration_fraction,
-            "validation": validation_fraction,
-            "test": test_fraction,
-        }
+        self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
+        self.test_fraction = test_fraction
         self._drawn: dict[str, dict[str, int]] = {}
 
     @abstractmethod
@@ -191,10 +188,15 @@ class TableCalibration(Calibration):
                     got=theirs,
                     todo=f"name one of them, or leave {ours} out",
                 )
-        lacking = {split: share for split, share in self.fractions.items() if split not in splits}
+        shares = {
+            "calibration": self.calibration_fraction,
+            "validation": self.validation_fraction,
+            "test": self.test_fraction,
+        }
+        lacking = {split: share for split, share in shares.items() if split not in splits}
         if lacking and "train" in splits:
             rows = splits["train"]
-            drawn = draw(rows, lacking, seed_of(self.seed, task, "splits"), f"task '{task}'")
+            drawn = draw(rows, lacking, seed_of(self.seed, task, "splits"))
             self._drawn[task] = {split: len(drawn[split]) for split in lacking} | {"of": len(rows)}
             splits |= drawn
         return splits

@@ -1,18 +1,16 @@
 """Drawing: splits are disjoint, lose nothing, and follow the seed alone."""
 
 import datasets
-import pytest
 import torch
 
 from adamerge.data.drawing import draw
-from adamerge.errors import ConfigError
 
 ROWS = datasets.Dataset.from_dict({"number": list(range(30))})
 
 
 def test_splits_lie_one_behind_the_other_in_a_permutation():
     order = torch.randperm(30, generator=torch.Generator().manual_seed(5)).tolist()
-    found = draw(ROWS, {"a": 0.1, "b": 0.35}, 5, "here")
+    found = draw(ROWS, {"a": 0.1, "b": 0.35}, 5)
     # 10.5 rows are 10: rounding is to even
     assert {split: rows["number"][:] for split, rows in found.items()} == {
         "a": order[:3],
@@ -21,7 +19,7 @@ def test_splits_lie_one_behind_the_other_in_a_permutation():
     }
 
 
-def test_shares_that_leave_nothing_are_refused():
-    assert len(draw(ROWS, {"a": 0.5, "b": 0.4}, 0, "here")["train"]) == 3
-    with pytest.raises(ConfigError, match="here: the shares of a, b, which are drawn, must sum to less than 1"):
-        draw(ROWS, {"a": 0.5, "b": 0.5}, 0, "here")
+def test_no_more_is_drawn_than_there_is():
+    found = draw(ROWS, {"a": 0.8, "b": 0.1, "c": 0.2}, 0)
+    assert {split: len(rows) for split, rows in found.items()} == {"a": 24, "b": 3, "c": 3, "train": 0}
+    assert sorted(number for rows in found.values() for number in rows["number"]) == list(range(30))
