@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from adamerge.data.language import LanguageCalibration, LanguageTask
+from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.errors import DataError
 
 
@@ -102,6 +103,7 @@ class ImageTextCalibration(LanguageCalibration):
         validation_fraction: likewise.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, or fractions out of range.
@@ -122,6 +124,7 @@ class ImageTextCalibration(LanguageCalibration):
         validation_fraction: float = 0.1,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             dict(tasks),
@@ -136,4 +139,5 @@ class ImageTextCalibration(LanguageCalibration):
             validation_fraction,
             shots,
             only,
+            unusable_share,
         )

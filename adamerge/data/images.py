@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adamerge.data.classes import ClassCalibration, ClassTable
+from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -20,7 +21,7 @@ class ImageTask(ClassTable):
         test: name of the split for reporting.
         train: name of the split from which calibration and validation are drawn, where the data set lacks them.
         image_column: holds the image.
-        label_column: holds the label, an integer.
+        label_column: holds the label, an integer from 0 on or a class's name.
         vocabulary: of a public task, such as ``sun397``: its class names and templates.
     """
 
@@ -48,6 +49,7 @@ class ImageCalibration(ClassCalibration):
         validation_fraction: likewise.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -68,6 +70,7 @@ class ImageCalibration(ClassCalibration):
         validation_fraction: float = 0.1,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             tasks,
@@ -82,4 +85,5 @@ class ImageCalibration(ClassCalibration):
             validation_fraction,
             shots,
             only,
+            unusable_share,
         )

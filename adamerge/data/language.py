@@ -11,6 +11,7 @@ import datasets
 
 from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
+from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.errors import DataError
@@ -100,6 +101,7 @@ class LanguageCalibration(TableCalibration):
         validation_fraction: likewise.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -120,6 +122,7 @@ class LanguageCalibration(TableCalibration):
         validation_fraction: float = 0.1,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             tasks,
@@ -134,6 +137,7 @@ class LanguageCalibration(TableCalibration):
             validation_fraction,
             shots,
             only,
+            unusable_share,
         )
 
     sources: Mapping[str, LanguageTask]  # type: ignore[assignment]

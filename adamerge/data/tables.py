@@ -12,6 +12,8 @@ import datasets
 import torch
 
 from adamerge.data.base import Calibration
+from adamerge.data.places import numbered
+from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.steps import seed_of
 from adamerge.errors import CheckpointError, ConfigError, DataError
 from adamerge.files import read_json
@@ -106,9 +108,19 @@ class TableCalibration(Calibration):
         validation_fraction: float = 0.1,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
-            batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers, shots, only
+            batch_size,
+            seed,
+            transductive,
+            labelled,
+            calibration_samples,
+            eval_batch_size,
+            workers,
+            shots,
+            only,
+            unusable_share,
         )
         if not sources:
             raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, ...}}", got="{}")
@@ -131,7 +143,9 @@ class TableCalibration(Calibration):
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """Read the data set, arrange its columns, and draw what splits it lacks."""
         source = self.sources[task]
-        splits: dict[str, Any] = {split: self.arrange(task, split, rows) for split, rows in source.read(task).items()}
+        splits: dict[str, Any] = {
+            split: self.arrange(task, split, numbered(rows, split)) for split, rows in source.read(task).items()
+        }
         if source.test in splits:
             splits["test"] = splits.pop(source.test)
         if not {"calibration", "validation"} <= splits.keys() and source.train in splits:
