@@ -13,11 +13,10 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
-from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
+from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, label_lines
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
-from adamerge.data.notices import label_lines, skipped_lines
 from adamerge.data.pictures import with_eight_bits
-from adamerge.data.samples import UNUSABLE_SHARE, Samples, can_be_used
+from adamerge.data.samples import UNUSABLE_SHARE, Samples, can_be_used, skipped_lines
 from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
 from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError

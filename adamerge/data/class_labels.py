@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 
-from adamerge.data.places import place
+from adamerge.data.row_numbers import described
 from adamerge.errors import DataError
 
 LABEL = "label"
@@ -60,7 +60,8 @@ def classes_of(rows: datasets.Dataset, where: LabelPlace) -> list[int]:
     wrong = next((i for i, fitting in enumerate(fits) if not fitting), None)
     if wrong is not None:
         raise DataError(
-            f"{where}: column '{where.column}' holds {labels[wrong]!r} in {place(rows, wrong)}, which is none of the classes",
+            f"{where}: column '{where.column}' holds {labels[wrong]!r} in {described(rows, wrong)}, "
+            "which is none of the classes",
             expected=_expected(where.classnames),
             got=f"{labels[wrong]!r} ({type(labels[wrong]).__name__})",
             todo=_advice(labels, where.classnames),
@@ -79,6 +80,24 @@ def unseen(classes: Sequence[int], where: LabelPlace) -> str | None:
         f"{where}: no label of {len(classes)} is {_listed(lacking)}: {len(lacking)} of {len(names)} classes. If that is not "
         "so, the labels mean other classes"
     )
+
+
+def label_lines(labelled: Iterable[tuple[datasets.Dataset, LabelPlace]]) -> list[str]:
+    """Returns what is odd about class labels that are scored by, and stops no fit: no classes, or classes without any row.
+
+    Args:
+        labelled: rows of splits with the place of their labels; those without class labels are passed by.
+    """
+    lines = []
+    for rows, where in labelled:
+        if LABEL not in rows.column_names:
+            continue
+        try:
+            told = unseen(classes_of(rows, where), where)
+        except DataError as error:
+            told = f"{error.what}; it cannot be scored"
+        lines += [told] if told is not None else []
+    return lines
 
 
 def _is_class(label: Any, count: int | None) -> bool:

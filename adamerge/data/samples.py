@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adamerge.backbones import Inputs
-from adamerge.data.places import place
+from adamerge.data.row_numbers import described
 from adamerge.errors import AdamergeError, DataError
 
 UNUSABLE_SHARE = 0.05
@@ -55,7 +55,7 @@ class Samples(Dataset[Inputs]):
     ) -> None:
         # only these columns: the labels of unlabelled data are never read
         self.rows, self.columns = rows.select_columns(list(columns)), tuple(columns)
-        self.preprocess, self.where, self._places = preprocess, where, rows
+        self.preprocess, self.where, self._all = preprocess, where, rows
         self.numbers: list[int] = []
         self.skipped: dict[int, str] = {}
         self._decoded: dict[int, Inputs] = {}
@@ -72,18 +72,18 @@ class Samples(Dataset[Inputs]):
         if index not in self._decoded:
             decoded = self._decode(self.numbers[index])
             if isinstance(decoded, _Unusable):  # it could be read before the fit
-                row = self.place(self.numbers[index])
+                row = self.described(self.numbers[index])
                 raise DataError(f"{self.where}: {row} cannot be read any more: {decoded.reason}")
             self._keep(index, decoded)
         return self._decoded[index] if self._shared is None else self._shared[0][index]
 
-    def place(self, number: int) -> str:
+    def described(self, number: int) -> str:
         """Returns where a row of ``rows`` stood in what was read, and the path of its picture."""
-        return place(self._places, number, self.columns)
+        return described(self._all, number, self.columns)
 
     def examples(self) -> str:
         """Returns the first rows that are skipped, with the reasons."""
-        return "; ".join(f"{self.place(row)}: {why}" for row, why in list(self.skipped.items())[:EXAMPLES])
+        return "; ".join(f"{self.described(row)}: {why}" for row, why in list(self.skipped.items())[:EXAMPLES])
 
     def _read_all(self, workers: int, share: float) -> None:
         kept, shape = 0, None
@@ -131,14 +131,14 @@ class Samples(Dataset[Inputs]):
     def _check_shape(self, number: int, decoded: Tensor, shape: torch.Size | None) -> None:
         if shape is not None and decoded.shape != shape:
             raise DataError(
-                f"{self.where}: {self.place(number)} has another shape than the rows before it after preprocessing",
+                f"{self.where}: {self.described(number)} has another shape than the rows before it after preprocessing",
                 expected=tuple(shape),
                 got=tuple(decoded.shape),
             )
 
     def _too_many(self, looked_at: int, share: float, todo: str | None) -> DataError:
         first = next(iter(self.skipped), None)
-        example = "" if first is None else f"; first {self.place(first)}: {self.skipped[first]}"
+        example = "" if first is None else f"; first {self.described(first)}: {self.skipped[first]}"
         of = f"{looked_at} rows" if looked_at == len(self.rows) else f"the first {looked_at} of {len(self.rows)} rows"
         return DataError(
             f"{self.where}: {len(self.skipped)} of {of} cannot be used{example}",
@@ -147,6 +147,20 @@ class Samples(Dataset[Inputs]):
             got=len(self.skipped),
             todo=f"{f'{todo}; or ' if todo else ''}repair or remove them, or set data.unusable_share",
         )
+
+
+def skipped_lines(read: Mapping[tuple[str, str], Samples]) -> list[str]:
+    """Returns, of each split that was read and has some, how many rows are skipped, and the first of them with reasons.
+
+    Args:
+        read: samples by task and split.
+    """
+    return [
+        f"task '{task}': {len(samples.skipped)} of {len(samples.rows)} rows of the {split} split cannot be used and are "
+        f"skipped; {samples.examples()}"
+        for (task, split), samples in read.items()
+        if samples.skipped
+    ]
 
 
 def can_be_used(

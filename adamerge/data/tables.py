@@ -12,7 +12,7 @@ import datasets
 import torch
 
 from adamerge.data.base import Calibration
-from adamerge.data.places import numbered
+from adamerge.data.row_numbers import numbered
 from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.steps import seed_of
 from adamerge.errors import CheckpointError, ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Places: where a row stood in the file or split that it was read from, however it was drawn and shuffled since."""
+"""Row numbers: where a row stood in the file or split that it was read from, however it was drawn and shuffled since."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def numbered(rows: datasets.Dataset, split: str) -> datasets.Dataset:
     return rows.add_column(f"{_NUMBER}{split}", numpy.arange(len(rows)))
 
 
-def place(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -> str:
+def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -> str:
     """Returns what finds a row in its file: ``row 17 (counted from 0) of split 'train', picture /data/a.png``.
 
     Args:
