@@ -255,7 +255,11 @@ class Calibration(LightningDataModule, ABC):
             for split in ("validation", "test")
             for task in self.labelled_tasks(split)
         ]
-        return [*skipped_lines(self._samples), *label_lines(labelled)]
+        return [*self.skipped_lines("calibration"), *self.skipped_lines("validation"), *label_lines(labelled)]
+
+    def skipped_lines(self, split: str) -> list[str]:
+        """How many rows of a split are skipped, and the first of them with the reasons, a line for each task with any."""
+        return skipped_lines({key: samples for key, samples in self._samples.items() if key[1] == split})
 
     def skipped(self, split: str) -> dict[str, int]:
         """Task to the number of rows of a split that are no samples; tasks whose rows all are, or were not read, lack."""
