@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from toy_points import ToyClassifier, ToyPoints, logits_of, vectors_of, weights_of
 
 from adamerge.backbones import Encoded, Output
 from adamerge.confusions import Confusions, exchanged, exchanged_lines, far_below_lines
-from adamerge.evaluation import Accuracy, TokenLoss
+from adamerge.evaluation import Accuracy, TokenLoss, means
+from adamerge.scoring import Scorer
 
 
 def test_counts_by_hand_over_two_batches():
@@ -88,3 +90,29 @@ def test_an_expert_far_below_the_base(base, expert, metric, told):
     if told:
         assert lines[0].startswith(f"task 'one': its own expert is far below the base, {metric.name} ")
         assert metric.unit in lines[0]
+
+
+class Learned(ToyPoints):
+    """Points labelled by each task's expert; those of task 'two' as if two rows of its head were exchanged."""
+
+    meaning = {"one": [0, 1, 2], "two": [2, 1, 0]}
+
+    def load(self, task):
+        _, experts = weights_of(("one", "two", "three"))
+        splits = super().load(task)
+        for split, rows in splits.items():
+            classes = logits_of(experts[task], task, torch.tensor(rows["point"])).argmax(dim=1)
+            labels = [self.meaning[task][int(number)] for number in classes]
+            splits[split] = rows.remove_columns("label").add_column("label", labels)
+        return splits
+
+
+def test_a_scorer_tells_which_tasks_labels_mean_other_classes():
+    scorer = Scorer(ToyClassifier(), Learned(rows=200), vectors_of(), "test")
+    base, experts = scorer.base(), scorer.experts()
+    assert means(experts)["one"] == 1.0 and means(experts)["two"] < 0.7 * means(base)["two"]
+    with pytest.warns(UserWarning, match="task 'two'"):
+        far, exchange = scorer.doubts(base, experts)
+    assert far.startswith("task 'two': its own expert is far below the base")
+    assert "'a' (label 0) and 'c' (label 2) exchanged on 100.0 %" in exchange
+    assert scorer.confusions["one"].sum() == 200 and scorer.confusions["two"].diagonal().sum() < 100

@@ -34,7 +34,7 @@ class ZeroShotHead(nn.Module):
             return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
-_PROBE = "\0"
+_PROBE = "⟨name⟩"
 """Stands for a class name that no prompt holds."""
 
 
@@ -64,7 +64,7 @@ def check_words(where: str, classnames: Sequence[str], templates: Sequence[str])
         reason = "has no place for the class name"
         try:
             fits = _PROBE in template.format(_PROBE)
-        except (LookupError, ValueError, AttributeError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             fits, reason = False, f"cannot be filled ({error or type(error).__name__})"
         if not fits:
             raise ConfigError(

@@ -14,7 +14,7 @@ from adamerge.data.labels import TokenLabels
 from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
-from adamerge.errors import DataError
+from adamerge.errors import ConfigError, DataError
 
 
 @dataclass
@@ -43,6 +43,31 @@ class LanguageTask(Table):
     messages: str | None = None
     words: dict[str, list[str]] = field(default_factory=dict)
     response_is_input: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse templates that cannot be filled, before any data set is opened.
+
+        Raises:
+            ConfigError: one cannot, or they name no column.
+        """
+        for key, template in (("text", self.text), ("response", self.response or "")):
+            try:
+                names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+                reason = (
+                    "names no column in its braces" if any(not name or name[0].isdigit() for name in names) else None
+                )
+            except ValueError as error:
+                reason = f"cannot be filled ({error})"
+            if reason is not None:
+                raise ConfigError(
+                    f"the task of {self.dataset}: {key} '{template}' {reason}",
+                    expected="columns in braces, as in 'Question: {question} Answer:'; '{{' for a brace of the text",
+                    got=f"'{template}'",
+                )
+        if not self.fields():
+            raise ConfigError(
+                f"the task of {self.dataset}: text '{self.text}' is the same for all rows: it names no column"
+            )
 
     def sample(self, row: Mapping[str, Any], responds: bool = True) -> Any:
         """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``.
