@@ -79,7 +79,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             )
         module.check(data, str(settings.trainer.precision))
     if module.objective is not None or module.recalibrate_buffers:
-        data.check(module.merged.backbone, _validates(cli))
+        data.check(module.merged.backbone, module.objective is not None and _validates(cli))
         if is_first_process():
             for line in data.notices():
                 print(line)

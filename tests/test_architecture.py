@@ -18,8 +18,8 @@ renaming renamed lora_configuration adapters sources remote rows sums groups del
 coefficient_file transforms agreement task_vectors memory kept_deltas conveyor storage automatic copies way_back
 constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool model_files
 checking backbones merged_model recipe coefficients allocation exported_files export adapter_export inspection heatmap
-evaluation confusions objectives data modules selection tracking run_checkpoints callbacks configuration environment runs stages
-scoring comparison testbed cli
+evaluation confusions objectives data modules selection tracking run_checkpoints callbacks configuration environment runs
+stages scoring comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

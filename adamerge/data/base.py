@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
-from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, label_lines
+from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
 from adamerge.data.pictures import with_eight_bits
 from adamerge.data.samples import UNUSABLE_SHARE, Samples, can_be_used, skipped_lines
@@ -250,12 +250,9 @@ class Calibration(LightningDataModule, ABC):
 
     def notices(self) -> list[str]:
         """What a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used."""
-        labelled = [
-            (self.rows(task, split), self.label_place(task, split))
-            for split in ("validation", "test")
-            for task in self.labelled_tasks(split)
-        ]
-        return [*self.skipped_lines("calibration"), *self.skipped_lines("validation"), *label_lines(labelled)]
+        scored = [(task, split) for split in ("validation", "test") for task in self.labelled_tasks(split)]
+        odd = [self.labelling.oddity(self.rows(*which), self.label_place(*which)) for which in scored]
+        return [*self.skipped_lines("calibration"), *self.skipped_lines("validation"), *filter(None, odd)]
 
     def skipped_lines(self, split: str) -> list[str]:
         """How many rows of a split are skipped, and the first of them with the reasons, a line for each task with any."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -69,35 +69,23 @@ def classes_of(rows: datasets.Dataset, where: LabelPlace) -> list[int]:
     return [numbers[label] for label in labels] if any(named) else [int(label) for label in labels]
 
 
-def unseen(classes: Sequence[int], where: LabelPlace) -> str | None:
-    """Returns what to tell of classes that no row has, where there are so many rows that each should; else None."""
+def oddity(rows: datasets.Dataset, where: LabelPlace) -> str | None:
+    """Returns what is odd about labels that are scored by, and stops no fit; None where nothing is.
+
+    That is a label that is no class, or a class without any row where there are so many rows that it should have some.
+    """
+    try:
+        counts = Counter(classes_of(rows, where))
+    except DataError as error:
+        return f"{error.what}; it cannot be scored"
     names = where.classnames
-    counts = Counter(classes)
     lacking = [name for number, name in enumerate(names) if not counts[number]]
-    if not lacking or len(classes) < MANY_PER_CLASS * len(names):
+    if not lacking or len(rows) < MANY_PER_CLASS * len(names):
         return None
     return (
-        f"{where}: no label of {len(classes)} is {_listed(lacking)}: {len(lacking)} of {len(names)} classes. If that is not "
+        f"{where}: no label of {len(rows)} is {_listed(lacking)}: {len(lacking)} of {len(names)} classes. If that is not "
         "so, the labels mean other classes"
     )
-
-
-def label_lines(labelled: Iterable[tuple[datasets.Dataset, LabelPlace]]) -> list[str]:
-    """Returns what is odd about class labels that are scored by, and stops no fit: no classes, or classes without any row.
-
-    Args:
-        labelled: rows of splits with the place of their labels; those without class labels are passed by.
-    """
-    lines = []
-    for rows, where in labelled:
-        if LABEL not in rows.column_names:
-            continue
-        try:
-            told = unseen(classes_of(rows, where), where)
-        except DataError as error:
-            told = f"{error.what}; it cannot be scored"
-        lines += [told] if told is not None else []
-    return lines
 
 
 def _is_class(label: Any, count: int | None) -> bool:

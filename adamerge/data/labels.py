@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adamerge.backbones import Backbone, Inputs
-from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
+from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, oddity
 from adamerge.data.samples import Samples
 from adamerge.errors import DataError
 from adamerge.evaluation import Accuracy, Metric, TokenLoss
@@ -73,6 +73,10 @@ class Labelling(ABC):
             DataError: one cannot.
         """
 
+    def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
+        """Returns what to tell of labels that are scored by, and stops no fit; None where nothing is odd."""
+        return None
+
     @abstractmethod
     def of(
         self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
@@ -102,6 +106,10 @@ class ClassLabels(Labelling):
     def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
         """See whether every label is one of the classes."""
         classes_of(rows, where)
+
+    def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
+        """A label that is no class, or a class without a row."""
+        return oddity(rows, where)
 
     def of(
         self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace

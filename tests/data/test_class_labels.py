@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from adamerge.data.class_labels import LabelPlace, classes_of, label_lines
+from adamerge.data.class_labels import LabelPlace, classes_of, oddity
 from adamerge.data.row_numbers import numbered
 from adamerge.errors import DataError
 
@@ -108,10 +108,11 @@ def test_many_classes_are_not_all_listed():
 
 
 def test_what_is_odd_is_told():
-    lines = label_lines([(table([0] * 60), THREE), (table([0] * 59), THREE), (table([0, 1, 2] * 30), THREE)])
-    assert lines == [
+    assert oddity(table([0] * 60), THREE) == (
         "task 'pets', test split: no label of 60 is 'dog', 'cow': 2 of 3 classes. If that is not so, the labels mean other "
         "classes"
-    ]
-    (line,) = label_lines([(table(["x"]), THREE), (table([0]).rename_column("label", "x"), THREE)])
+    )
+    assert oddity(table([0] * 59), THREE) is None, "so few may lack one"
+    assert oddity(table([0, 1, 2] * 30), THREE) is None
+    line = oddity(table(["x"]), THREE)
     assert line.startswith("task 'pets', test split: column 'animal' holds 'x'") and line.endswith("cannot be scored")

@@ -45,7 +45,9 @@ def test_tokens_are_the_labels_of_every_text(rows):
     source, bare = TokenLabels(), rows.remove_columns("label")
     samples = Samples(bare, ["text"], lambda text: torch.tensor([ord(text[0]), 7]), "t")
     assert source.has(bare) and isinstance(source.metric, TokenLoss)
-    source.check(bare, WHERE)
+    source.check(rows, WHERE)
+    assert source.oddity(rows, WHERE._replace(classnames=())) is None and ClassLabels().oddity(rows, WHERE) is None
+    assert "cannot be scored" in ClassLabels().oddity(bare, WHERE)
     labels = source.of(bare, lambda: samples, Following(), WHERE)
     assert len(labels) == 3 and labels[2].tolist() == [7, -100]
 
