@@ -242,11 +242,19 @@ class Calibration(LightningDataModule, ABC):
         for task in fitted if self.labelled else []:
             self.labelling.check(self.rows(task, "calibration"), self.label_place(task, "calibration"))
         for task in scored:
-            self.labelling.check(self.rows(task, "validation"), self.label_place(task, "validation"))
+            self._check_scored(task)
         for task in fitted:
             self.samples(task, "calibration")
         for task in scored:
             self.samples(task, "validation")
+
+    def _check_scored(self, task: str) -> None:
+        """Check the validation split's labels; a fit without labels has a way around them."""
+        try:
+            self.labelling.check(self.rows(task, "validation"), self.label_place(task, "validation"))
+        except DataError as error:
+            todo = f"{error.todo}; or let the fit score nothing: trainer.limit_val_batches=0"
+            raise DataError(error.what, expected=error.expected, got=error.got, todo=todo) from error
 
     def notices(self) -> list[str]:
         """What a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used."""

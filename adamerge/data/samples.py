@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -181,7 +182,8 @@ def _decoded(
     except AdamergeError as error:
         return _Unusable(error.what, error.todo)
     except Exception as error:  # of whatever library reads it
-        return _Unusable(" ".join(str(error).split()) or type(error).__name__, None)
+        told = re.sub(r" ?<[\w.]+ object at 0x\w+>", "", str(error))  # where it was in memory
+        return _Unusable(" ".join(told.split()) or type(error).__name__, None)
 
 
 class _Unusable:
