@@ -84,7 +84,7 @@ def check(files: Sequence[Path], overrides: Sequence[str]) -> None:
         )
     console.print(
         "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
-        "objective goes with them"
+        "objective goes with them; nor, before `compare`, whether labels and rows of the heads mean the same"
     )
 
 

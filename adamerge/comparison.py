@@ -18,7 +18,7 @@ from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Metric, average, gap_closed, means, paired_step
 from adamerge.files import read_json
 from adamerge.parametrizations import TaskWise
-from adamerge.scoring import Scorer, Scores, calibrated_on, copy_for_scores, run_coefficients, run_copy, shown
+from adamerge.scoring import Scorer, Scores, calibrated_on, copy_for_scores, run_coefficients, run_copy, shown, told
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
@@ -50,7 +50,8 @@ def compare(
 
     Returns:
         What is written to ``folder/comparison.json``: tasks, methods with per_task, average, gap_closed and labels,
-        and each method's distance to the oracle and to the experts with its paired standard error.
+        and each method's distance to the oracle and to the experts with its paired standard error; test rows that were
+        skipped, and warnings that labels and rows of a head do not mean the same.
 
     Raises:
         AdamergeError: as ``fit``.
@@ -80,6 +81,7 @@ def compare(
     copy = copy_for_scores([cli.model.merged.copy, *map(run_copy, runs.values())])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test", copy)
     hits: dict[str, Scores] = {"pretrained": scorer.base(), "individual": scorer.experts()}
+    doubts = scorer.doubts(hits["pretrained"], hits["individual"])
     by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in wanted}
     best = cli.datamodule.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
@@ -91,6 +93,8 @@ def compare(
     result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
     result["tuned_lambda"], result["lambdas"] = best, wanted
     result["calibrated_on"] = calibrated_on(cli.datamodule, "test") if any(protocols.values()) else {}
+    told(cli.datamodule.skipped_lines("test"))
+    result["skipped_rows"], result["warnings"] = cli.datamodule.skipped("test"), doubts
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
     return result

@@ -35,6 +35,7 @@ from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.plan_report import print_plan
 from adamerge.recipe import describe
 from adamerge.run_checkpoints import AtomicCheckpoints, StepCheckpoints
+from adamerge.selection import KeepBest
 from adamerge.staging import write_json
 from adamerge.tracking import environment_variable, start_metrics, start_wandb
 from adamerge.trainer_settings import check_length
@@ -78,7 +79,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
             )
         module.check(data, str(settings.trainer.precision))
     if module.objective is not None or module.recalibrate_buffers:
-        data.check(module.merged.backbone)
+        data.check(module.merged.backbone, module.objective is not None and _validates(cli))
         if is_first_process():
             for line in data.notices(module.merged.task_vectors.checkpoints):
                 print(line)
@@ -111,6 +112,12 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         else:
             _search(trainer, module, data, folder, resume is not None, allow_resume_difference)
     return folder
+
+
+def _validates(cli: ConfigCLI) -> bool:
+    """Whether the fit looks at the validation split: to report, or to choose the step that is the result."""
+    own = cli.config_init.trainer.callbacks or ()
+    return cli.config.trainer.limit_val_batches != 0 or any(isinstance(callback, KeepBest) for callback in own)
 
 
 def _refuse_ended(folder: Path) -> None:

@@ -17,11 +17,12 @@ from adamerge.backbones import Backbone
 from adamerge.blocks import BlockCopy
 from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.configuration import ConfigCLI
+from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
 from adamerge.copies import Copy, WholeCopy
 from adamerge.data import Calibration
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
-from adamerge.evaluation import Metric, average, means, score
+from adamerge.evaluation import Accuracy, Metric, average, means, score
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
@@ -43,12 +44,16 @@ class Scorer:
         vectors: base and experts.
         split: ``test`` or ``validation``.
         copy: whether each model exists at once or block by block, with the same scores; at once when None.
+
+    Attributes:
+        confusions: of the model that was scored last: task to samples by label and predicted class, where there are classes.
     """
 
     def __init__(
         self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str, copy: Copy | None = None
     ) -> None:
         self.backbone, self.data, self.vectors, self.split, self.copy = backbone, data, vectors, split, copy
+        self.confusions: dict[str, Tensor] = {}
         data.serve(backbone)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._plain()
@@ -94,8 +99,29 @@ class Scorer:
 
     def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Scores:
         names = list(self.data.tasks) if tasks is None else tasks
-        loader, metric = self.data.eval_dataloader, self.data.metric
-        return {task: score(model, task, loader(task, self.split), metric) for task in names}
+        scores = {}
+        for task in names:
+            metric = Confusions() if type(self.data.metric) is Accuracy else self.data.metric
+            scores[task] = score(model, task, self.data.eval_dataloader(task, self.split), metric)
+            if isinstance(metric, Confusions) and metric.counts is not None:
+                self.confusions[task] = metric.counts
+        return scores
+
+    def doubts(self, base: Scores, experts: Scores) -> list[str]:
+        """Signs that labels and rows of a head mean other classes, each told; asked for when the experts were scored last.
+
+        Args:
+            base: scores of the base.
+            experts: of each expert on its own task.
+        """
+        own = [task for task in self.data.tasks if task in self.vectors.experts]
+        counts = {task: self.confusions[task] for task in own if task in self.confusions}
+        return told(
+            [
+                *far_below_lines(base, {task: experts[task] for task in own}, self.data.metric),
+                *exchanged_lines(counts, _classnames(self.data), "its own expert"),
+            ]
+        )
 
 
 def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
@@ -111,10 +137,13 @@ def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
     copy = copy_for_scores([cli.model.merged.copy])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
+    doubts = told([*exchanged_lines(scorer.confusions, _classnames(cli.datamodule), "the merged model")])
     summary = read_json(run / "summary.json")
     scored: dict[str, Any] = {"per_task": scores, "average": average(scores)}
     if coefficients.protocol:
         scored["calibrated_on"] = calibrated_on(cli.datamodule, split)
+    told(cli.datamodule.skipped_lines(split))
+    scored |= {"skipped_rows": cli.datamodule.skipped(split), "warnings": doubts}
     write_json(run / "summary.json", {**summary, split: scored})
     return scores, cli.datamodule.metric
 
@@ -128,6 +157,17 @@ def calibrated_on(data: Calibration, split: str) -> dict[str, int]:
             stacklevel=2,
         )
     return found
+
+
+def told(lines: Sequence[str]) -> list[str]:
+    """Warns of each line, and returns them."""
+    for line in lines:
+        warnings.warn(line, stacklevel=2)
+    return list(lines)
+
+
+def _classnames(data: Calibration) -> dict[str, Sequence[str]]:
+    return {task: words.classnames for task, words in data.tasks.items()}
 
 
 def print_scores(scores: Mapping[str, float], metric: Metric) -> None:

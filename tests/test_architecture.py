@@ -18,7 +18,7 @@ weights renaming renamed lora_configuration adapters sources remote rows sums gr
 low_rank coefficient_file transforms leftovers agreement task_vectors memory kept_deltas conveyor storage automatic
 copies way_back constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool
 model_files checking backbones merged_model recipe coefficients allocation exported_files export adapter_export
-inspection heatmap evaluation objectives data modules selection tracking run_checkpoints callbacks configuration
+inspection heatmap evaluation confusions objectives data modules selection tracking run_checkpoints callbacks configuration
 environment runs stages scoring comparison testbed cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)

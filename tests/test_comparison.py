@@ -51,7 +51,7 @@ def test_from_end_to_end(pool_file, few_lambdas, capfd):
     outcome = command(capfd, "compare", *words, *OVERRIDES)
     assert outcome.code == 0, outcome.err[-2000:]
     result = json.loads(Path("table/comparison.json").read_text())
-    assert result["tasks"] == list(CLASSES)
+    assert result["tasks"] == list(CLASSES) and (result["skipped_rows"], result["warnings"]) == ({}, [])
     assert set(result["methods"]) == {*REFERENCES, "task_arithmetic", "adamerging_task_wise"}
     for name, row in result["methods"].items():
         assert row.keys() >= {"per_task", "average", "gap_closed", "labels"}

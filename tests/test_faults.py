@@ -401,25 +401,6 @@ def test_a_wrong_key_suggests_the_right_one(pool, image_folders, tmp_path, monke
     assert outcome.code == 2 and "micro_batches" in outcome.error
 
 
-def test_one_unreadable_row_later_in_the_data_is_named(pool, image_folders, tmp_path, monkeypatch, capfd):
-    """Found only when it is needed: the run ends as failed, with what was learned before."""
-    monkeypatch.chdir(tmp_path)
-    place = Place(tmp_path, pool, image_folders)
-    good = noise_images(CLASSES["colours"], 12, 3)
-    features = good.features
-    rows = [{**row, "image": row["image"]} for row in good.cast_column("image", datasets.Image(decode=False))]
-    rows[7]["image"] = {"bytes": b"not an image", "path": None}
-    columns = {key: [row[key] for row in rows] for key in ("image", "label")}
-    splits = {"calibration": datasets.Dataset.from_dict(columns, features), "validation": good, "test": good}
-    place.dataset(splits)
-    file = write_yaml(tmp_path / "pool.yaml", place.config)
-    outcome = command(capfd, "fit", *fit_words(file, "--id=a", steps=6))
-    assert outcome.code == 3
-    assert "colours" in outcome.error and "row 7" in outcome.error
-    (summary,) = tmp_path.glob("runs/*/a/summary.json")
-    assert json.loads(summary.read_text())["status"] == "failed"
-
-
 def test_fast_dev_run_writes_nothing(pool, image_folders, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     file = write_yaml(tmp_path / "elsewhere" / "pool.yaml", pool_config(pool, image_folders))

@@ -186,6 +186,14 @@ class Backbone(ABC):
         """
         return
 
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """See whether heads can be made of the tasks' words, before anything is written; no network runs.
+
+        Raises:
+            ConfigError, DataError: they cannot.
+        """
+        return
+
     @abstractmethod
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Make the frozen heads; called when the network holds the base's weights.

@@ -14,7 +14,7 @@ from adamerge.backbones.causal import longest
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs, moved, stack
 from adamerge.backbones.transformers import TransformersBackbone, chosen
-from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
+from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import DataError
 
@@ -81,6 +81,11 @@ class SentenceClassifier(TransformersBackbone):
     def trains(self, name: str) -> bool:
         """All but the pooler, which the mean passes by."""
         return super().trains(name) and not name.startswith("pooler.")
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """Each has class names that can be told apart, and templates with a place for them."""
+        for name, task in tasks.items():
+            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Embed every prompt once; experts have no heads of their own."""

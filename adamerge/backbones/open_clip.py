@@ -18,7 +18,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from adamerge.backbones.base import Backbone, Encoded, Task
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
-from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
+from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
@@ -105,6 +105,11 @@ class OpenClipClassifier(Backbone):
                     got=_plain(own[key]),
                     todo=f"set model.backbone.architecture={path.parent}",
                 )
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """Each has class names that can be told apart, and templates with a place for them."""
+        for name, task in tasks.items():
+            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encode every prompt once; experts have no heads of their own."""

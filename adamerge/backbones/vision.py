@@ -15,7 +15,7 @@ from adamerge.backbones.base import Encoded, Task
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TransformersBackbone, chosen
-from adamerge.backbones.zero_shot import ZeroShotHead, class_embeddings
+from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 
@@ -117,6 +117,11 @@ class ClipVisionClassifier(TransformersBackbone):
     def trains(self, name: str) -> bool:
         """The image tower and its projection: heads are frozen, made by the base's text tower."""
         return super().trains(name) and name.startswith(("vision_model.", "visual_projection."))
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """Each has class names that can be told apart, and templates with a place for them."""
+        for name, task in tasks.items():
+            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encode every prompt once; experts have no heads of their own."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.base import Task
-from adamerge.errors import DataError
+from adamerge.errors import ConfigError, DataError
+
+SHOWN = 8
+"""Labels that an error lists."""
 
 
 class ZeroShotHead(nn.Module):
@@ -30,6 +34,58 @@ class ZeroShotHead(nn.Module):
             return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
 
+_PROBE = "⟨name⟩"
+"""Stands for a class name that no prompt holds."""
+
+
+def check_words(where: str, classnames: Sequence[str], templates: Sequence[str]) -> None:
+    """See whether classes can be told apart by their names, and whether each template has a place for one.
+
+    Args:
+        where: for errors.
+        classnames: in label order.
+        templates: prompts with ``{}`` where the class name goes.
+
+    Raises:
+        ConfigError: a name is empty or used twice, or a template cannot be filled or takes no name.
+    """
+    empty = next((number for number, name in enumerate(classnames) if not name.strip()), None)
+    if empty is not None:
+        raise ConfigError(f"{where}: the class name of label {empty} is empty", todo="give each class a name")
+    (name, count), *_ = [*Counter(classnames).most_common(1), ("", 0)]
+    if count > 1:
+        same = [number for number, other in enumerate(classnames) if other == name]
+        raise ConfigError(
+            f"{where}: labels {', '.join(map(str, same[:SHOWN]))}{', …' if count > SHOWN else ''} have the same class name "
+            f"'{name}'",
+            todo="give each class a name of its own, as in 'crane (bird)' and 'crane (machine)'",
+        )
+    for template in templates:
+        reason = "has no place for the class name"
+        try:
+            fits = _PROBE in template.format(_PROBE)
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
+            fits, reason = False, f"cannot be filled ({error or type(error).__name__})"
+        if not fits:
+            raise ConfigError(
+                f"{where}: the template '{template}' {reason}",
+                expected="'{}' where the class name goes, as in 'a photo of a {}.', and no other braces",
+                got=f"'{template}'",
+            )
+
+
+def check_task(name: str, task: Task) -> None:
+    """See whether a task has what a zero-shot head is made of.
+
+    Raises:
+        DataError: there are no class names or no templates.
+        ConfigError: they are of no use.
+    """
+    if not task.classnames or not task.templates:
+        raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
+    check_words(f"task '{name}'", task.classnames, task.templates)
+
+
 @torch.no_grad()
 def class_embeddings(name: str, task: Task, embed: Callable[[Sequence[str]], Tensor]) -> Tensor:
     """Normalised mean over templates of the normalised embeddings of each class; ``(classes, width)``.
@@ -41,9 +97,9 @@ def class_embeddings(name: str, task: Task, embed: Callable[[Sequence[str]], Ten
 
     Raises:
         DataError: there are no class names or no templates.
+        ConfigError: they are of no use.
     """
-    if not task.classnames or not task.templates:
-        raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
+    check_task(name, task)
     prompts = [template.format(classname) for classname in task.classnames for template in task.templates]
     parts = [embed(prompts[start : start + 256]).float() for start in range(0, len(prompts), 256)]
     embeddings = nn.functional.normalize(torch.cat(parts), dim=-1)

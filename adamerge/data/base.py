@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from adamerge.backbones import Backbone, Batch, Task
+from adamerge.backbones import Backbone, Batch, Inputs, Task
+from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
-from adamerge.data.samples import Samples
+from adamerge.data.pictures import with_eight_bits
+from adamerge.data.samples import UNUSABLE_SHARE, Samples, can_be_used, skipped_lines
 from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
 from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError
@@ -37,6 +39,7 @@ class Calibration(LightningDataModule, ABC):
         workers: processes that decode; 0 decodes in the main process.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: a number is out of range, or shots of data whose labels may not be read.
@@ -55,6 +58,7 @@ class Calibration(LightningDataModule, ABC):
         workers: int = 0,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -74,11 +78,14 @@ class Calibration(LightningDataModule, ABC):
                 expected="labelled: true, or calibration_samples instead of shots",
                 got="labelled: false",
             )
-        self.shots, self.only = shots, only
+        if not 0 <= unusable_share <= 1:
+            raise ConfigError(f"data: unusable_share must be from 0 to 1, got {unusable_share}")
+        self.shots, self.only, self.unusable_share = shots, only, unusable_share
         self.batch_size, self.seed, self.transductive, self.labelled = batch_size, seed, transductive, labelled
         self.calibration_samples, self.eval_batch_size, self.workers = calibration_samples, eval_batch_size, workers
         self._splits: dict[str, dict[str, datasets.Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
+        self._shots: dict[str, list[int]] = {}
         self._backbone: Backbone | None = None
         self._teach: Teach | None = None
 
@@ -95,8 +102,12 @@ class Calibration(LightningDataModule, ABC):
         """The columns that make a sample of a task."""
         return ("image",)
 
+    def label_column(self, task: str) -> str:
+        """The column of a task's labels, as its data set calls it."""
+        return LABEL
+
     def read(self, task: str, split: str, value: Any) -> Any:
-        """What the backbone preprocesses, from the value of the one column or a mapping of several."""
+        """What the backbone preprocesses, from the value of the one column or a mapping of several; pictures are RGB."""
         return value
 
     @property
@@ -143,16 +154,17 @@ class Calibration(LightningDataModule, ABC):
             "transductive": self.transductive,
             "labelled": self.labelled,
             "shots": self.shots,
-            "calibration_samples": {task: len(self.rows(task, "calibration")) for task in self.fitted},
-            "test_samples": {task: len(self.rows(task, "test")) for task in self.tasks if "test" in self.splits(task)},
+            "calibration_samples": {task: self._count(task, "calibration") for task in self.fitted},
+            "test_samples": {task: self._count(task, "test") for task in self.tasks if "test" in self.splits(task)},
             "seed": self.seed,
+            **({"skipped_rows": skipped} if (skipped := self.skipped("calibration")) else {}),
         }
 
     def rows(self, task: str, split: str) -> datasets.Dataset:
         """The rows of a split; those of ``calibration`` after ``transductive``, ``calibration_samples`` and ``shots``.
 
         Raises:
-            DataError: the split is missing or empty, or a class has fewer samples than ``shots``.
+            DataError: the split is missing or empty, or of ``shots`` a class has too few samples or a label is no class.
         """
         splits = self.splits(task)
         wanted = "test" if split == "calibration" and self.transductive else split
@@ -168,10 +180,22 @@ class Calibration(LightningDataModule, ABC):
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, "calibration_samples"))
             found = found.select(torch.randperm(len(found), generator=generator)[: self.calibration_samples].tolist())
         if split == "calibration" and self.shots is not None:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, task, "shots"))
-            classes = len(self.tasks[task].classnames)
-            found = found.select(shots(found, classes, self.shots, generator, f"task '{task}'"))
+            found = found.select(self._drawn_shots(task, found, self.shots))
         return found
+
+    def _drawn_shots(self, task: str, rows: datasets.Dataset, each: int) -> list[int]:
+        """Numbers of the rows that are shots; once there is a backbone, of those that it can use."""
+        if task in self._shots:
+            return self._shots[task]
+        generator = torch.Generator().manual_seed(seed_of(self.seed, task, "shots"))
+        where = self.label_place(task, "calibration")
+        labels, classes = classes_of(rows, where), len(self.tasks[task].classnames)
+        if self._backbone is None:
+            return shots(labels, classes, each, generator, str(where))
+        preprocess = self._preprocess(task, "calibration")
+        usable = partial(can_be_used, rows, self.columns(task), preprocess)
+        self._shots[task] = shots(labels, classes, each, generator, str(where), usable)
+        return self._shots[task]
 
     def splits(self, task: str) -> dict[str, datasets.Dataset]:
         """What ``load`` gives for a task, loaded once."""
@@ -184,25 +208,54 @@ class Calibration(LightningDataModule, ABC):
         if self._backbone is None:
             raise ConfigError("the data have no backbone to preprocess for", todo="call data.serve(backbone) first")
         if (task, split) not in self._samples:
-            rows, preprocess = self.rows(task, split), self._backbone.preprocess
             self._samples[task, split] = Samples(
-                rows,
+                self.rows(task, split),
                 self.columns(task),
-                lambda value: preprocess(self.read(task, split, value)),
+                self._preprocess(task, split),
                 f"task '{task}', {split} split",
-                self.workers > 0,
+                self.workers,
+                self.unusable_share,
             )
         return self._samples[task, split]
 
-    def check(self, backbone: Backbone) -> None:
-        """Open every task's calibration split and decode one sample, before anything is written.
+    def _preprocess(self, task: str, split: str) -> Callable[[Any], Inputs]:
+        assert self._backbone is not None
+        preprocess = self._backbone.preprocess
+        return lambda value: preprocess(self.read(task, split, with_eight_bits(value)))
+
+    def check(self, backbone: Backbone, validated: bool = True) -> None:
+        """Read all that a fit of this backbone is going to read, before anything is written.
+
+        The labels of the calibration split are read if they are the objective's, those of the validation split if it is
+        scored, and those of the test split never: they do not change a fit, and so do not stop it.
+
+        Args:
+            backbone: that preprocesses the samples.
+            validated: whether the fit scores the validation split.
 
         Raises:
-            DataError: a split is missing or empty, or cannot be decoded.
+            ConfigError: class names or templates cannot be used.
+            DataError: a split is missing or empty, too many of its rows cannot be used, or a label is no class.
         """
         self.serve(backbone)
-        for task in self.fitted:
+        fitted, scored = self.fitted, self.labelled_tasks("validation") if validated else []
+        backbone.check_tasks(self.tasks)
+        for task in fitted if self.labelled else []:
+            self.labelling.check(self.rows(task, "calibration"), self.label_place(task, "calibration"))
+        for task in scored:
+            self._check_scored(task)
+        for task in fitted:
             self.samples(task, "calibration")
+        for task in scored:
+            self.samples(task, "validation")
+
+    def _check_scored(self, task: str) -> None:
+        """Check the validation split's labels; a fit without labels has a way around them."""
+        try:
+            self.labelling.check(self.rows(task, "validation"), self.label_place(task, "validation"))
+        except DataError as error:
+            todo = f"{error.todo}; or let the fit score nothing: trainer.limit_val_batches=0"
+            raise DataError(error.what, expected=error.expected, got=error.got, todo=todo) from error
 
     def origin(self, task: str, split: str) -> str:
         """Where a split comes from, in a word, for people; empty where ``load`` does not say."""
@@ -221,7 +274,9 @@ class Calibration(LightningDataModule, ABC):
                     f"{task}: calibrated on, though no expert of that name is merged;"
                     " --leave_out takes experts alone, --tasks narrows experts and data"
                 )
-        return lines
+        scored = [(task, split) for split in ("validation", "test") for task in self.labelled_tasks(split)]
+        odd = [self.labelling.oddity(self.rows(*which), self.label_place(*which)) for which in scored]
+        return [*lines, *self.skipped_lines("calibration"), *self.skipped_lines("validation"), *filter(None, odd)]
 
     def _told(self, task: str) -> Iterator[str]:
         splits = self.splits(task)
@@ -236,6 +291,24 @@ class Calibration(LightningDataModule, ABC):
             told = "; ".join(filter(None, words))
             yield f"{split} {there:,}{f' ({told})' if told else ''}"
 
+    def skipped_lines(self, split: str) -> list[str]:
+        """How many rows of a split are skipped, and the first of them with the reasons, a line for each task with any."""
+        return skipped_lines({key: samples for key, samples in self._samples.items() if key[1] == split})
+
+    def skipped(self, split: str) -> dict[str, int]:
+        """Task to the number of rows of a split that are no samples; tasks whose rows all are, or were not read, lack."""
+        found = {task: len(samples.skipped) for (task, name), samples in self._samples.items() if name == split}
+        return {task: found[task] for task in self.tasks if found.get(task)}
+
+    def _count(self, task: str, split: str) -> int:
+        """Samples of a split as far as it was read, else its rows."""
+        read = self._samples.get((task, split))
+        return len(self.rows(task, split) if read is None else read)
+
+    def label_place(self, task: str, split: str) -> LabelPlace:
+        """Whose the labels of a split are, and what they may be."""
+        return LabelPlace(task, split, tuple(self.tasks[task].classnames), self.label_column(task))
+
     def labelled_tasks(self, split: str) -> list[str]:
         """Tasks whose split of this name exists and has labels; of the validation split, those that are fitted."""
         found = []
@@ -246,13 +319,16 @@ class Calibration(LightningDataModule, ABC):
         return found
 
     def labels(self, task: str, split: str) -> Labels:
-        """Labels of a split, in the order of its rows.
+        """Labels of a split's samples, in their order; of all its rows while there is no backbone to make samples for.
 
         Raises:
-            DataError: it has none.
+            DataError: it has none, or one is no class.
         """
-        samples, where = partial(self.samples, task, split), f"task '{task}': the {split} split"
-        return self.labelling.of(self.rows(task, split), samples, self._backbone, where)
+        samples, where, rows = partial(self.samples, task, split), self.label_place(task, split), self.rows(task, split)
+        self.labelling.check(rows, where)
+        if self._backbone is not None and samples().skipped:
+            rows = rows.select(samples().numbers)
+        return self.labelling.of(rows, samples, self._backbone, where)
 
     def course(self) -> Course:
         """What the trainer's fit is going to see, without labels."""

@@ -6,11 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 
 from adamerge.backbones import Task
-from adamerge.data.labels import LABEL
+from adamerge.backbones.zero_shot import check_words
+from adamerge.data.class_labels import LABEL
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import DataError
@@ -24,7 +26,7 @@ class ClassTable(Table, ABC):
         dataset: a folder written by ``save_to_disk``, a folder of images or of data files, one data file, or a Hub id.
         templates: prompts with ``{}`` where the class name goes; the vocabulary's when empty.
         classnames: in label order; the vocabulary's when empty, and without one the data set's own.
-        label_column: holds the label, an integer.
+        label_column: holds the label, an integer from 0 on or a class's name.
         vocabulary: of a public task, such as ``sun397``: its class names and templates.
     """
 
@@ -36,6 +38,7 @@ class ClassTable(Table, ABC):
     def __post_init__(self) -> None:
         if self.vocabulary is not None:
             load_vocabulary(self.vocabulary)  # refused before any data set is opened
+        check_words(f"the task of {self.dataset}", self.classnames, self.templates)
 
     @property
     @abstractmethod
@@ -67,6 +70,21 @@ class ClassCalibration(TableCalibration):
     def columns(self, task: str) -> tuple[str, ...]:
         """The columns that make a sample."""
         return tuple(self.sources[task].inputs.values())
+
+    def label_column(self, task: str) -> str:
+        """The column of the labels, as the data set calls it."""
+        return self.sources[task].label_column
+
+    def read(self, task: str, split: str, value: Any) -> Any:
+        """The value, or a mapping of both texts.
+
+        Raises:
+            DataError: it is null.
+        """
+        for name, part in value.items() if isinstance(value, Mapping) else [(self.columns(task)[0], value)]:
+            if part is None:
+                raise DataError(f"there is no {name} in it")
+        return value
 
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
         """Rename the sample's columns and the label's; labels may lack where they are never read."""

@@ -12,6 +12,7 @@ import datasets
 
 from adamerge.data.language import LanguageCalibration, LanguageTask
 from adamerge.data.picture_paths import as_pictures
+from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -98,6 +99,7 @@ class ImageTextCalibration(LanguageCalibration):
         test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, or fractions out of range.
@@ -119,6 +121,7 @@ class ImageTextCalibration(LanguageCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             dict(tasks),
@@ -134,4 +137,5 @@ class ImageTextCalibration(LanguageCalibration):
             test_fraction,
             shots,
             only,
+            unusable_share,
         )

@@ -10,6 +10,7 @@ import datasets
 
 from adamerge.data.classes import ClassCalibration, ClassTable
 from adamerge.data.picture_paths import as_pictures
+from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ImageTask(ClassTable):
         test: name of the split for reporting.
         train: name of the split from which the others are drawn, where the data set lacks them.
         image_column: holds the image, or its path, which starts from the folder of the file that it stands in.
-        label_column: holds the label, an integer.
+        label_column: holds the label, an integer from 0 on or a class's name.
         vocabulary: of a public task, such as ``sun397``: its class names and templates.
     """
 
@@ -65,6 +66,7 @@ class ImageCalibration(ClassCalibration):
         test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -86,6 +88,7 @@ class ImageCalibration(ClassCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             tasks,
@@ -101,4 +104,5 @@ class ImageCalibration(ClassCalibration):
             test_fraction,
             shots,
             only,
+            unusable_share,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import datasets
 import torch
@@ -11,19 +12,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adamerge.backbones import Backbone, Inputs
+from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, oddity
 from adamerge.data.samples import Samples
 from adamerge.errors import DataError
 from adamerge.evaluation import Accuracy, Metric, TokenLoss
-
-LABEL = "label"
-"""Column of the classes, after a data module has arranged its columns."""
 
 
 class Classes(Dataset[Tensor]):
     """The labels of a split that names a class for each sample."""
 
     def __init__(self, classes: Sequence[int]) -> None:
-        self._classes = torch.tensor(list(classes), dtype=torch.int64)  # some data sets have truth values
+        self._classes = torch.tensor(list(classes), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self._classes)
@@ -67,24 +66,36 @@ class Labelling(ABC):
         """Whether these rows say what should be predicted."""
 
     @abstractmethod
+    def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
+        """See whether all rows can be scored, from their labels alone: no sample is decoded.
+
+        Raises:
+            DataError: one cannot.
+        """
+
+    def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
+        """Returns what to tell of labels that are scored by, and stops no fit; None where nothing is odd."""
+        return None
+
+    @abstractmethod
     def of(
-        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: str
+        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
         """The labels in the order of the rows.
 
         Args:
-            rows: of one split.
+            rows: of one split, those that are samples.
             samples: gives the same rows, preprocessed.
             backbone: that preprocesses them.
-            where: task and split, for errors.
+            where: task, split and column, and the classes.
 
         Raises:
-            DataError: there are none.
+            DataError: there are none, or one is no class.
         """
 
 
 class ClassLabels(Labelling):
-    """The column ``label``, an integer for each sample; scored by accuracy."""
+    """The column ``label``, an integer or a class's name for each sample; scored by accuracy."""
 
     metric = Accuracy()
 
@@ -92,22 +103,19 @@ class ClassLabels(Labelling):
         """Whether there is that column."""
         return LABEL in rows.column_names
 
+    def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
+        """See whether every label is one of the classes."""
+        classes_of(rows, where)
+
+    def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
+        """A label that is no class, or a class without a row."""
+        return oddity(rows, where)
+
     def of(
-        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: str
+        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
-        """The column."""
-        if not self.has(rows):
-            raise DataError(f"{where} has no labels", expected=LABEL, got=rows.column_names)
-        classes = list(rows[LABEL])
-        none = next((label for label in classes if label is None or label < 0), 0)
-        if none != 0:
-            raise DataError(
-                f"{where} has samples without a label",
-                expected="classes from 0 on",
-                got=none,
-                todo="name a split whose labels are published, such as test: validation",
-            )
-        return Classes(classes)
+        """The column, as numbers of classes."""
+        return Classes(classes_of(rows, where))
 
 
 class TokenLabels(Labelling):
@@ -119,27 +127,45 @@ class TokenLabels(Labelling):
         """Always."""
         return True
 
+    def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
+        """They are what the samples are made of: what cannot be predicted is no sample."""
+        return
+
     def of(
-        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: str
+        self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
         """The tokens that the backbone counts, of every sample."""
         assert backbone is not None  # else there were no samples
         return Tokens(samples(), backbone.labels)
 
 
-def shots(rows: datasets.Dataset, classes: int, each: int, generator: torch.Generator, where: str) -> list[int]:
+def shots(
+    labels: Sequence[int],
+    classes: int,
+    each: int,
+    generator: torch.Generator,
+    where: str,
+    usable: Callable[[int], bool] = lambda number: True,
+) -> list[int]:
     """Numbers of ``each`` rows of every class, class by class, drawn at random.
 
+    Args:
+        labels: of the rows.
+        classes: number of them.
+        each: rows of a class.
+        generator: of the order that they are drawn in.
+        where: for errors.
+        usable: whether a row can be a sample; another is drawn in place of one that cannot.
+
     Raises:
-        DataError: the rows have no classes, or one has too few.
+        DataError: a class has too few rows.
     """
-    if LABEL not in rows.column_names:
-        raise DataError(f"{where}: shots need labels", expected=LABEL, got=rows.column_names)
-    labels = torch.tensor(list(rows[LABEL]), dtype=torch.int64)
-    order = torch.randperm(len(rows), generator=generator)
+    by_class: list[list[int]] = [[] for _ in range(classes)]
+    for number in torch.randperm(len(labels), generator=generator).tolist():
+        by_class[labels[number]].append(number)
     chosen: list[int] = []
-    for label in range(classes):
-        of_class = order[labels[order] == label]
+    for label, drawn in enumerate(by_class):
+        of_class = list(islice(filter(usable, drawn), each))
         if len(of_class) < each:
             raise DataError(
                 f"{where}: class {label} has fewer samples than shots",
@@ -147,5 +173,5 @@ def shots(rows: datasets.Dataset, classes: int, each: int, generator: torch.Gene
                 got=len(of_class),
                 todo="lower data.shots, or give more calibration samples",
             )
-        chosen += of_class[:each].tolist()
+        chosen += of_class
     return chosen

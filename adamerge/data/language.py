@@ -11,9 +11,10 @@ import datasets
 
 from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
+from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
-from adamerge.errors import DataError
+from adamerge.errors import ConfigError, DataError
 
 
 @dataclass
@@ -43,6 +44,31 @@ class LanguageTask(Table):
     messages: str | None = None
     words: dict[str, list[str]] = field(default_factory=dict)
     response_is_input: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Refuse templates that cannot be filled, before any data set is opened.
+
+        Raises:
+            ConfigError: one cannot, or they name no column.
+        """
+        for key, template in (("text", self.text), ("response", self.response or "")):
+            try:
+                names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+                reason = (
+                    "names no column in its braces" if any(not name or name[0].isdigit() for name in names) else None
+                )
+            except ValueError as error:
+                reason = f"cannot be filled ({error})"
+            if reason is not None:
+                raise ConfigError(
+                    f"the task of {self.dataset}: {key} '{template}' {reason}",
+                    expected="columns in braces, as in 'Question: {question} Answer:'; '{{' for a brace of the text",
+                    got=f"'{template}'",
+                )
+        if not self.fields():
+            raise ConfigError(
+                f"the task of {self.dataset}: text '{self.text}' is the same for all rows: it names no column"
+            )
 
     def sample(self, row: Mapping[str, Any], responds: bool = True) -> Any:
         """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``.
@@ -102,6 +128,7 @@ class LanguageCalibration(TableCalibration):
         test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -123,6 +150,7 @@ class LanguageCalibration(TableCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             tasks,
@@ -138,6 +166,7 @@ class LanguageCalibration(TableCalibration):
             test_fraction,
             shots,
             only,
+            unusable_share,
         )
 
     sources: Mapping[str, LanguageTask]  # type: ignore[assignment]

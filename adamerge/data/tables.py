@@ -15,6 +15,8 @@ from adamerge.data.base import Calibration
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
 from adamerge.data.drawing import draw
 from adamerge.data.file_faults import cause
+from adamerge.data.row_numbers import numbered
+from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
@@ -147,9 +149,19 @@ class TableCalibration(Calibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
-            batch_size, seed, transductive, labelled, calibration_samples, eval_batch_size, workers, shots, only
+            batch_size,
+            seed,
+            transductive,
+            labelled,
+            calibration_samples,
+            eval_batch_size,
+            workers,
+            shots,
+            only,
+            unusable_share,
         )
         if not sources:
             raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, ...}}", got="{}")
@@ -176,7 +188,9 @@ class TableCalibration(Calibration):
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
         """Read the data set, arrange its columns, and draw what splits it lacks."""
         source = self.sources[task]
-        splits: dict[str, Any] = {split: self.arrange(task, split, rows) for split, rows in source.read(task).items()}
+        splits: dict[str, Any] = {
+            split: self.arrange(task, split, numbered(rows, split)) for split, rows in source.read(task).items()
+        }
         for ours, theirs in (("test", source.test), ("train", source.train)):
             name = theirs if theirs in splits else SYNONYMS.get(theirs, theirs)
             if name in splits:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adamerge.data.classes import ClassCalibration, ClassTable
+from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -22,7 +23,7 @@ class TextTask(ClassTable):
         train: name of the split from which the others are drawn, where the data set lacks them.
         text_column: holds the text.
         pair_column: holds the second text of a pair.
-        label_column: holds the label, an integer.
+        label_column: holds the label, an integer from 0 on or a class's name.
     """
 
     text_column: str = field(default="text", kw_only=True)
@@ -51,6 +52,7 @@ class TextCalibration(ClassCalibration):
         test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
+        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
 
     Raises:
         ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
@@ -72,6 +74,7 @@ class TextCalibration(ClassCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
+        unusable_share: float = UNUSABLE_SHARE,
     ) -> None:
         super().__init__(
             tasks,
@@ -87,4 +90,5 @@ class TextCalibration(ClassCalibration):
             test_fraction,
             shots,
             only,
+            unusable_share,
         )

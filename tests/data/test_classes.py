@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from adamerge.data import TextCalibration, TextTask
+from adamerge.data.vocabulary import load_vocabulary, vocabularies
 from adamerge.errors import ConfigError, DataError
 
 
@@ -25,3 +26,23 @@ def test_the_same_classes_in_another_order_are_refused(tmp_path):
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "pets")
     with pytest.raises(DataError, match="has these classes in another order"):
         TextCalibration({"pets": TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"])}).rows("pets", "train")
+
+
+@pytest.mark.parametrize("words", [{"templates": ["a photo"]}, {"templates": ["{x}"]}, {"classnames": ["a", "a"]}])
+def test_words_of_no_use_are_refused_before_the_data_are_read(words):
+    with pytest.raises(ConfigError, match="^the task of nowhere: "):
+        TextTask("nowhere", **words)
+
+
+@pytest.mark.parametrize("name", vocabularies())
+def test_all_vocabularies_have_words_of_use(name):
+    words = load_vocabulary(name)
+    assert TextTask("nowhere", list(words.templates), list(words.classnames)).words == words
+
+
+def test_labels_are_told_by_the_columns_own_name(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["x", "y"], "kind": ["cat", "cow"]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "pets")
+    task = TextTask(str(tmp_path / "pets"), classnames=["cat", "dog"], label_column="kind")
+    with pytest.raises(DataError, match=r"column 'kind' holds 'cow' in row 1 \(counted from 0\) of split 'test'"):
+        TextCalibration({"pets": task}).labels("pets", "test")

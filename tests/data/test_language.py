@@ -9,7 +9,7 @@ import torch
 
 from adamerge.backbones import IGNORED
 from adamerge.data import LanguageCalibration, LanguageTask
-from adamerge.errors import DataError
+from adamerge.errors import ConfigError, DataError
 
 
 def letters(sample):
@@ -94,6 +94,28 @@ def test_a_number_that_no_word_stands_for_is_refused(folder, number):
     with pytest.raises(DataError, match=r"(?s)column 'label' holds .*0 to 1: .*no.*yes.*test: validation"):
         task.sample({"premise": "p", "label": number})
     assert task.sample({"premise": "p", "label": number}, responds=False) == "p", "where it is not asked for"
+
+
+@pytest.mark.parametrize("key", ["text", "response"])
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{", "cannot be filled"),
+        ("a }", "cannot be filled"),
+        ("{}", "names no column"),
+        ("{0}: {a}", "names no column"),
+    ],
+)
+def test_templates_that_cannot_be_filled_are_refused_before_the_data_are_read(key, template, told):
+    with pytest.raises(ConfigError) as found:
+        LanguageTask("nowhere", **{key: template})
+    assert found.value.what.startswith(f"the task of nowhere: {key} '{template}' {told}")
+
+
+def test_a_text_is_made_of_columns():
+    with pytest.raises(ConfigError, match="text 'hello' is the same for all rows"):
+        LanguageTask("nowhere", "hello")
+    assert LanguageTask("nowhere", "{{{a.b}}} {c[0]:>3}", "{d!r}").fields() == ["a", "c", "d"]
 
 
 def test_chats_are_handed_on():

@@ -1,0 +1,37 @@
+"""Row numbers: where a row stood in the file or split that it was read from, however it was drawn and shuffled since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import datasets
+import numpy
+
+_NUMBER = "adamerge: row of "
+"""Begins the name of the column that holds rows' numbers; it ends with the name of the split that was read."""
+
+
+def numbered(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+    """Returns the rows of a split as read with their numbers, from 0 on, in a column that drawing and shuffling keep."""
+    return rows.add_column(f"{_NUMBER}{split}", numpy.arange(len(rows)))
+
+
+def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -> str:
+    """Returns what finds a row in its file: ``row 17 (counted from 0) of split 'train', picture /data/a.png``.
+
+    Args:
+        rows: that were ``numbered``, else ``index`` itself is told.
+        index: of the row among them.
+        columns: of which those that hold pictures are told by the path of their file, where there is one.
+    """
+    column = next((name for name in rows.column_names if name.startswith(_NUMBER)), None)
+    told = f"row {index}"
+    if column is not None:
+        number = rows.select_columns([column])[index][column]
+        told = f"row {number} (counted from 0) of split '{column.removeprefix(_NUMBER)}'"
+    for name in columns:
+        if isinstance(rows.features[name], datasets.Image):
+            stored = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False))[index][name]
+            if stored is not None and stored["path"]:
+                told += f", picture {stored['path']}"
+    return told
