@@ -88,7 +88,7 @@ class AdapterCheckpoint(Checkpoint):
         self._weights = SafetensorsCheckpoint(self.location, [TensorFile(folder / WEIGHTS)])
         self.sources = (*self._weights.sources, (folder / CONFIG).absolute())
         self.base_name = str(config.get("base_model_name_or_path") or "")
-        self.note = f", a LoRA adapter that calls its base {quoted(self.base_name)}"
+        self.note = ", a LoRA adapter"
         self.config = config
         self.pairs: dict[str, Pair] = {}
         self._whole: dict[str, str] = {}

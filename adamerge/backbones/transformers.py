@@ -18,6 +18,7 @@ from adamerge.backbones.names import names_of
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.layout import Layout
+from adamerge.links import refuse_links_outside
 from adamerge.sources import open_checkpoint
 
 TOKENIZER_FILES = (
@@ -71,6 +72,7 @@ class TransformersBackbone(Backbone):
             raise CheckpointError(f"'{model}' is a file", expected="the model's folder, with its config.json")
         checkpoint = open_checkpoint(model)
         self.folder = checkpoint.sources[0].parent
+        refuse_links_outside(self.folder)
         self.outlined = _OUTLINED.get()
         place = {"device_map": "meta"} if self.outlined else {}
         self.network, information = self.load(loader, dtype=self.computes_in, output_loading_info=True, **place)
