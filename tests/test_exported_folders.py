@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from pico import pico_pool
 from running import child
 
 from adamerge.backbones import OpenClipClassifier
+from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import Coefficients
 from adamerge.export import COEFFICIENTS_FILE, export
 from adamerge.parametrizations import LayerWise
+from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 KINDS = ["bert", "llama", "qwen2_tied", "llava", "t5"]
@@ -90,3 +93,14 @@ def test_what_is_beside_the_weights_lies_in_folders_of_its_own(folders):
     assert {path.relative_to(heads).as_posix() for path in heads.rglob("*.safetensors")} == {
         "one/model.safetensors", "two/model.safetensors"
     }  # fmt: skip
+
+
+def test_folders_of_the_version_before_are_models_still(folders, tmp_path):
+    """There the coefficients lay beside the weights, of one file and of several."""
+    for name in ("llama", "llama_sharded", "open_clip"):
+        folder = next(folder for folder in folders if folder.name == name)
+        old = Path(shutil.copytree(folder, tmp_path / name))
+        (old / COEFFICIENTS_FILE).rename(old / "adamerge_coefficients.safetensors")
+        (old / COEFFICIENTS_FILE).parent.rmdir()
+        assert open_checkpoint(old).fingerprint == open_checkpoint(folder).fingerprint
+        assert read_coefficients(old / "adamerge_coefficients.safetensors")[0]["step"] == 0
