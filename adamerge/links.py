@@ -8,6 +8,9 @@ from pathlib import Path
 from adamerge.errors import CheckpointError
 from adamerge.files import quoted
 
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+TEMPLATES = "additional_chat_templates"  # the one folder that transformers looks into
+
 
 def refuse_outside(path: Path) -> None:
     """Raise CheckpointError where a file is a link out of its folder; the Hub cache's links to its own blobs are none.
@@ -31,7 +34,8 @@ def refuse_outside(path: Path) -> None:
 
 
 def refuse_links_outside(folder: Path) -> None:
-    """Raise CheckpointError where anything but weights in a model's folder is a link out of it."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_symlink() and not path.name.endswith(".safetensors"):
+    """Raise CheckpointError where a file beside the weights of a model's folder, or all of its templates, lead out of it."""
+    templates = folder / TEMPLATES
+    for path in [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]:
+        if path.is_symlink() and path.suffix not in WEIGHTS and (path == templates or not path.is_dir()):
             refuse_outside(path)

@@ -28,7 +28,9 @@ def test_where_a_link_may_lead(tmp_path):
     (other / "secret.json").write_text("{}")
     (folder / "near.json").symlink_to("plain.json")
     (folder / "deep.json").symlink_to("sub/deep.json")
-    (folder / "model.safetensors").symlink_to(other / "secret.json")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (folder / name).symlink_to(other / "secret.json")
+    (folder / "dataset").symlink_to(other)  # a folder, which no library reads
     refuse_links_outside(folder)
     (tmp_path / "alias").symlink_to(folder)
     refuse_links_outside(tmp_path / "alias")
@@ -37,6 +39,15 @@ def test_where_a_link_may_lead(tmp_path):
         with pytest.raises(CheckpointError, match=r"far\.json' is a link that leads out of its folder"):
             refuse_links_outside(folder)
         (folder / "far.json").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").symlink_to(other / "secret.json")
+    with pytest.raises(CheckpointError, match=r"tools\.jinja' is a link"):
+        refuse_links_outside(folder)
+    shutil.rmtree(folder / "additional_chat_templates")
+    (folder / "additional_chat_templates").symlink_to(other)
+    with pytest.raises(CheckpointError, match="additional_chat_templates' is a link"):
+        refuse_links_outside(folder)
+    (folder / "additional_chat_templates").unlink()
     (folder / "one.json").symlink_to("two.json")  # by way of another
     (folder / "two.json").symlink_to(other / "secret.json")
     with pytest.raises(CheckpointError, match="leads out"):
