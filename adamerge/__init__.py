@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_HOMES = {
+_HOMES = {  # public name to the module that holds it; files name parts by these names alone
     "AdaptiveMerging": "modules",
     "Automatic": "automatic",
     "Backbone": "backbones",
@@ -22,6 +22,7 @@ _HOMES = {
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
+    "CollapseGuard": "callbacks",
     "Combine": "transforms",
     "Concrete": "parametrizations",
     "Constraint": "constraints",
@@ -54,6 +55,7 @@ _HOMES = {
     "Magnitude": "transforms",
     "Mask": "parametrizations",
     "MergedModel": "merged_model",
+    "MergingModule": "modules",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
@@ -65,6 +67,7 @@ _HOMES = {
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
     "Resident": "storage",
+    "RunawayGuard": "callbacks",
     "Scale": "transforms",
     "Selection": "selection",
     "SentenceClassifier": "backbones",
@@ -81,6 +84,9 @@ _HOMES = {
     "TaskWise": "parametrizations",
     "TeacherCache": "modules",
     "TeacherFiles": "modules",
+    "TestbedImages": "testbed.data",
+    "TestbedLanguage": "testbed.data",
+    "TestbedText": "testbed.data",
     "TextCalibration": "data",
     "TextTask": "data",
     "Ties": "transforms",
@@ -109,6 +115,7 @@ if TYPE_CHECKING:
         VisionLanguage,
     )
     from adamerge.blocks import BlockCopy
+    from adamerge.callbacks import CollapseGuard, RunawayGuard
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.constraints import (
         Clamp,
@@ -134,6 +141,7 @@ if TYPE_CHECKING:
     from adamerge.modules import (
         AdaptiveMerging,
         BilevelMerging,
+        MergingModule,
         TeacherCache,
         TeacherFiles,
     )
@@ -182,6 +190,7 @@ if TYPE_CHECKING:
     from adamerge.shards import ShardedCopy
     from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors import TaskVectors
+    from adamerge.testbed.data import TestbedImages, TestbedLanguage, TestbedText
     from adamerge.transforms import (
         Combine,
         Elementwise,

@@ -18,6 +18,7 @@ from adamerge.errors import ExportError
 from adamerge.export import COEFFICIENTS_FILE, card
 from adamerge.files import quoted
 from adamerge.low_rank import LowRankDeltas
+from adamerge.origins import base_name, origin
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
 from adamerge.staging import staged_folder
@@ -53,7 +54,7 @@ def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite:
                 tensors |= _factors(coefficients, name, pair)
         (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
         (folder / CONFIG).write_text(json.dumps(_configuration(coefficients, pairs, tensors), indent=2) + "\n")
-        save_coefficients(coefficients, folder / COEFFICIENTS_FILE)
+        save_coefficients(coefficients, folder / COEFFICIENTS_FILE, origin)
         (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
@@ -126,11 +127,10 @@ def _configuration(
     usual = max(ranks.values())
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
     types = {config.get("task_type") for config in configs}
-    base = Path(vectors.base.location).expanduser()
     return {
         "peft_type": "LORA",
         "task_type": types.pop() if len(types) == 1 else None,
-        "base_model_name_or_path": str(base.absolute()) if base.exists() else vectors.base.location,
+        "base_model_name_or_path": base_name(vectors.base, vectors.checkpoints.values()),
         "target_modules": sorted(ranks),
         "r": usual,
         "lora_alpha": usual,

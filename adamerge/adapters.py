@@ -21,6 +21,7 @@ from adamerge.errors import CheckpointError
 from adamerge.factors import Factors, matrix_shape, no_change
 from adamerge.files import TensorFile, listed, quoted
 from adamerge.lora_configuration import by_pattern, read_configuration
+from adamerge.pickles import described
 from adamerge.renaming import Renaming
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -82,11 +83,12 @@ class AdapterCheckpoint(Checkpoint):
         config = read_configuration(folder / CONFIG)
         if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
             what = f"{self._place} has its weights only as pickle, which may run code when opened: 'adapter_model.bin'"
-            raise CheckpointError(what, todo="look for a safetensors version, or convert it with code you trust")
+            advice = described(folder / "adapter_model.bin")[1]
+            raise CheckpointError(what, todo=f"look for a safetensors version, or {advice}")
         self._weights = SafetensorsCheckpoint(self.location, [TensorFile(folder / WEIGHTS)])
         self.sources = (*self._weights.sources, (folder / CONFIG).absolute())
         self.base_name = str(config.get("base_model_name_or_path") or "")
-        self.note = f", a LoRA adapter that calls its base {quoted(self.base_name)}"
+        self.note = ", a LoRA adapter"
         self.config = config
         self.pairs: dict[str, Pair] = {}
         self._whole: dict[str, str] = {}

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from adamerge.errors import AdamergeError, CoefficientsError
-from adamerge.files import TensorFile
+from adamerge.files import TensorFile, quoted
 from adamerge.layout import Layout
+from adamerge.versions import refuse_later
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is written: since the second, parts go by public names. What is read may be any up to it."""
 METADATA_KEY = "adamerge"
 SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -47,7 +49,7 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
     """The file's metadata and its sections, without opening any model.
 
     Raises:
-        CoefficientsError: not a coefficient file, another version, unknown or missing fields, or non-finite values.
+        CoefficientsError: not a coefficient file, one of a later version, unknown or missing fields, or non-finite values.
     """
     try:
         file = TensorFile(path)
@@ -57,11 +59,17 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
         ) from error
     try:
         metadata = json.loads(file.metadata[METADATA_KEY])
-        found = metadata["format"]
+        found, version = metadata["format"], metadata["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CoefficientsError(f"{path} is not a coefficient file: no '{METADATA_KEY}' metadata") from error
-    if found != FORMAT:
-        raise CoefficientsError(f"{path}: unknown format version", expected=FORMAT, got=found, todo="update adamerge")
+    refuse_later(version, path, CoefficientsError)
+    if found not in range(1, FORMAT + 1):
+        raise CoefficientsError(
+            f"{path}: unknown format, written by adamerge {quoted(version)}",
+            expected=f"1 to {FORMAT}",
+            got=found,
+            todo="update adamerge",
+        )
     _check_metadata(path, metadata)
     sections: Sections = {section: {} for section in SECTIONS}
     values = {}

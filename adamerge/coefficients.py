@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.checkpoint import Checkpoint
 from adamerge.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.layout import Layout
+from adamerge.origins import LOCAL
 from adamerge.parametrizations import Parametrization
 from adamerge.recipe import build, build_factory, describe
 from adamerge.staging import staged_file
@@ -80,20 +82,27 @@ def mask_statistics(logits: Tensor) -> tuple[float, float]:
     return float(probabilities.mean()), float((probabilities > 0.5).float().mean())
 
 
-def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
+def save_coefficients(
+    coefficients: Coefficients, path: str | Path, place: Callable[[Checkpoint], str] | None = None
+) -> None:
     """Write the file atomically; the same coefficients give the same bytes.
+
+    Args:
+        coefficients: what is written.
+        path: of the file.
+        place: what the file says of where a model is; its path on this machine when None.
 
     Raises:
         ExportError: the file cannot be written.
     """
-    vectors = coefficients.task_vectors
+    vectors, place = coefficients.task_vectors, place or _lasting
     metadata = {
         "format": FORMAT,
         "version": adamerge.__version__,
         "step": coefficients.step,
-        "base": {"source": _lasting(vectors.base.location), "fingerprint": vectors.base.fingerprint},
+        "base": {"source": place(vectors.base), "fingerprint": vectors.base.fingerprint},
         "experts": {
-            task: {"source": _lasting(checkpoint.location), "fingerprint": checkpoint.fingerprint}
+            task: {"source": place(checkpoint), "fingerprint": checkpoint.fingerprint}
             for task, checkpoint in vectors.checkpoints.items()
         },
         "rows": list(vectors.experts),
@@ -123,10 +132,24 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
         safetensors.torch.save_file(values, temporary, {METADATA_KEY: json.dumps(metadata)})
 
 
-def _lasting(location: str) -> str:
+def _lasting(model: Checkpoint) -> str:
     """The path from wherever one stands; what is no path is as it was."""
-    path = Path(location).expanduser()
-    return str(path.absolute()) if path.exists() else location
+    path = Path(model.location).expanduser()
+    return str(path.absolute()) if path.exists() else model.location
+
+
+def _opened_at(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:
+    """Where a model is: as given, else as written."""
+    if given is not None:
+        return given
+    if written.startswith(LOCAL):
+        raise CoefficientsError(
+            f"{path} does not say where {who} is, since it lies in an exported folder",
+            expected=f"'{written.removeprefix(LOCAL)}', as it was called there",
+            got="no path",
+            todo=f"point to it with {option}",
+        )
+    return written
 
 
 def load_coefficients(
@@ -159,8 +182,11 @@ def load_coefficients(
         )
     try:
         vectors = TaskVectors(
-            metadata["base"]["source"] if base is None else base,
-            {task: moved.get(task, entry["source"]) for task, entry in metadata["experts"].items()},
+            _opened_at(path, "the base", "--base PATH", metadata["base"]["source"], base),
+            {
+                task: _opened_at(path, f"expert '{task}'", f"--expert {task}=PATH", entry["source"], moved.get(task))
+                for task, entry in metadata["experts"].items()
+            },
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],

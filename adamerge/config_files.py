@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,22 @@ from typing import Any
 
 import yaml
 
+import adamerge
 from adamerge.errors import ConfigError
+from adamerge.public_names import PREFIX, is_public, renewed
+from adamerge.versions import refuse_later, version_of
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A file's content, before its keys are looked at.
+    """A file's content with today's names of parts, before its keys are looked at.
 
     Raises:
-        ConfigError: there is no such file, or it holds no mapping.
+        ConfigError: there is no such file, it holds no mapping, or a later version of the program wrote it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_later(version_of(text), path, ConfigError)
+        content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise ConfigError(f"no such configuration file: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -30,7 +36,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
         )
-    return content
+    found = {key: renewed(value) for key, value in content.items()}
+    _check_names(path, found)
+    return found
+
+
+def _check_names(path: Path, content: Any) -> None:
+    """Of the package itself nothing but its public names is looked up."""
+    if isinstance(content, dict):
+        name = content.get("class_path")
+        if isinstance(name, str) and name.startswith(PREFIX) and not is_public(name):
+            near = difflib.get_close_matches(name.rpartition(".")[2], adamerge.__all__, 1)
+            raise ConfigError(
+                f"{path}: adamerge has no part '{name}'", todo=f"did you mean '{PREFIX}{near[0]}'?" if near else None
+            )
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        _check_names(path, value)
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:
@@ -90,7 +111,7 @@ def overridden(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any
 
 def _parsed(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return renewed(yaml.safe_load(text))
     except yaml.YAMLError:
         return text
 

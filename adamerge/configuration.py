@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,9 +26,13 @@ from adamerge.config_files import config_files, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.modules import MergingModule
+from adamerge.public_names import current_name, renewed
+from adamerge.versions import WRITTEN_BY
 
-DEFAULT_SEARCH = "adamerge.modules.AdaptiveMerging"
+DEFAULT_SEARCH = "adamerge.AdaptiveMerging"
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
+RENEWED = "yaml with today's names"
+set_loader(RENEWED, lambda text: renewed(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
 
 
 class ConfigCLI(LightningCLI):
@@ -54,8 +59,13 @@ class ConfigCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 run=False,
-                args=data_first(args),
-                parser_kwargs={"prog": "adamerge fit", "exit_on_error": False},
+                args=[_renewed_word(word) for word in data_first(args)],
+                parser_kwargs={
+                    "prog": "adamerge fit",
+                    "exit_on_error": False,
+                    "parser_mode": RENEWED,
+                    "dump_header": [WRITTEN_BY],
+                },
             )
         except (argparse.ArgumentError, ValueError, TypeError, ImportError, MisconfigurationException) as error:
             raise self._readable(error) from error
@@ -183,6 +193,12 @@ def data_first(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def _renewed_word(word: str) -> str:
+    """``--key=value``, or one of the two, with today's name where the value is a former one."""
+    key, equals, value = word.partition("=")
+    return f"{current_name(key)}{equals}{current_name(value)}"
+
+
 def search_of(arguments: Sequence[str]) -> type[MergingModule]:
     """The module that the last ``search`` names; it decides which keys ``model`` has, so it is read before them.
 
@@ -196,7 +212,7 @@ def search_of(arguments: Sequence[str]) -> type[MergingModule]:
             named.append(word.partition("=")[2])
         elif word == "--search" and i + 1 < len(words):
             named.append(words[i + 1])
-    path = str(next((name for name in reversed(named) if name is not None), DEFAULT_SEARCH))
+    path = current_name(str(next((name for name in reversed(named) if name is not None), DEFAULT_SEARCH)))
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

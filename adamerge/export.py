@@ -15,10 +15,13 @@ from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ConfigError
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merging import merged_tensor, updates
+from adamerge.origins import base_name, origin, shown
 from adamerge.staging import staged_folder
 from adamerge.weights import nbytes_of, verify_tensors, write_weights
 
-COEFFICIENTS_FILE = "adamerge_coefficients.safetensors"
+COEFFICIENTS_FILE = "adamerge/coefficients.safetensors"
+"""In a folder of its own: loaders take every ``*.safetensors`` that lies beside the weights for weights."""
+
 SHARD = 5.0
 """GB of a weights file, at most, by default: as others write them."""
 
@@ -76,7 +79,7 @@ def export(
         copy_files(layout, [vectors.base] if task is None else [vectors.checkpoints[task], vectors.base], folder, dtype)
         if task is None:
             write_heads(coefficients, folder, dtype)
-        save_coefficients(coefficients, folder / COEFFICIENTS_FILE)
+        save_coefficients(coefficients, folder / COEFFICIENTS_FILE, origin)
         (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
         for model in models:
             model.check()  # again: nothing may have changed while it was read
@@ -139,15 +142,16 @@ def _cast(stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def card(coefficients: Coefficients) -> str:
-    """The README of an exported folder."""
+    """The README of an exported folder: models by names that others know them by, and no path of this machine."""
     vectors = coefficients.task_vectors
+    known = base_name(vectors.base, vectors.checkpoints.values())
     data = ModelCardData(
-        base_model=[vectors.base.location],
-        base_model_relation="merge",
+        base_model=[known] if known else None,
+        base_model_relation="merge" if known else None,
         tags=["merge", "adamerge"],
     )
     experts = "\n".join(
-        f"- `{task}`: `{checkpoint.location}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
+        f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
         for task, checkpoint in vectors.checkpoints.items()
     )
     table = coefficients.table()
@@ -161,7 +165,7 @@ def card(coefficients: Coefficients) -> str:
 ---
 # Merged model
 
-`{vectors.base.location}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
+`{shown(vectors.base)}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
 {type(coefficients.parametrization).__name__} coefficients after {coefficients.step} steps, with adamerge
 {adamerge.__version__}. `{COEFFICIENTS_FILE}` holds the coefficients and the recipe.
 

@@ -16,9 +16,13 @@ from adamerge.coefficients import Coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
 from adamerge.files import quoted, read_json
 from adamerge.layout import Layout
+from adamerge.links import refuse_outside
+from adamerge.origins import is_path
 from adamerge.weights import verify_tensors, write_tensors
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+PLACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
+"""Keys under which libraries write where a configuration was read from; nothing is loaded from there."""
 
 
 def check_names(layout: Layout, tasks: Sequence[str]) -> None:
@@ -116,11 +120,14 @@ def write_heads(coefficients: Coefficients, folder: Path, dtype: torch.dtype) ->
 
 
 def _copy(source: Path, target: Path, dtype: torch.dtype) -> None:
-    if source.name != CONFIG:
+    refuse_outside(source)
+    if source.name not in {CONFIG, TOKENIZER}:
         shutil.copyfile(source, target)
         return
-    config = _with_dtype(read_json(source), str(dtype).removeprefix("torch."))
-    target.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = _without_paths(read_json(source))
+    if source.name == CONFIG:
+        config = _with_dtype(config, str(dtype).removeprefix("torch."))
+    target.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:
@@ -131,3 +138,10 @@ def _with_dtype(config: Any, dtype: str) -> Any:
         key: dtype if key in {"dtype", "torch_dtype"} and isinstance(value, str) else _with_dtype(value, dtype)
         for key, value in config.items()
     }
+
+
+def _without_paths(config: Any) -> Any:
+    """The configuration, and those nested in it, without what says where on some machine it was read or made."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_paths(value) for key, value in config.items() if not (key in PLACES and is_path(value))}

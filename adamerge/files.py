@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from adamerge.errors import CheckpointError
+from adamerge.pickles import described
 
 if TYPE_CHECKING:
     import torch  # only for annotations: headers are read without it
@@ -173,8 +174,8 @@ class TensorFile:
         elif head.startswith(b"version https://git-lfs"):
             reason, todo = "it is a git-LFS pointer, a note where the weights are", "run `git lfs pull` in its folder"
         elif head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and 2 <= head[1] <= 5):
-            reason = "it is a pickle as torch.save writes it, which may run code when opened, so it was not opened"
-            todo = "convert it with code you trust: torch.load(..., weights_only=True), then safetensors' save_file"
+            what, todo = described(self.path)
+            reason = f"it is {what}, so it was not opened"
         elif length > HEADER_LIMIT:
             reason, todo = f"its header would be {length} bytes, and {HEADER_LIMIT} is the most there can be", again
         else:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import mask_statistics
+from adamerge.export import COEFFICIENTS_FILE
 from adamerge.files import read_json
 from adamerge.sources import open_checkpoint
 
@@ -83,3 +84,7 @@ def _describe_model(path: str) -> None:
     console.print(
         f"{len(checkpoint)} tensors, {sum(math.prod(checkpoint.shape(name)) for name in checkpoint):,} elements"
     )
+    if (Path(path) / COEFFICIENTS_FILE).is_file():
+        console.print(
+            f"merged by adamerge: adamerge inspect {escape(str(Path(path) / COEFFICIENTS_FILE))}", soft_wrap=True
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import Parametrization
+from adamerge.public_names import current_name
 
 
 def make_part(spec: Any, kind: type, key: str) -> Any:
@@ -35,12 +36,12 @@ def make_part(spec: Any, kind: type, key: str) -> Any:
 
 
 def find_class(path: str, key: str) -> type:
-    """A class by its full name, or by its own where ``adamerge`` offers it.
+    """A class by its full name, today's or a former one, or by its own where ``adamerge`` offers it.
 
     Raises:
         ConfigError: there is none.
     """
-    module, _, name = path.rpartition(".")
+    module, _, name = current_name(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module or "adamerge"), name)
     except (ImportError, AttributeError, ValueError) as error:

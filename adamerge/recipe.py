@@ -11,11 +11,10 @@ from typing import Any
 from adamerge.constraints import Constraint
 from adamerge.errors import CoefficientsError
 from adamerge.parametrizations import Mask, Parametrization
+from adamerge.public_names import PREFIX, current_name, public_name, public_part
 from adamerge.transforms import Transform
 
 PARTS = (Constraint, Mask, Parametrization, Transform)
-HOMES = ("adamerge.constraints", "adamerge.parametrizations", "adamerge.transforms")
-"""Modules that a recipe may name; others only with their prefix in ``plugins``."""
 
 
 def describe(part: Any) -> Any:
@@ -27,10 +26,10 @@ def describe(part: Any) -> Any:
     if isinstance(part, Mapping):
         return {str(key): describe(value) for key, value in part.items()}
     if isinstance(part, functools.partial):
-        return {"class_path": _public_path(part.func), "init_args": {k: describe(v) for k, v in part.keywords.items()}}
+        return {"class_path": public_name(part.func), "init_args": {k: describe(v) for k, v in part.keywords.items()}}
     names = [name for name in inspect.signature(type(part)).parameters if name != "task_vectors"]
     return {
-        "class_path": _public_path(type(part)),
+        "class_path": public_name(type(part)),
         "init_args": {name: describe(getattr(part, name)) for name in names},
     }
 
@@ -39,7 +38,7 @@ def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
     """The part that ``describe`` described.
 
     Raises:
-        CoefficientsError: its class is not a ``kind``, or not of ``adamerge`` or an allowed prefix.
+        CoefficientsError: its class is not a ``kind``, or neither public in ``adamerge`` nor of an allowed prefix.
     """
     return build_factory(spec, kind, plugins)()
 
@@ -47,19 +46,11 @@ def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
 def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callable[..., Any]:
     """Like ``build``, before the call."""
     try:
-        class_path, init_args = spec["class_path"], dict(spec["init_args"])
+        class_path, init_args = current_name(spec["class_path"]), dict(spec["init_args"])
         module, _, name = class_path.rpartition(".")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CoefficientsError(f"the recipe holds {spec!r:.200}, which describes no part") from error
-    if not any(f"{module}.".startswith(f"{prefix.rstrip('.')}.") for prefix in (*HOMES, *plugins)):
-        raise CoefficientsError(
-            f"the recipe names '{class_path}', which is not part of adamerge's recipes",
-            todo=f"if you trust it, pass --allow-plugins {module.split('.')[0]}",
-        )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CoefficientsError(f"the recipe names '{class_path}', which does not exist: {error}") from error
+    found = _named(module, name, plugins)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise CoefficientsError(f"the recipe names '{class_path}', which is not a {kind.__name__}")
     arguments = {}
@@ -78,11 +69,17 @@ def _nested(spec: Any, plugins: Sequence[str]) -> Any:
     return factory if issubclass(kind, Parametrization) else factory()
 
 
-def _public_path(kind: Any) -> str:
-    """The shortest path under which a package offers the class: ``adamerge.transforms.Ties``."""
-    name, parts = kind.__qualname__, kind.__module__.split(".")
-    for length in range(2, len(parts)):
-        module = ".".join(parts[:length])
-        if getattr(importlib.import_module(module), name, None) is kind:
-            return f"{module}.{name}"
-    return f"{kind.__module__}.{name}"
+def _named(module: str, name: str, plugins: Sequence[str]) -> Any:
+    """Of ``adamerge`` its public names alone, whatever the plugins; of others what they allow."""
+    path = f"{module}.{name}"
+    try:
+        if path.startswith(PREFIX):
+            return public_part(path)
+        if any(path.startswith(f"{prefix.rstrip('.')}.") for prefix in plugins):
+            return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, LookupError) as error:
+        raise CoefficientsError(f"the recipe names '{path}', which does not exist: {error}") from error
+    raise CoefficientsError(
+        f"the recipe names '{path}', which is not part of adamerge",
+        todo=f"if you trust it, pass --allow-plugins {module.split('.')[0]}",
+    )

@@ -15,8 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import adamerge
 from adamerge.errors import CheckpointError
 from adamerge.staging import staged_file
+from adamerge.versions import refuse_later
+
+WRITER = "adamerge_version"  # key of a checkpoint, beside Lightning's own
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -26,7 +30,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write the file."""
         # of a full disk torch says so only through a file that it was given open
         with staged_file(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            torch.save({**checkpoint, WRITER: adamerge.__version__}, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the file; nothing in it is executed."""
@@ -34,6 +38,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(f"{path} is corrupt or not a checkpoint of a run: {error}") from error
+        refuse_later(loaded.get(WRITER), path, CheckpointError)
         return loaded
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from adamerge.backbones import Backbone
 from adamerge.blocks import BlockCopy
 from adamerge.coefficients import Coefficients, load_coefficients
+from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
 from adamerge.copies import Copy, WholeCopy
@@ -202,7 +202,7 @@ def copy_for_scores(copies: Sequence[Copy]) -> Copy:
 
 
 def _configuration(run: Path) -> Any:
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return read_config(run / "config.yaml")
 
 
 def _modules(configuration: Any) -> set[str]:

@@ -15,6 +15,7 @@ from adamerge.adapters import AdapterCheckpoint, is_adapter
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile, listed, quoted, read_json
+from adamerge.pickles import described
 from adamerge.renamed import under_names_of
 from adamerge.untrusted_settings import refuse_harmful
 
@@ -145,7 +146,7 @@ def _open_files(folder: Path) -> list[TensorFile]:
     pickles = [name for name in names if Path(name).suffix in _PICKLES]
     if pickles:
         what = f"{quoted(folder)} has its weights only as pickle, which may run code when opened: {listed(pickles)}"
-        raise CheckpointError(what, todo="look for a safetensors version, or convert it with code you trust")
+        raise CheckpointError(what, todo=f"look for a safetensors version, or {described(folder / pickles[0])[1]}")
     raise CheckpointError(
         f"{quoted(folder)} has no .safetensors file",
         got=listed(names) or "an empty folder",

@@ -95,9 +95,7 @@ def test_its_change_is_the_merge_and_its_ranks_are_sums(lora, tmp_path, kind, sc
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert config["r"] == config["lora_alpha"] and config["rank_pattern"] == config["alpha_pattern"]
     assert {value.dtype for value in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.float32}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        [CONFIG, WEIGHTS, "README.md", "adamerge_coefficients.safetensors"]
-    )
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, "README.md", "adamerge"])
 
 
 def test_the_adapter_is_an_expert_again(lora, tmp_path):

@@ -57,7 +57,7 @@ def rewritten(saved, change, signed=True):
 
 def test_the_sections_come_by_name_and_shape(saved):
     metadata, sections = read_coefficients(saved)
-    assert metadata["format"] == 1 and sections.keys() == {"w", "mask", "buffer"} and sections["buffer"] == {}
+    assert metadata["format"] == 2 and sections.keys() == {"w", "mask", "buffer"} and sections["buffer"] == {}
     assert sections["w"].keys() == sections["mask"].keys() == {"a.w", "s"}
     assert sections["mask"]["a.w"].tolist() == [[-3, -2, -1], [0, 1, 2]] and sections["mask"]["s"].shape == ()
     assert sections["w"]["s"].shape == (2, 1)

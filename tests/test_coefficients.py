@@ -95,7 +95,7 @@ def test_the_file_is_fp32_and_readable_without_this_package(saved):
         assert sorted(file.keys()) == ["w/a.weight", "w/b"]
         assert file.get_tensor("w/b").dtype == torch.float32
         metadata = json.loads(file.metadata()["adamerge"])
-    assert metadata["format"] == 1 and list(metadata["experts"]) == ["cars", "dtd"]
+    assert metadata["format"] == 2 and list(metadata["experts"]) == ["cars", "dtd"]
     assert metadata["parametrization"]["init_args"]["constraint"]["init_args"] == {"low": 0.0, "high": 1.0}
     assert len(metadata["states"][0]["thresholds"]) == 2
 
@@ -246,7 +246,7 @@ def test_the_digest_covers_every_field(saved, tmp_path, change):
 
 CHUNKS, SCALE = "adamerge.parametrizations.ImportanceChunkWise", "adamerge.transforms.Scale"
 DAMAGE = {
-    "version": set_("format", 2),
+    "version": set_("format", 3),
     "no version": lambda m: m.pop("format") and None,
     "a field too many": set_("extra", 1),
     "a field too few": lambda m: m.pop("step") and None,

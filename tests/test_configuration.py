@@ -205,7 +205,7 @@ def test_either_order_of_the_files_gives_the_same_settings(pool_file):
     assert settings_of(f"--config={LAYER_WISE}", "-c", pool_file) == pool_first
     assert pool_first["trainer"]["max_steps"] == 500 and pool_first["seed_everything"] == 0
     assert pool_first["model"]["parametrization"]["class_path"].endswith("LayerWise")
-    assert pool_first["data"]["class_path"] == "adamerge.data.ImageCalibration"
+    assert pool_first["data"]["class_path"] == "adamerge.ImageCalibration"
 
 
 def test_the_last_word_wins(pool_file, tmp_path):

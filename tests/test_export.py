@@ -104,19 +104,26 @@ def test_the_folder_loads_in_open_clip_with_the_logits_of_the_merged_model(pool,
     assert run.returncode == 0, run.stderr
 
 
-def test_the_folder_holds_config_card_and_coefficients_and_nothing_else(learned, tmp_path):
+def test_the_folder_holds_config_card_and_coefficients_and_nothing_else(pool, learned, tmp_path):
     loaded = load_coefficients(learned)
     assert export(loaded, tmp_path / "out") == tmp_path / "out"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        ["README.md", COEFFICIENTS_FILE, "open_clip_config.json", "open_clip_model.safetensors"]
+        ["README.md", "adamerge", "open_clip_config.json", "open_clip_model.safetensors"]
     )
+    assert [p.name for p in (tmp_path / "out" / "adamerge").iterdir()] == ["coefficients.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / COEFFICIENTS_FILE).read_bytes() == learned.read_bytes()
     assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 16
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nbase_model:") and "- seed: 1" in card and "`colours`" in card and "`shapes`" in card
-    # again from the exported folder's own copy: the same weights
-    export(load_coefficients(tmp_path / "out" / COEFFICIENTS_FILE), tmp_path / "again")
+    assert card.startswith("---\ntags:") and "- seed: 1" in card and "`colours`" in card and "`shapes`" in card
+    # again from the exported folder's own copy: the same weights, once it is told where the models are
+    with pytest.raises(CoefficientsError, match="does not say where the base is") as found:
+        load_coefficients(tmp_path / "out" / COEFFICIENTS_FILE)
+    assert found.value.todo == "point to it with --base PATH" and "'base'" in str(found.value)
+    again = load_coefficients(tmp_path / "out" / COEFFICIENTS_FILE, pool["base"], pool["experts"])
+    assert all(
+        torch.equal(value, loaded.parametrization.values()[g]) for g, value in again.parametrization.values().items()
+    )
+    export(again, tmp_path / "again")
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "README.md", COEFFICIENTS_FILE):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 

@@ -27,7 +27,7 @@ def vectors() -> TaskVectors:
 
 def test_a_factory_is_described_and_built_as_a_factory(vectors):
     spec = json.loads(json.dumps(describe(functools.partial(ChunkWise, init=0.2, chunks=4, constraint=Free()))))
-    assert spec["class_path"] in {"adamerge.ChunkWise", "adamerge.parametrizations.ChunkWise"}
+    assert spec["class_path"] == "adamerge.ChunkWise"
     built = build_factory(spec, Parametrization)(vectors)
     assert (type(built), built.init, built.chunks, type(built.constraint)) == (ChunkWise, 0.2, 4, Free)
 
@@ -71,11 +71,11 @@ def test_a_parametrization_inside_another_is_built_as_a_factory():
 
 
 def test_the_shape_of_a_recipe():
-    """What other programs read: public paths and constructor arguments, nothing else."""
-    assert describe(Ties(0.3)) == {"class_path": "adamerge.transforms.Ties", "init_args": {"keep": 0.3}}
+    """What other programs read: public names and constructor arguments, nothing else."""
+    assert describe(Ties(0.3)) == {"class_path": "adamerge.Ties", "init_args": {"keep": 0.3}}
     spec = describe(functools.partial(LayerWise, constraint=Clamp(-1.0, 2.0)))
-    constraint = {"class_path": "adamerge.constraints.Clamp", "init_args": {"low": -1.0, "high": 2.0}}
-    assert spec == {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"constraint": constraint}}
+    constraint = {"class_path": "adamerge.Clamp", "init_args": {"low": -1.0, "high": 2.0}}
+    assert spec == {"class_path": "adamerge.LayerWise", "init_args": {"constraint": constraint}}
     plain = [None, True, 3, 0.1, "text"]
     assert describe(plain) == plain and describe(tuple(plain)) == plain
 
@@ -121,6 +121,25 @@ def test_a_foreign_class_needs_its_prefix_and_is_named():
     inside = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"constraint": spec}}
     with pytest.raises(CoefficientsError, match="not a part of a recipe"):
         build_factory(inside, Parametrization, ["fractions"])
+
+
+def test_no_prefix_opens_the_package_itself(monkeypatch):
+    """A run's configuration names ``adamerge.Something``; nothing private becomes reachable by that."""
+    for path in ("adamerge.export.export", "adamerge.cli.main", "adamerge.layout.Layout", "adamerge.staging._remove"):
+        for plugins in (["adamerge"], ["adamerge."], [path], [path.rpartition(".")[0]]):
+            with pytest.raises(CoefficientsError, match=f"'{path}', which does not exist"):
+                build({"class_path": path, "init_args": {}}, object, plugins)
+    with pytest.raises(CoefficientsError, match="not a type"):
+        build({"class_path": "adamerge.load_coefficients", "init_args": {}}, type)
+
+
+def test_former_homes_are_looked_up_and_not_imported(monkeypatch):
+    gone = {"adamerge.gone.deep.Ties": "adamerge.Ties", "adamerge.gone.Clamp": "adamerge.Clamp"}
+    monkeypatch.setattr("adamerge.public_names.FORMER", gone)
+    assert build({"class_path": "adamerge.gone.deep.Ties", "init_args": {"keep": 0.3}}, Transform).keep == 0.3
+    inside = {"class_path": "adamerge.gone.Clamp", "init_args": {"low": -1.0}}
+    spec = {"class_path": "adamerge.LayerWise", "init_args": {"constraint": inside}}
+    assert build_factory(spec, Parametrization).keywords["constraint"].low == -1.0
 
 
 @pytest.mark.parametrize("name", ["Nothing", "", "TIES", "Ties.apply"])

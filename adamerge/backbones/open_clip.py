@@ -23,6 +23,7 @@ from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import read_json
 from adamerge.layout import Layout
+from adamerge.links import refuse_links_outside
 from adamerge.untrusted_settings import refuse_harmful
 
 CONFIG = "open_clip_config.json"
@@ -46,6 +47,7 @@ class OpenClipClassifier(Backbone):
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
         self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
         if folder.is_dir():
+            refuse_links_outside(folder)
             refuse_harmful(folder)
             config, identifier = read_json(folder / CONFIG), f"local-dir:{folder}"
             if not isinstance(config.get("model_cfg"), dict):

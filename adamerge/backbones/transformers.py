@@ -19,6 +19,7 @@ from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.layout import Layout
 from adamerge.leftovers import is_leftover
+from adamerge.links import refuse_links_outside
 from adamerge.sources import open_checkpoint
 
 TOKENIZER_FILES = (
@@ -72,6 +73,7 @@ class TransformersBackbone(Backbone):
             raise CheckpointError(f"'{model}' is a file", expected="the model's folder, with its config.json")
         checkpoint = open_checkpoint(model)
         self.folder = checkpoint.sources[0].parent
+        refuse_links_outside(self.folder)
         self.outlined = _OUTLINED.get()
         place = {"device_map": "meta"} if self.outlined else {}
         self.network, information = self.load(loader, dtype=self.computes_in, output_loading_info=True, **place)

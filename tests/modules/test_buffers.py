@@ -28,7 +28,7 @@ from adamerge.coefficients import load_coefficients, save_coefficients
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import means
-from adamerge.export import export
+from adamerge.export import COEFFICIENTS_FILE, export
 from adamerge.modules import AdaptiveMerging, BilevelMerging
 from adamerge.modules.buffers import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.objectives import Entropy
@@ -350,7 +350,8 @@ def test_a_stranger_loads_them_and_computes_what_the_trainer_computed(fitted, re
     expert = loaded.task_vectors.checkpoints["two"]
     assert torch.equal(written["classifier.1.weight"], expert["classifier.1.weight"]), "heads are the expert's"
     assert "recalibrated_buffers: 1" in (place / "model" / "README.md").read_text()
-    again = load_coefficients(place / "model" / "adamerge_coefficients.safetensors")
+    models = {task: model.location for task, model in loaded.task_vectors.checkpoints.items()}
+    again = load_coefficients(place / "model" / COEFFICIENTS_FILE, base.location, models)
     assert all(torch.equal(again.buffers[name], value) for name, value in loaded.buffers.items())
 
 
