@@ -26,6 +26,7 @@ _HOMES = {
     "Concrete": "parametrizations",
     "Constraint": "constraints",
     "Copy": "copies",
+    "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
     "Disk": "storage",
     "DistanceToInitial": "penalties",
@@ -77,6 +78,8 @@ _HOMES = {
     "Storage": "storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "penalties",
+    "SurestOfAll": "objectives",
+    "SurestOfPredicted": "objectives",
     "TaskVectors": "task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "modules",
@@ -85,6 +88,7 @@ _HOMES = {
     "TextTask": "data",
     "Ties": "transforms",
     "Transform": "transforms",
+    "Trust": "objectives",
     "Unchanged": "objectives",
     "View": "objectives",
     "VisionLanguage": "backbones",
@@ -138,6 +142,7 @@ if TYPE_CHECKING:
         TeacherFiles,
     )
     from adamerge.objectives import (
+        CropAndFlip,
         CrossEntropy,
         Entropy,
         FlipAndShift,
@@ -147,6 +152,9 @@ if TYPE_CHECKING:
         PseudoLabel,
         RandomOperations,
         Sum,
+        SurestOfAll,
+        SurestOfPredicted,
+        Trust,
         Unchanged,
         View,
     )

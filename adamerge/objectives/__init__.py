@@ -4,12 +4,15 @@ from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment
 from adamerge.objectives.base import Course, Objective
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
+from adamerge.objectives.operations import RandomOperations
 from adamerge.objectives.pseudo_label import PseudoLabel
 from adamerge.objectives.sums import Sum
-from adamerge.objectives.views import FlipAndShift, RandomOperations, Unchanged, View
+from adamerge.objectives.trust import SurestOfAll, SurestOfPredicted, Trust
+from adamerge.objectives.views import CropAndFlip, FlipAndShift, Unchanged, View
 
 __all__ = [
     "Course",
+    "CropAndFlip",
     "CrossEntropy",
     "Entropy",
     "FlipAndShift",
@@ -19,6 +22,9 @@ __all__ = [
     "PseudoLabel",
     "RandomOperations",
     "Sum",
+    "SurestOfAll",
+    "SurestOfPredicted",
+    "Trust",
     "Unchanged",
     "View",
 ]
