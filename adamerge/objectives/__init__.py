@@ -1,6 +1,6 @@
 """Objectives: what drives the coefficients; one file an idea."""
 
-from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment
+from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, SummedHiddenAlignment
 from adamerge.objectives.base import Course, Objective
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
@@ -22,6 +22,7 @@ __all__ = [
     "PseudoLabel",
     "RandomOperations",
     "Sum",
+    "SummedHiddenAlignment",
     "SurestOfAll",
     "SurestOfPredicted",
     "Trust",

@@ -30,10 +30,10 @@ class PseudoLabel(Objective):
     omega rising linearly from ``threshold`` in the first step towards 1. The loss is the mean of
     ``-sum_c q_c log p_c(strong view)`` over the samples that count.
 
-    The defaults are the paper's. Its exponent is 1/2 (equation 16), T = 2: it calls that sharpening, and it flattens. T = 1/2,
-    which squares and so sharpens, ``SurestOfPredicted`` and other views are choices of one's own. The released code does
-    neither: its factor cancels, and it trusts every sample for ever, so that it descends the cross-entropy to the base's own
-    predictions.
+    The defaults are the paper's. Its exponent is 1/2 (equation 16), T = 2: it calls that sharpening, and it flattens.
+    T = 1/2, which squares and so sharpens, ``SurestOfPredicted`` and other views are choices of one's own. The released code
+    does neither: its factor cancels, and it trusts every sample for ever, so that it descends the cross-entropy to the base's
+    own predictions.
 
     Args:
         weak: view for the pseudo-labels; None for the samples as they are.

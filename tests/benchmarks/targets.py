@@ -53,7 +53,9 @@ def measure(
                 if str(seed) in scores:
                     continue
                 task = [f"--data.only=[{target}]", f"--leave_out=[{target}]"]
-                run = fitted(pool, method, folder, [*task, *changes, f"--data.seed={seed}", f"--seed_everything={seed}"])
+                run = fitted(
+                    pool, method, folder, [*task, *changes, f"--data.seed={seed}", f"--seed_everything={seed}"]
+                )
                 cli = ConfigCLI(["--config", str(run / "config.yaml")])
                 scorer = Scorer(cli.model.merged.backbone, cli.datamodule, cli.model.merged.task_vectors, "test")
                 rows.setdefault("base", means(scorer.base())[target])
