@@ -244,7 +244,7 @@ def test_the_search_for_masks_from_every_storage(storage):
 
 
 @pytest.mark.parametrize("make", [partial(search, LayerWise), masks], ids=["adaptive", "bilevel"])
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "HiddenAlignment"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "Hidden" not in name])
 def test_every_objective(name, make):
     labelled = OBJECTIVES[name]().labelled
     watch = fit(
@@ -254,7 +254,7 @@ def test_every_objective(name, make):
     assert watch.passes == (4 if name in {"PseudoLabel", "Sum"} else 0)
 
 
-@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment"])
+@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment", "SummedHiddenAlignment"])
 def test_a_language_model_whose_positions_count_or_not(name):
     fit(
         lambda teachers: AdaptiveMerging(
