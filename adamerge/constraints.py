@@ -110,12 +110,12 @@ class Sigmoid(Constraint):
 
 
 class Softmax(Constraint):
-    """Softmax over the experts: the coefficients of each group are positive and sum to 1."""
+    """Softmax over the experts: the coefficients of each group are positive and sum to 1; all start at 1 / experts."""
 
     def __call__(self, w: Tensor) -> Tensor:
         """``softmax(w)`` over dimension 0, the experts."""
         return torch.softmax(w, dim=0)
 
     def raw(self, coefficient: float) -> float:
-        """0: experts that all have the same initial coefficient share equally, whatever it is."""
+        """0: experts that all have the same initial coefficient share equally; no other one can be had."""
         return 0.0

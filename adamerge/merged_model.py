@@ -172,7 +172,7 @@ class MergedModel(nn.Module):
         scalar: Tensor = PullBack.apply(loss, partial(self._contract, way_back), *way_back.parameters)
         return scalar
 
-    def forward(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def forward(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """What the network makes of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
         return self.backbone.encode(inputs, hidden)
 

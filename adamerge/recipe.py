@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adamerge.constraints import Constraint
+from adamerge.constraints import Constraint, Softmax
 from adamerge.errors import CoefficientsError
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.public_names import PREFIX, current_name, public_name, public_part
@@ -57,6 +57,8 @@ def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callabl
     for key, value in init_args.items():
         nested = isinstance(value, dict) and value.keys() == {"class_path", "init_args"}
         arguments[key] = _nested(value, plugins) if nested else value
+    if isinstance(arguments.get("constraint"), Softmax):
+        arguments["init"] = None  # files of 0.1 hold what was asked for; it never started elsewhere
     return functools.partial(found, **arguments)
 
 

@@ -7,6 +7,7 @@ import math
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,11 @@ from adamerge.coefficients import (
     load_coefficients,
     save_coefficients,
 )  # fmt: skip
-from adamerge.constraints import Projection
+from adamerge.constraints import Projection, Softmax
 from adamerge.errors import CheckpointError, CoefficientsError
 from adamerge.files import TensorFile
 from adamerge.layout import Layout
-from adamerge.parametrizations import LayerWise
+from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -88,6 +89,25 @@ def test_the_table_is_by_name_after_the_constraint(saved):
     table = load_coefficients(saved).table()
     assert table.keys() == {"a.weight", "b"}
     assert table["b"] == {"cars": [pytest.approx(0.3)], "dtd": [pytest.approx(0.4)]}
+
+
+def test_a_file_whose_softmax_was_asked_to_start_elsewhere_still_loads(models, tmp_path):
+    """Version 0.1 wrote the init that was asked for; the softmax had started at 1 / experts all the same."""
+    vectors = TaskVectors(**models)
+    shares = partial(LayerWise, init=None, constraint=Softmax())
+    for parametrization in (shares(vectors), Concrete(vectors, shares)):
+        save_coefficients(Coefficients(vectors, parametrization), tmp_path / "new.safetensors")
+        values = {f"w/{name}": torch.tensor([[1.0], [2.0]]) for name in vectors}
+        values |= {f"mask/{name}": logits.detach() for name, logits in parametrization.masks().items()}
+
+        def as_it_was(metadata: dict) -> None:
+            arguments = metadata["parametrization"]["init_args"]
+            (arguments["inner"]["init_args"] if "inner" in arguments else arguments)["init"] = 0.3
+
+        old = rewritten(tmp_path / "new.safetensors", tmp_path / "old.safetensors", as_it_was, values)
+        loaded = load_coefficients(old).parametrization
+        assert loaded.initial == 0.5
+        assert loaded.coefficients()["b"][:, 0].tolist() == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
 
 
 def test_the_file_is_fp32_and_readable_without_this_package(saved):

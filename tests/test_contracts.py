@@ -185,6 +185,8 @@ GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS
 def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
     if kind.__name__ == "ImportanceChunkWise":
         arguments["allocation"] = {name: ALLOCATION[name] for name in vectors}
+    if isinstance(arguments.get("constraint"), adamerge.constraints.Softmax):
+        arguments["init"] = None  # it starts nowhere else
     return kind(vectors, **{"init": 0.3, **arguments})
 
 
@@ -533,6 +535,7 @@ OTHER_ARGUMENTS = {
     "Ties": {"keep": 0.45}, "Clamp": {"low": -0.5, "high": 1.5}, "Projection": {"low": -0.25, "high": 0.75},
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
     "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
+    "SummedHiddenAlignment": {"layers": [0.5]},
     "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
     "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
@@ -543,7 +546,7 @@ OTHER_ARGUMENTS = {
     "CoefficientNorm": {"weight": 0.25, "order": 2.0},
     "PseudoLabel": {
         "weak": adamerge.objectives.FlipAndShift(), "strong": adamerge.objectives.RandomOperations(), "temperature": 0.7,
-        "threshold": 0.8, "share": 0.5, "limit": 7, "part": 0.5, "seed": 3,
+        "trust": adamerge.objectives.SurestOfPredicted(), "threshold": 0.8, "share": 0.5, "limit": 7, "part": 0.5, "seed": 3,
     },
     "SoftMask": {"seed": 3, "draw": 4}, "BinaryMask": {"seed": 5}, "HardMask": {"threshold": 0.25},
 }  # fmt: skip
@@ -628,6 +631,10 @@ HAND = {
     "LogitAlignment": Hand([math.log(3) - 1.5 * math.log(2), 0.0], divergences, teacher=TAUGHT),
     "HiddenAlignment": Hand(
         [2.5, 8.0], lambda z: torch.tensor([2.5, 8.0]) + 0 * z.sum(), {"layers": [1]}, None,
+        Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    "SummedHiddenAlignment": Hand(
+        [5.0, 16.0], lambda z: torch.tensor([5.0, 16.0]) + 0 * z.sum(), {"layers": [0.5]}, None,
         Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
     ),
     "PseudoLabel": Hand(

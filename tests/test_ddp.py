@@ -270,12 +270,13 @@ import torch
 from lightning import Trainer
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from adamerge.modules import AdaptiveMerging
-from adamerge.objectives import PseudoLabel
+from adamerge.objectives import PseudoLabel, Unchanged
 from adamerge.parametrizations import LayerWise
 from adamerge.selection import HighestScore, KeepBest
 
 torch.set_num_threads(1)
-module = AdaptiveMerging(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), PseudoLabel(), 0.05)
+objective = PseudoLabel(strong=Unchanged())
+module = AdaptiveMerging(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective, 0.05)
 trainer = Trainer(**QUIET, max_steps=12, max_epochs=1, devices=2, strategy="ddp", callbacks=[KeepBest(HighestScore(), 3)])
 trainer.fit(module, ToyPoints(batch_size=9))
 found = module.coefficients().protocol["selection"]

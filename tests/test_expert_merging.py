@@ -19,7 +19,7 @@ from adamerge.constraints import Free, Sigmoid
 from adamerge.merged_model import MergedModel
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
-from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum
+from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHiddenAlignment
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.penalties import DistanceToInitial
 
@@ -31,9 +31,13 @@ ROUNDINGS = 2 * 2 * (5 + WIDTH + 4) + 8 + 4
 
 
 class Paper:
-    """L = sum_k beta_k (T^2 KL + lambda_hid MSE) + gamma / (K L) sum |alpha - abar|, alpha = sigmoid(w)."""
+    """L = sum_k beta_k (T^2 KL + lambda_hid HID) + gamma / (K L) sum |alpha - abar|, alpha = sigmoid(w).
 
-    def __init__(self, batch_size: int) -> None:
+    HID is the mean square over layers 1 and 2, or the sum of squared norms over them.
+    """
+
+    def __init__(self, batch_size: int, summed: bool = False) -> None:
+        self.summed = summed
         base, experts = toy_weights(TASKS)
         self.base = {name: value.double() for name, value in base.items()}
         self.experts = {task: {n: v.double() for n, v in expert.items()} for task, expert in experts.items()}
@@ -63,8 +67,11 @@ class Paper:
                 counted = sample["counts"]
                 log_p, log_q = (logits.div(TEMPERATURE).log_softmax(-1)[counted] for logits in (zk, z))
                 kl = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-                mse = sum((ours[i] - theirs[i])[counted].square().mean() for i in (1, 2)) / 2
-                losses.append(kl + HIDDEN * mse)
+                squares = [(ours[i] - theirs[i])[counted].square() for i in (1, 2)]
+                hid = sum(each.mean() for each in squares) / 2
+                if self.summed:
+                    hid = sum(each.sum(-1).mean() for each in squares)
+                losses.append(kl + HIDDEN * hid)
             total = total + BETA[task] * torch.stack(losses).mean()
         return total
 
@@ -72,8 +79,11 @@ class Paper:
 PLAIN = partial(SGD, lr=1.0)
 
 
-def module_of(optimizer=PLAIN, lr=0.5, lr_scheduler=None, micro_batch=None) -> AdaptiveMerging:
-    objective = Sum([LogitAlignment(TEMPERATURE), HiddenAlignment([1, -1])], [1.0, HIDDEN])
+def module_of(optimizer=PLAIN, lr=0.5, lr_scheduler=None, micro_batch=None, summed=False) -> AdaptiveMerging:
+    hidden = (
+        SummedHiddenAlignment([0.5, -1]) if summed else HiddenAlignment([1, -1])
+    )  # two blocks: the middle is state 1
+    objective = Sum([LogitAlignment(TEMPERATURE), hidden], [1.0, HIDDEN])
     parametrization = partial(LayerWise, init=PRIOR, constraint=Sigmoid())
     return AdaptiveMerging(
         ToyLanguage(), toy_vectors(TASKS), parametrization, objective, lr, optimizer, DistanceToInitial(GAMMA), BETA,
@@ -93,9 +103,9 @@ def moved(module: AdaptiveMerging) -> AdaptiveMerging:
     return module
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_loss_and_gradient_are_the_papers(micro_batch):
-    paper, module, gradients = Paper(4), moved(module_of(micro_batch=micro_batch)), []
+@pytest.mark.parametrize(("micro_batch", "summed"), [(None, False), (3, False), (3, True)])
+def test_loss_and_gradient_are_the_papers(micro_batch, summed):
+    paper, module, gradients = Paper(4, summed), moved(module_of(micro_batch=micro_batch, summed=summed)), []
     w = module.merged.parametrization.w.detach().double().requires_grad_(True)
     module.merged.parametrization.w.register_hook(lambda gradient: gradients.append(gradient.clone()))
     toy_fit(module, ToyTexts(TASKS), 1)

@@ -41,6 +41,7 @@ ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 BACKBONES = ["open_clip", *KINDS]
 EXPERTS = ["dense", "lora"]
 CONSTRAINTS = ["Free", "Clamp", "Projection", "Sigmoid", "Softmax"]
+INIT = {**dict.fromkeys(CONSTRAINTS, 0.3), "Softmax": None}
 PARAMETRIZATIONS: dict[str, dict[str, Any]] = {
     "TaskWise": {}, "BlockWise": {}, "LayerWise": {}, "ChunkWise": {"chunks": 3}, "RandomPartition": {"parts": 3},
     "ImportanceChunkWise": {"budget": 1.5}, "Concrete": {},
@@ -50,8 +51,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CrossEntropy": objectives.CrossEntropy,
     "LogitAlignment": objectives.LogitAlignment,
     "HiddenAlignment": partial(objectives.HiddenAlignment, [-1]),
+    "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0.5]),
     "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
-    "PseudoLabel": objectives.PseudoLabel,
+    "PseudoLabel": partial(objectives.PseudoLabel, strong=objectives.Unchanged()),
 }
 LANGUAGE = {*CAUSAL, "t5", "t5_untied", *VISION_LANGUAGE}
 OF_IMAGES = {"open_clip", "vit", "resnet", "clip"}
@@ -138,7 +140,7 @@ def vectors_of(pool: dict[str, Any]) -> TaskVectors:
 
 
 def parametrization_of(name: str, constraint: str, vectors: TaskVectors) -> Parametrization:
-    arguments = {"constraint": getattr(constraints, constraint)(), "init": 0.3}
+    arguments = {"constraint": getattr(constraints, constraint)(), "init": INIT[constraint]}
     if name == "Concrete":
         return parametrizations.Concrete(vectors, partial(LayerWise, **arguments))
     if name == "ImportanceChunkWise":
@@ -339,7 +341,10 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
     data = data_config(kind, root)
     chosen = OBJECTIVES[objective]()
     data["init_args"]["labelled"] = chosen.labelled
-    init: dict[str, Any] = {"init": 0.3, "constraint": {"class_path": f"adamerge.constraints.{constraint}"}}
+    init: dict[str, Any] = {
+        "init": INIT[constraint],
+        "constraint": {"class_path": f"adamerge.constraints.{constraint}"},
+    }
     if name == "Concrete":
         init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}
     if name == "ImportanceChunkWise":

@@ -206,8 +206,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CrossEntropy": objectives.CrossEntropy,
     "LogitAlignment": partial(objectives.LogitAlignment, 2.0),
     "HiddenAlignment": partial(objectives.HiddenAlignment, [0, -1]),
-    "PseudoLabel": PseudoLabel,
-    "Sum": lambda: objectives.Sum([Entropy(), PseudoLabel()], [1.0, 0.5]),
+    "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0, -1]),
+    "PseudoLabel": partial(PseudoLabel, strong=objectives.Unchanged()),
+    "Sum": lambda: objectives.Sum([Entropy(), PseudoLabel(strong=objectives.Unchanged())], [1.0, 0.5]),
 }
 
 
@@ -243,7 +244,7 @@ def test_the_search_for_masks_from_every_storage(storage):
 
 
 @pytest.mark.parametrize("make", [partial(search, LayerWise), masks], ids=["adaptive", "bilevel"])
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "HiddenAlignment"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "Hidden" not in name])
 def test_every_objective(name, make):
     labelled = OBJECTIVES[name]().labelled
     watch = fit(
@@ -253,7 +254,7 @@ def test_every_objective(name, make):
     assert watch.passes == (4 if name in {"PseudoLabel", "Sum"} else 0)
 
 
-@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment"])
+@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment", "SummedHiddenAlignment"])
 def test_a_language_model_whose_positions_count_or_not(name):
     fit(
         lambda teachers: AdaptiveMerging(
@@ -308,11 +309,14 @@ def test_networks_of_images(kind, lora, part, storage, tmp_path):
 
 @pytest.mark.parametrize("kind", ["Clamp", "Projection", "Sigmoid", "Softmax"])
 def test_every_constraint(kind):
-    part = partial(LayerWise, constraint=getattr(constraints, kind)())
+    part = partial(LayerWise, init=None, constraint=getattr(constraints, kind)())
     fit(lambda teachers: search(part, Entropy(), Resident(), teachers))
 
 
-@pytest.mark.parametrize("view", [objectives.FlipAndShift(), objectives.RandomOperations(), objectives.Unchanged()])
+@pytest.mark.parametrize(
+    "view",
+    [objectives.FlipAndShift(), objectives.CropAndFlip(), objectives.RandomOperations(), objectives.Unchanged()],
+)
 def test_every_view(view):
     """Images on the device, seeds on the host: which operation a sample gets is known without asking."""
     images, seeds = torch.zeros(12, 3, 8, 8, dtype=torch.uint8, device=META), seeds_of(0, 3, torch.arange(12))

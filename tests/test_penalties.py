@@ -75,7 +75,7 @@ def test_it_counts_every_coefficient_alike_and_after_the_constraint(vectors):
 
 
 def test_it_is_zero_at_the_start_under_softmax_too(vectors):
-    penalty = DistanceToInitial()(TaskWise(vectors, init=0.3, constraint=Softmax()))
+    penalty = DistanceToInitial()(TaskWise(vectors, init=None, constraint=Softmax()))
     assert float(penalty.detach()) == pytest.approx(0.0, abs=1e-7)
 
 

@@ -11,6 +11,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from adamerge.backbones import Backbone, Encoded, Inputs
+from adamerge.backbones.hidden import state_number
 from adamerge.data import Calibration, Vocabulary
 from adamerge.layout import Layout
 from adamerge.task_vectors import TaskVectors
@@ -70,7 +71,7 @@ class ToyLanguage(Backbone):
         states = [self.network.embed(inputs["tokens"])]
         for block in self.network.blocks:
             states.append(torch.tanh(block(states[-1])))
-        chosen = tuple(states[number] for number in hidden)
+        chosen = tuple(states[state_number(number, len(states))] for number in hidden)
         return Encoded(self.network.out(states[-1]), chosen, inputs["counts"], inputs["counts"])
 
     def output(self, encoded: Encoded, task: str) -> Any:

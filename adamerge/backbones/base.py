@@ -212,13 +212,13 @@ class Backbone(ABC):
         """One decoded sample to the compact tensors that are cached and moved to the device; sequences unpadded."""
 
     @abstractmethod
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Preprocessed inputs ``(samples, ...)``, of any mixture of tasks.
 
         Args:
             inputs: a batch.
             hidden: numbers of the hidden states wanted: 0 is what enters the first block, ``i`` what leaves the i-th;
-                negative ones count from the last.
+                negative ones count from the last, and what lies between 0 and 1 is a share of the depth.
 
         Raises:
             ConfigError: there is no such hidden state.

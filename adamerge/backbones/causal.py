@@ -66,7 +66,7 @@ class CausalLM(TransformersBackbone):
             )
         return token_inputs(ids, predicted if self.response_only else None, self.max_length)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Last hidden states after the final norm; a position counts when the next token is to be predicted."""
         assert isinstance(inputs, dict)
         attended = inputs["attention_mask"]

@@ -47,7 +47,7 @@ class SequenceClassifier(ExpertHeads):
         """
         return text_inputs(self.tokenizer, sample, self.max_length)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """What would enter the head; hidden states count where there is text."""
         inputs = repadded(inputs, self.network.config.pad_token_id)
         output = self.network(**inputs, output_hidden_states=bool(hidden))
@@ -101,7 +101,7 @@ class SentenceClassifier(TransformersBackbone):
         """
         return text_inputs(self.tokenizer, sample, self.max_length)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Mean of the last hidden states over the text, ``(samples, width)``, not normalised."""
         inputs = repadded(inputs, self.network.config.pad_token_id)
         output = self.network(**inputs, output_hidden_states=bool(hidden))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
+from adamerge.backbones.hidden import state_number
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
@@ -130,7 +131,7 @@ class OpenClipClassifier(Backbone):
         """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""
         return self._transform(sample)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """uint8 ``(samples, 3, height, width)`` to features, not normalised, and hidden states of the image tower."""
         assert isinstance(inputs, Tensor)
         images = self.normalise(inputs).to(self.network.logit_scale.dtype)
@@ -162,28 +163,29 @@ class OpenClipClassifier(Backbone):
 
 
 @contextmanager
-def captured(blocks: Sequence[nn.Module], numbers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """A list that the hidden states of these numbers fill, in their order, during one forward pass.
+def captured(blocks: Sequence[nn.Module], numbers: Sequence[float]) -> Iterator[list[Tensor]]:
+    """A list that the hidden states of these numbers, and no others, fill in their order during one forward pass.
 
     Args:
         blocks: that hand a tensor on, one after the other.
-        numbers: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones count from the last.
+        numbers: as ``state_number`` reads them.
 
     Raises:
         ConfigError: there is no such hidden state.
     """
-    count = len(blocks) + 1
-    wrong = [number for number in numbers if not -count <= number < count]
-    if wrong:
-        raise ConfigError(f"there is no hidden state {wrong[0]}", expected=f"0 to {count - 1}, or -1 to -{count}")
+    wanted = [state_number(number, len(blocks) + 1) for number in numbers]
     found: dict[int, Tensor] = {}
     states: list[Tensor] = []
-    handles = [blocks[0].register_forward_pre_hook(lambda module, inputs: found.update({0: inputs[0]}))]
-    for i, block in enumerate(blocks, 1):
-        handles.append(block.register_forward_hook(lambda module, inputs, output, i=i: found.update({i: output})))
+    handles = []
+    for i in set(wanted):
+        if i == 0:
+            hook = blocks[0].register_forward_pre_hook(lambda module, inputs: found.update({0: inputs[0]}))
+        else:
+            hook = blocks[i - 1].register_forward_hook(lambda module, inputs, output, i=i: found.update({i: output}))
+        handles.append(hook)
     try:
         yield states
-        states.extend(found[number % count] for number in numbers)
+        states.extend(found[number] for number in wanted)
     finally:
         for handle in handles:
             handle.remove()

@@ -71,7 +71,7 @@ class Seq2Seq(TransformersBackbone):
             "decoder_attention_mask": (torch.arange(len(tokens)) < predicting).long(),
         }
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """The decoder's last hidden states; the positions of start token and target, without its end, count."""
         assert isinstance(inputs, dict)
         network = self.network

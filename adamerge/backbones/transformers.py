@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.hidden import state_number
 from adamerge.backbones.names import names_of
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
@@ -162,12 +163,12 @@ def _is_leftover(name: str, base: Checkpoint) -> bool:
     return name in base and is_leftover(name, base.shape(name))
 
 
-def chosen(states: Sequence[Tensor] | None, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+def chosen(states: Sequence[Tensor] | None, numbers: Sequence[float]) -> tuple[Tensor, ...]:
     """Hidden states by number: 0 is what enters the first block, the last what leaves the network's final norm.
 
     Args:
         states: of all numbers, each ``(samples, positions, width)`` or ``(samples, channels, height, width)``.
-        numbers: negative ones count from the last.
+        numbers: as ``state_number`` reads them.
 
     Returns:
         each ``(samples, positions, width)``.
@@ -179,9 +180,5 @@ def chosen(states: Sequence[Tensor] | None, numbers: Sequence[int]) -> tuple[Ten
         return ()
     if states is None:
         raise ConfigError("this network gives no hidden states to align")
-    count = len(states)
-    wrong = [number for number in numbers if not -count <= number < count]
-    if wrong:
-        raise ConfigError(f"there is no hidden state {wrong[0]}", expected=f"0 to {count - 1}, or -1 to -{count}")
-    found = [states[number] for number in numbers]
+    found = [states[state_number(number, len(states))] for number in numbers]
     return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in found)

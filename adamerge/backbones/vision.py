@@ -86,7 +86,7 @@ class ImageClassifier(ExpertHeads):
         """A PIL image to ``(3, height, width)``."""
         return self.images(sample)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """What would enter the head; maps of convolutions become one position a pixel."""
         assert isinstance(inputs, Tensor)
         images = self.images.normalise(inputs).to(self.computes_in)
@@ -134,7 +134,7 @@ class ClipVisionClassifier(TransformersBackbone):
         """A PIL image to ``(3, height, width)``."""
         return self.images(sample)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Projected features, not normalised, and hidden states of the image tower."""
         assert isinstance(inputs, Tensor)
         images = self.images.normalise(inputs).to(self.computes_in)

@@ -87,7 +87,7 @@ class VisionLanguage(TransformersBackbone):
         image = {name: others.pop(name) for name in self.processor.image_processor.model_input_names if name in others}
         return inputs | {name: value[0, : self.max_length] for name, value in others.items()} | pieces(image)
 
-    def encode(self, inputs: Inputs, hidden: Sequence[int] = ()) -> Encoded:
+    def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Last hidden states after the final norm; positions of text count, where the next token is to be predicted."""
         assert isinstance(inputs, dict)
         given = packed(inputs)

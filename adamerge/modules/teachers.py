@@ -69,7 +69,7 @@ class TeacherCache:
         self,
         merged: MergedModel,
         steps: Steps,
-        hidden: Sequence[int],
+        hidden: Sequence[float],
         batch_size: int,
         strategy: Strategy,
         default_folder: Path,
@@ -79,7 +79,7 @@ class TeacherCache:
         Args:
             merged: with heads, on its device.
             steps: of the fit.
-            hidden: numbers of the hidden states to keep.
+            hidden: numbers of the hidden states to keep, or shares of the depth.
             batch_size: samples per forward pass.
             strategy: of the trainer: its precision, and the other processes.
             default_folder: for what is kept in files that have no folder of their own.
@@ -116,7 +116,7 @@ class TeacherCache:
         return {"forwards": self.forwards, "found": self.found, "seconds": round(self.seconds, 3)}
 
     def _open(
-        self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
+        self, task: str, merged: MergedModel, hidden: Sequence[float], precision: str, default_folder: Path
     ) -> None:
         return
 
@@ -158,7 +158,7 @@ class TeacherFiles(TeacherCache):
         self._digests: dict[tuple[str, int], str] = {}  # of this fit's samples: a number may have been another's before
 
     def _open(
-        self, task: str, merged: MergedModel, hidden: Sequence[int], precision: str, default_folder: Path
+        self, task: str, merged: MergedModel, hidden: Sequence[float], precision: str, default_folder: Path
     ) -> None:
         self._entries = {key: entry for key, entry in self._entries.items() if key[0] != task}  # of an earlier fit
         vectors, head = merged.task_vectors, merged.backbone.heads.get(task)

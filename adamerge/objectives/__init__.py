@@ -1,15 +1,18 @@
 """Objectives: what drives the coefficients; one file an idea."""
 
-from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment
+from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, SummedHiddenAlignment
 from adamerge.objectives.base import Course, Objective
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
+from adamerge.objectives.operations import RandomOperations
 from adamerge.objectives.pseudo_label import PseudoLabel
 from adamerge.objectives.sums import Sum
-from adamerge.objectives.views import FlipAndShift, RandomOperations, Unchanged, View
+from adamerge.objectives.trust import SurestOfAll, SurestOfPredicted, Trust
+from adamerge.objectives.views import CropAndFlip, FlipAndShift, Unchanged, View
 
 __all__ = [
     "Course",
+    "CropAndFlip",
     "CrossEntropy",
     "Entropy",
     "FlipAndShift",
@@ -19,6 +22,10 @@ __all__ = [
     "PseudoLabel",
     "RandomOperations",
     "Sum",
+    "SummedHiddenAlignment",
+    "SurestOfAll",
+    "SurestOfPredicted",
+    "Trust",
     "Unchanged",
     "View",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -62,10 +62,10 @@ class HiddenAlignment(Objective):
 
     Args:
         layers: numbers of the hidden states: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones
-            count from the last.
+            count from the last, and what lies between 0 and 1 is a share of the depth: 0.5 is the middle.
 
     Raises:
-        ConfigError: there are no layers, or, once the network runs, a layer that it has not.
+        ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
         DataError: the batch has no teacher.
 
     Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
@@ -73,21 +73,51 @@ class HiddenAlignment(Objective):
 
     taught = True
 
-    def __init__(self, layers: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[int | float]) -> None:
         super().__init__()
         if not layers:
-            raise ConfigError("HiddenAlignment: layers must name at least one hidden state, such as [-1]")
+            raise ConfigError(f"{type(self).__name__}: layers must name at least one hidden state, such as [-1]")
+        wrong = [layer for layer in layers if not (0 < layer < 1 or layer % 1 == 0)]
+        if wrong:
+            raise ConfigError(
+                f"{type(self).__name__}: layers must be whole numbers, or shares of the depth between 0 and 1, got {wrong[0]}"
+            )
         self.layers, self.hidden = list(layers), tuple(layers)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        return torch.stack(self._distances(output, batch, torch.mean)).mean(dim=0)
+
+    def _distances(self, output: Output, batch: Batch, over_width: Callable[..., Tensor]) -> list[Tensor]:
+        """Of each layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
         teacher, mask = _teacher(self, batch), output.encoded.hidden_mask
         distances = []
         for ours, theirs in zip(output.encoded.hidden, teacher.hidden, strict=True):
             positions = theirs.shape[1]  # of this task's longest sample; those of other tasks may be longer
-            squared = (ours[:, :positions].float() - theirs.float()).square().mean(dim=-1)
+            squared = over_width((ours[:, :positions].float() - theirs.float()).square(), dim=-1)
             distances.append(squared.mean(dim=1) if mask is None else masked_mean(squared, mask[:, :positions]))
-        return torch.stack(distances).mean(dim=0)
+        return distances
+
+
+class SummedHiddenAlignment(HiddenAlignment):
+    """Sum over chosen layers of ``||h - h_k||^2``: the squared norms of the differences, mean over the positions that count.
+
+    This reads the paper's formula as it stands. Of states of one width it is ``HiddenAlignment`` times width and layers,
+    and so weighs that much more beside other objectives.
+
+    Args:
+        layers: as of ``HiddenAlignment``.
+
+    Raises:
+        ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
+        DataError: the batch has no teacher.
+
+    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    """
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        return torch.stack(self._distances(output, batch, torch.sum)).sum(dim=0)
 
 
 def _teacher(objective: Objective, batch: Batch) -> Teacher:

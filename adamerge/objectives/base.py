@@ -46,12 +46,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         labelled: whether ``batch.labels`` are needed; where False, the batch has none.
         taught: whether ``batch.teacher`` is needed: outputs of the task's own expert, each computed once.
-        hidden: numbers of the hidden states needed, of the merged model and of the teacher.
+        hidden: numbers of the hidden states needed, or shares of the depth, of the merged model and of the teacher.
     """
 
     labelled: bool = False
     taught: bool = False
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[float, ...] = ()
 
     @abstractmethod
     def forward(self, output: Output, batch: Batch) -> Tensor:

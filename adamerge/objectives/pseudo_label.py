@@ -11,33 +11,36 @@ from adamerge.backbones import Batch, Output
 from adamerge.backbones.inputs import moved, stack
 from adamerge.errors import ConfigError, DataError
 from adamerge.objectives.base import Course, Objective, Predict
-from adamerge.objectives.views import Unchanged, View, seeds_of, uniform
+from adamerge.objectives.trust import UNTRUSTED, SurestOfAll, Trust
+from adamerge.objectives.views import CropAndFlip, Unchanged, View, seeds_of, uniform
 
 AT_ONCE = 256  # samples that are looked at together when the trusted ones are chosen
-UNTRUSTED = -1
 WEAK, STRONG, DRAWS = range(3)  # what random numbers are for
 
 
 class PseudoLabel(Objective):
-    """UFM: cross-entropy of a strong view to trusted labels for some samples, to sharpened predictions for the others.
+    """UFM: cross-entropy of a strong view to trusted classes for some samples, to softened predictions for the others.
 
-    At each new pass over a task's N calibration samples the current model looks at all of them, as they are. Of those that it
-    takes for class c, the ``min(share * N / C, limit)`` that it is surest of are trusted
-    to be of class c, for this pass.
+    At each new pass over a task's N calibration samples the current model looks at all of them, as they are. For each class c
+    the ``min(share * N / C, limit)`` samples of largest ``p_c`` are trusted to be of class c, for this pass.
 
     Of a batch, ``part`` of the samples are trusted ones, the others are not: what the order of the data brought too many of
     is replaced by draws from the other kind, as long as there are both. A trusted sample's target q is its class. Another's
-    is the sharpened prediction for its weak view, ``q = p^(1/T) / sum p^(1/T)``; it counts only if ``max q > omega``, with
+    comes from the prediction p for its weak view, ``q = p^(1/T) / sum p^(1/T)``; it counts only if ``max q > omega``, with
     omega rising linearly from ``threshold`` in the first step towards 1. The loss is the mean of
     ``-sum_c q_c log p_c(strong view)`` over the samples that count.
 
-    Where it leaves the released code, which sharpens by a factor that cancels, trusts every sample for ever, and so
-    descends the cross-entropy to the base's own predictions: it does what the paper says.
+    The defaults are the paper's. Its exponent is 1/2 (equation 16), T = 2: it calls that sharpening, and it flattens.
+    T = 1/2, which squares and so sharpens, ``SurestOfPredicted`` and other views are choices of one's own. The released code
+    does neither: its factor cancels, and it trusts every sample for ever, so that it descends the cross-entropy to the base's
+    own predictions.
 
     Args:
-        weak: view for the pseudo-labels; the samples as they are when None.
-        strong: view that is learned from; likewise.
-        temperature: T; below 1 it sharpens.
+        weak: view for the pseudo-labels; None for the samples as they are.
+        strong: view that is learned from; None for the paper's crop and flip of images. Where mirror images mean something
+            else, as with digits and letters, ``CropAndFlip(flip=0)``; for what is no image, ``Unchanged()``.
+        trust: which samples are trusted; None for the paper's ``SurestOfAll``.
+        temperature: T; below 1 it sharpens, above it flattens.
         threshold: omega in the first step.
         share: of N / C that may be trusted of each class.
         limit: of trusted samples per class.
@@ -47,15 +50,16 @@ class PseudoLabel(Objective):
     Raises:
         ConfigError: a number is out of range, or the network does not predict one class per sample.
 
-    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, test-time adaptation with UFM; FixMatch (Sohn et
-    al., 2020), https://arxiv.org/abs/2001.07685.
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, appendix E; FixMatch (Sohn et al., 2020),
+    https://arxiv.org/abs/2001.07685.
     """
 
     def __init__(
         self,
         weak: View | None = None,
         strong: View | None = None,
-        temperature: float = 0.5,
+        trust: Trust | None = None,
+        temperature: float = 2.0,
         threshold: float = 0.9,
         share: float = 1.0,
         limit: int = 100,
@@ -69,10 +73,9 @@ class PseudoLabel(Objective):
             raise ConfigError(f"PseudoLabel: threshold must be below 1 and part a share, got {threshold} and {part}")
         if share <= 0 or limit < 1:
             raise ConfigError(f"PseudoLabel: share must be positive and limit at least 1, got {share} and {limit}")
-        self.weak, self.strong = (
-            weak if weak is not None else Unchanged(),
-            strong if strong is not None else Unchanged(),
-        )
+        self.weak = weak if weak is not None else Unchanged()
+        self.strong = strong if strong is not None else CropAndFlip()
+        self.trust = trust if trust is not None else SurestOfAll()
         self.temperature, self.threshold, self.share, self.limit = temperature, threshold, share, limit
         self.part, self.seed = part, seed
         self._course: Course | None = None
@@ -117,8 +120,8 @@ class PseudoLabel(Objective):
         logits = self._logits(predict(self.weak(batch.inputs, weak)))
         classes = self.trusted(task)[batch.indices.to(logits.device, non_blocking=True)]
         one_hot = torch.nn.functional.one_hot(classes.clamp_min(0), logits.shape[-1]).to(logits.dtype)
-        sharpened = (logits / self.temperature).softmax(dim=-1)
-        targets = torch.where((classes != UNTRUSTED)[:, None], one_hot, sharpened)
+        softened = (logits / self.temperature).softmax(dim=-1)
+        targets = torch.where((classes != UNTRUSTED)[:, None], one_hot, softened)
         return batch._replace(inputs=self.strong(batch.inputs, strong), targets=targets)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
@@ -150,14 +153,8 @@ class PseudoLabel(Objective):
         for start in range(0, len(samples), AT_ONCE):
             inputs = stack([samples[index] for index in range(start, min(start + AT_ONCE, len(samples)))])
             found.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
-        confidence, label = torch.cat(found).max(dim=-1)
         most = max(1, min(int(self.share * len(samples) / classes), self.limit))
-        order = torch.argsort(confidence, descending=True, stable=True)
-        order = order[label[order].argsort(stable=True)]  # class after class, in each the surest first
-        ordered = label[order]
-        firsts = torch.searchsorted(ordered, torch.arange(classes, device=device))
-        places = torch.arange(len(order), device=device) - firsts[ordered]
-        return torch.empty_like(label).scatter_(0, order, torch.where(places < most, ordered, UNTRUSTED))
+        return self.trust(torch.cat(found), most)
 
     def _on_host(self, task: str) -> Tensor:
         """``trusted``, on the CPU: the one thing that a device is waited for, once in each pass."""

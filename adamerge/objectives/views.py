@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from adamerge.backbones import Inputs
 from adamerge.errors import ConfigError
 
-GREY = 128.0
+TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
 
 class View(ABC):
@@ -56,9 +56,9 @@ class FlipAndShift(View):
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Tensor:
         """uint8 ``(samples, channels, height, width)`` to the same."""
-        images = _images(self, inputs)
+        images = images_of(self, inputs)
         height, width = images.shape[2:]
-        first, second, third = (_numbers(images, seeds, number) for number in range(3))
+        first, second, third = (numbers_on(images.device, seeds, number) for number in range(3))
         rows, columns = self._places(height, first), self._places(width, second)
         flipped = (third < self.flip)[:, None]
         columns = torch.where(flipped, width - 1 - columns, columns)
@@ -72,58 +72,60 @@ class FlipAndShift(View):
         return (torch.arange(size, device=numbers.device) + shifts[:, None]).clamp(0, size - 1)
 
 
-class RandomOperations(View):
-    """A weak view, then random operations of random strength on colours or geometry, then a grey square.
+class CropAndFlip(View):
+    """Images of which a random part is enlarged to the size of the whole, and flipped sideways now and then.
 
-    The operations: brightness, contrast, saturation, posterising, solarising, rotation, shearing and scaling; a sample may
-    get the same one twice.
+    The part has ``smallest`` to all of the area, evenly, and sides whose ratio is up to ``ratio``, evenly in its logarithm;
+    ten tries find one that fits, else it is the whole. It is enlarged by bicubic interpolation.
 
     Args:
-        operations: per sample.
-        strength: largest, as a share of what RandAugment calls its full magnitude.
-        square: largest side of the grey square, as a share of height and width.
-        before: the weak view.
+        smallest: share of the area that is seen at least.
+        flip: probability; 0 where mirror images mean something else, as with digits and letters.
+        ratio: largest ratio of width to height, and of height to width.
 
     Raises:
         ConfigError: a number is out of range; in use: the inputs are not images.
 
-    Reference: RandAugment (Cubuk et al., 2020), https://arxiv.org/abs/1909.13719, as FixMatch uses it for strong
-    augmentation (Sohn et al., 2020), https://arxiv.org/abs/2001.07685.
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, appendix E: RandomResizedCrop(0.5, 1) and a flip,
+    as Tip-Adapter (Zhang et al., 2022), https://arxiv.org/abs/2207.09519, has them; here of the preprocessed image.
     """
 
-    def __init__(
-        self, operations: int = 2, strength: float = 1.0, square: float = 0.5, before: View | None = None
-    ) -> None:
-        if operations < 0 or not (0 <= strength <= 1 and 0 <= square <= 1):
-            raise ConfigError(
-                "RandomOperations: operations must be at least 0, strength and square must be shares",
-                got=f"{operations}, {strength} and {square}",
-            )
-        self.operations, self.strength, self.square = operations, strength, square
-        self.before = before if before is not None else FlipAndShift()
+    def __init__(self, smallest: float = 0.5, flip: float = 0.5, ratio: float = 4 / 3) -> None:
+        if not (0 < smallest <= 1 and 0 <= flip <= 1):
+            raise ConfigError(f"CropAndFlip: smallest and flip must be shares, got {smallest} and {flip}")
+        if not 1 <= ratio < math.inf:
+            raise ConfigError(f"CropAndFlip: ratio must be at least 1, got {ratio}")
+        self.smallest, self.flip, self.ratio = smallest, flip, ratio
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Tensor:
-        """uint8 ``(samples, 3, height, width)`` to the same."""
-        _images(self, inputs)
-        images = _images(self, self.before(inputs, seeds)).float()
-        for turn in range(self.operations):
-            chosen = (uniform(seeds, 10 + 2 * turn) * len(OPERATIONS)).long()
-            strengths = self.strength * (2 * _numbers(images, seeds, 11 + 2 * turn) - 1)
-            for number, operation in enumerate(OPERATIONS):
-                those = (chosen == number).nonzero()[:, 0].to(images.device, non_blocking=True)
-                if len(those):
-                    images[those] = operation(images[those], strengths[those, None, None, None])
-        return self._cut(images, seeds).round().clamp(0, 255).to(torch.uint8)
+        """uint8 ``(samples, channels, height, width)`` to the same."""
+        images = images_of(self, inputs)
+        size = list(images.shape[2:])
+        flipped = (uniform(seeds, 0) < self.flip).tolist()
+        found = []
+        for number, (top, left, height, width) in enumerate(self.boxes(size, seeds).tolist()):
+            part = images[number : number + 1, :, top : top + height, left : left + width].float()
+            whole = torch.nn.functional.interpolate(part, size, mode="bicubic", antialias=True)  # as Pillow does it
+            found.append(whole.flip(-1) if flipped[number] else whole)
+        return torch.cat(found).round().clamp(0, 255).to(torch.uint8)
 
-    def _cut(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """A grey square, somewhere, of a side of up to ``square``."""
-        inside = torch.ones((), dtype=torch.bool, device=images.device)
-        for axis, size in enumerate(images.shape[2:]):
-            half = self.square * size * _numbers(images, seeds, 3) / 2
-            places = torch.arange(size, device=images.device) + 0.5
-            near = (places - size * _numbers(images, seeds, 4 + axis)[:, None]).abs() < half[:, None]
-            inside = inside & (near[:, None, :, None] if axis == 0 else near[:, None, None, :])
-        return torch.where(inside, GREY, images)
+    def boxes(self, size: Sequence[int], seeds: Tensor) -> Tensor:
+        """Top, left, height and width of each sample's part, int64 ``(samples, 4)``.
+
+        Args:
+            size: height and width of the whole.
+            seeds: of the samples.
+        """
+        whole = torch.tensor(size, dtype=torch.float64)[:, None]
+        drawn = torch.stack([uniform(seeds, number) for number in range(1, 3 + 2 * TRIES)]).double()
+        places, areas, ratios = drawn.split([2, TRIES, TRIES])
+        areas = (self.smallest + (1 - self.smallest) * areas) * whole.prod()
+        ratios = self.ratio ** (2 * ratios - 1)
+        sides = torch.stack([areas / ratios, areas * ratios]).sqrt().round().clamp_min(1)  # (2, tries, samples)
+        fits = (sides <= whole[:, None]).all(dim=0).int()
+        tried = sides.gather(1, fits.argmax(dim=0).expand(2, 1, -1))[:, 0]
+        sides = torch.where(fits.any(dim=0), tried, whole)
+        return torch.cat([(places * (whole - sides + 1)).floor(), sides]).T.long()
 
 
 def seeds_of(seed: int, step: int, indices: Tensor, purpose: int = 0) -> Tensor:
@@ -140,9 +142,9 @@ def uniform(seeds: Tensor, number: int) -> Tensor:
     return (bits & 0xFFFFFF).float() / 0x1000000
 
 
-def _numbers(images: Tensor, seeds: Tensor, number: int) -> Tensor:
-    """``uniform``, where the images are."""
-    return uniform(seeds, number).to(images.device, non_blocking=True)
+def numbers_on(device: torch.device, seeds: Tensor, number: int) -> Tensor:
+    """The ``number``-th random number of each seed, as ``uniform`` gives it, on the device."""
+    return uniform(seeds, number).to(device, non_blocking=True)
 
 
 def _mixed(values: Tensor) -> Tensor:
@@ -157,72 +159,18 @@ def _shifted(values: Tensor, places: int) -> Tensor:
     return (values >> places) & ((1 << (64 - places)) - 1)
 
 
-def _images(view: View, inputs: Inputs) -> Tensor:
+def images_of(view: View, inputs: Inputs) -> Tensor:
+    """The inputs, if they are preprocessed images.
+
+    Raises:
+        ConfigError: they are not.
+    """
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.dtype != torch.uint8:
         what = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"tensors {sorted(inputs)}"
         raise ConfigError(
-            f"{type(view).__name__} is for images", expected="uint8 (samples, channels, height, width)", got=what
+            f"{type(view).__name__} is for images",
+            expected="uint8 (samples, channels, height, width)",
+            got=what,
+            todo="for samples as they are, pass adamerge.objectives.Unchanged instead",
         )
     return inputs
-
-
-# each: fp32 images (samples, channels, height, width) of values 0 to 255, strengths (samples, 1, 1, 1) in [-1, 1]
-
-
-def brightness(images: Tensor, strengths: Tensor) -> Tensor:
-    """Darker or brighter by up to 0.9 times."""
-    return images * (1 + 0.9 * strengths)
-
-
-def contrast(images: Tensor, strengths: Tensor) -> Tensor:
-    """Away from, or towards, the image's mean."""
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + (images - mean) * (1 + 0.9 * strengths)
-
-
-def saturation(images: Tensor, strengths: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's mean over the channels."""
-    grey = images.mean(dim=1, keepdim=True)
-    return grey + (images - grey) * (1 + 0.9 * strengths)
-
-
-def posterise(images: Tensor, strengths: Tensor) -> Tensor:
-    """Values in steps of up to 64."""
-    step = 2 ** (6 * strengths.abs()).round()
-    return (images.clamp(0, 255) / step).floor() * step
-
-
-def solarise(images: Tensor, strengths: Tensor) -> Tensor:
-    """Values above a threshold inverted."""
-    images = images.clamp(0, 255)
-    return torch.where(images > 255 * (1 - strengths.abs()), 255 - images, images)
-
-
-def rotate(images: Tensor, strengths: Tensor) -> Tensor:
-    """By up to 30 degrees."""
-    angle = strengths.flatten() * math.pi / 6
-    return _moved(images, torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1))
-
-
-def shear(images: Tensor, strengths: Tensor) -> Tensor:
-    """Sideways by up to 0.3 of the distance from the middle."""
-    slope, one = 0.3 * strengths.flatten(), torch.ones_like(strengths).flatten()
-    return _moved(images, torch.stack([one, slope, torch.zeros_like(one), one], dim=1))
-
-
-def scale(images: Tensor, strengths: Tensor) -> Tensor:
-    """Smaller or larger by up to 0.3 times."""
-    factor = 1 + 0.3 * strengths.flatten()
-    return _moved(images, torch.stack([factor, torch.zeros_like(factor), torch.zeros_like(factor), factor], dim=1))
-
-
-def _moved(images: Tensor, matrices: Tensor) -> Tensor:
-    """Each image seen through its matrix ``(2, 2)`` about the middle; the border is repeated."""
-    theta = torch.nn.functional.pad(matrices.view(-1, 2, 2), (0, 1))
-    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    brightness, contrast, saturation, posterise, solarise, rotate, shear, scale,
-)  # fmt: skip

@@ -12,6 +12,8 @@ from adamerge.task_vectors import TaskVectors
 class Frozen(Parametrization):
     """The same updates, coefficients and file as ``inner``; no gradient reaches its parameters.
 
+    A mask inside is constant, so that a search sees the declared one, too.
+
     ``Concrete(inner=partial(Frozen, inner=TaskWise))`` is Concrete task arithmetic.
 
     Args:
@@ -33,6 +35,11 @@ class Frozen(Parametrization):
         """The inner update."""
         update: Tensor = self.inner(name, deltas)
         return update
+
+    @property
+    def kept(self) -> int:
+        """As ``inner``."""
+        return self.inner.kept
 
     @property
     def per_element(self) -> int:

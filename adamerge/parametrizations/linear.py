@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 
@@ -15,6 +16,8 @@ from adamerge.groups import Chunks, Groups, Whole
 from adamerge.parametrizations.base import Parametrization
 from adamerge.task_vectors import TaskVectors
 
+CLOSE = 1e-3  # 0.333 of three experts is a third
+
 
 class Linear(Parametrization):
     """One trainable matrix ``w`` ``(experts, all coefficients of an expert)``; each tensor uses the columns of its group.
@@ -25,7 +28,7 @@ class Linear(Parametrization):
         constraint: from ``w`` to coefficients.
 
     Raises:
-        ConfigError: the constraint cannot hold the initial coefficient.
+        ConfigError: the constraint cannot hold the initial coefficient; a softmax holds 1 / experts alone.
     """
 
     def __init__(
@@ -43,10 +46,18 @@ class Linear(Parametrization):
                 self._columns[group] = slice(total, total + self._groups[name].count)
                 total += self._groups[name].count
         experts = len(task_vectors.experts)
-        raw = self.constraint.raw(1 / experts if init is None else init)
+        wanted = 1 / experts if init is None else init
+        if not math.isfinite(wanted):
+            raise ConfigError(f"{type(self).__name__}: init must be a finite number, got {init}")
+        raw = self.constraint.raw(wanted)
         self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
-        # a softmax shares equally, whatever init is; and a plan makes parametrizations that hold no numbers
+        # on the CPU, since a plan makes parametrizations that hold no numbers
         self.initial = float(self.constraint(torch.full((experts, 1), raw, dtype=torch.float32, device="cpu"))[0, 0])
+        if abs(self.initial - wanted) > CLOSE:
+            raise ConfigError(
+                f"{type(self.constraint).__name__}: {experts} experts start at {self.initial:.6g} each, and init is {init}",
+                todo="pass init=null, which is 1 / experts, or another constraint",
+            )
 
     @abstractmethod
     def group(self, name: str) -> str | None:

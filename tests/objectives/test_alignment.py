@@ -7,7 +7,7 @@ import torch
 
 from adamerge.backbones import Batch, Encoded, Output, Teacher
 from adamerge.errors import ConfigError, DataError
-from adamerge.objectives import HiddenAlignment, LogitAlignment
+from adamerge.objectives import HiddenAlignment, LogitAlignment, SummedHiddenAlignment
 
 LN3 = math.log(3.0)
 
@@ -95,10 +95,10 @@ def test_half_precision_is_computed_in_fp32():
     assert torch.allclose(kl(ours, theirs).double(), by_definition(ours, theirs, 1.0), atol=1e-6)
 
 
-def hidden(ours, theirs, layers, mask=None):
+def hidden(ours, theirs, layers, mask=None, kind=HiddenAlignment):
     batch = Batch(torch.zeros(len(ours[0]), 1), teacher=Teacher(torch.zeros(len(ours[0]), 2), hidden=tuple(theirs)))
     encoded = Encoded(torch.zeros(len(ours[0]), 1), tuple(ours), hidden_mask=mask)
-    return HiddenAlignment(layers)(Output(torch.zeros(len(ours[0]), 2), encoded), batch)
+    return kind(layers)(Output(torch.zeros(len(ours[0]), 2), encoded), batch)
 
 
 def test_hidden_distance_by_hand():
@@ -107,6 +107,15 @@ def test_hidden_distance_by_hand():
     theirs = torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)
     assert hidden(ours, theirs, [1, -1]).tolist() == pytest.approx([((2.5 + 8) / 2 + 4) / 2])
     assert hidden(ours[:1], theirs[:1], [1], torch.tensor([[True, False]])).tolist() == pytest.approx([2.5])
+
+
+def test_summed_hidden_distance_by_hand():
+    """Squared norms 5 and 16, mean 10.5; in the second layer 12 at each position; of the first position alone 5."""
+    ours = torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), torch.full((1, 2, 3), 2.0)
+    theirs = torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)
+    assert hidden(ours, theirs, [1, 0.5], kind=SummedHiddenAlignment).tolist() == [22.5]
+    mask = torch.tensor([[True, False]])
+    assert hidden(ours[:1], theirs[:1], [1], mask, SummedHiddenAlignment).tolist() == [5.0]
 
 
 def test_hidden_positions_that_do_not_count_change_nothing():
@@ -124,7 +133,7 @@ def test_hidden_positions_that_do_not_count_change_nothing():
 
 def test_they_declare_what_they_need():
     assert LogitAlignment.taught and not LogitAlignment.labelled and LogitAlignment().hidden == ()
-    assert HiddenAlignment([3, -1]).hidden == (3, -1) and HiddenAlignment([0]).taught
+    assert HiddenAlignment([3, -1, 0.5]).hidden == (3, -1, 0.5) and HiddenAlignment([0]).taught
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
@@ -136,6 +145,9 @@ def test_temperatures_out_of_range_are_refused(temperature):
 def test_no_layers_and_no_teacher_are_refused():
     with pytest.raises(ConfigError, match="layers"):
         HiddenAlignment([])
+    for wrong in (1.5, -0.5, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="SummedHiddenAlignment: layers must be whole numbers, or shares"):
+            SummedHiddenAlignment([1, wrong])
     for objective in (LogitAlignment(), HiddenAlignment([1])):
         with pytest.raises(DataError, match="no teacher"):
             objective(Output(torch.zeros(1, 2), Encoded(torch.zeros(1, 1))), Batch(torch.zeros(1, 1)))

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 from adamerge.errors import ConfigError
-from adamerge.objectives import FlipAndShift, RandomOperations, Unchanged
-from adamerge.objectives import views as module
-from adamerge.objectives.views import OPERATIONS, seeds_of, uniform
+from adamerge.objectives import CropAndFlip, FlipAndShift, RandomOperations, Unchanged
+from adamerge.objectives.views import seeds_of, uniform
 
 IMAGES = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SEEDS = seeds_of(0, 3, torch.arange(64))
@@ -49,7 +50,9 @@ def test_numbers_are_uniform_and_independent():
     assert (torch.corrcoef(table) - torch.eye(6)).abs().max() < 5 / math.sqrt(40000)
 
 
-@pytest.mark.parametrize("view", [Unchanged(), FlipAndShift(), RandomOperations()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "view", [Unchanged(), FlipAndShift(), CropAndFlip(), RandomOperations()], ids=lambda v: type(v).__name__
+)
 def test_a_view_depends_on_sample_and_seed_alone(view):
     whole = view(IMAGES, SEEDS)
     assert whole.dtype == torch.uint8 and whole.shape == IMAGES.shape
@@ -78,58 +81,53 @@ def test_no_flip_and_no_shift_change_nothing():
     assert torch.equal(FlipAndShift(1.0, 0.0)(IMAGES, SEEDS), IMAGES.flip(3))
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_an_operation_of_no_strength_changes_nothing_and_of_full_strength_much(operation):
-    images = IMAGES.float()
-    nothing = operation(images, torch.zeros(64, 1, 1, 1))
-    assert (nothing - images).abs().max() < 1e-3
-    for strength in (-1.0, 1.0):
-        changed = operation(images, torch.full((64, 1, 1, 1), strength))
-        assert changed.shape == images.shape and (changed - images).abs().mean() > 5
+def test_parts_are_those_of_the_published_crop():
+    """Area between half and all, ratio of the sides up to 4 / 3 but for whole pixels, somewhere inside; every size is met."""
+    boxes = CropAndFlip().boxes((40, 40), seeds_of(0, 3, torch.arange(4000))).double()
+    top, left, height, width = boxes.T
+    assert (boxes >= 0).all() and (top + height <= 40).all() and (left + width <= 40).all()
+    share, ratio = height * width / 1600, width / height
+    assert 0.48 < share.min() < 0.52 and share.max() == 1.0
+    assert 0.72 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.39
+    # the first try is kept unless a side is too long, and of the small ones none is: as many as of any other tenth
+    kept = 1 - (share < 0.56).double().mean()
+    assert kept == pytest.approx(1 - 0.12 / 0.78, abs=0.03)
+    for place, side in ((top, height), (left, width)):
+        room = side < 40
+        assert (place[room] / (40 - side[room])).mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_operations_by_hand():
-    image, one = torch.tensor([[10.0, 200.0], [90.0, 100.0]]).expand(1, 3, 2, 2), torch.ones(1, 1, 1, 1)
-    assert torch.allclose(module.brightness(image, -one)[0, 0], torch.tensor([[1.0, 20.0], [9.0, 10.0]]))
-    assert torch.allclose(module.contrast(image, -one)[0, 0], torch.tensor([[91.0, 110.0], [99.0, 100.0]]))
-    assert torch.equal(module.saturation(image, one), image), "grey has no saturation"
-    assert module.posterise(image, one)[0, 0].tolist() == [[0, 192], [64, 64]]
-    assert module.solarise(image, one / 2)[0, 0].tolist() == [[10, 55], [90, 100]]
+def test_a_part_is_enlarged_as_pillow_does_it():
+    """Of medium values: Pillow cuts off what leaves 0 to 255 between height and width too."""
+    view, images = CropAndFlip(flip=0.5), IMAGES // 2 + 64
+    found, boxes = view(images, SEEDS), view.boxes((16, 16), SEEDS).tolist()
+    for i, (top, left, height, width) in enumerate(boxes):
+        image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
+        right = torch.from_numpy(numpy.array(image.resize((16, 16), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        right = right.flip(2) if uniform(SEEDS[i : i + 1], 0) < 0.5 else right
+        assert (found[i].int() - right.int()).abs().max() <= 1, "Pillow counts in whole numbers"
 
 
-def test_a_shear_moves_rows_about_the_middle():
-    """At full strength a row at distance d from the middle is taken from 0.3 d to the side."""
-    ramp = torch.arange(20.0).expand(1, 3, 20, 20)
-    found = module.shear(ramp, torch.ones(1, 1, 1, 1))[0, 0]
-    assert found[0, 10] == pytest.approx(10 - 0.3 * 9.5, abs=1e-3) and found[19, 10] == pytest.approx(12.85, abs=1e-3)
+def test_the_whole_unflipped_is_the_image_and_flips_can_be_off():
+    assert torch.equal(CropAndFlip(1.0, 0.0, 1.0)(IMAGES, SEEDS), IMAGES)
+    assert torch.equal(CropAndFlip(1.0, 1.0, 1.0)(IMAGES, SEEDS), IMAGES.flip(3))
+    assert CropAndFlip().boxes((4, 400), SEEDS)[:, 2:].tolist() == [[4, 400]] * 64, "nothing of such a ratio fits"
 
 
-def test_the_strong_view_cuts_a_grey_square_of_the_size_it_says():
-    view = RandomOperations(operations=0, square=0.5, before=Unchanged())
-    changed = (view(torch.zeros_like(IMAGES), SEEDS) == 128).all(dim=1)
-    assert not (view(torch.zeros_like(IMAGES), SEEDS) % 128).any()
-    assert changed.any(dim=1).sum(dim=1).max() <= 9 and changed.flatten(1).sum(1).max() > 30
-    assert torch.equal(RandomOperations(0, square=0.0, before=Unchanged())(IMAGES, SEEDS), IMAGES)
-
-
-def test_strength_is_a_limit():
-    calm, wild = (RandomOperations(2, s, 0.0, Unchanged())(IMAGES, SEEDS).float() for s in (0.1, 1.0))
-    assert 0 < (calm - IMAGES).abs().mean() < (wild - IMAGES).abs().mean()
-
-
-@pytest.mark.parametrize("view", [FlipAndShift(), RandomOperations()])
+@pytest.mark.parametrize("view", [FlipAndShift(), CropAndFlip(), RandomOperations()])
 @pytest.mark.parametrize(
     "inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 7, dtype=torch.uint8), {"a": torch.zeros(2)}]
 )
 def test_what_is_no_image_is_refused(view, inputs):
-    with pytest.raises(ConfigError, match="is for images"):
+    with pytest.raises(ConfigError, match="is for images") as raised:
         view(inputs, SEEDS[:2])
+    assert "Unchanged" in raised.value.todo
 
 
 def test_numbers_out_of_range_are_refused():
     for arguments in ({"flip": 1.5}, {"shift": 1.0}, {"shift": -0.1}):
         with pytest.raises(ConfigError, match="FlipAndShift"):
             FlipAndShift(**arguments)
-    for arguments in ({"operations": -1}, {"strength": 2.0}, {"square": -0.1}):
-        with pytest.raises(ConfigError, match="RandomOperations"):
-            RandomOperations(**arguments)
+    for arguments in ({"smallest": 0.0}, {"smallest": 1.1}, {"flip": -0.1}, {"ratio": 0.9}, {"ratio": math.inf}):
+        with pytest.raises(ConfigError, match="CropAndFlip"):
+            CropAndFlip(**arguments)

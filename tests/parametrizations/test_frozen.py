@@ -6,7 +6,7 @@ import torch
 
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.merging import updates
-from adamerge.parametrizations import Concrete, Frozen, LayerWise
+from adamerge.parametrizations import Concrete, Frozen, LayerWise, RandomPartition
 from adamerge.task_vectors import TaskVectors
 
 from .test_concrete import given
@@ -23,7 +23,6 @@ def test_updates_values_and_coefficients_are_those_inside(tmp_path):
     for name in vectors:
         update = frozen(name, vectors[name])
         assert torch.equal(update, plain(name, vectors[name])) and not update.requires_grad
-        assert torch.equal(frozen.draw(3)(name, vectors[name]), update)
         assert torch.equal(torch.cat([part for _, part in updates(frozen, name, vectors[name])]), update.flatten())
     save_coefficients(Coefficients(vectors, frozen), tmp_path / "c.safetensors")
     loaded = load_coefficients(tmp_path / "c.safetensors").parametrization
@@ -36,3 +35,19 @@ def test_a_frozen_mask_is_still_written():
     vectors = TaskVectors(base, {"one": {"a": torch.ones(3)}})
     frozen = Frozen(vectors, partial(Concrete, inner=LayerWise))
     assert frozen.masks().keys() == {"a"} and not frozen.masks()["a"].requires_grad
+
+
+def test_a_search_sees_the_declared_mask_of_what_is_frozen():
+    """The samples that a search of the mask itself would see are others."""
+    vectors = TaskVectors({"a": torch.zeros(30)}, {"one": {"a": torch.ones(30)}})
+    frozen = Frozen(vectors, partial(Concrete, inner=LayerWise))
+    declared = frozen("a", vectors["a"])
+    assert torch.equal(frozen.draw(3)("a", vectors["a"]), declared)
+    assert not torch.equal(frozen.inner.draw(3)("a", vectors["a"]), declared)
+
+
+def test_what_contractions_keep_is_kept_of_what_is_frozen_too():
+    vectors = TaskVectors({"a": torch.zeros(30)}, {"one": {"a": torch.ones(30)}})
+    frozen = Frozen(vectors, partial(RandomPartition, parts=3))
+    assert frozen.kept == RandomPartition(vectors, parts=3).kept == 30, "a byte an element"
+    assert frozen.per_element == frozen.inner.per_element > 0

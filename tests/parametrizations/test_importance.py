@@ -69,11 +69,11 @@ def test_a_tensor_has_at_most_as_many_chunks_as_elements(vectors):
 
 @pytest.mark.parametrize("constraint", [None, Sigmoid(), Softmax()], ids=["free", "sigmoid", "softmax"])
 def test_tensors_without_chunks_stay_at_the_prior_and_are_not_learned(vectors, constraint):
-    parametrization = ImportanceChunkWise(vectors, 0.2, constraint, allocation={"a": 4, "b": 0, "c": 1, "d": 0})
+    prior = 0.5 if isinstance(constraint, Softmax) else 0.2
+    parametrization = ImportanceChunkWise(vectors, prior, constraint, allocation={"a": 4, "b": 0, "c": 1, "d": 0})
     assert parametrization.w.shape == (2, 5)
     assert {n: v.shape for n, v in parametrization.values().items()} == {"a": (2, 4), "c": (2, 1)}
     assert parametrization.coefficients().keys() == {"a", "c"}
-    prior = 0.5 if isinstance(constraint, Softmax) else 0.2
     with torch.no_grad():
         parametrization.w.normal_()
     for name in ("b", "d"):

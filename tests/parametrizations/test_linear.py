@@ -1,11 +1,13 @@
 """The linear family: who shares a coefficient with whom."""
 
+import math
+
 import pytest
 import torch
 
-from adamerge.constraints import Clamp, Projection, Sigmoid
+from adamerge.constraints import Clamp, Projection, Sigmoid, Softmax
 from adamerge.errors import ConfigError
-from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
+from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors import TaskVectors
 
 NAMES = {
@@ -112,3 +114,21 @@ def test_nothing_but_w_is_saved_and_it_is_fp32(vectors):
     finally:
         torch.set_default_dtype(torch.float32)
     assert list(parametrization.state_dict()) == ["w"] and parametrization.w.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise, ChunkWise, RandomPartition])
+def test_a_softmax_starts_at_equal_shares_or_says_that_it_cannot(vectors, kind):
+    """Of two experts each starts at a half: 0.3 cannot be, and is no longer passed over in silence."""
+    with pytest.raises(ConfigError, match=r"Softmax: 2 experts start at 0\.5 each, and init is 0\.3") as raised:
+        kind(vectors, 0.3, Softmax())
+    assert "init=null" in raised.value.todo
+    for init in (None, 0.5, 0.4995):
+        made = kind(vectors, init, Softmax())
+        assert made.initial == 0.5 and all((value == 0.5).all() for value in made.coefficients().values())
+
+
+@pytest.mark.parametrize("init", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("constraint", [None, Sigmoid(), Softmax()])
+def test_an_initial_coefficient_that_is_no_number_is_refused(vectors, init, constraint):
+    with pytest.raises(ConfigError, match="LayerWise: init must be a finite number"):
+        LayerWise(vectors, init, constraint)
