@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +13,36 @@ import yaml
 from adamerge.errors import ConfigError
 
 
+class OneOfEach(yaml.SafeLoader):
+    """YAML in which a mapping has each key once: of two, the last would win and nobody know."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping.
+
+        Raises:
+            MarkedYAMLError: a key is there twice.
+        """
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    what = f"'{key.value}' is there twice, in lines {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A file's content, before its keys are looked at.
 
     Raises:
-        ConfigError: there is no such file, or it holds no mapping.
+        ConfigError: there is no such file, it holds no mapping, or one of its mappings holds a key twice.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), OneOfEach)  # a SafeLoader
     except FileNotFoundError as error:
-        raise ConfigError(f"no such configuration file: {path}") from error
+        raise ConfigError(f"no such configuration file: {path}", todo=_near_file(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -31,6 +52,13 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
         )
     return content
+
+
+def _near_file(path: Path) -> str | None:
+    """Another file of that folder whose name is near."""
+    there = [one.name for one in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, 1)
+    return f"did you mean {path.parent / near[0]}?" if near else None
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:
