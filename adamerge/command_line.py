@@ -35,6 +35,10 @@ class Words:
         """The same words, every file with its ``--config``."""
         return [*(f"--config={file}" for file in self.files), *self.overrides, *self.flags]
 
+    def without_stages(self) -> list[str]:
+        """The overrides that are not for one stage alone."""
+        return [word for word in self.overrides if _stage(word) is None]
+
 
 def told_apart(words: Sequence[str]) -> Words:
     """Tells files, overrides and flags of a command line apart.

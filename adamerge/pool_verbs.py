@@ -108,8 +108,10 @@ def compare(arguments: list[str]) -> None:
     own, rest = options.parse_known_args(arguments)
     words = told_apart(rest)
     configs = parser.parse_args([*words.files, *words.flags])
+    staged = any(method.is_dir() for method in configs.methods)
     for method in configs.methods:
-        refuse_early(Words([str(configs.pool), str(method)], words.overrides), "compare")
+        given = words.without_stages() if staged and not method.is_dir() else words.overrides
+        refuse_early(Words([str(configs.pool), str(method)], given), "compare")
     import_from_here()
     keep_freed_memory()
     from adamerge.comparison import compare as run_compare

@@ -13,7 +13,7 @@ from typing import Any
 
 from adamerge.class_names import class_named, full_name, such_as
 from adamerge.errors import ConfigError
-from adamerge.help import ELSEWHERE
+from adamerge.help import ELSEWHERE, all_keys
 
 WORDS: dict[Any, str] = {
     float: "number",
@@ -217,7 +217,8 @@ def _help(key: str, kind: Callable[..., Any]) -> str:
 def _no_argument(full: str, name: str, kind: Callable[..., Any], known: list[str]) -> ConfigError:
     near = difflib.get_close_matches(name, known, 1)
     group = full.rpartition(".")[0]
-    meant = f"{group}.{near[0]}" if near else ELSEWHERE.get(name)
+    elsewhere = next((one for one in all_keys() if one.rpartition(".")[2] == name), ELSEWHERE.get(name))
+    meant = f"{group}.{near[0]}" if near else elsewhere
     return ConfigError(
         f"{full} is no argument of {kind.__name__}" + (f"; did you mean '{meant}'?" if meant else ""),
         expected=None if meant else f"one of {', '.join(known)}" if known else "none: it takes no arguments",
