@@ -45,6 +45,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no such configuration file: {path}", todo=_near_file(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        what = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        raise ConfigError(f"{path}: not valid YAML: {place}{what}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

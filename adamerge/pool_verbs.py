@@ -76,7 +76,8 @@ def check(arguments: list[str]) -> None:
     parser.add_argument("method", type=Path, help="how: configs/methods/*.yaml, or a folder of stages")
     parser.add_argument("others", type=Path, nargs="*", help="further configurations, such as configs/tasks/*.yaml")
     words = told_apart(arguments)
-    parser.parse_args([*words.files, *words.flags])
+    if words.flags or not words.files:
+        parser.parse_args(words.flags)
     refuse_early(words, "check")
     import_from_here()
     from adamerge.checking import check as run_check

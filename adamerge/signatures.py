@@ -18,7 +18,7 @@ from adamerge.help import ELSEWHERE, all_keys
 WORDS: dict[Any, str] = {
     float: "number",
     int: "whole number",
-    bool: "yes or no (true, false)",
+    bool: "switch (true or false)",
     str: "text",
     Path: "path",
     list: "list, such as [a, b]",
@@ -48,18 +48,13 @@ def fault(key: str, value: Any, hint: Any) -> ConfigError | None:
     meant = [one for option, one in faults if _meant(value, option)]
     if meant:
         return meant[0]
-    choices = [
-        choice for option, _ in faults if _origin(option) is typing.Literal for choice in typing.get_args(option)
-    ]
-    words = [
-        _word(option) for option, _ in faults if option is not type(None) and _origin(option) is not typing.Literal
-    ]
-    what = " and ".join(
-        [*(f"no {word}" for word in dict.fromkeys(words)), *([f"none of {choices}"] if choices else [])]
-    )
+    literal = [option for option, _ in faults if _origin(option) is typing.Literal]
+    choices = dict.fromkeys(str(choice) for option in literal for choice in typing.get_args(option))
+    words = [_word(option) for option, _ in faults if option is not type(None) and option not in literal]
+    what = [*(f"no {word}" for word in dict.fromkeys(words)), *([f"none of {', '.join(choices)}"] if choices else [])]
     wants_list = isinstance(value, str) and any(_origin(option) is list for option, _ in faults)
     return ConfigError(
-        f"{key} is missing" if value is None else f"{key}: {value!r} is {what}",
+        f"{key} is missing" if value is None else f"{key}: {value!r} is {' and '.join(what)}",
         todo=f"--{key}=[{value}]" if wants_list else None,
     )
 
