@@ -64,8 +64,8 @@ def described(path: str) -> Description | None:
     arguments: dict[str, Argument] = {}
     for base in reversed(_ancestry(name)):
         told |= _documented(base)
-        own = {found.name: found for found in _arguments(base)}
         is_data = any(ast.unparse(mark).startswith("dataclass") for mark in base.decorator_list)
+        own = {found.name: found for found in (_fields(base) if is_data else _arguments(base))}
         arguments = {**arguments, **own} if is_data else own or arguments
     later = (
         {"task_vectors"} if "Parametrization" in {one.name for one in _ancestry(name)} else set()
@@ -135,6 +135,10 @@ def _arguments(definition: ast.ClassDef) -> list[Argument]:
                 for one, default in zip(names, defaults, strict=True)
                 if one.arg != "self"
             ]
+    return []
+
+
+def _fields(definition: ast.ClassDef) -> list[Argument]:
     return [
         Argument(node.target.id, ast.unparse(node.annotation), _field_default(node.value), "")
         for node in definition.body

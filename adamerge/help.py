@@ -14,9 +14,9 @@ WIDTH = 118
 USAGE = """usage: adamerge fit POOL METHOD [--key=value ...]
        adamerge fit --resume RUN [--allow-resume-difference]
 
-Learns merging coefficients as POOL (what is merged, on which data: configs/pools) and METHOD (how: configs/methods) say,
-in a new folder; or goes on with a run from its last checkpoint. Further files are laid over these; all of them may also
-be given with --config. A METHOD that is a folder has stages: --2.KEY=VALUE is for the second alone.
+Learns merging coefficients as POOL (what is merged, on which data: configs/pools) and METHOD (how: configs/methods)
+say, in a new folder; or goes on with a run from its last checkpoint. Further files are laid over these; all of them
+may also be given with --config. A METHOD that is a folder has stages: --2.KEY=VALUE is for the second alone.
 """
 RUN_KEYS = {
     "tasks": "of the pool's tasks only these, such as [cars,dtd]",
@@ -168,8 +168,8 @@ def _class_help(about: Description, key: str) -> str:
     lines = [f"--{key}={about.name}", *textwrap.wrap(about.told.replace("\n\n", " "), WIDTH), ""]
     for one in about.arguments:
         lines.append(_line(f"{key}.{one.name}", one))
-        field = described(one.part) if one.part else None
-        if field is not None and kinds_of(field.name) == [field.name]:
+        field = described(one.part) if one.part and one.kind.startswith("dict[") else None
+        if field is not None:
             lines.append(f"      each {field.name} has")
             lines += [_line(inner.name, inner, "      ") for inner in field.arguments]
     return "\n".join([*lines, ""])
