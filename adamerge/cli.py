@@ -37,7 +37,7 @@ def test(arguments: list[str]) -> None:
     """Score a run on its labelled test or validation split."""
     parser = argparse.ArgumentParser(prog="adamerge test", description=test.__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="whose labels; test by default")
     own = parser.parse_args(arguments)
     import_from_here()
     keep_freed_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -65,16 +66,17 @@ def check(arguments: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="adamerge check",
-        description=check.__doc__,
+        usage="adamerge check POOL METHOD [FILE ...] [--key=value ...]",
+        description=inspect.cleandoc(check.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         epilog="Further --key=value are those of fit; --2.key=value is for the second stage. Exit code: 0 when nothing\n"
         "speaks against a fit, 2 for the configuration, 3 for base or experts. Too little memory is a warning: the fit\n"
         "may be meant for another machine.",
     )
-    parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
-    parser.add_argument("method", type=Path, help="how: configs/methods/*.yaml, or a folder of stages")
-    parser.add_argument("others", type=Path, nargs="*", help="further configurations, such as configs/tasks/*.yaml")
+    parser.add_argument("POOL", help="what is merged: configs/pools/*.yaml")
+    parser.add_argument("METHOD", help="how: configs/methods/*.yaml, or a folder of stages")
+    parser.add_argument("FILE", nargs="*", default=[], help="further configurations, such as configs/tasks/*.yaml")
     words = told_apart(arguments)
     if words.flags or not words.files:
         parser.parse_args(words.flags)
@@ -95,13 +97,18 @@ def compare(arguments: list[str]) -> None:
         "--lambdas",
         type=float,
         nargs="+",
+        metavar="NUMBER",
         help="coefficients of task arithmetic that the oracle chooses from on the test labels, besides 0.3; by default 0, "
         "0.05 ... 1, each a pass over all test data",
     )
+    options.add_argument(
+        "--config", "-c", action="append", default=[], metavar="FILE", help="a further configuration of every fit"
+    )
     parser = argparse.ArgumentParser(
         prog="adamerge compare",
+        usage="adamerge compare POOL METHOD [METHOD ...] [--folder FOLDER] [--lambdas NUMBER ...] [--key=value ...]",
         description=compare.__doc__,
-        epilog="Further --key=value go to every fit.",
+        epilog="Further --key=value go to every fit, --2.key=value to the second stage of methods that have one.",
         parents=[options],
     )
     parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
@@ -112,10 +119,11 @@ def compare(arguments: list[str]) -> None:
     staged = any(method.is_dir() for method in configs.methods)
     for method in configs.methods:
         given = words.without_stages() if staged and not method.is_dir() else words.overrides
-        refuse_early(Words([str(configs.pool), str(method)], given), "compare")
+        refuse_early(Words([str(configs.pool), str(method), *own.config], given), "compare")
     import_from_here()
     keep_freed_memory()
     from adamerge.comparison import compare as run_compare
     from adamerge.comparison import print_table
 
-    print_table(run_compare(configs.pool, configs.methods, own.folder, words.overrides, own.lambdas))
+    shared = Words(own.config, words.overrides).for_parser
+    print_table(run_compare(configs.pool, configs.methods, own.folder, shared, own.lambdas))

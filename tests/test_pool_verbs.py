@@ -114,5 +114,10 @@ def test_compare_reads_its_words_as_the_others_do(words, place, capfd, monkeypat
     assert command(capfd, *line).code == 0
     methods = [Path("staged"), Path("method.yaml")]
     assert given == [(Path("pool.yaml"), methods, Path("here"), ["--model.lr=0.1", *words], None)]
+    write_yaml(place / "more.yaml", {"trainer": {"max_steps": 2}})
+    assert command(capfd, "compare", "pool.yaml", "method.yaml", "--config", "more.yaml", "-cmore.yaml").code == 0
+    assert given[-1][1:4] == ([Path("method.yaml")], Path("runs/comparison"), ["--config=more.yaml"] * 2), (
+        "for every fit"
+    )
     outcome = command(capfd, "compare", "pool.yaml", "method.yaml", "gone.yaml")
     assert outcome.code == 2 and outcome.error == "error: no such configuration file: gone.yaml"
