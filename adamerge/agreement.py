@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -13,6 +12,7 @@ from adamerge.checkpoint import MERGEABLE, Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.files import quoted
 from adamerge.leftovers import is_leftover, is_unmatched
+from adamerge.patterns import excluding
 
 COUNTERS = frozenset({torch.int64, torch.bool})
 """Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""
@@ -56,14 +56,26 @@ def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
 
 
 def differences(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> Iterator[CheckpointError]:
-    """What is wrong with these tensors of an expert, in their order; all that are missing as one error."""
+    """What is wrong with these tensors of an expert, in their order; all that are missing as one error.
+
+    Each says how to leave out all that are wrong, at once.
+    """
     lacking = [name for name in names if name not in expert]
+    other = [name for name in names if name in expert and expert.shape(name) != base.shape(name)]
+    models = ((f"expert '{task}'", expert), ("the base", base))
+    unmergeable = {
+        name: [(who, model) for who, model in models if model.dtype(name) not in MERGEABLE]
+        for name in names
+        if name in expert
+    }
+    wrong = {*lacking, *other, *(name for name, whose in unmergeable.items() if whose)}
+    leave = excluding([name for name in names if name in wrong], {*base, *expert} - wrong)
     for name in names:
         if name not in expert:
             if name == lacking[0]:
-                yield _lacking(task, expert, base, names)
+                yield _lacking(task, expert, base, names, leave)
             continue
-        if expert.shape(name) != base.shape(name):
+        if name in other:
             own = expert.own_name(name)
             yield CheckpointError(
                 f"expert '{task}': '{name}'{'' if own == name else f', there {quoted(own)},'} has another shape than in"
@@ -71,17 +83,16 @@ def differences(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence
                 where=expert.location,
                 expected=tuple(base.shape(name)),
                 got=tuple(expert.shape(name)),
-                todo=f"pass exclude=['{name}'] to leave it at the base, or check the checkpoint",
+                todo=f"{leave} to leave what differs at the base, or check the checkpoint",
             )
-        for who, model in ((f"expert '{task}'", expert), ("the base", base)):
-            if model.dtype(name) not in MERGEABLE:
-                yield CheckpointError(
-                    f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
-                    where=model.location,
-                    expected="float64, float32, float16 or bfloat16",
-                    got=model.dtype(name),
-                    todo=f"pass exclude=['{name}'], or dequantise the checkpoint",
-                )
+        for who, model in unmergeable[name]:
+            yield CheckpointError(
+                f"{who}: '{name}' is {model.dtype(name)}, which cannot be merged",
+                where=model.location,
+                expected="float64, float32, float16 or bfloat16",
+                got=model.dtype(name),
+                todo=f"{leave}, or dequantise the checkpoint",
+            )
 
 
 def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
@@ -95,7 +106,7 @@ def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
         raise CheckpointError(
             f"expert '{task}' has {len(names)} tensors that the base lacks, first '{names[0]}'",
             where=expert.location,
-            todo=f"{_excluded(globs(names, kept))}, or check which base the expert was trained from",
+            todo=f"{excluding(names, kept)}, or check which base the expert was trained from",
         )
 
 
@@ -194,13 +205,14 @@ def refuse_untrainable(merged: Mapping[str, torch.Tensor], selected: Sequence[st
             got=selected[:3],
             todo="widen task_vectors.include, or narrow task_vectors.exclude",
         )
-    for name, tensor in merged.items():
-        if not isinstance(tensor, torch.nn.Parameter):
-            raise CheckpointError(
-                f"'{name}' is a buffer, not a parameter, and cannot be merged by gradients",
-                where=base.location,
-                todo=f"pass exclude=['{name}']: buffers stay the base's",
-            )
+    buffers = [name for name, tensor in merged.items() if not isinstance(tensor, torch.nn.Parameter)]
+    if buffers:
+        more = f" (and {len(buffers) - 1} more)" if len(buffers) > 1 else ""
+        raise CheckpointError(
+            f"'{buffers[0]}'{more} is a buffer, not a parameter, and cannot be merged by gradients",
+            where=base.location,
+            todo=f"{excluding(buffers, set(base).difference(buffers))}: buffers stay the base's",
+        )
 
 
 def refuse_shared_memory(tensors: Mapping[str, torch.Tensor], models: Mapping[str, Checkpoint]) -> None:
@@ -227,26 +239,10 @@ def refuse_shared_memory(tensors: Mapping[str, torch.Tensor], models: Mapping[st
             )
 
 
-def globs(names: Sequence[str], others: Collection[str]) -> list[str]:
-    """The shortest glob patterns for these names that match none of the others: ``text_model.*`` for a whole tower.
-
-    A pattern stands for several names; one alone is named.
-    """
-    kept, counts = {head for name in others for head in _heads(name)}, Counter[str]()
-    for name in names:
-        counts.update(_heads(name))
-    found = (
-        next((f"{head}.*" for head in _heads(name) if head not in kept and counts[head] > 1), name) for name in names
-    )
-    return list(dict.fromkeys(found))
-
-
-def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> CheckpointError:
+def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str], leave: str) -> CheckpointError:
     missing, there = [name for name in names if name not in expert], [name for name in names if name in expert]
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    leave = (
-        f"{_excluded(globs(missing, there))} to leave {'them' if more else 'it'} at the base, or check the checkpoint"
-    )
+    leave = f"{leave} to leave {'them' if more else 'it'} at the base, or check the checkpoint"
     return CheckpointError(
         f"expert '{task}' lacks '{missing[0]}'{more} (base has {len(base)} tensors, this one {len(expert)})",
         where=expert.location,
@@ -254,14 +250,3 @@ def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[st
         got=f"{len(there)} of them",
         todo=leave if there else "check that it is an expert of this base: it has none of these tensors",
     )
-
-
-def _excluded(patterns: Sequence[str]) -> str:
-    rest = f" and {len(patterns) - 8} more" if len(patterns) > 8 else ""
-    return f"pass exclude={[*patterns[:8]]}{rest}"
-
-
-def _heads(name: str) -> list[str]:
-    """What a name may begin with: ``a`` and ``a.b`` of ``a.b.c``."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from adamerge.errors import AdamergeError
 from adamerge.heap import keep_freed_memory
+from adamerge.pool_verbs import check, compare, fit, import_from_here
 
 HELP = """adamerge: learn how to merge models
 
 usage: adamerge VERB [arguments]      adamerge VERB --help
 
-  fit      learn merging coefficients     --config POOL --config METHOD [--model.lr=... --trainer.max_steps=...]
+  fit      learn merging coefficients     POOL METHOD [--model.lr=... --trainer.max_steps=...]
            or go on with a run            --resume RUN
   test     score a run on labelled data   RUN
   export   write the merged model         COEFFICIENTS FOLDER
@@ -24,89 +25,21 @@ usage: adamerge VERB [arguments]      adamerge VERB --help
   compare  several methods, one table     POOL METHOD [METHOD ...]
 
 A POOL says what is merged and on which data (configs/pools), a METHOD how (configs/methods); they may come in either
-order. A METHOD that is a folder has stages, 1_*.yaml, 2_*.yaml; --2.KEY=VALUE is for the second alone. A run is
-a folder, runs/<name>/<id>, with its coefficients, metrics, heat map and summary.
+order, with or without --config. A METHOD that is a folder has stages, 1_*.yaml, 2_*.yaml; --2.KEY=VALUE is for the
+second alone. A run is a folder, runs/<name>/<id>, with its coefficients, metrics, heat map and summary.
 
 exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5 export, 130 and 143 interrupted
 --debug anywhere shows the full trace of an error.
 """
 
 
-def _import_from_here() -> None:
-    """Let configurations name classes of modules in the working directory, after all that is installed."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-
-
-def fit(arguments: list[str]) -> None:
-    """Learn coefficients, or go on with a run."""
-    parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", type=Path)
-    parser.add_argument("--allow-resume-difference", action="store_true")
-    own, rest = parser.parse_known_args(arguments)
-    if not rest and own.resume is None:
-        rest = ["--help"]
-    if {"-h", "--help"} & set(rest):
-        print("adamerge fit --resume RUN [--allow-resume-difference] goes on with a run from its last checkpoint.\n")
-    _import_from_here()
-    keep_freed_memory()
-    from adamerge.stages import fit as run_fit
-
-    folder = run_fit(rest, own.resume, own.allow_resume_difference)
-    if folder is not None:
-        print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
-
-
-def check(arguments: list[str]) -> None:
-    """Say before a fit, from headers alone, what would fail and what it would take.
-
-    Nothing is downloaded but LoRA adapters, no weight is read and no network built. Listed are all experts, with
-    everything that keeps them from being merged with the base; the number of coefficients; the predicted peak memory
-    of every storage, and which would be chosen on this machine.
-    """
-    parser = argparse.ArgumentParser(
-        prog="adamerge check",
-        description=check.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="Further --key=value are those of fit; --2.key=value is for the second stage. Exit code: 0 when nothing\n"
-        "speaks against a fit, 2 for the configuration, 3 for base or experts. Too little memory is a warning: the fit\n"
-        "may be meant for another machine.",
-    )
-    parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
-    parser.add_argument("method", type=Path, help="how: configs/methods/*.yaml, or a folder of stages")
-    parser.add_argument("others", type=Path, nargs="*", help="further configurations, such as configs/tasks/*.yaml")
-    parser.add_argument("--config", "-c", type=Path, action="append", default=[], help="another way to name them")
-    rest, overrides = _overrides_apart(arguments)
-    own = parser.parse_args(rest)
-    _import_from_here()
-    from adamerge.checking import check as run_check
-
-    run_check([own.pool, own.method, *own.others, *own.config], overrides)
-
-
-def _overrides_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Files and ``--config``, and ``--key=value`` or ``--key value``: argparse takes such values for files."""
-    rest: list[str] = []
-    overrides: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("--") or word.partition("=")[0] in {"--config", "--help"}:
-            rest.append(word)
-        else:
-            overrides += (
-                [word] if "=" in word else [word, *(value for value in [next(words, None)] if value is not None)]
-            )
-    return rest, overrides
-
-
 def test(arguments: list[str]) -> None:
     """Score a run on its labelled test or validation split."""
     parser = argparse.ArgumentParser(prog="adamerge test", description=test.__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="whose labels; test by default")
     own = parser.parse_args(arguments)
-    _import_from_here()
+    import_from_here()
     keep_freed_memory()
     from adamerge.scoring import print_scores, score_run
 
@@ -158,7 +91,7 @@ def export(arguments: list[str]) -> None:
         parser.error("--adapter writes fp32 factors, in one file: --dtype and --shard-size do not go with it")
 
     if own.allow_plugins:
-        _import_from_here()
+        import_from_here()
     moved = dict(item.partition("=")[::2] for item in own.expert)
     coefficients = load_coefficients(
         own.coefficients, own.base, moved, own.allow_plugins, verify=not own.allow_other_models
@@ -182,32 +115,6 @@ def inspect(arguments: list[str]) -> None:
     from adamerge.inspection import describe_path
 
     describe_path(own.path)
-
-
-def compare(arguments: list[str]) -> None:
-    """Fit several methods on one pool and print one table, beside the base, the experts and tuned task arithmetic."""
-    parser = argparse.ArgumentParser(
-        prog="adamerge compare", description=compare.__doc__, epilog="Further --key=value go to every fit."
-    )
-    parser.add_argument("pool", type=Path)
-    parser.add_argument("methods", type=Path, nargs="+")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
-    )
-    parser.add_argument(
-        "--lambdas",
-        type=float,
-        nargs="+",
-        help="coefficients of task arithmetic that the oracle chooses from on the test labels, besides 0.3; by default 0, "
-        "0.05 ... 1, each a pass over all test data",
-    )
-    own, overrides = parser.parse_known_args(arguments)
-    _import_from_here()
-    keep_freed_memory()
-    from adamerge.comparison import compare as run_compare
-    from adamerge.comparison import print_table
-
-    print_table(run_compare(own.pool, own.methods, own.folder, overrides, own.lambdas))
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -16,20 +16,46 @@ from adamerge.public_names import PREFIX, is_public, renewed
 from adamerge.versions import refuse_later, version_of
 
 
+class OneOfEach(yaml.SafeLoader):
+    """YAML in which a mapping has each key once: of two, the last would win and nobody know."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping.
+
+        Raises:
+            MarkedYAMLError: a key is there twice.
+        """
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    what = f"'{key.value}' is there twice, in lines {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A file's content with today's names of parts, before its keys are looked at.
 
     Raises:
-        ConfigError: there is no such file, it holds no mapping, or a later version of the program wrote it.
+        ConfigError: there is no such file, it holds no mapping, one of its mappings holds a key twice, or a later version of
+            the program wrote it.
     """
     try:
         text = path.read_text(encoding="utf-8")
         refuse_later(version_of(text), path, ConfigError)
-        content = yaml.safe_load(text)
+        content = yaml.load(text, OneOfEach)  # a SafeLoader
     except FileNotFoundError as error:
-        raise ConfigError(f"no such configuration file: {path}") from error
+        raise ConfigError(f"no such configuration file: {path}", todo=_near_file(path)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        what = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+        raise ConfigError(f"{path}: not valid YAML: {place}{what}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -52,6 +78,13 @@ def _check_names(path: Path, content: Any) -> None:
             )
     for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
         _check_names(path, value)
+
+
+def _near_file(path: Path) -> str | None:
+    """Another file of that folder whose name is near."""
+    there = [one.name for one in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, 1)
+    return f"did you mean {path.parent / near[0]}?" if near else None
 
 
 def config_files(arguments: Sequence[str]) -> list[str]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib
-import inspect
 import logging
 import re
 import warnings
@@ -20,16 +17,18 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import adamerge.shards  # noqa: F401  (a class goes by its short name once it is there)
+import adamerge
 from adamerge.backbones.transformers import outlined
 from adamerge.config_files import config_files, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
+from adamerge.faults import first_fault
+from adamerge.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.modules import MergingModule
 from adamerge.public_names import current_name, renewed
+from adamerge.signatures import class_named
 from adamerge.versions import WRITTEN_BY
 
-DEFAULT_SEARCH = "adamerge.AdaptiveMerging"
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
 RENEWED = "yaml with today's names"
 set_loader(RENEWED, lambda text: renewed(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
@@ -48,8 +47,10 @@ class ConfigCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
+        self._given = list(args)
         for path in config_files(args):
             read_config(Path(path))
+        _load_named(args)
         try:
             super().__init__(
                 search_of(args),
@@ -72,12 +73,12 @@ class ConfigCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
-        parser.add_argument("--search", default=DEFAULT_SEARCH, help="class that says how; its arguments are `model`")
-        parser.add_argument("--tasks", type=list[str] | None, default=None, help="of the pool's tasks only these")
-        parser.add_argument("--leave_out", type=list[str] | None, default=None, help="of the pool's experts not these")
-        parser.add_argument("--runs", default="runs", help="folder of all runs")
-        parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the configs' names")
-        parser.add_argument("--id", type=str | None, default=None, help="of this run of that name; by default the time")
+        parser.add_argument("--search", default=DEFAULT_SEARCH, help=RUN_KEYS["search"])
+        parser.add_argument("--tasks", type=list[str] | None, default=None, help=RUN_KEYS["tasks"])
+        parser.add_argument("--leave_out", type=list[str] | None, default=None, help=RUN_KEYS["leave_out"])
+        parser.add_argument("--runs", default="runs", help=RUN_KEYS["runs"])
+        parser.add_argument("--name", type=str | None, default=None, help=RUN_KEYS["name"])
+        parser.add_argument("--id", type=str | None, default=None, help=RUN_KEYS["id"])
         parser.set_defaults(
             {
                 "trainer.max_epochs": 1,
@@ -96,7 +97,10 @@ class ConfigCLI(LightningCLI):
             return
         data = self.config.get("data.init_args.tasks")
         if data is None:
-            raise ConfigError("tasks: the pool's data have no tasks to choose from", got=self.config.tasks)
+            raise ConfigError(
+                f"tasks: the pool's data have no tasks to choose from, got {self.config.tasks}",
+                todo=f"--data.only='[{','.join(self.config.tasks)}]' takes the data of these alone, --leave_out experts away",
+            )
         unknown = [task for task in self.config.tasks if task not in data]
         if unknown or not self.config.tasks:
             what = f"tasks: the pool has no '{unknown[0]}'" if unknown else "tasks: none are named"
@@ -140,26 +144,8 @@ class ConfigCLI(LightningCLI):
             if isinstance(seen, AdamergeError):
                 return seen
             seen = seen.__cause__ or seen.__context__
-        message = str(error)
-        todo = None
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|Key ['\"]([\w.]+)['\"] is not expected", message)
-        unknown = unknown or re.search(
-            r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'", message
-        )
-        if unknown:
-            name = next(group for group in unknown.groups() if group)
-            known = [str(action.dest) for action in self.parser._actions]
-            given = re.search(r"given class_path '([\w.]+)':\s*Option", message)
-            if given:  # an argument of that class, which the parser does not list
-                known = _arguments(given[1])
-            group = re.search(r"Group '([\w.]+)' does not accept", message)
-            full = f"{group[1]}.{name}" if group else name
-            last = {key.rpartition(".")[2]: key for key in reversed(known)}
-            near = difflib.get_close_matches(full, known, 1, cutoff=0.7) or [
-                last[word] for word in difflib.get_close_matches(full.rpartition(".")[2], list(last), 1)
-            ]
-            todo = f"did you mean '{near[0]}'?" if near else "adamerge fit --help lists the keys"
-        return ConfigError(f"configuration: {_short(message)}", todo=todo)
+        found = first_fault(self._given, search_of(self._given))
+        return found if found is not None else ConfigError(f"configuration: {_short(str(error))}")
 
 
 class FitCLI(ConfigCLI):
@@ -213,19 +199,25 @@ def search_of(arguments: Sequence[str]) -> type[MergingModule]:
         elif word == "--search" and i + 1 < len(words):
             named.append(words[i + 1])
     path = current_name(str(next((name for name in reversed(named) if name is not None), DEFAULT_SEARCH)))
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"search: there is no {path}: {error}", expected=f"such as {DEFAULT_SEARCH}") from error
+    found = class_named("search", path, MergingModule)
     if not (isinstance(found, type) and issubclass(found, MergingModule)):
-        raise ConfigError(f"search: {path} is not a MergingModule", expected=f"such as {DEFAULT_SEARCH}")
+        raise ConfigError(f"search: {path} is no MergingModule", expected=f"such as {DEFAULT_SEARCH}")
     return found
 
 
-def _arguments(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+def trainer_help() -> str:
+    """All keys of Lightning's trainer."""
+    parser = LightningArgumentParser(prog="adamerge fit", usage="adamerge fit POOL METHOD [--trainer.KEY=VALUE ...]")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    text: str = parser.format_help()
+    return text
+
+
+def _load_named(arguments: Sequence[str]) -> None:
+    """Load the public classes that go by their short names: the parser knows those that are there."""
+    text = "\n".join([*arguments, *(Path(path).read_text(encoding="utf-8") for path in config_files(arguments))])
+    for name in {*re.findall(r"\w+", text)} & {*adamerge.__all__}:
+        getattr(adamerge, name)
 
 
 def _adjusts_data(path: Path) -> bool:

@@ -12,6 +12,8 @@ class AdamergeError(Exception):
         expected: what a correct input holds there.
         got: what was found instead.
         todo: one line that says what to do.
+
+    What is None is not known, and not printed.
     """
 
     exit_code = 3
@@ -29,8 +31,9 @@ class AdamergeError(Exception):
         lines = [what]
         if where is not None:
             lines.append(f"  where: {where}")
-        if expected is not None or got is not None:
-            lines.append(f"  expected {expected}, got {got}")
+        known = [f"{word} {value}" for word, value in (("expected", expected), ("got", got)) if value is not None]
+        if known:
+            lines.append(f"  {', '.join(known)}")
         if todo is not None:
             lines.append(f"  what to do: {todo}")
         super().__init__("\n".join(lines))

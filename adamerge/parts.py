@@ -76,7 +76,7 @@ def _made(found: type, arguments: Mapping[str, Any], key: str) -> Any:
 def _called(found: Callable[..., Any], arguments: Mapping[str, Any], key: str, *positional: Any) -> Any:
     try:
         return found(*positional, **arguments)
-    except (TypeError, AttributeError) as error:  # a text where a number belongs, a number where a mapping does
+    except (TypeError, AttributeError, OSError) as error:  # a text where a number belongs, a file that is not there yet
         name = getattr(found, "__name__", str(found))
         raise ConfigError(f"{key}: {name} does not take {dict(arguments)}: {error}") from error
 

@@ -112,7 +112,7 @@ def test_problems_are_told_once_for_all_stages(tiny, capfd):
         (["--model.task_vectors.include=[nothing.*]"], "leave no tensor"),
         (["--tasks=[nobody]"], "the pool has no 'nobody'"),
         (["--model.storage", "Resident", "--model.storage.dtype", "int8"], "no dtype 'int8'"),
-        (["--model.lr"], "not an override: --model.lr"),
+        (["--model.lr"], "--model.lr has no value"),
         (["--2.model.lr=1"], "there is no stage 2"),
         (["--model.parametrization=null"], "model.parametrization is in none of"),
         (["--trainer.precision=16-mixed"], "trainer.precision=16-mixed does not suit"),

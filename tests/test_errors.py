@@ -27,7 +27,19 @@ def test_every_field_is_a_line_and_an_attribute():
 
 def test_the_first_line_stands_alone():
     assert str(errors.DataError("what")) == "what"
-    assert str(errors.DataError("what", got=0)).splitlines()[1] == "  expected None, got 0"
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ({"got": 0}, "  got 0"),
+        ({"expected": 3}, "  expected 3"),
+        ({"expected": 3, "got": None}, "  expected 3"),
+        ({"expected": 0, "got": False}, "  expected 0, got False"),
+    ],
+)
+def test_what_is_not_known_is_not_printed(known, line):
+    assert str(errors.DataError("what", **known)).splitlines() == ["what", line]
 
 
 def test_siblings_do_not_catch_each_other():

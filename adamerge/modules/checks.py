@@ -14,6 +14,7 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
+from adamerge.patterns import excluding
 from adamerge.plan import Plan
 from adamerge.task_vectors import TaskVectors
 from adamerge.trainer_settings import check_precision
@@ -138,15 +139,19 @@ def check_same_models(vectors: TaskVectors) -> None:
 def _check_heads(merged: MergedModel) -> None:
     """Tensors that training does not see must not be merged: the export would differ from what was trained."""
     vectors = merged.task_vectors
-    for name in vectors:
-        if merged.backbone.trains(name):
-            continue
-        for task, checkpoint in vectors.checkpoints.items():
-            if not torch.equal(checkpoint[name], vectors.base[name]):
-                raise ConfigError(
-                    f"expert '{task}' changed '{name}', on which the merged model's training does not depend",
-                    todo="pass include patterns of the part that is trained, such as ['visual.*']",
-                )
+    unseen = [name for name in vectors if not merged.backbone.trains(name)]
+    changed = {
+        name: [
+            task for task, expert in vectors.checkpoints.items() if not torch.equal(expert[name], vectors.base[name])
+        ]
+        for name in unseen
+    }
+    heads = [name for name in unseen if changed[name]]
+    if heads:
+        raise ConfigError(
+            f"expert '{changed[heads[0]][0]}' changed '{heads[0]}', on which the merged model's training does not depend",
+            todo=f"{excluding(heads, set(vectors).difference(heads))} to leave what training does not see at the base",
+        )
 
 
 def _check_objective(merged: MergedModel, objective: Objective, data: Calibration) -> None:

@@ -10,10 +10,11 @@ from lightning import Trainer
 from adamerge.copies import WholeCopy
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.memory import Available, Sizes
-from adamerge.modules.checks import check_same_models
+from adamerge.modules.checks import _check_heads, check_same_models
 from adamerge.objectives import LogitAlignment, Objective
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.storage import Disk, Resident
+from adamerge.task_vectors import TaskVectors
 
 from .test_adaptive import QUIET, fitted, images, module_of, w
 
@@ -50,6 +51,19 @@ def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(po
         fitted(module_of(pool), images(only))
     one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
     fitted(module_of(one), images(image_folders))
+
+
+def test_all_that_training_does_not_see_is_left_out_by_one_advice():
+    """Not an ``include`` of a part that this network may not have."""
+    base = {name: torch.zeros(2) for name in ("visual.w", "fc.w", "fc.b", "text.w", "text.b")}
+    expert = {name: value + (name != "text.b") for name, value in base.items()}
+    trained = SimpleNamespace(trains=lambda name: name.startswith("visual."))
+    merged = SimpleNamespace(task_vectors=TaskVectors(base, {"cars": expert}), backbone=trained)
+    with pytest.raises(ConfigError, match="expert 'cars' changed 'fc.b', on which") as found:
+        _check_heads(merged)
+    assert found.value.todo.startswith("pass exclude=['fc.*', 'text.w'] to leave")
+    merged.task_vectors = TaskVectors(base, {"cars": expert}, exclude=["fc.*", "text.w"])
+    _check_heads(merged)
 
 
 def two_processes(use_distributed_sampler):
