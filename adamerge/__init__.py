@@ -27,6 +27,7 @@ _HOMES = {
     "Constraint": "constraints",
     "Copy": "copies",
     "CrossEntropy": "objectives",
+    "DisjointMean": "transforms",
     "Disk": "storage",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
@@ -184,6 +185,7 @@ if TYPE_CHECKING:
     from adamerge.task_vectors import TaskVectors
     from adamerge.transforms import (
         Combine,
+        DisjointMean,
         Elementwise,
         Magnitude,
         Scale,
