@@ -17,6 +17,8 @@ from adamerge.layout import Layout
 
 FORMAT = 1
 METADATA_KEY = "adamerge"
+COEFFICIENTS = "coefficients.safetensors"
+"""In the folder of a run."""
 SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 FIELDS: dict[str, type] = {
@@ -46,9 +48,13 @@ Sections = dict[str, dict[str, Tensor]]
 def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
     """The file's metadata and its sections, without opening any model.
 
+    Args:
+        path: the file, or the folder of the run that it lies in.
+
     Raises:
         CoefficientsError: not a coefficient file, another version, unknown or missing fields, or non-finite values.
     """
+    path = path / COEFFICIENTS if (path / COEFFICIENTS).is_file() else path
     try:
         file = TensorFile(path)
     except AdamergeError as error:

@@ -19,6 +19,7 @@ from adamerge.layout import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.held import held_masks
 from adamerge.recipe import build, build_factory, describe
+from adamerge.sources import lasting_path
 from adamerge.staging import staged_file
 from adamerge.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
@@ -139,8 +140,7 @@ def save_coefficients(coefficients: Coefficients, path: str | Path) -> None:
 
 def _lasting(location: str) -> str:
     """The path from wherever one stands; what is no path is as it was."""
-    path = Path(location).expanduser()
-    return str(path.absolute()) if path.exists() else location
+    return lasting_path(location)
 
 
 def load_coefficients(

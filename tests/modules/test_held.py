@@ -18,7 +18,7 @@ from adamerge.modules.backward import BackwardPass
 from adamerge.modules.held import by_group, constant
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
-from adamerge.parametrizations.held import held_masks, held_names
+from adamerge.parametrizations.held import held_names
 from adamerge.penalties import CoefficientNorm, DistanceToInitial
 from adamerge.task_vectors import TaskVectors
 
@@ -205,14 +205,3 @@ def test_penalties_count_what_is_learned():
     assert CoefficientNorm(2.0, order=2)(made).item() == pytest.approx(2 * (0 + 26**0.5 + 2 + 3) / 4, rel=1e-6)
     made.hold({name: torch.tensor([[column == 0]] * 2) for column, name in enumerate(names)})
     assert CoefficientNorm(2.0)(made).item() == pytest.approx(2 * (1 + 5 + 2 + 6 + 3 + 7) / 3, rel=1e-6)
-
-
-def test_names_lead_back_to_masks():
-    held = {"a": torch.tensor([[True, False], [True, False]]), "b": torch.tensor([[False, True], [False, False]])}
-    held["c"] = torch.zeros(2, 1, dtype=torch.bool)
-    named = held_names(held, ["x", "y"])
-    assert named == {"held": {"a": [0], "b": {"x": [1]}}}
-    masks = held_masks(named, {name: torch.zeros(mask.shape) for name, mask in held.items()}, ["x", "y"])
-    assert masks.keys() == {"a", "b"} and all(torch.equal(masks[name], held[name]) for name in masks)
-    assert held_masks({"held": {"other": [0], "a": [7, "x", -1]}}, {"a": torch.zeros(2, 1)}, ["x", "y"])["a"].sum() == 0
-    assert held_masks({"held": "all"}, {}, []) == {}
