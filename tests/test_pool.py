@@ -103,7 +103,11 @@ def test_an_adapter_of_another_base(pool, tmp_path):
 
 def test_a_quantised_expert_is_called_so(pool, tmp_path):
     """Of packed weights all that is seen else is that tensors are missing and that others are there."""
-    packed = {"a.qweight": torch.zeros(3, 4, dtype=torch.int32), "a.scales": torch.zeros(1, 4), "a.bias": torch.zeros(4)}
+    packed = {
+        "a.qweight": torch.zeros(3, 4, dtype=torch.int32),
+        "a.scales": torch.zeros(1, 4),
+        "a.bias": torch.zeros(4),
+    }
     folder = tmp_path / "packed"
     folder.mkdir()
     save_file({**BASE, **packed} | {"b.qweight": torch.zeros(1, dtype=torch.int32)}, folder / "model.safetensors")

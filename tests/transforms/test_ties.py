@@ -122,7 +122,7 @@ def test_the_papers_disjoint_mean(experts, keep):
         expected = 0.7 * math.fsum(agreeing) / max(len(agreeing), 1)
         # of each expert's entry: one rounding of the quotient, the product and the sum, and 0.7's own
         bound = (experts + 3) * 2.0**-24 * 0.7 * sum(map(abs, agreeing)) / max(len(agreeing), 1)
-        assert abs(float(merged[e]) - expected) <= bound, e
+        assert abs(float(merged[e].detach()) - expected) <= bound, e
 
 
 def test_the_threshold_is_exact_among_neighbouring_floats():
