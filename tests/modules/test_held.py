@@ -10,9 +10,14 @@ from test_matrix import ALONE
 from torch.optim import SGD, Adam, AdamW
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 
+from adamerge.allocation import importances
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
 from adamerge.blocks import BlockCopy
+from adamerge.callbacks import RunawayGuard
+from adamerge.coefficients import Coefficients
+from adamerge.errors import DivergedError
+from adamerge.heatmap import draw_heatmap
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.held import by_group, constant
@@ -205,3 +210,25 @@ def test_penalties_count_what_is_learned():
     assert CoefficientNorm(2.0, order=2)(made).item() == pytest.approx(2 * (0 + 26**0.5 + 2 + 3) / 4, rel=1e-6)
     made.hold({name: torch.tensor([[column == 0]] * 2) for column, name in enumerate(names)})
     assert CoefficientNorm(2.0)(made).item() == pytest.approx(2 * (1 + 5 + 2 + 6 + 3 + 7) / 3, rel=1e-6)
+
+
+def test_heat_map_importances_and_runaway_guard_see_what_is_learned(tmp_path):
+    vectors = vectors_of()
+    made = LayerWise(vectors)
+    names = list(made.coefficients())
+    held = {name: torch.tensor([[column == 0], [column == 0]]) for column, name in enumerate(names)}
+    with torch.no_grad():
+        made.w[:, 0] = 1000.0  # such as a file that a fit began from may say
+    made.hold(held)
+    coefficients = Coefficients(vectors, made, protocol=held_names(held, vectors.experts))
+    found = importances(coefficients)
+    assert found[names[0]] == 0 and all(found[name] > 0 for name in names[1:])
+    draw_heatmap(coefficients.table(), tmp_path / "grey.png", held=coefficients.held_table())
+    draw_heatmap(coefficients.table(), tmp_path / "plain.png")
+    assert (tmp_path / "grey.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
+    module = AdaptiveMerging(ToyClassifier(), vectors, LayerWise, Entropy())
+    module.merged.parametrization = made
+    RunawayGuard()._look(1, module)
+    made.hold({})
+    with pytest.raises(DivergedError, match="ran away"):
+        RunawayGuard()._look(1, module)
