@@ -29,6 +29,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Copy": "copies",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
+    "DisjointMean": "transforms",
     "Disk": "storage",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
     from adamerge.testbed.data import TestbedImages, TestbedLanguage, TestbedText
     from adamerge.transforms import (
         Combine,
+        DisjointMean,
         Elementwise,
         Magnitude,
         Scale,

@@ -18,7 +18,8 @@ from adamerge.staging import write_json
 def importances(coefficients: Coefficients) -> dict[str, float]:
     """``I_l = sum_k |c_k,l| * |tau_k,l|_1``, normalised to a sum of 1 over the merged tensors, by tensor name.
 
-    Where a tensor has several coefficients, each counts for its own elements. Reads every delta once.
+    Where a tensor has several coefficients, each counts for its own elements; what was held in the fit does not count.
+    Reads every delta once.
 
     Raises:
         ConfigError: the coefficients are not of the linear family.
@@ -31,12 +32,15 @@ def importances(coefficients: Coefficients) -> dict[str, float]:
             f"importances need coefficients of tensors, not those of {type(parametrization).__name__}",
             todo="make LayerWise the parametrization of the first stage",
         )
-    sums = {}
+    sums, held = {}, coefficients.held
     with torch.no_grad():
         for name, deltas in vectors.items():
             shares, groups = parametrization.shares(name)
             ones = torch.ones(deltas.shape.numel(), dtype=torch.float64, device=deltas.device)
             norms = TransformedDeltas(deltas, torch.abs, local=True).contract(ones, groups)
+            mask = held.get(parametrization.group(name) or "")
+            if mask is not None:
+                norms = torch.where(mask.to(norms.device), 0.0, norms)
             sums[name] = float((shares.to(norms).abs() * norms).sum())
     total = math.fsum(sums.values()) or 1.0
     return {name: value / total for name, value in sums.items()}

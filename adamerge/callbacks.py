@@ -41,7 +41,8 @@ class CoefficientFile(Callback):
             coefficients = pl_module.coefficients()
             save_coefficients(coefficients, self.path)
             heatmap = self.path.with_name("heatmap.png")
-            draw_heatmap(coefficients.table(), heatmap, f"Merging coefficients after {coefficients.step} steps")
+            title = f"Merging coefficients after {coefficients.step} steps"
+            draw_heatmap(coefficients.table(), heatmap, title, coefficients.held_table())
             for logger in trainer.loggers:
                 if isinstance(logger, PatientWandb):
                     logger.give(coefficients, self.path, heatmap)
@@ -142,7 +143,11 @@ class RunawayGuard(Callback):
         if not isinstance(module, MergingModule):
             return
         with torch.no_grad():
-            groups = module.merged.parametrization.coefficients()
+            made = module.merged.parametrization
+            groups = {
+                name: torch.where(made.held[name], 0.0, values) if name in made.held else values
+                for name, values in made.coefficients().items()
+            }
             sizes = {name: values.abs().amax() for name, values in groups.items() if values.numel()}
             largest, at = torch.stack(list(sizes.values())).max(dim=0)
         size = float(largest)

@@ -18,8 +18,8 @@ usage: adamerge VERB [arguments]      adamerge VERB --help
 
   fit      learn merging coefficients     POOL METHOD [--model.lr=... --trainer.max_steps=...]
            or go on with a run            --resume RUN
-  test     score a run on labelled data   RUN
-  export   write the merged model         COEFFICIENTS FOLDER
+  test     score on labelled data         RUN_OR_FILE [--config POOL]
+  export   write the merged model         RUN_OR_FILE FOLDER
   check    what fits, and in what memory  POOL METHOD [--model.storage=...]
   inspect  show what a file or run holds  FILE_OR_FOLDER
   compare  several methods, one table     POOL METHOD [METHOD ...]
@@ -34,22 +34,33 @@ exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5
 
 
 def test(arguments: list[str]) -> None:
-    """Score a run on its labelled test or validation split."""
+    """Score a run, or a coefficient file, on the labelled test or validation split of its data or of a named pool."""
     parser = argparse.ArgumentParser(prog="adamerge test", description=test.__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of a run, or its coefficients.safetensors")
+    parser.add_argument(
+        "--config",
+        "-c",
+        type=Path,
+        action="append",
+        default=[],
+        help="a pool whose data are scored instead of the run's",
+    )
+    parser.add_argument(
+        "--allow-plugins", action="append", default=[], metavar="PREFIX", help="modules the recipe may name"
+    )
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="whose labels; test by default")
     own = parser.parse_args(arguments)
     import_from_here()
     keep_freed_memory()
     from adamerge.scoring import print_scores, score_run
 
-    print_scores(*score_run(own.run, own.split))
+    print_scores(*score_run(own.run, own.split, own.config, own.allow_plugins))
 
 
 def export(arguments: list[str]) -> None:
     """Write the merged model to a folder that open_clip or transformers loads; needs no data and no training libraries."""
     parser = argparse.ArgumentParser(prog="adamerge export", description=export.__doc__)
-    parser.add_argument("coefficients", type=Path, help="coefficients.safetensors of a run")
+    parser.add_argument("coefficients", type=Path, help="folder of a run, or its coefficients.safetensors")
     parser.add_argument("target", type=Path, help="the new folder")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing folder, once the new one is complete"

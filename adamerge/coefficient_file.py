@@ -19,6 +19,8 @@ from adamerge.versions import refuse_later
 FORMAT = 2
 """Of what is written: since the second, parts go by public names. What is read may be any up to it."""
 METADATA_KEY = "adamerge"
+COEFFICIENTS = "coefficients.safetensors"
+"""In the folder of a run."""
 SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 FIELDS: dict[str, type] = {
@@ -48,9 +50,13 @@ Sections = dict[str, dict[str, Tensor]]
 def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
     """The file's metadata and its sections, without opening any model.
 
+    Args:
+        path: the file, or the folder of the run that it lies in.
+
     Raises:
         CoefficientsError: not a coefficient file, one of a later version, unknown or missing fields, or non-finite values.
     """
+    path = path / COEFFICIENTS if (path / COEFFICIENTS).is_file() else path
     try:
         file = TensorFile(path)
     except AdamergeError as error:

@@ -19,7 +19,9 @@ from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.layout import Layout
 from adamerge.origins import LOCAL
 from adamerge.parametrizations import Parametrization
+from adamerge.parametrizations.held import held_masks
 from adamerge.recipe import build, build_factory, describe
+from adamerge.sources import lasting_path
 from adamerge.staging import staged_file
 from adamerge.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
@@ -70,6 +72,19 @@ class Coefficients:
                 group: {task: row.tolist() for task, row in zip(experts, value, strict=True)}
                 for group, value in self.parametrization.coefficients().items()
             }
+
+    @property
+    def held(self) -> dict[str, Tensor]:
+        """What was held in the fit, as the protocol says: group name to booleans ``(experts, coefficients of the group)``."""
+        return held_masks(self.protocol, self.parametrization.values(), self.task_vectors.experts)
+
+    def held_table(self) -> dict[str, list[str]]:
+        """Group name to the experts whose coefficients there were all held."""
+        experts = self.task_vectors.experts
+        return {
+            group: [task for task, row in zip(experts, mask, strict=True) if bool(row.all())]
+            for group, mask in self.held.items()
+        }
 
     def mask_table(self) -> dict[str, tuple[float, float]]:
         """Tensor name to what is learned of its mask: the mean probability, and the share of probabilities above 0.5."""
@@ -134,8 +149,7 @@ def save_coefficients(
 
 def _lasting(model: Checkpoint) -> str:
     """The path from wherever one stands; what is no path is as it was."""
-    path = Path(model.location).expanduser()
-    return str(path.absolute()) if path.exists() else model.location
+    return lasting_path(model.location)
 
 
 def _opened_at(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:

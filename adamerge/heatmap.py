@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from adamerge.staging import staged_file
@@ -14,13 +16,16 @@ Table = Mapping[str, Mapping[str, list[float]]]
 """Group name to expert name to the group's coefficients."""
 
 
-def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") -> None:
+def draw_heatmap(
+    table: Table, path: Path, title: str = "Merging coefficients", held: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """A picture of the coefficients: experts across, groups down (the mean of a group's chunks), values written small.
 
     Args:
         table: group name to expert name to the group's coefficients.
         path: of the PNG.
         title: above it.
+        held: group name to the experts whose coefficients there were not learned: they are grey.
     """
     groups = sorted(table, key=_natural)
     experts = list(table[groups[0]])
@@ -28,8 +33,13 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
     size = (2.5 + 0.75 * len(experts) + 0.06 * max(map(len, groups)), 1.4 + 0.19 * max(len(groups), 4))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    low, high = min(0.0, *map(min, values)), max(1e-6, *map(max, values))
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
+    kept = [[task in (held or {}).get(group, ()) for task in experts] for group in groups]
+    shown = [
+        value for line, grey in zip(values, kept, strict=True) for value, g in zip(line, grey, strict=True) if not g
+    ]
+    low, high = min(0.0, *shown), max(1e-6, *shown)
+    masked = numpy.ma.masked_array(values, kept)
+    image = axes.imshow(masked, aspect="auto", cmap=colormaps["viridis"].with_extremes(bad="0.8"), vmin=low, vmax=high)
     axes.set_xticks(range(len(experts)), experts, rotation=40, ha="right")
     axes.set_yticks(range(len(groups)), groups, fontsize=7)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
@@ -37,9 +47,9 @@ def draw_heatmap(table: Table, path: Path, title: str = "Merging coefficients") 
     if len(groups) * len(experts) <= 1000:
         for row, line in enumerate(values):
             for column, value in enumerate(line):
-                colour = "black" if value > (low + high) / 2 else "white"
+                colour = "black" if value > (low + high) / 2 or kept[row][column] else "white"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5, color=colour)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(f"{title} (grey: held)" if any(map(any, kept)) else title, fontsize=10)
     figure.colorbar(image, shrink=0.6)
     with staged_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
+from torch import Tensor
 
 from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import mask_statistics
+from adamerge.constraints import Constraint, Free
+from adamerge.errors import CoefficientsError
 from adamerge.export import COEFFICIENTS_FILE
 from adamerge.files import read_json
+from adamerge.parametrizations.held import HELD, held_masks
+from adamerge.recipe import build
 from adamerge.sources import open_checkpoint
+
+NARROWEST = 24  # characters of a column of names
 
 
 class _Console(Console):
@@ -52,39 +63,83 @@ def _describe_coefficients(path: Path) -> None:
         console.print(f"expert {escape(task)}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
     for part in (*metadata["transforms"], metadata["parametrization"]):
         console.print(escape(f"{part['class_path']} {part['init_args']}"))
-    console.print(escape(f"data: {metadata['protocol'] or 'none'}"))
+    protocol = {key: value for key, value in metadata["protocol"].items() if key != HELD}
+    console.print(escape(f"data: {protocol or 'none'}"))
     if sections["buffer"]:
         names = list(sections["buffer"])
         console.print(escape(f"buffers: {len(names)} recomputed, the others the base's: {', '.join(names)}"))
-    table = Table(
-        "group",
-        *map(escape, metadata["rows"]),
-        title="raw values, before the constraint (mean over a group's chunks)",
-    )
-    for group, value in sections["w"].items():
-        table.add_row(escape(group), *(f"{row.mean().item():.4f}" for row in value))
-    console.print(table)
+    _print_values(metadata, sections["w"])
     if sections["mask"]:
-        masks = Table("tensor", "shape", "mean probability", "share above 0.5", title="learned mask")
+        headings = [Column(heading, no_wrap=True) for heading in ("shape", "mean probability", "share above 0.5")]
+        masks = Table(_names("tensor"), *headings, title="learned mask")
         for name, logits in sections["mask"].items():
             mean, share = mask_statistics(logits)
             masks.add_row(escape(name), str(tuple(logits.shape)), f"{mean:.4f}", f"{share:.4f}")
-        console.print(masks)
+        _print(masks)
+
+
+def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+    """A row for each group: what each expert's task vector is multiplied by there."""
+    constraint = _constraint(metadata["parametrization"])
+    made = {group: value if constraint is None else constraint(value) for group, value in values.items()}
+    held = held_masks(metadata["protocol"], values, metadata["rows"])
+    both = any(not torch.equal(value, made[group]) for group, value in values.items())
+    title = "coefficients (raw values before the constraint)" if both else "coefficients"
+    if constraint is None:
+        title = "raw values, before a constraint that is not part of adamerge"
+    several = any(value.shape[1] > 1 for value in values.values())
+    experts = [Column(escape(row), no_wrap=True) for row in metadata["rows"]]
+    table = Table(_names("group"), *experts, title=f"{title}, mean over a group's chunks" if several else title)
+    for group, value in values.items():
+        cells = []
+        for row, (raw, own) in enumerate(zip(value, made[group], strict=True)):
+            cell = f"{own.mean().item():.4f}" + (f" ({raw.mean().item():.4f})" if both else "")
+            still = group in held and bool(held[group][row].all())
+            cells.append(f"{cell} held" if still else cell)
+        table.add_row(escape(group), *cells)
+    _print(table)
+
+
+def _constraint(spec: Mapping[str, Any]) -> Constraint | None:
+    """That of a parametrization or of the one inside it; None where it is not adamerge's."""
+    arguments: Mapping[str, Any] = spec.get("init_args") or {}
+    if arguments.get("inner"):
+        return _constraint(arguments["inner"])
+    if not arguments.get("constraint"):
+        return Free()
+    try:
+        found: Constraint = build(arguments["constraint"], Constraint)
+    except CoefficientsError:
+        return None
+    return found
+
+
+def _names(heading: str) -> Column:
+    """A column whose names go on in the next line where they do not fit: cut ones of weight and bias would look alike."""
+    return Column(heading, overflow="fold", min_width=NARROWEST)
+
+
+def _print(table: Table) -> None:
+    """As wide as the terminal, or as the table where it goes into a file or pipe, or cannot be narrower."""
+    console = _Console()
+    least, most = Measurement.get(console, console.options.update(max_width=1 << 20), table)
+    console.width = max(console.width, least if console.is_terminal else most)
+    console.print(table)
 
 
 def _describe_model(path: str) -> None:
     checkpoint = open_checkpoint(path)
-    table = Table("tensor", "shape", "dtype", title=escape(checkpoint.location))
+    headings = [Column(heading, no_wrap=True) for heading in ("shape", "dtype")]
+    table = Table(_names("tensor"), *headings, title=escape(checkpoint.location))
     for name in checkpoint:
         table.add_row(
             escape(name), str(tuple(checkpoint.shape(name))), str(checkpoint.dtype(name)).removeprefix("torch.")
         )
-    console = _Console()
-    console.print(table)
-    console.print(
+    _print(table)
+    _Console().print(
         f"{len(checkpoint)} tensors, {sum(math.prod(checkpoint.shape(name)) for name in checkpoint):,} elements"
     )
     if (Path(path) / COEFFICIENTS_FILE).is_file():
-        console.print(
+        _Console().print(
             f"merged by adamerge: adamerge inspect {escape(str(Path(path) / COEFFICIENTS_FILE))}", soft_wrap=True
         )

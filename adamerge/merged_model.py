@@ -142,16 +142,23 @@ class MergedModel(nn.Module):
         self._astray.update(self.recalibrated, values)
         self.recalibrated = dict(values)
 
-    def merge(self, draw: int | None = None, parameters: Sequence[nn.Parameter] | None = None) -> None:
+    def merge(
+        self,
+        draw: int | None = None,
+        parameters: Sequence[nn.Parameter] | None = None,
+        way_back: WayBack | None = None,
+    ) -> None:
         """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
 
         Args:
             draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
             parameters: of the parametrization, that ``pull_back`` is for; all that are trained when None.
+            way_back: what remembers the way back to them, for whoever asks it and not ``pull_back``; a plain one when None.
         """
         self._place_deltas()
-        wanted = self.trained() if parameters is None else parameters
-        self._source, self._way_back = None, WayBack(wanted) if torch.is_grad_enabled() else None
+        if way_back is None and torch.is_grad_enabled():
+            way_back = WayBack(self.trained() if parameters is None else parameters)
+        self._source, self._way_back = None, way_back
         self._update_of = self.parametrization.forward if draw is None else self.parametrization.draw(draw)
         with torch.no_grad():
             for name in self._astray:
@@ -171,6 +178,12 @@ class MergedModel(nn.Module):
         way_back = self._way_back
         scalar: Tensor = PullBack.apply(loss, partial(self._contract, way_back), *way_back.parameters)
         return scalar
+
+    def gradients(self) -> list[Tensor]:
+        """What the way back that ``merge`` was given makes of the accumulated ``G``, which is then let go."""
+        if self._way_back is None:
+            raise RuntimeError("gradients needs a merge() with grad enabled since the last ones")
+        return self._contract(self._way_back)
 
     def forward(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """What the network makes of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""

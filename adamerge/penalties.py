@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class DistanceToInitial(Penalty):
 
     With one coefficient per group, as in the layer-wise case, this is their mean distance, and ``weight`` is the paper's
     gamma; the released code is ``experts`` times larger at the same gamma. Where a group has several coefficients, as with
-    chunks, its distances are added up. Tensors that are frozen at the initial value are no groups: they do not count.
+    chunks, its distances are added up. Tensors that are frozen at the initial value are no groups: they do not count, nor
+    does an expert in a group where all its coefficients are held.
 
     Args:
         weight: gamma.
@@ -43,9 +45,11 @@ class DistanceToInitial(Penalty):
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
         """The weighted distance."""
-        groups = list(parametrization.coefficients().values())
-        distances = [(value - parametrization.initial).abs().pow(self.power).sum() for value in groups]
-        return self.weight * torch.stack(distances).sum() / (len(groups[0]) * len(groups))
+        groups = parametrization.coefficients()
+        coefficients = torch.cat(list(groups.values()), dim=1)
+        distances = (coefficients - parametrization.initial).abs().pow(self.power)
+        count = len(coefficients) * len(groups) - parametrization.held_pairs
+        return self.weight * _learned(distances, parametrization, groups).sum() / count
 
 
 class SummedDistanceToInitial(DistanceToInitial):
@@ -65,6 +69,8 @@ class SummedDistanceToInitial(DistanceToInitial):
 class CoefficientNorm(Penalty):
     """``weight * mean_p ||c[:, p]||_order``: the norm over the experts, mean over the coefficients that each expert has.
 
+    What is held is in no norm, and where it is held for all experts in no mean.
+
     Args:
         weight: gamma.
         order: of the norm: 1 leaves each tensor to few experts, 2 shrinks all of them.
@@ -82,5 +88,18 @@ class CoefficientNorm(Penalty):
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
         """The weighted mean norm; its gradient at 0 is 0."""
-        coefficients = torch.cat(list(parametrization.coefficients().values()), dim=1)
-        return self.weight * torch.linalg.vector_norm(coefficients, ord=self.order, dim=0).mean()
+        groups = parametrization.coefficients()
+        coefficients = _learned(torch.cat(list(groups.values()), dim=1), parametrization, groups)
+        norms = torch.linalg.vector_norm(coefficients, ord=self.order, dim=0)
+        if not parametrization.held:
+            return self.weight * norms.mean()
+        return self.weight * norms.sum() / _held(parametrization, groups).logical_not().any(dim=0).sum()
+
+
+def _learned(values: Tensor, parametrization: Parametrization, groups: Iterable[str]) -> Tensor:
+    """Values of all coefficients, ``(experts, coefficients)``, with 0 where they are held."""
+    return torch.where(_held(parametrization, groups), 0.0, values) if parametrization.held else values
+
+
+def _held(parametrization: Parametrization, groups: Iterable[str]) -> Tensor:
+    return torch.cat([parametrization.held[group] for group in groups], dim=1)

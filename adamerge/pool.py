@@ -9,6 +9,7 @@ from typing import Any
 from adamerge.agreement import differences, extra_names, names_to_merge, refuse_extra
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.files import quoted, read_json
 from adamerge.remote import open_headers
 
 
@@ -77,8 +78,23 @@ def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
             refuse_extra(task, expert, pool.base, extra_names(pool.base, expert, include, exclude))
         except CheckpointError as error:
             pool.add(task, error)
+        if pool.problems.get(task) and (scheme := _quantisation(expert)):
+            what = f"expert '{task}' is quantised: its config.json has quantization_config, {scheme}"
+            todo = "take the checkpoint that it was made from, or dequantise it; what follows is for that reason"
+            pool.problems[task].insert(0, CheckpointError(what, where=expert.location, todo=todo))
     _compare_tasks(config, given, pool)
     return pool
+
+
+def _quantisation(expert: Checkpoint) -> str | None:
+    """How the weights of a model's folder are quantised, in the words of its ``config.json``; None where it says nothing."""
+    for folder in {source.parent for source in expert.sources}:
+        if (folder / "config.json").is_file():
+            found = read_json(folder / "config.json")
+            scheme = found.get("quantization_config") if isinstance(found, dict) else None
+            if isinstance(scheme, dict):
+                return f"method {quoted(str(scheme.get('quant_method', 'unknown')))}"
+    return None
 
 
 def narrow(config: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adamerge.backbones import Backbone
 from adamerge.blocks import BlockCopy
+from adamerge.coefficient_file import COEFFICIENTS
 from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
@@ -124,20 +125,47 @@ class Scorer:
         )
 
 
-def score_run(run: Path, split: str) -> tuple[dict[str, float], Metric]:
-    """Score per task of a run's coefficients on a labelled split, also written into the run's summary; and the metric.
+def score_run(
+    path: Path, split: str, configs: Sequence[Path] = (), plugins: Sequence[str] = ()
+) -> tuple[dict[str, float], Metric]:
+    """Score per task of coefficients on a labelled split, and the metric.
+
+    The scores of a run's own coefficients on its own data are also written into its summary.
+
+    Args:
+        path: folder of a run, or a coefficient file; such a file goes by the run that it lies in.
+        split: ``test`` or ``validation``.
+        configs: a pool's, where the data are another's or the file lies in no run.
+        plugins: prefixes of modules that a file's recipe may name, besides those of the run's configuration.
 
     Raises:
-        ConfigError: ``run`` is not a run's folder.
+        ConfigError: ``path`` is not a run's folder, and there is no pool.
     """
-    if not (run / "config.yaml").is_file():
+    run = path.parent if path.is_file() else path
+    ours = (run / "config.yaml").is_file()
+    if not ours and path.is_file() and not configs:
+        raise ConfigError(
+            f"{path} lies in no run's folder, so that its data are not known",
+            expected="a file beside a config.yaml, or the pool to test it on",
+            got=f"no config.yaml in {run}",
+            todo=f"adamerge test {path} --config POOL.yaml",
+        )
+    if not ours and not path.is_file():
         raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
-    cli = ConfigCLI(["--config", str(run / "config.yaml")])
-    coefficients = run_coefficients(run)
+    if configs:
+        words = [word for config in configs for word in ("--config", str(config))]
+        cli = ConfigCLI([*words, "--model.parametrization=adamerge.TaskWise"])
+    else:
+        cli = ConfigCLI(["--config", str(run / "config.yaml")])
+    trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours else ())})
+    coefficients = load_coefficients(path, plugins=trusted)
     copy = copy_for_scores([cli.model.merged.copy])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
     doubts = told([*exchanged_lines(scorer.confusions, _classnames(cli.datamodule), "the merged model")])
+    if configs or (path.is_file() and path.name != COEFFICIENTS):
+        calibrated_on(cli.datamodule, split)
+        return scores, cli.datamodule.metric
     summary = read_json(run / "summary.json")
     scored: dict[str, Any] = {"per_task": scores, "average": average(scores)}
     if coefficients.protocol:

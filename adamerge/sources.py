@@ -65,6 +65,20 @@ def is_hub_id(source: object) -> bool:
     return isinstance(source, str) and not source.startswith(_PACKAGE) and places.is_hub_id(source)
 
 
+def lasting_path(source: str) -> str:
+    """What a model is opened by, as it is written from wherever one stands; both paths of ``model+adapter``.
+
+    What is no path, such as a Hub id, is as it was. Steps back, as in ``../models/base``, are resolved.
+    """
+    place = os.path.expanduser(source)
+    if not os.path.lexists(place):
+        sum_of_two = source.count("+") == 1 and not is_hub_id(source)
+        return "+".join(map(lasting_path, source.split("+"))) if sum_of_two else source
+    plain = os.path.abspath(place)
+    # behind a link a step back leads elsewhere
+    return plain if os.path.exists(plain) and os.path.samefile(plain, place) else os.path.realpath(place)
+
+
 def _place(source: str | Path) -> str:
     """A path; ``package:NAME/FOLDER`` is one inside an installed package, which is not imported."""
     if not isinstance(source, str) or not source.startswith(_PACKAGE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,12 @@ class WayBack:
         Args:
             places: of the tensors, each of which comes once after it was kept.
         """
-        found = [(*self._ways.pop(name), place.gradient) for name, place in places.items() if name in self._ways]
-        ways = [(edge, back, gradient) for edge, back, gradient in found if gradient is not None]
+        found = [(name, *self._ways.pop(name), place.gradient) for name, place in places.items() if name in self._ways]
+        ways = [_Way(name, edge, back, gradient) for name, edge, back, gradient in found if gradient is not None]
         if not ways:
             return
-        with exact(ways[0][2].device):
-            gradients = [back(gradient) for _, back, gradient in ways]
-            contracted = torch.autograd.grad([way[0] for way in ways], self.parameters, gradients, allow_unused=True)
+        with exact(ways[0].gradient.device):
+            contracted = self._contracted(ways)
         for place, own in enumerate(contracted):
             if own is not None:
                 earlier = self._found.get(place)
@@ -64,7 +63,60 @@ class WayBack:
         """``dL/dw`` of all that was handed on, and of these tensors; zeros where nothing depends on a parameter."""
         self.hand_on(places)
         found = [self._found.get(place) for place in range(len(self.parameters))]
-        return [torch.zeros_like(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]
+        return [self._nothing(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]
+
+    def _contracted(self, ways: Sequence[_Way]) -> Sequence[Tensor | None]:
+        gradients = [way.back(way.gradient) for way in ways]
+        return torch.autograd.grad([way.edge for way in ways], self.parameters, gradients, allow_unused=True)
+
+    def _nothing(self, parameter: Tensor) -> Tensor:
+        return torch.zeros_like(parameter)
+
+
+class _Way(NamedTuple):
+    """From the gradient of one merged tensor to what its update was computed from."""
+
+    name: str
+    edge: GradientEdge
+    back: Callable[[Tensor], Tensor]
+    gradient: Tensor
+
+
+class Probes(WayBack):
+    """Several gradients of one backward pass: of each, ``G`` is multiplied element by element by other numbers.
+
+    The first is the gradient itself. What they have in common with those of a second pass tells, without any ``G`` being
+    kept, whether the gradients of the two passes have.
+
+    Args:
+        parameters: of the parametrization, that gradients are for.
+        count: gradients.
+        factors: gives the numbers: name of the tensor, place in the row of gradients from 1 on, and ``G``, to numbers of
+            ``G``'s shape.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], count: int, factors: Callable[[str, int, Tensor], Tensor]
+    ) -> None:
+        super().__init__(parameters)
+        self.count, self.factors = count, factors
+
+    def _contracted(self, ways: Sequence[_Way]) -> Sequence[Tensor | None]:
+        edges, rows = [way.edge for way in ways], []
+        for number in range(self.count):
+            gradients = [
+                way.back(way.gradient if number == 0 else way.gradient * self.factors(way.name, number, way.gradient))
+                for way in ways
+            ]
+            rows.append(
+                torch.autograd.grad(
+                    edges, self.parameters, gradients, allow_unused=True, retain_graph=number + 1 < self.count
+                )
+            )
+        return [None if own[0] is None else torch.stack(own) for own in zip(*rows, strict=True)]
+
+    def _nothing(self, parameter: Tensor) -> Tensor:
+        return parameter.new_zeros((self.count, *parameter.shape))
 
 
 class PullBack(torch.autograd.Function):

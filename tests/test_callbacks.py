@@ -55,7 +55,7 @@ def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
 def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):
     """Step ``at`` (from 0) is the first bad one; 5 is the last step of all."""
     objective = disturbed(monkeypatch, factor, at)
-    words = fit_words(pool_file, "--name=bad", "--id=a", "--model.lr=0.01", objective, steps=6)
+    words = fit_words(pool_file, "--name=bad", "--id=a", "--model.lr=0.01", objective, "--model.hold=false", steps=6)
     outcome = command(capfd, "fit", *words)
     run = Path("runs/bad/a")
     assert outcome.code == 4, (outcome.code, outcome.err[-2000:])

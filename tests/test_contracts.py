@@ -175,6 +175,7 @@ TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "None": lambda taus: taus,
     "Ties": ties,
     "Magnitude": magnitude,
+    "DisjointMean": lambda taus: {n: t / (t != 0).sum(dim=0).clamp(min=1) for n, t in taus.items()},
     "Scale": times([[-1, 0, 0], [0, 1, 0], [0, 0, 0.5]]),
     "Combine": times([[-1, 1, 1], [0, 0.5, 0], [0, 0, 2]]),
 }

@@ -99,3 +99,23 @@ def test_an_adapter_of_another_base(pool, tmp_path):
     save_file(named, other / "adapter_model.safetensors")
     pool["model"]["task_vectors"]["experts"] = {"other": str(other)}
     assert "does not belong to this base" in messages(open_pool(pool, {}))["other"][0]
+
+
+def test_a_quantised_expert_is_called_so(pool, tmp_path):
+    """Of packed weights all that is seen else is that tensors are missing and that others are there."""
+    packed = {
+        "a.qweight": torch.zeros(3, 4, dtype=torch.int32),
+        "a.scales": torch.zeros(1, 4),
+        "a.bias": torch.zeros(4),
+    }
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    save_file({**BASE, **packed} | {"b.qweight": torch.zeros(1, dtype=torch.int32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq", "bits": 4}}')
+    pool["model"]["task_vectors"]["experts"] = {"packed": str(folder)}
+    told = messages(open_pool(pool, {}))["packed"]
+    assert told[0] == "expert 'packed' is quantised: its config.json has quantization_config, method 'gptq'"
+    assert len(told) > 1 and "base lacks" in told[1]
+    # a fit would take the rest, and so does check
+    pool["model"]["task_vectors"]["exclude"] = ["*.qweight", "*.scales"]
+    assert not messages(open_pool(pool, {}))

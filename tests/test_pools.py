@@ -1,6 +1,7 @@
 """The pools of the papers: complete, true to the architectures they name, and able to run on stand-ins of their shape."""
 
 import json
+import re
 from pathlib import Path
 
 import open_clip
@@ -163,3 +164,22 @@ def test_a_pool_runs_on_stand_ins(path, tmp_path, monkeypatch, capfd):
     run = tmp_path / "runs" / f"{path.stem}-adamerging_layer_wise" / "a"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "layers", "patch", "text_width", "joint"),
+    [("b32", 768, 12, 32, 512, 512), ("b16", 768, 12, 16, 512, 512), ("l14", 1024, 24, 14, 768, 768)],
+)
+def test_the_papers_pickles_keep_as_many_entries_as_the_header_says(name, width, layers, patch, text_width, joint):
+    """TIES there counts the text tower's remains; counted by hand from the architectures, not by our code."""
+    stem = 3 * patch**2 * width + width + ((224 // patch) ** 2 + 1) * width + 2 * width
+    block = 4 * width**2 + 4 * width + 8 * width**2 + 5 * width + 4 * width
+    visual = stem + layers * block + 2 * width + width * joint
+    # token and position embeddings, final norm, projection, temperature: all but the blocks
+    remains = 49408 * text_width + 77 * text_width + 2 * text_width + text_width * joint + 1
+    header = (POOLS / f"clip_vit_{name}_task_vectors.yaml").read_text(encoding="utf-8")
+    numbers = [int(found.replace(",", "")) for found in re.findall(r"\d+,\d{3},\d{3}", header)]
+    assert numbers == [visual, remains]
+    (keep,) = re.findall(r"keep: (0\.\d+)", header)
+    assert int(float(keep) * visual) == int((visual + remains) * 0.2), "the same number of entries survives"
+    assert f"{100 * float(keep):.2f} %" in header

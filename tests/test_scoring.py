@@ -148,3 +148,36 @@ def test_how_models_exist_that_one_process_scores():
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match="not a run's folder"):
         score_run(tmp_path, "test")
+
+
+def test_verbs_take_a_run_or_a_file(pool_file, tmp_path, capfd):
+    """A file is tested with the run it lies in, else with a pool that is named; export takes either."""
+    method = METHODS / "task_arithmetic.yaml"
+    assert command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", method=method)).code == 0
+    run, file = Path("runs/n/a"), Path("runs/n/a/coefficients.safetensors")
+    by_run = command(capfd, "test", run)
+    summary = json.loads((run / "summary.json").read_text())
+    assert by_run.code == 0 and summary["test"]["per_task"].keys() == TASKS.keys()
+    del summary["test"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    by_file = command(capfd, "test", file)
+    assert (by_file.code, by_file.out) == (0, by_run.out)
+    assert "test" in json.loads((run / "summary.json").read_text()), "the run's own"
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "mine.safetensors"
+    moved.write_bytes(file.read_bytes())
+    refused = command(capfd, "test", moved)
+    assert refused.code == 2 and "mine.safetensors lies in no run's folder" in refused.error
+    assert f"adamerge test {moved} --config POOL.yaml" in refused.err
+    by_pool = command(capfd, "test", moved, "--config", pool_file)
+    assert (by_pool.code, by_pool.out) == (0, by_run.out)
+    assert [path.name for path in moved.parent.iterdir()] == ["mine.safetensors"]
+    # a file beside a run's own is another's: its scores are not the run's
+    before = (run / "summary.json").read_bytes()
+    (run / "other.safetensors").write_bytes(file.read_bytes())
+    assert command(capfd, "test", run / "other.safetensors").out == by_run.out
+    assert (run / "summary.json").read_bytes() == before
+    for number, what in enumerate((run, file)):
+        assert command(capfd, "export", what, f"merged{number}").code == 0
+    weights = [Path(f"merged{number}/model.safetensors").read_bytes() for number in range(2)]
+    assert weights[0] == weights[1]

@@ -19,7 +19,7 @@ from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint, StateDict
 from adamerge.errors import CheckpointError
 from adamerge.files import TensorFile
-from adamerge.sources import is_hub_id, open_checkpoint
+from adamerge.sources import is_hub_id, lasting_path, open_checkpoint
 
 
 @pytest.fixture
@@ -254,3 +254,20 @@ def test_of_several_files_that_is_opened_which_the_folders_library_opens(tmp_pat
     assert torch.equal(open_checkpoint(folder)["a"], one["a"])
     (folder / "open_clip_config.json").write_text("{}")
     assert torch.equal(open_checkpoint(folder)["a"], other["a"])
+
+
+def test_paths_are_written_from_wherever_one_stands(tmp_path, monkeypatch):
+    for name in ("h3/base", "h3/adapter", "here", "far/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    base, adapter = str(tmp_path / "h3" / "base"), str(tmp_path / "h3" / "adapter")
+    assert lasting_path("../h3/base") == base
+    assert lasting_path("../h3/base+../h3/./adapter") == f"{base}+{adapter}"
+    assert lasting_path("org/model@main") == "org/model@main"
+    assert lasting_path("org/model+../h3/adapter") == f"org/model+{adapter}"
+    assert lasting_path("../gone") == "../gone"
+    # a step back from behind a link is not one to where the link lies
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far" / "deep")
+    (tmp_path / "far" / "model").mkdir()
+    assert lasting_path("link/../model") == str((tmp_path / "far" / "model").resolve())
+    assert lasting_path("link") == str(tmp_path / "here" / "link")

@@ -16,7 +16,7 @@ from adamerge.backbones import Backbone, Batch, Inputs, Task
 from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
 from adamerge.data.pictures import with_eight_bits
-from adamerge.data.samples import UNUSABLE_SHARE, Samples, can_be_used, skipped_lines
+from adamerge.data.samples import Samples, can_be_used, skipped_lines
 from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
 from adamerge.data.teachers import Teach
 from adamerge.errors import ConfigError, DataError
@@ -58,7 +58,7 @@ class Calibration(LightningDataModule, ABC):
         workers: int = 0,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__()
         for name, value, least in (

@@ -12,7 +12,6 @@ import datasets
 
 from adamerge.data.language import LanguageCalibration, LanguageTask
 from adamerge.data.picture_paths import as_pictures
-from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -121,7 +120,7 @@ class ImageTextCalibration(LanguageCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__(
             dict(tasks),

@@ -10,7 +10,6 @@ import datasets
 
 from adamerge.data.classes import ClassCalibration, ClassTable
 from adamerge.data.picture_paths import as_pictures
-from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -88,7 +87,7 @@ class ImageCalibration(ClassCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__(
             tasks,

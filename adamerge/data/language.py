@@ -11,7 +11,6 @@ import datasets
 
 from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
-from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.errors import ConfigError, DataError
@@ -150,7 +149,7 @@ class LanguageCalibration(TableCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__(
             tasks,

@@ -15,8 +15,6 @@ from adamerge.backbones import Inputs
 from adamerge.data.row_numbers import described
 from adamerge.errors import AdamergeError, DataError
 
-UNUSABLE_SHARE = 0.05
-"""Of a split's rows, as many may be skipped."""
 KEPT_AHEAD = 1 << 30
 """Bytes of a split that are kept from the first look at all rows: 7,000 pictures of 224 x 224. What is beyond is read again
 when it is drawn, so that a short fit on much data takes no more memory than it has samples."""
@@ -52,7 +50,7 @@ class Samples(Dataset[Inputs]):
         preprocess: Callable[[Any], Inputs],
         where: str,
         workers: int = 0,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         # only these columns: the labels of unlabelled data are never read
         self.rows, self.columns = rows.select_columns(list(columns)), tuple(columns)

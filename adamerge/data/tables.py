@@ -16,7 +16,6 @@ from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pict
 from adamerge.data.drawing import draw
 from adamerge.data.file_faults import cause
 from adamerge.data.row_numbers import numbered
-from adamerge.data.samples import UNUSABLE_SHARE
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
@@ -149,7 +148,7 @@ class TableCalibration(Calibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__(
             batch_size,

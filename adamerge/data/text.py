@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adamerge.data.classes import ClassCalibration, ClassTable
-from adamerge.data.samples import UNUSABLE_SHARE
 
 
 @dataclass
@@ -74,7 +73,7 @@ class TextCalibration(ClassCalibration):
         test_fraction: float = 0.2,
         shots: int | None = None,
         only: Sequence[str] | None = None,
-        unusable_share: float = UNUSABLE_SHARE,
+        unusable_share: float = 0.05,
     ) -> None:
         super().__init__(
             tasks,

@@ -51,6 +51,7 @@ class AdaptiveMerging(MergingModule):
         lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
+        hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
 
     Raises:
         ConfigError: a number is out of range.
@@ -79,6 +80,7 @@ class AdaptiveMerging(MergingModule):
         teachers: TeacherCache | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         recalibrate_buffers: bool = False,
+        hold: bool = True,
     ) -> None:
         if not 0 < lr < float("inf"):
             raise ConfigError(f"model.lr must be positive, got {lr}")
@@ -95,6 +97,7 @@ class AdaptiveMerging(MergingModule):
             init_from,
             teachers,
             recalibrate_buffers,
+            hold,
         )
         self.lr, self.optimizer, self.penalty, self.lr_scheduler = lr, optimizer, penalty, lr_scheduler
 

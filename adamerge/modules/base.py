@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
 from adamerge.modules.checks import check_fit, check_same_models, check_steps, planned
 from adamerge.modules.guard import Guard
+from adamerge.modules.held import Held
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.parametrizations.held import held_names
 from adamerge.passes import Passes
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
@@ -49,6 +52,7 @@ class MergingModule(LightningModule, ABC):
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
+        hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
 
     Raises:
         ConfigError: a number is out of range, or there are no running statistics to recalibrate.
@@ -70,6 +74,7 @@ class MergingModule(LightningModule, ABC):
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
+        hold: bool = True,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {micro_batch}")
@@ -91,6 +96,7 @@ class MergingModule(LightningModule, ABC):
         self.recalibration: dict[str, Any] = {}  # which data the buffers are of; empty while they are the base's
         self.choice: dict[str, Any] = {}  # which step's coefficients these are, and why; the last step's where empty
         self.guard = Guard(self.merged.parametrization.project_)
+        self.held = Held(self.merged, self.guard, hold)
         self.spread: dict[str, Spread] = {}
         self._losses: dict[str, Tensor] = {}
         self._metrics: dict[str, MeanMetric] = {}
@@ -126,8 +132,19 @@ class MergingModule(LightningModule, ABC):
         self.merged.fill(self.merged.task_vectors.base.__getitem__)
         self.merged.backbone.build_heads(data.tasks, self.merged.task_vectors.checkpoints)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which coefficients are held is decided once for a run."""
+        checkpoint["held"] = self.held.state(self.named_parameters())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As it was decided; a run of a version that held none goes on so."""
+        self.held.load(checkpoint.get("held", {}), self.named_parameters())
+
     def on_fit_start(self) -> None:
-        """Run the experts on the samples of the fit, when the objective is taught: before the loader's workers start."""
+        """Run the experts on the samples of the fit, when the objective is taught: before the loader's workers start.
+
+        Then decide which coefficients are held.
+        """
         self.guard.forget()
         self._losses = {}
         data = self._data()
@@ -138,6 +155,8 @@ class MergingModule(LightningModule, ABC):
             folder = Path(self.trainer.default_root_dir)
             self.teachers.fill(self.merged, steps, self.objective.hidden, batch_size, self.trainer.strategy, folder)
             data.teach(self.teachers)
+        run = None if self.objective is None else partial(self._first_gradient, data)
+        self.held.begin(run, self.device, self.trainer.strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stop when the step before was not finite: its update was undone, so the last good coefficients stand."""
@@ -193,11 +212,11 @@ class MergingModule(LightningModule, ABC):
 
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""
-        backbone = self.merged.backbone
+        backbone, experts = self.merged.backbone, self.merged.task_vectors.experts
         protocol: Mapping[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self._data().protocol | ({"selection": self.choice} if self.choice else {})
-        protocol = {**protocol, **self.recalibration}
+        protocol = {**protocol, **self.recalibration, **held_names(self.merged.parametrization.held, experts)}
         step = self.global_step if self._trainer is not None else 0
         if self.choice.get("step") is not None:
             step = self.choice["step"]
@@ -234,6 +253,15 @@ class MergingModule(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the score per task and on average."""
         self._log_scores("test")
+
+    def first_batch(self, batch: dict[str, Batch]) -> dict[str, Batch]:
+        """What of a step's batch the coefficients' gradient is computed on at once."""
+        return batch
+
+    def _first_gradient(self, data: Calibration) -> None:
+        """The backward pass of the first step."""
+        batch: dict[str, Batch] = data.transfer_batch_to_device(data.steps()[0], self.device, 0)
+        self.backward_pass()(self.first_batch(batch))
 
     def _data(self) -> Calibration:
         data = getattr(self.trainer, "datamodule", None)

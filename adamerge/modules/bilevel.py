@@ -58,6 +58,7 @@ class BilevelMerging(MergingModule):
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
+        hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
 
     Raises:
         ConfigError: a number is out of range, or the parametrization has no mask, or no coefficients, to learn.
@@ -87,6 +88,7 @@ class BilevelMerging(MergingModule):
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
         recalibrate_buffers: bool = False,
+        hold: bool = True,
     ) -> None:
         for name, value in (("lr", lr), ("inner_lr", inner_lr)):
             if not 0 < value < float("inf"):
@@ -104,6 +106,7 @@ class BilevelMerging(MergingModule):
             init_from,
             teachers,
             recalibrate_buffers,
+            hold,
         )
         self.automatic_optimization = False
         self.lr, self.inner_lr, self.fresh_noise = lr, inner_lr, fresh_noise
@@ -144,11 +147,14 @@ class BilevelMerging(MergingModule):
                 got=data.batch_size,
             )
 
+    def first_batch(self, batch: dict[str, Batch]) -> dict[str, Batch]:
+        """The half A."""
+        return {task: part.rows(slice(count(part.inputs) // 2)) for task, part in batch.items()}
+
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> None:
         """Reset; merge, A, coefficients; merge, B, mask."""
-        halves = {task: count(part.inputs) // 2 for task, part in batch.items()}
-        inner = {task: part.rows(slice(halves[task])) for task, part in batch.items()}
-        outer = {task: part.rows(slice(halves[task], None)) for task, part in batch.items()}
+        inner = self.first_batch(batch)
+        outer = {task: part.rows(slice(count(inner[task].inputs), None)) for task, part in batch.items()}
         draw = 2 * self.global_step
         with torch.no_grad():
             for parameter, start in zip(self._coefficients, self._start, strict=True):

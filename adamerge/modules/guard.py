@@ -24,7 +24,8 @@ class _Step(NamedTuple):
 class Guard:
     """Settles every step of the optimisers it watches: projected, or undone when the gradient was not finite.
 
-    From the first bad step on nothing moves any more, whichever optimiser it was; so the last good state stands.
+    From the first bad step on nothing moves any more, whichever optimiser it was; so the last good state stands. What is
+    held never moves: its gradient is 0 for the optimiser, and what decay or momentum make of it is undone.
 
     Args:
         project: puts the coefficients back into their set.
@@ -32,6 +33,7 @@ class Guard:
 
     def __init__(self, project: Callable[[], None]) -> None:
         self.project = project
+        self._held: dict[nn.Parameter, Tensor] = {}
         self._before: dict[Optimizer, list[Tensor]] = {}
         self.forget()
 
@@ -42,6 +44,10 @@ class Guard:
         self._copied: torch.cuda.Event | None = None
         self._earlier: _Step | None = None
 
+    def hold(self, masks: Mapping[nn.Parameter, Tensor]) -> None:
+        """From now on, keep these elements of parameters where they are, and no others."""
+        self._held = dict(masks)
+
     def watch(self, optimizer: Optimizer) -> Optimizer:
         """Hook to the steps of an optimiser; ``before_step`` is for whoever calls them."""
         optimizer.register_step_post_hook(self._settle)
@@ -50,7 +56,8 @@ class Guard:
     def before_step(self, optimizer: Optimizer) -> None:
         """If a gradient is not finite, remember it on the device and let the gradient be zero."""
         parameters = _parameters(optimizer)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        given = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in given if p.grad is not None]
         # the gradients are those of all processes; a loss that is not finite has made them so
         finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
         bad = ~finite if self._bad is None else self._bad | ~finite
@@ -60,15 +67,20 @@ class Guard:
             self._copied = torch.cuda.Event()
             self._copied.record()
         self._before[optimizer] = [p.detach().clone() for p in parameters]
-        for gradient in gradients:
-            gradient.copy_(torch.where(bad, 0.0, gradient))
+        for parameter, gradient in zip(given, gradients, strict=True):
+            gradient.copy_(torch.where(self._still(parameter, bad), 0.0, gradient))
 
     def _settle(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After a step: project, and undo the step if it was not finite."""
         with torch.no_grad():
             self.project()
             for parameter, before in zip(_parameters(optimizer), self._before.pop(optimizer), strict=True):
-                parameter.copy_(torch.where(self._bad, before, parameter))  # type: ignore[arg-type]
+                parameter.copy_(torch.where(self._still(parameter, self._bad), before, parameter))  # type: ignore[arg-type]
+
+    def _still(self, parameter: nn.Parameter, bad: Tensor) -> Tensor:
+        """Which elements do not move in this step."""
+        held = self._held.get(parameter)
+        return bad if held is None else bad | held
 
     def poll(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Stop if the last step was bad; on a GPU if the one before it was, for which the host hardly waits.

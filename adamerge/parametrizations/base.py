@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,18 @@ class Parametrization(nn.Module, ABC):
 
     initial: float
     """The coefficient that every expert starts from."""
+
+    held: Mapping[str, Tensor] = MappingProxyType({})
+    """Coefficients that are not learned although they could be: group name to booleans ``(experts, coefficients of the
+    group)``, of all groups or of none, on the device of the parameters."""
+
+    held_pairs: Tensor | float = 0.0
+    """In how many groups an expert has no coefficient that is learned, summed over experts."""
+
+    def hold(self, held: Mapping[str, Tensor]) -> None:
+        """Remember what is held, for whoever looks at coefficients that are learned."""
+        self.held = dict(held)
+        self.held_pairs = torch.stack([mask.all(dim=1).sum() for mask in held.values()]).sum() if held else 0.0
 
     @abstractmethod
     def forward(self, name: str, deltas: Deltas) -> Tensor:

@@ -20,7 +20,12 @@ class Ties(Elementwise):
     1. Trim: entry e of expert k survives when ``|tau_k[e]|`` is at least the ``(d - floor(keep * d))``-th smallest
        magnitude of the whole vector; ``d`` counts every tensor the task vectors hold.
     2. Elect: ``s[e] = sign(sum_k trimmed_k[e])``; where that is 0, the sign of the sum of all elected signs.
-    3. Keep ``trimmed_k[e]`` where its sign is ``s[e]``, else 0. No mean, no rescaling.
+    3. Keep ``trimmed_k[e]`` where its sign is ``s[e]``, else 0. No mean, no rescaling: ``DisjointMean`` after it is TIES
+       as published.
+
+    The paper's formula has no step for a sum of 0, nor have ours and the released code's any effect on one expert alone.
+    Where the elected signs cancel as well, nothing of such an element is kept; the released code of both papers keeps its
+    negative entries, since it asks only whether the sign is positive. Two experts that are each other's negative give it.
 
     The threshold is exact and streamed: two histograms over the bits of ``|tau|``, whose order is that of the numbers.
 
@@ -66,6 +71,22 @@ class Ties(Elementwise):
         elected = _elected(trimmed)
         elected = torch.where(elected == 0, state["majority"][0], elected)
         return trimmed.mul_(trimmed.sign() == elected)
+
+
+class DisjointMean(Elementwise):
+    """Divides each entry by the number of experts whose entry is not 0: what they sum to is the mean of those that are left.
+
+    After ``Ties``, it is the disjoint merge of the TIES paper, ``tau = 1 / |A| * sum over A of trimmed_k`` with the experts
+    A of the elected sign, once one coefficient ``lambda`` is given to all.
+
+    Reference: TIES (Yadav et al., 2023), https://arxiv.org/abs/2306.01708, algorithm 1.
+    """
+
+    local = True
+
+    def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
+        """The entries, divided."""
+        return deltas / deltas.ne(0).sum(dim=0).clamp_min(1)
 
 
 def _pieces(vectors: Mapping[str, Deltas]) -> Iterator[Tensor]:

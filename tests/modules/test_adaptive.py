@@ -42,6 +42,8 @@ def sgd(parameters):
 def module_of(pool, parametrization=LayerWise, objective=None, optimizer=sgd, lr=0.5, **arguments) -> AdaptiveMerging:
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
     objective = objective if objective is not None else Entropy()
+    # nothing is held where passes are counted
+    arguments = {"hold": False, **arguments}
     return AdaptiveMerging(
         OpenClipClassifier(pool["base"]), vectors, parametrization, objective, lr, optimizer, **arguments
     )

@@ -39,7 +39,7 @@ def sgd(parameters):
 
 def module_of(pool, inner=LayerWise, search=BilevelMerging, wrapped=Concrete, objective=None, **arguments):
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
-    made = partial(wrapped, inner=inner)
+    made, arguments = partial(wrapped, inner=inner), {"hold": False, **arguments}  # where merges are counted
     return search(OpenClipClassifier(pool["base"]), vectors, made, objective or Entropy(), **arguments)
 
 

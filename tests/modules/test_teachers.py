@@ -38,6 +38,7 @@ class Counting(ToyLanguage):
 
 
 def module_of(teachers=None, objective=None, backbone=None, tasks=("one", "two"), **arguments):
+    arguments = {"hold": False, **arguments}  # where forward passes are counted
     return AdaptiveMerging(
         backbone or Counting(), toy_vectors(tasks), partial(LayerWise, init=0.3), objective or LogitAlignment(),
         0.1, partial(SGD, lr=1.0), teachers=teachers, **arguments,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from adamerge.errors import ConfigError
+from adamerge.parametrizations import TaskWise
 from adamerge.task_vectors import TaskVectors
-from adamerge.transforms import Ties
+from adamerge.transforms import DisjointMean, Ties
 
 SHAPES = {"a": (7, 3), "b": (11,), "c": (), "d": (2, 2, 2)}
 SIZE = sum(math.prod(shape) for shape in SHAPES.values())
@@ -94,9 +95,34 @@ def test_cancelled_elements_go_to_the_majority():
 
 
 def test_cancelled_elements_vanish_without_a_majority():
+    """The released code keeps the negative ones."""
     long = torch.zeros(2, SIZE)
     long[:, 0] = torch.tensor([1.0, -1.0])
     assert check(long, 1.0).abs().sum() == 0
+    torch.manual_seed(0)
+    one = torch.randn(1, SIZE)
+    assert check(torch.cat([one, -one]), 1.0).abs().sum() == 0, "each other's negative"
+    long[:, 1:3] = torch.tensor([[2.0, -3.0], [1.0, -1.0]])  # one elected sign each: a majority of 0
+    assert check(long, 1.0)[:, :3].tolist() == [[0.0, 2.0, -3.0], [0.0, 1.0, -1.0]]
+
+
+@pytest.mark.parametrize(("experts", "keep"), [(1, 0.2), (3, 0.2), (5, 0.5)])
+def test_the_papers_disjoint_mean(experts, keep):
+    """Algorithm 1 in float64: trim, elect ``gamma``, and the mean over the experts whose sign is ``gamma``, times lambda."""
+    torch.manual_seed(experts)
+    long = torch.randn(experts, SIZE)
+    vectors = vectors_of(long, [Ties(keep), DisjointMean()])
+    merged = torch.cat([TaskWise(vectors, init=0.7)(name, vectors[name]).reshape(-1) for name in SHAPES])
+    wide = long.double()
+    least = wide.abs().sort(dim=1).values[:, SIZE - math.floor(keep * SIZE) - 1]
+    trimmed = torch.where(wide.abs() >= least[:, None], wide, 0.0)
+    for e, column in enumerate(trimmed.T.tolist()):
+        total = math.fsum(column)
+        agreeing = [value for value in column if value * total > 0]
+        expected = 0.7 * math.fsum(agreeing) / max(len(agreeing), 1)
+        # of each expert's entry: one rounding of the quotient, the product and the sum, and 0.7's own
+        bound = (experts + 3) * 2.0**-24 * 0.7 * sum(map(abs, agreeing)) / max(len(agreeing), 1)
+        assert abs(float(merged[e].detach()) - expected) <= bound, e
 
 
 def test_the_threshold_is_exact_among_neighbouring_floats():
