@@ -171,6 +171,6 @@ def images_of(view: View, inputs: Inputs) -> Tensor:
             f"{type(view).__name__} is for images",
             expected="uint8 (samples, channels, height, width)",
             got=what,
-            todo="for samples as they are, pass adamerge.objectives.Unchanged instead",
+            todo="for samples as they are, pass adamerge.Unchanged instead",
         )
     return inputs
