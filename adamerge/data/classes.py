@@ -28,12 +28,16 @@ class ClassTable(Table, ABC):
         classnames: in label order; the vocabulary's when empty, and without one the data set's own.
         label_column: holds the label, an integer from 0 on or a class's name.
         vocabulary: of a public task, such as ``sun397``: its class names and templates.
+        as_trained: ``classnames`` are the rows of the head that the expert was tuned with, in its order, though the data set
+            has its classes in another: that is then not refused, and the base's accuracy on classes whose rows moved
+            means nothing.
     """
 
     templates: list[str] = field(default_factory=list)
     classnames: list[str] = field(default_factory=list)
     label_column: str = field(default="label", kw_only=True)
     vocabulary: str | None = field(default=None, kw_only=True)
+    as_trained: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.vocabulary is not None:
@@ -52,6 +56,7 @@ class ClassTable(Table, ABC):
         return Vocabulary(
             tuple(self.classnames) or known.classnames,
             tuple(self.templates) or known.templates,
+            self.as_trained if self.classnames else known.as_trained,
         )
 
 
@@ -97,7 +102,8 @@ class ClassCalibration(TableCalibration):
 
     def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
         """Refuse class names that cannot belong to the labels, as far as the data set names its classes."""
-        feature, given = rows.features.get(LABEL), self.sources[task].words.classnames
+        words = self.sources[task].words
+        feature, given = rows.features.get(LABEL), words.classnames
         if not given or not isinstance(feature, datasets.ClassLabel):
             return
         if len(given) != len(feature.names):
@@ -106,13 +112,13 @@ class ClassCalibration(TableCalibration):
         ours, theirs = (
             [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (given, feature.names)
         )
-        if ours != theirs and sorted(ours) == sorted(theirs):
+        if ours != theirs and sorted(ours) == sorted(theirs) and not words.as_trained:
             place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
             raise DataError(
                 f"task '{task}': {self.sources[task].dataset} has these classes in another order",
                 expected=f"label {place}: '{feature.names[place]}'",
                 got=f"'{given[place]}'",
-                todo="list classnames in the data set's order",
+                todo="list classnames in the data set's order, or say as_trained: true if the expert has these rows",
             )
 
     def _classnames(self, task: str) -> tuple[str, ...]:

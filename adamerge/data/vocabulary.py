@@ -21,10 +21,12 @@ class Vocabulary:
     Args:
         classnames: in label order.
         templates: prompts with ``{}`` where the class name goes.
+        as_trained: the names are in the order of the rows that experts were tuned with, whatever classes the labels name.
     """
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
+    as_trained: bool = False
 
 
 def vocabularies() -> list[str]:
@@ -48,4 +50,4 @@ def load_vocabulary(name: str) -> Vocabulary:
             todo=f"did you mean '{near[0]}'?" if near else "list classnames and templates in the configuration",
         )
     content = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Vocabulary(tuple(content["classnames"]), tuple(content["templates"]))
+    return Vocabulary(tuple(content["classnames"]), tuple(content["templates"]), bool(content.get("as_trained", False)))

@@ -26,6 +26,9 @@ def test_the_same_classes_in_another_order_are_refused(tmp_path):
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "pets")
     with pytest.raises(DataError, match="has these classes in another order"):
         TextCalibration({"pets": TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"])}).rows("pets", "train")
+    as_trained = TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"], as_trained=True)
+    data = TextCalibration({"pets": as_trained})
+    assert len(data.rows("pets", "train")) == 1 and data.tasks["pets"].classnames == ("dog", "cat")
 
 
 @pytest.mark.parametrize("words", [{"templates": ["a photo"]}, {"templates": ["{x}"]}, {"classnames": ["a", "a"]}])
@@ -37,7 +40,8 @@ def test_words_of_no_use_are_refused_before_the_data_are_read(words):
 @pytest.mark.parametrize("name", vocabularies())
 def test_all_vocabularies_have_words_of_use(name):
     words = load_vocabulary(name)
-    assert TextTask("nowhere", list(words.templates), list(words.classnames)).words == words
+    task = TextTask("nowhere", list(words.templates), list(words.classnames), as_trained=words.as_trained)
+    assert task.words == words == TextTask("nowhere", vocabulary=name).words
 
 
 def test_labels_are_told_by_the_columns_own_name(tmp_path):
