@@ -59,6 +59,7 @@ def refusal(path, content) -> str:
         ("header.csv", "text,label\n", "it has no rows"),
         ("noise.parquet", b"PAR1" + b"x" * 50, "Parquet magic bytes not found in footer"),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "",
 )  # fmt: skip
 def test_the_first_line_that_is_wrong_is_named(tmp_path, name, content, said):
     assert said in refusal(tmp_path / name, content)
