@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from adamerge.backbones import Backbone, Batch, Inputs, Task
 from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
+from adamerge.data.notices import notices
 from adamerge.data.pictures import with_eight_bits
 from adamerge.data.samples import Samples, can_be_used, skipped_lines
 from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
@@ -267,29 +268,7 @@ class Calibration(LightningDataModule, ABC):
         Args:
             experts: names of those that are merged; a task that has none of its own is told of.
         """
-        lines = [f"{task}: {', '.join(self._told(task))}" for task in self.fitted]
-        for task in self.fitted:
-            if experts and task not in experts:
-                lines.append(
-                    f"{task}: calibrated on, though no expert of that name is merged;"
-                    " --leave_out takes experts alone, --tasks narrows experts and data"
-                )
-        scored = [(task, split) for split in ("validation", "test") for task in self.labelled_tasks(split)]
-        odd = [self.labelling.oddity(self.rows(*which), self.label_place(*which)) for which in scored]
-        return [*lines, *self.skipped_lines("calibration"), *self.skipped_lines("validation"), *filter(None, odd)]
-
-    def _told(self, task: str) -> Iterator[str]:
-        splits = self.splits(task)
-        for split in ("calibration", "validation", "test"):
-            papers = split == "calibration" and self.transductive
-            if not papers and split not in splits:
-                continue
-            there = len(splits["test" if papers else split])
-            used = len(self.rows(task, split)) if split == "calibration" else there
-            words = ["the test split's inputs, transductive" if papers else self.origin(task, split)]
-            words += [f"{used:,} of them used"] if used != there else []
-            told = "; ".join(filter(None, words))
-            yield f"{split} {there:,}{f' ({told})' if told else ''}"
+        return notices(self, experts)
 
     def skipped_lines(self, split: str) -> list[str]:
         """How many rows of a split are skipped, and the first of them with the reasons, a line for each task with any."""

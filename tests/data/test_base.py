@@ -344,22 +344,3 @@ def test_a_course_says_what_a_fit_is_going_to_see_without_labels(pictures):
     course = data.course()
     assert (course.steps, course.batch_size, course.classes) == (3, 5, {"shapes": 4})
     assert len(course.samples["shapes"]) == 20 and torch.is_tensor(course.samples["shapes"][0])
-
-
-def test_what_a_fit_is_told_of_its_splits(pictures):
-    data = served(pictures, calibration_samples=5)
-    assert data.notices() == [
-        f"{task}: calibration 20 (5 of them used), validation 7, test 11" for task in ("colours", "shapes")
-    ]
-    assert served(pictures, only=["shapes"]).notices() == ["shapes: calibration 20, validation 7, test 11"]
-    papers = served(pictures, transductive=True, only=["shapes"]).notices()
-    assert papers == ["shapes: calibration 11 (the test split's inputs, transductive), validation 7, test 11"]
-
-
-def test_a_task_whose_expert_was_left_out_is_told_of(pictures):
-    told = served(pictures).notices(["colours"])[2:]
-    assert told == [
-        "shapes: calibrated on, though no expert of that name is merged;"
-        " --leave_out takes experts alone, --tasks narrows experts and data"
-    ]
-    assert len(served(pictures, only=["colours"]).notices(["colours"])) == 1
