@@ -64,7 +64,7 @@ class Tracker(Logger):
 
     def save(self) -> None:
         """Write what waits."""
-        self.attempt(self.inner.save)
+        self.attempt(lambda: self.inner.save())
 
     def finalize(self, status: str) -> None:
         """Write the rest."""

@@ -130,13 +130,13 @@ def _options(folder: Path, own: WandbLogger | None) -> dict[str, Any]:
         "project": os.environ.get("WANDB_PROJECT", "adamerge"),
         "name": name or f"{folder.absolute().parent.name}/{folder.absolute().name}",
         "group": group,
-        "dir": str(folder),
+        "dir": ".",
         "id": _id(folder),
     }
     if own is not None:
         found |= {key: value for key, value in own._wandb_init.items() if value is not None}
-        if found["dir"] == ".":  # what the logger has where nothing is said
-            found["dir"] = str(folder)
+    place = folder if found["dir"] == "." else Path(found["dir"])  # a logger has "." where nothing is said
+    found["dir"] = str(place.absolute())  # wandb's service stays in the directory that it was started in
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,19 @@ def without_users_own(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 class WandbFile:
-    """One ``.wandb`` file: LevelDB's log format, blocks of 32 KiB that records may cross."""
+    """One ``.wandb`` file of a run that was closed: LevelDB's log format, blocks of 32 KiB that records may cross.
+
+    The service writes it a moment after the run was closed.
+    """
 
     def __init__(self, path: Path) -> None:
+        end = time.monotonic() + 20
+        self.read(path)
+        while self.exit_code is None and time.monotonic() < end:
+            time.sleep(0.05)
+            self.read(path)
+
+    def read(self, path: Path) -> None:
         content, place, parts = path.read_bytes(), 7, b""
         assert content.startswith(b":W&B")
         self.path, self.content, self.records = path, content, []
