@@ -92,10 +92,10 @@ def start_wandb(folder: Path, settings: Mapping[str, Any], own: WandbLogger | No
         own: the user's logger, which takes the place of ours.
     """
     mode = os.environ.get("WANDB_MODE", "online")
+    if own is not None:
+        mode = "offline" if own._offline else own._wandb_init.get("mode") or mode
     if mode == "disabled":
         return None
-    if own is not None and own._offline:
-        mode = "offline"
     try:
         options = _options(folder, own)
         (folder / "wandb").mkdir(exist_ok=True)
@@ -165,13 +165,10 @@ def _start(options: Mapping[str, Any], settings: Mapping[str, Any], own: WandbLo
         if f"WANDB_{name.upper()}" not in os.environ:
             manner[name] = PATIENCE
     resume = {"resume": "allow"} if options["mode"] == "online" else {}
+    arguments = {"settings": manner, **options, **resume, "reinit": "create_new"}
+    arguments["config"] = {**settings, **redacted(options.get("config") or {})}
     with _command_line([*sys.argv[:1], *redacted_words(sys.argv[1:])]):
-        run = wandb.init(
-            **{**options, **resume},
-            config=dict(settings),
-            reinit="create_new",
-            settings=manner,
-        )
+        run = wandb.init(**arguments)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if own is None:

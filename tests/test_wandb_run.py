@@ -119,11 +119,17 @@ def test_the_fits_of_a_comparison_are_runs_of_one_group(pool_file, twice, tmp_pa
     assert "/table-" in group and len({file.run.run_id for file in found}) == 3
 
 
-def test_a_fit_that_learns_nothing_has_a_run_too(pool_file, tmp_path, offline, capfd):
+@pytest.mark.parametrize("project", ["adamerge", "theirs"])
+def test_a_fit_that_learns_nothing_has_a_run_too(project, pool_file, tmp_path, offline, capfd):
+    """Also where it is a ``WandbLogger`` of the user's."""
     words = fit_words(pool_file, "--name=n", "--id=a", method=METHODS / "task_arithmetic.yaml")
-    assert command(capfd, "fit", *words).code == 0
-    (path,) = files_of(tmp_path)
+    if project == "theirs":
+        words += ["--trainer.logger=lightning.pytorch.loggers.WandbLogger", "--trainer.logger.project=theirs"]
+    outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0 and "wandb" not in outcome.out, outcome.out + outcome.err[-2000:]
+    (path,) = files_of(tmp_path / "runs/n/a")
     found = WandbFile(path)
+    assert found.run.project == project
     assert found.config["id"] == "a" and len(found.pictures) == 1 and len(found.artifacts) == 1 and found.exit_code == 0
 
 
