@@ -54,7 +54,10 @@ class WandbTracker(Tracker):
     def close(self, failed: bool) -> None:
         """Close the run: what was not taken within ``PATIENCE`` stays in the run's folder, for ``wandb sync``."""
         try:
-            self.inner.experiment.finish(exit_code=int(failed))
+            run = self.inner.experiment
+            run.finish(exit_code=int(failed))
+        except TimeoutError:
+            print(f"wandb: not all was taken in time; upload the rest with: wandb sync {Path(run.dir).parent}")
         except Exception as error:
             self.give_up(error)
 

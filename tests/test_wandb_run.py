@@ -13,6 +13,7 @@ from conftest import CLASSES
 from PIL import Image
 from running import METHODS, QUICK, child, command, fit_words, pool_config, without_pictures, write_yaml
 from wandb_files import WandbFile, files_of, without_users_own
+from wandb_server import WandbServer
 
 from adamerge.wandb_run import grouped, start_wandb
 
@@ -200,6 +201,7 @@ def test_a_server_that_is_away_leaves_an_offline_record(pool_file, tmp_path, new
         assert not (path.is_file() and KEY.encode() in path.read_bytes()), f"the key stands in {path}"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_waited_for_once(tmp_path, new_service, monkeypatch):
     for name, value in NOWHERE.items():
         monkeypatch.setenv(name, value)
@@ -210,6 +212,27 @@ def test_a_server_that_is_away_is_waited_for_once(tmp_path, new_service, monkeyp
         assert started(tmp_path / str(patience)).run_id.endswith("-offline")
         wait[patience] = time.monotonic() - start
     assert wait[4] - wait[1] < 3 + 2, "what is waited for is PATIENCE, and not a multiple"
+
+
+def test_a_server_that_dies_on_the_way_leaves_the_rest_on_disk(tmp_path, new_service, monkeypatch, capsys):
+    monkeypatch.setattr("adamerge.wandb_run.PATIENCE", 2)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "60")  # a busy machine's server needs more
+    server = WandbServer()
+    for name, value in {**NOWHERE, "WANDB_BASE_URL": server.url}.items():
+        monkeypatch.setenv(name, value)
+    tracker = start_wandb(tmp_path, {"lr": 0.25})
+    assert tracker is not None
+    tracker.log_metrics({"train/loss": 0.5}, 0)
+    server.end()
+    start = time.monotonic()
+    tracker.log_metrics({"train/loss": 0.25}, 1)
+    tracker.close(False)
+    assert time.monotonic() - start < 2 + 5
+    assert "upload the rest with: wandb sync" in capsys.readouterr().out
+    (path,) = files_of(tmp_path)
+    found = WandbFile(path)
+    assert path.parent.name.startswith("run-") and found.run.run_id == (tmp_path / "wandb" / "id").read_text()
+    assert found.values("train/loss") == [0.5, 0.25] and found.config["lr"] == 0.25
 
 
 @pytest.mark.slow
