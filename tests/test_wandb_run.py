@@ -64,9 +64,10 @@ def check_whole(run: Path) -> WandbFile:
 def test_two_fits_of_one_process_have_a_run_each(pool_file, tmp_path, offline, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["adamerge", "fit", "--data.token=canary-1", "--auth", "canary-2"])
     for name in ("one", "two"):  # runs whose last name is the same
-        words = fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.lr={len(name) / 4:g}")
-        lr = "0.5" if name == "one" else "0.25"
-        outcome = command(capfd, "fit", *words, f"--model.lr={lr}")
+        lr = 0.5 if name == "one" else 0.25
+        outcome = command(
+            capfd, "fit", *fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.lr={lr}")
+        )
         assert outcome.code == 0, outcome.err[-2000:]
     assert len(files_of(tmp_path)) == 2 and wandb.run is None
     one, two = check_whole(tmp_path / "runs/one/seed0"), check_whole(tmp_path / "runs/two/seed0")
