@@ -18,7 +18,7 @@ from adamerge.files import read_json
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
 from adamerge.staging import write_json
-from adamerge.tracking import PatientWandb
+from adamerge.tracker import hand_over
 
 FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
 
@@ -43,9 +43,7 @@ class CoefficientFile(Callback):
             heatmap = self.path.with_name("heatmap.png")
             title = f"Merging coefficients after {coefficients.step} steps"
             draw_heatmap(coefficients.table(), heatmap, title, coefficients.held_table())
-            for logger in trainer.loggers:
-                if isinstance(logger, PatientWandb):
-                    logger.give(coefficients, self.path, heatmap)
+            hand_over(trainer.loggers, coefficients, self.path, heatmap)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the last good coefficients."""
@@ -85,8 +83,8 @@ class CollapseGuard(Callback):
     ) -> None:
         """Add up; look now and then."""
         spreads: dict[str, Spread] = getattr(pl_module, "spread", {})
-        # a sample or two are always of one class; asked of what all processes know, since all reduce or none does
-        if trainer.datamodule.batch_size // trainer.world_size >= FEWEST_SAMPLES:  # type: ignore[attr-defined]
+        # a sample or two are always of one class
+        if trainer.datamodule.batch_size >= FEWEST_SAMPLES:  # type: ignore[attr-defined]
             for task, found in spreads.items():
                 both = torch.stack([found.top_class_share(), found.marginal_entropy()])
                 # of a checkpoint, they are on the CPU

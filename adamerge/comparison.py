@@ -22,6 +22,7 @@ from adamerge.scoring import Scorer, Scores, calibrated_on, copy_for_scores, run
 from adamerge.stages import fit, for_stage, stage_files, started
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
+from adamerge.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
 """What every comparison holds besides the methods asked for."""
@@ -68,7 +69,8 @@ def compare(
     runs = {}
     for method in methods:
         try:
-            runs[method.stem] = fitted(pool, method, folder, overrides)
+            with grouped(folder):
+                runs[method.stem] = fitted(pool, method, folder, overrides)
         except (CollapsedError, DivergedError) as error:
             print(f"{method.stem} is left out: {error.what}")
     cli = ConfigCLI(_one_stage(pool, methods[0], overrides))

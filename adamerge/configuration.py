@@ -123,6 +123,11 @@ class ConfigCLI(LightningCLI):
         """Later, with ``trainer_with``: callbacks must know the run's folder."""
         return None  # type: ignore[return-value]
 
+    @property
+    def loggers(self) -> Any:
+        """What ``trainer.logger`` says: loggers, whether there are any, or nothing."""
+        return self.config_init.trainer.logger
+
     def trainer_with(self, callbacks: Sequence[Any], **kwargs: Any) -> Trainer:
         """The configured trainer, with these arguments and callbacks added, but for those of a class that it has.
 

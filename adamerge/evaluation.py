@@ -124,11 +124,17 @@ def paired_step(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple
 
 
 class Spread:
-    """How spread the predictions of a batch are, added up over micro-batches; a collapsed model gives 0 and 1."""
+    """How spread the predictions of a batch are, added up over micro-batches; a collapsed model gives 0 and 1.
 
-    def __init__(self) -> None:
+    Args:
+        sums: of another's ``sums()``, or of several added up; none yet when None.
+    """
+
+    def __init__(self, sums: Tensor | None = None) -> None:
         self._probabilities: Tensor | None = None
         self._counts: Tensor | None = None
+        if sums is not None:
+            self._probabilities, self._counts = sums.chunk(2)
 
     def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
         """Add predictions.
@@ -145,6 +151,11 @@ class Spread:
             self._probabilities, self._counts = probabilities, counts
         else:
             self._probabilities, self._counts = self._probabilities + probabilities, self._counts + counts
+
+    def sums(self) -> Tensor:
+        """The probabilities of all predictions, added up, and how often each class was the largest; ``(2 * classes,)``."""
+        assert self._probabilities is not None and self._counts is not None
+        return torch.cat([self._probabilities, self._counts])
 
     def marginal_entropy(self) -> Tensor:
         """Entropy of the mean prediction divided by ``log(classes)``; a scalar."""

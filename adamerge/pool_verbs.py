@@ -34,10 +34,11 @@ def fit(arguments: list[str]) -> None:
         refuse_early(words, "fit")
     import_from_here()
     keep_freed_memory()
+    from adamerge.runs import is_first_process
     from adamerge.stages import fit as run_fit
 
     folder = run_fit(words.for_parser, own.resume, own.allow_resume_difference)
-    if folder is not None:
+    if folder is not None and is_first_process():
         print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
 
 

@@ -7,12 +7,11 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning import Trainer
@@ -37,8 +36,10 @@ from adamerge.recipe import describe
 from adamerge.run_checkpoints import AtomicCheckpoints, StepCheckpoints
 from adamerge.selection import KeepBest
 from adamerge.staging import write_json
-from adamerge.tracking import environment_variable, start_metrics, start_wandb
+from adamerge.tracker import hand_over
+from adamerge.tracking import tracked
 from adamerge.trainer_settings import check_length
+from adamerge.wandb_run import environment_variable
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 
@@ -108,9 +109,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 print(allocation_table(module.merged.parametrization))
                 write_json(folder / "allocation.json", module.merged.parametrization.allocation)
         if trainer is None:
-            _write_initial(module, data, folder)
+            _write_initial(module, data, folder, cli.loggers)
         else:
-            _search(trainer, module, data, folder, resume is not None, allow_resume_difference)
+            _search(trainer, module, data, folder, resume is not None, allow_resume_difference, cli.loggers)
     return folder
 
 
@@ -164,35 +165,45 @@ def _trainer(cli: ConfigCLI, folder: Path, summary: Summary) -> Trainer:
 
 
 def _search(
-    trainer: Trainer, module: MergingModule, data: Calibration, folder: Path, resumed: bool, allow_difference: bool
+    trainer: Trainer,
+    module: MergingModule,
+    data: Calibration,
+    folder: Path,
+    resumed: bool,
+    allow_difference: bool,
+    loggers: Any,
 ) -> None:
     checkpoint = _last_checkpoint(folder) if resumed else None
     environment = environment_of(trainer, module.merged.task_vectors, data.protocol)
     if checkpoint is not None and not allow_difference:
         refuse_difference(folder, environment)
-    if is_first_process():
-        write_json(folder / "environment.json", environment)
-        metrics = start_metrics(folder, 0 if checkpoint is None else _step(checkpoint))
-        wandb = start_wandb(folder, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        trainer.loggers = [metrics] if wandb is None else [metrics, wandb]
-    try:
+    with ExitStack() as stack:
+        if is_first_process():
+            write_json(folder / "environment.json", environment)
+            step = 0 if checkpoint is None else _step(checkpoint)
+            trainer.loggers = stack.enter_context(tracked(folder, loggers, step))
         # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
-        with environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
+        stack.enter_context(environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name))
+        try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:
-        # Lightning turns an interrupt into an exit with status 1, and one that waits for the step's end is a SIGTERM to it
-        asked = isinstance(trainer.checkpoint_callback, StepCheckpoints) and trainer.checkpoint_callback.interrupted
-        if asked or isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
+        except SystemExit as error:
+            # an interrupt is an exit with status 1 to Lightning, and one that waits for the step's end a SIGTERM
+            asked = isinstance(trainer.checkpoint_callback, StepCheckpoints) and trainer.checkpoint_callback.interrupted
+            if asked or isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
 
 
-def _write_initial(module: MergingModule, data: Calibration, folder: Path) -> None:
+def _write_initial(module: MergingModule, data: Calibration, folder: Path, loggers: Any) -> None:
     """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
     module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     coefficients = module.coefficients()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
+    with tracked(folder, loggers) as trackers:
+        hand_over(trackers, coefficients, folder / "coefficients.safetensors", folder / "heatmap.png")
+        for tracker in trackers:
+            tracker.finalize("success")
     write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
     write_json(
         folder / "summary.json",

@@ -22,7 +22,7 @@ from adamerge.errors import ConfigError
 from adamerge.files import read_json
 from adamerge.runs import RUN_ID, is_first_process, locked, run_folder
 from adamerge.staging import staged_file, write_json
-from adamerge.tracking import environment_variable
+from adamerge.wandb_run import environment_variable, grouped
 
 RECORD = "stages.json"
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
@@ -171,7 +171,7 @@ def _record(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> No
 
 def _run(folder: Path, allow_difference: bool) -> Path:
     stages = _stages(folder)
-    with locked(folder), environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
+    with locked(folder), grouped(folder), environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
         for number, stage in enumerate(stages, 1):
             if _summary(stage).get("status") == "finished":
                 continue

@@ -178,9 +178,9 @@ def test_the_guard_goes_on_where_the_device_is_another():
     assert resumed.state_dict()["sums"]["a"].device.type == "meta"
 
 
-@pytest.mark.parametrize(("batch_size", "reduced"), [(7, 0), (8, 1)])
-def test_processes_with_unequal_parts_of_a_batch_reduce_together_or_not_at_all(batch_size, reduced):
-    """Of 7 samples one process has 4 and the other 3: enough for the one and too few for the other."""
+@pytest.mark.parametrize(("batch_size", "reduced"), [(3, 0), (4, 1)])
+def test_what_counts_is_the_batch_of_all_processes(batch_size, reduced):
+    """Each has two samples of four, and the spread is of all four; so all reduce or none does."""
     guard, fit, calls = CollapseGuard(every=1), Fit(), []
     fit.world_size, fit.datamodule = 2, SimpleNamespace(batch_size=batch_size)
     fit.strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: calls.append(tensor) or tensor)

@@ -1,5 +1,6 @@
 """Two processes: the same coefficients on both, and the same as one process finds on the same batches."""
 
+import csv
 import json
 import os
 import signal
@@ -49,11 +50,12 @@ trainer = Trainer(
 trainer.fit(module, data)
 assert str(module.merged.storage) == "Resident(float32)", "what the first process chose is for all"
 w = module.merged.parametrization.w.detach()
-torch.save(w, f"{given['out']}_{trainer.global_rank}.pt")
+torch.save((w, dict(trainer.callback_metrics)), f"{given['out']}_{trainer.global_rank}.pt")
 """
 
 
-def fitted(folder: Path, pool, images, name: str, **settings) -> list[torch.Tensor]:
+def fitted(folder: Path, pool, images, name: str, **settings) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Of each process: its coefficients, and the figures that it logged of the last step."""
     script = folder / "fit.py"
     script.write_text(SCRIPT)
     given = {"pool": pool, "images": images, "out": name, "batch_size": 6, "penalty": False, "micro_batch": None}
@@ -72,11 +74,15 @@ def fitted(folder: Path, pool, images, name: str, **settings) -> list[torch.Tens
     ids=["even", "uneven"],
 )
 def test_two_processes_find_what_one_finds(settings, pool, image_folders, tmp_path):
-    (alone,) = fitted(tmp_path, pool, image_folders, "alone", devices=1, **settings)
-    first, second = fitted(tmp_path, pool, image_folders, "both", devices=2, **settings)
+    ((alone, expected),) = fitted(tmp_path, pool, image_folders, "alone", devices=1, **settings)
+    (first, figures), (second, others) = fitted(tmp_path, pool, image_folders, "both", devices=2, **settings)
     assert torch.equal(first, second), "the ranks drifted apart"
     assert (alone - 0.3).abs().max() > 1e-4, "something was learned"
     assert (first - alone).abs().max() <= 1e-6
+    assert figures == others, "each rank tells of its own samples"
+    assert figures.keys() == expected.keys() >= {"train/loss", "train/loss/colours", "train/top_class_share/shapes"}
+    for name, value in expected.items():
+        assert (figures[name] - value).abs() <= 1e-5 * value.abs().clamp_min(1), name
 
 
 @pytest.mark.slow
@@ -150,6 +156,13 @@ def test_two_processes_find_the_masks_that_one_finds(tmp_path):
         assert (value - (0.3 if name == "inner.w" else 0.0)).abs().max() > 1e-4, "something was learned"
 
 
+def metrics_of(run: Path) -> dict[tuple[str, str], float]:
+    """Of a step and a name, what metrics.csv says."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {(row["step"], key): float(value) for row in rows for key, value in row.items() if value and key != "step"}
+
+
 @pytest.mark.slow
 def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     """One folder, one lock, one set of files, though each process runs the same command."""
@@ -157,10 +170,16 @@ def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     sgd = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5", "--data.batch_size=6"]
     sharded = [*parallel, "--model.copy=ShardedCopy"]
+    shown = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1.0"]
     for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel), ("sharded", sharded)):
-        line = ["-m", "adamerge", "fit", *fit_words(file, "--name=n", *sgd, *words, steps=4), f"--id={name}"]
+        line = ["-m", "adamerge", "fit", *fit_words(file, "--name=n", *sgd, *shown, *words, steps=4), f"--id={name}"]
         done = child(line, tmp_path, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("run: ") == 1 and "sync_dist" not in done.stderr + done.stdout
+    one, two, parts = (metrics_of(tmp_path / "runs/n" / name) for name in ("one", "two", "sharded"))
+    assert one.keys() == two.keys() == parts.keys() and any("validation/accuracy" in key for _, key in one)
+    for key, value in one.items():
+        assert max(abs(two[key] - value), abs(parts[key] - value)) <= 1e-5 * max(1, abs(value)), key
     expected, plans = coefficients(tmp_path / "runs/n/one"), {}
     for name in ("one", "two", "sharded"):
         found = coefficients(tmp_path / "runs/n" / name)

@@ -113,6 +113,17 @@ def test_spread_by_hand():
     assert float(entropy) == pytest.approx(expected, rel=1e-5) and float(share) == pytest.approx(2 / 3)
 
 
+def test_spreads_of_several_processes_add_up():
+    logits = torch.randn(7, 5)
+    whole, parts = Spread(), [Spread(), Spread()]
+    whole.update(logits)
+    for part, rows in zip(parts, logits.split([4, 3]), strict=True):
+        part.update(rows)
+    together = Spread(parts[0].sums() + parts[1].sums())
+    assert float(together.top_class_share()) == pytest.approx(float(whole.top_class_share()))
+    assert float(together.marginal_entropy()) == pytest.approx(float(whole.marginal_entropy()), rel=1e-6)
+
+
 def test_spread_of_half_precision_logits_is_fp32():
     entropy, share = prediction_spread(torch.randn(300, 10).to(torch.bfloat16))
     assert entropy.dtype == share.dtype == torch.float32 and 0 < float(entropy) <= 1

@@ -1,108 +1,109 @@
-"""Tracking: a failing tracker is left out, no secret is logged, and metrics of steps that are run again are dropped."""
+"""Tracking: which loggers a fit has, that they are closed with it, and which rows of a killed run stay."""
 
 import csv
 import json
 from pathlib import Path
 
 import pytest
-from running import METHODS, command, fit_words, pool_config, without_pictures, write_yaml
-from yaml import safe_load
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from running import command, fit_words, pool_config, without_pictures, write_yaml
+from test_tracker import Broken
+from wandb_files import WandbFile, files_of, without_users_own
 
-from adamerge.tracking import PatientWandb, redacted, start_metrics
+from adamerge.tracking import start_metrics, tracked
 
 
 @pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch):
+    """A run's folder with a configuration that holds a secret, and wandb offline."""
+    without_users_own(monkeypatch, tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_yaml(tmp_path / "n" / "seed0" / "config.yaml", {"model": {"lr": 0.25}, "data": {"token": "canary"}})
+    return tmp_path / "n" / "seed0"
+
+
+def kinds(loggers) -> list[str]:
+    return [type(getattr(logger, "inner", logger)).__name__ for logger in loggers]
+
+
+@pytest.mark.parametrize("chosen", [None, True])
+def test_without_a_choice_there_are_our_csv_and_wandb(chosen, run):
+    with tracked(run, chosen) as loggers:
+        assert kinds(loggers) == ["CSVLogger", "WandbLogger"]
+        loggers[1].log_metrics({"train/loss": 0.5}, 3)
+    (path,) = files_of(run)
+    found = WandbFile(path)
+    assert found.config["model"] == {"lr": 0.25} and found.config["data"] == {"token": "…"}
+    assert found.values("train/loss") == [0.5] and found.values("trainer/global_step") == [3]
+    assert found.exit_code == 0
+
+
+def test_false_leaves_wandb_out_and_keeps_our_csv(run):
+    with tracked(run, False) as loggers:
+        assert kinds(loggers) == ["CSVLogger"]
+        loggers[0].log_metrics({"train/loss": 0.5}, 0)
+        loggers[0].save()
+    assert not (run / "wandb").exists() and rows_of(run) == [{"step": "0", "train/loss": "0.5"}]
+
+
+def test_the_users_loggers_write_where_they_say_and_know_the_configuration(run, tmp_path):
+    own = [CSVLogger(tmp_path / "mine", name="a"), CSVLogger(tmp_path / "mine", name="b")]
+    for chosen in (own, own[0]):
+        with tracked(run, chosen) as loggers:
+            assert kinds(loggers) == ["CSVLogger"] * (1 + (2 if chosen is own else 1)) + ["WandbLogger"]
+            for logger in loggers:
+                logger.log_metrics({"train/loss": 0.5}, 0)
+                logger.save()
+    for name in "ab":
+        assert "0.5" in (tmp_path / "mine" / name / "version_0" / "metrics.csv").read_text()
+        logged = (tmp_path / "mine" / name / "version_0" / "hparams.yaml").read_text()
+        assert "0.25" in logged and "canary" not in logged
+    assert (run / "metrics.csv").is_file()
+
+
+def test_a_users_wandb_logger_takes_the_place_of_ours(run, monkeypatch):
+    monkeypatch.setenv("WANDB_NAME", "of the environment")
+    own = WandbLogger(name="mine", project="theirs", tags=["x"], offline=True, prefix="p")
+    with tracked(run, own) as loggers:
+        assert kinds(loggers) == ["CSVLogger", "WandbLogger"] and loggers[1].inner is own
+        own.log_metrics({"train/loss": 0.5}, 0)
+    (path,) = files_of(run)
+    found = WandbFile(path)
+    assert (found.run.display_name, found.run.project, list(found.run.tags)) == ("mine", "theirs", ["x"])
+    assert found.values("p-train/loss") == [0.5] and found.config["model"] == {"lr": 0.25} and found.exit_code == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_fit_that_fails_closes_its_run_as_failed(error, run):
+    with pytest.raises(error), tracked(run, None):
+        raise error
+    (path,) = files_of(run)
+    assert WandbFile(path).exit_code == 1
+
+
+@pytest.mark.parametrize("chosen", [Broken(), [Broken(), Broken()]])
+def test_a_users_logger_that_fails_does_not_end_the_fit(chosen, run, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with tracked(run, chosen) as loggers:
+        for logger in loggers:
+            logger.log_metrics({"train/loss": 0.5}, 0)
+            logger.save()
+            logger.finalize("success")
+    count = len(chosen) if isinstance(chosen, list) else 1
+    assert capsys.readouterr().out.count("broken stopped working") == count and len(rows_of(run)) == 1
+
+
+def test_a_logger_of_the_command_line_is_used(pool, image_folders, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
-
-
-class Broken:
-    """A wandb run whose every use raises."""
-
-    id, name = "broken", "broken"
-
-    def __getattr__(self, name: str):
-        raise RuntimeError("the service is gone")
-
-
-def test_a_tracker_that_raises_is_left_out_and_said_once(pool_file, monkeypatch, capfd):
-    monkeypatch.setattr("adamerge.runs.start_wandb", lambda folder, settings: PatientWandb(experiment=Broken()))
-    words = fit_words(pool_file, "--name=n", "--id=a", "--trainer.log_every_n_steps=1")
+    pool_file = write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+    own = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=mine"]
+    words = fit_words(pool_file, "--name=n", "--id=a", "--trainer.log_every_n_steps=1", *own)
     outcome = command(capfd, "fit", *words)
     assert outcome.code == 0, outcome.err[-2000:]
-    assert (outcome.out + outcome.err).count("wandb stopped working") == 1
+    ours, theirs = rows_of(Path("runs/n/a")), rows_of(Path("mine/lightning_logs/version_0"))
+    assert len(ours) == 3 and ours == theirs and "train/loss" in ours[0]
     assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "finished"
-    assert len(Path("runs/n/a/metrics.csv").read_text().splitlines()) == 1 + 3
-
-
-HEX = "0123456789abcdef"
-
-SECRETS = {  # settings, and the part of them that nobody may see
-    "a key by its name": ({"api_key": "canary-01"}, "canary-01"),
-    "a token by its name": ({"hub_token": "canary-02"}, "canary-02"),
-    "a password by its name": ({"PASSWORD": "canary-03"}, "canary-03"),
-    "a secret by its name": ({"model": {"init_args": {"clientSecret": "canary-04"}}}, "canary-04"),
-    "a credential by its name": ({"aws_credential": "canary-05"}, "canary-05"),
-    "a token of the hub": ({"base": "hf_" + "canaryABCDEFGHIJ" * 2}, "canaryABCDEFGHIJ"),
-    "a key of wandb": ({"note": f"see {(HEX * 3)[:40]}"}, HEX),
-    "a key of an API": ({"endpoint": "sk-canary0123456789ABCDEF"}, "canary0123456789"),
-    "a user in a URL": ({"cache": "https://canary-09@host/path"}, "canary-09"),
-    "a password in a URL": ({"proxy": "http://me:canary-10@host:8080/"}, "canary-10"),
-    "in a list in a list": ({"experts": [["fine", ["hf_canary00000011"]], {"x": ["y"]}]}, "canary00000011"),
-    "in a tuple, inside a text": ({"words": ("--url=s3://me:canary-12@host/a, then on",)}, "canary-12"),
-    "a list of tokens by its name": ({"tokens": ["canary-13"]}, "canary-13"),
-    "credentials of several parts": ({"credentials": {"user": "me", "value": "canary-14"}}, "canary-14"),
-    "a key of an API, of today": ({"endpoint": "sk-proj-canary15_ABCDEFGHIJKL"}, "canary15"),
-}
-
-
-@pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_is_not_logged(name):
-    settings, canary = SECRETS[name]
-    assert canary in str(settings)
-    found = redacted(settings)
-    assert canary not in str(found) and "…" in str(found)
-    assert found.keys() == settings.keys(), "what is set is told, though not to what"
-    assert canary in str(settings), "the settings themselves are still needed"
-
-
-def test_what_stands_beside_a_secret_is_kept():
-    settings = {"url": "https://me:pw@host/path", "token": "x", "lr": 0.01, "experts": ["hf_abcdefghijkl", "cars"]}
-    found = redacted(settings)
-    assert found == {"url": "https://…host/path", "token": "…", "lr": 0.01, "experts": ["…", "cars"]}
-
-
-ORDINARY = {
-    "a task": "cars",
-    "a path": "/data/models/vit-b-32/cars/model.safetensors",
-    "a path at home": "~/models/dtd.safetensors",
-    "a hub id": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
-    "a URL": "https://host.example/path/file?x=1",
-    "a fingerprint": HEX * 4,
-    "a short hash": "d22343b",
-    "patterns": ["visual.*", "*.token_embedding.weight", "*.k_proj.bias"],
-    "numbers": [1, 0.3, 1e-3, True, None, -1],
-    "nothing": {},
-    "a class": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}},
-    "templates": ["a photo of {}.", "the {} sign"],
-    "a method": "configs/methods/task-arithmetic.yaml",
-    "a tokenizer": {"tokenizer": "openai/clip-vit-base-patch32"},
-    "a folder of the hub's": "/scratch/hf_datasets_cache/cars",
-    "a disk": "/mnt/disk-evaluations/runs",
-}
-
-
-@pytest.mark.parametrize("name", ORDINARY)
-def test_ordinary_values_are_logged_as_they_are(name):
-    assert redacted({"value": ORDINARY[name]}) == {"value": ORDINARY[name]}
-
-
-def test_the_shipped_configurations_hold_nothing_that_looks_like_a_secret():
-    for path in METHODS.parent.rglob("*.yaml"):
-        settings = safe_load(path.read_text(encoding="utf-8"))
-        assert redacted(settings) == settings, path
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

@@ -71,7 +71,19 @@ class BackwardPass:
                 self.spread[task].update(output.logits.detach(), output.mask)
                 loss = loss + task_loss
             loss.backward()
-        return losses
+        return self._of_all_processes(losses)
+
+    def _of_all_processes(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses and the spread of all processes' samples, in one reduction; each process had its own part."""
+        processes = getattr(self.strategy, "world_size", 1)
+        if processes == 1:
+            return losses
+        parts = [torch.stack(list(losses.values())) / processes, *(found.sums() for found in self.spread.values())]
+        sums = self.strategy.reduce(torch.cat(parts), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        total, *spreads = sums.split([len(part) for part in parts])
+        self.spread = {task: Spread(found) for task, found in zip(self.spread, spreads, strict=True)}
+        return dict(zip(losses, total.unbind(), strict=True))
 
     def _scales(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Of each sample's loss in the sum over tasks of weighted means over all processes' samples."""

@@ -188,7 +188,7 @@ class MergingModule(LightningModule, ABC):
             self.cpu()
 
     def record(self, losses: dict[str, Tensor], spread: dict[str, Spread], total: Tensor) -> None:
-        """Log a step, and keep what guards look at."""
+        """Log a step, and keep what guards look at; the figures are of all processes' samples."""
         self._losses, self.spread = losses, spread
         # where the loss is on a device, a progress bar would wait for it at every step
         self.log("train/loss", total.detach(), prog_bar=self.device.type == "cpu")
@@ -288,5 +288,6 @@ class MergingModule(LightningModule, ABC):
     def _log_scores(self, split: str) -> None:
         name = self._data().metric.name
         values: dict[str, Tensor] = {task: metric.compute() for task, metric in self._metrics.items()}
-        self.log_dict({f"{split}/{name}/{task}": value for task, value in values.items()})
-        self.log(f"{split}/{name}", torch.stack(list(values.values())).mean(), prog_bar=True)
+        # of all processes' samples already: what Lightning averages are equals
+        self.log_dict({f"{split}/{name}/{task}": value for task, value in values.items()}, sync_dist=True)
+        self.log(f"{split}/{name}", torch.stack(list(values.values())).mean(), prog_bar=True, sync_dist=True)
