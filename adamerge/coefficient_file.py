@@ -56,7 +56,7 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
     Raises:
         CoefficientsError: not a coefficient file, one of a later version, unknown or missing fields, or non-finite values.
     """
-    path = path / COEFFICIENTS if (path / COEFFICIENTS).is_file() else path
+    path = path / COEFFICIENTS if path.is_dir() else path
     try:
         file = TensorFile(path)
     except AdamergeError as error:
