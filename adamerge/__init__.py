@@ -27,6 +27,8 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Concrete": "parametrizations",
     "Constraint": "constraints",
     "Copy": "copies",
+    "CosineDecay": "modules",
+    "CosineRestarts": "modules",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
     "DisjointMean": "transforms",
@@ -71,6 +73,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Resident": "storage",
     "RunawayGuard": "callbacks",
     "Scale": "transforms",
+    "Schedule": "modules",
     "Selection": "selection",
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
@@ -147,7 +150,10 @@ if TYPE_CHECKING:
     from adamerge.modules import (
         AdaptiveMerging,
         BilevelMerging,
+        CosineDecay,
+        CosineRestarts,
         MergingModule,
+        Schedule,
         TeacherCache,
         TeacherFiles,
     )

@@ -210,6 +210,14 @@ class MergingModule(LightningModule, ABC):
         check_fit(self.merged, self.objective, self.task_weights, data, precision)
         check_steps(self.merged, self.micro_batch, data.batch_size, self._trainer)
 
+    def check_rates(self, steps: int) -> None:
+        """See whether optimisers and schedules can be what they say in a fit of so many steps.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        return
+
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""
         backbone, experts = self.merged.backbone, self.merged.task_vectors.experts
