@@ -60,6 +60,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Mask": "parametrizations",
     "MergedModel": "merged_model",
     "MergingModule": "modules",
+    "NoData": "data",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
@@ -143,6 +144,7 @@ if TYPE_CHECKING:
         ImageTextTask,
         LanguageCalibration,
         LanguageTask,
+        NoData,
         TextCalibration,
         TextTask,
     )

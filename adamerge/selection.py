@@ -123,9 +123,19 @@ class KeepBest(Callback):
         self._looks = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing of an earlier fit counts."""
+        """Nothing of an earlier fit counts; and there is something to look at."""
         if stage == "fit":
             self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
+            module, data = _parts(trainer, pl_module)
+            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
+            if lacking:
+                raise ConfigError(
+                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
+                    "with labels",
+                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
+                )
+            ones = dict.fromkeys(data.fitted, 1.0)  # whatever the scores, the rule must suit the tasks
+            self.selection.value(Look(ones, ones, {}, module.task_weights, data.metric))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -147,13 +157,6 @@ class KeepBest(Callback):
         if self._looks == 0:
             module, data = _parts(trainer, pl_module)
             merged = module.merged
-            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
-            if lacking:
-                raise ConfigError(
-                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
-                    "with labels",
-                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
-                )
             merged.fill(merged.task_vectors.base.__getitem__)
             self._base = self._scores(trainer, pl_module, data.fitted)
             for task in data.fitted:

@@ -149,7 +149,7 @@ def test_an_id_is_used_once(pool_file, capfd):
 def test_a_run_in_use_is_refused_with_its_holder(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
     code = (
-        "import sys, pathlib\nfrom adamerge.runs import locked\n"
+        "import sys, pathlib\nfrom adamerge.run_folders import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", code, str(run)]
@@ -403,9 +403,9 @@ def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sen
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):
     """What was logged before the checkpoint that a run resumes from must be in the file when the process dies."""
     code = (
-        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge import callbacks\n"
+        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge import summary\n"
         "def die(self, trainer, module, *_):\n    trainer.global_step == 7 and os.kill(os.getpid(), 9)\n"
-        "callbacks.Summary.on_train_batch_end = die\nmain(sys.argv[1:])"
+        "summary.Summary.on_train_batch_end = die\nmain(sys.argv[1:])"
     )
     words = fit_words(pool_file, "--id=a", "--name=n", "--trainer.log_every_n_steps=1", steps=10)
     assert child(["-c", code, "fit", *words], tmp_path).returncode == -signal.SIGKILL

@@ -28,7 +28,8 @@ from running import (
 )
 from safetensors.torch import load_file
 
-from adamerge.stages import fit, for_stage, stage_files
+from adamerge.stage_configs import for_stage, stage_files
+from adamerge.stages import fit
 
 FIRST = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
 ENTROPY = {"class_path": "adamerge.objectives.Entropy"}

@@ -6,4 +6,13 @@ from adamerge.modules.bilevel import BilevelMerging
 from adamerge.modules.schedules import CosineDecay, CosineRestarts, Schedule
 from adamerge.modules.teachers import TeacherCache, TeacherFiles
 
-__all__ = ["AdaptiveMerging", "BilevelMerging", "CosineDecay", "CosineRestarts", "MergingModule", "Schedule", "TeacherCache", "TeacherFiles"]
+__all__ = [
+    "AdaptiveMerging",
+    "BilevelMerging",
+    "CosineDecay",
+    "CosineRestarts",
+    "MergingModule",
+    "Schedule",
+    "TeacherCache",
+    "TeacherFiles",
+]

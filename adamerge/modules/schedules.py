@@ -1,4 +1,4 @@
-"""Schedules: how a learning rate goes over a fit, as a share of it, whatever the fit's length; and what a schedule cannot be."""
+"""Schedules: how a learning rate goes over a fit, as a share of it, whatever the fit's length; and what cannot be."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CosineDecay(Schedule):
 
 
 class CosineRestarts(Schedule):
-    """Half cosine waves from the rate down to a floor, one after the other, which fill the fit; each starts at the rate again.
+    """Half cosine waves from the rate down to a floor, one after the other, that fill the fit; each starts at the rate.
 
     Args:
         periods: number of waves.

@@ -1,4 +1,4 @@
-"""Schedules: the rates of every shipped method at other lengths and rates, by formulas written down here, and what is refused."""
+"""Schedules: the rates of every shipped method at other lengths and rates, by formulas written here, and what is refused."""
 
 import importlib
 import math
