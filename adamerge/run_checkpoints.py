@@ -63,6 +63,16 @@ class StepCheckpoints(ModelCheckpoint):
         if self._alone and threading.current_thread() is threading.main_thread():
             self._default = signal.signal(signal.SIGINT, self._interrupt)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put a fit that was over, and has more steps now, back into the middle of its one pass, after the step it did last."""
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        if checkpoint["global_step"] < trainer.max_steps and batches["is_last_batch"]:
+            batches["is_last_batch"] = False
+            for count in ("total", "current"):
+                batches[count]["completed"] = batches[count]["ready"] - 1
+                epochs[count] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

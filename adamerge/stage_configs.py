@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from adamerge.config_files import config_files, read_config, stages_of
 from adamerge.configuration import FitCLI, Parsed
-from adamerge.errors import ConfigError
+from adamerge.errors import AdamergeError, ConfigError
 from adamerge.preparation import prepared
 
 
@@ -63,17 +64,24 @@ def parsed_stage(arguments: Sequence[str], file: Path, number: int, places: Mapp
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / file.name
         copy.write_text(yaml.safe_dump(content), encoding="utf-8")
-        try:
+        with _named(file, number):
             return Parsed(for_stage(arguments, copy, number))
-        except ConfigError as error:
-            todo = (
-                error.todo
-                if number == 1
-                else f"{error.todo or ''} (--{number}.KEY is for stage {number} alone)".strip()
-            )
-            raise ConfigError(
-                f"stage {number}, {file}: {error.what}", expected=error.expected, got=error.got, todo=todo
-            ) from error
+
+
+@contextmanager
+def _named(file: Path, number: int) -> Iterator[None]:
+    """Let an error say of which stage it is."""
+    try:
+        yield
+    except AdamergeError as error:
+        own = f"{error.todo or ''} (--{number}.KEY is for stage {number} alone)".strip()
+        raise type(error)(
+            f"stage {number}, {file}: {error.what}",
+            where=error.where,
+            expected=error.expected,
+            got=error.got,
+            todo=error.todo if number == 1 else own,
+        ) from error
 
 
 def _replaced(value: Any, places: Mapping[str, str]) -> Any:
@@ -105,10 +113,11 @@ def validated(arguments: Sequence[str]) -> FitCLI:
     with tempfile.TemporaryDirectory() as temporary:
         for number, file in enumerate(files, 1):
             names = () if first is None else tuple(first.model.merged.task_vectors)
-            content = _without_results(_replaced(read_config(file), {"{run}": temporary}), names)
+            content = _without_results(read_config(file), names)
             copy = Path(temporary) / file.name
             copy.write_text(yaml.safe_dump(content), encoding="utf-8")
-            cli = prepared(for_stage(arguments, copy, number))
+            with _named(file, number):
+                cli = prepared(for_stage(arguments, copy, number))
             first = first or cli
     assert first is not None
     return first
@@ -123,7 +132,7 @@ def _without_results(value: Any, names: Iterable[str]) -> Any:
     found = {
         key: _without_results(item, names)
         for key, item in value.items()
-        if not (isinstance(item, str) and ("{previous}" in item or "{importance}" in item))
+        if not (isinstance(item, str) and any(mark in item for mark in ("{previous}", "{importance}", "{run}")))
     }
     if "importance" in value and "importance" not in found:
         found |= {"importance": dict.fromkeys(names, 1.0), "kappa": 0.0}

@@ -40,7 +40,7 @@ def last_rate(run: Path) -> float:
 
 
 def test_a_fit_that_its_time_ends_says_so_and_goes_on_to_the_same_bits(pool_file, monkeypatch, capfd):
-    """Each look at the clock takes a second: one before the fit, one after each step. Checkpoints are due at steps 2, 4, ..."""
+    """Each look at the clock takes a second: one before the fit, one after each step. Checkpoints are due at 2, 4, ..."""
     clock = itertools.count()
     monkeypatch.setattr(SessionTimer, "time_elapsed", lambda self, stage=None: float(next(clock)))
     words = fit_words(pool_file, "--name=n", steps=20)
