@@ -64,7 +64,7 @@ class StepCheckpoints(ModelCheckpoint):
             self._default = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put a fit that was over, and has more steps now, back into the middle of its one pass, after the step it did last."""
+        """Put a fit that was over, and has more steps now, back into its one pass, after the step it did last."""
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         if checkpoint["global_step"] < trainer.max_steps and batches["is_last_batch"]:
