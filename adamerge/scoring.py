@@ -157,9 +157,9 @@ def score_run(
         cli = ConfigCLI([*words, "--model.parametrization=adamerge.TaskWise"])
     else:
         cli = ConfigCLI(["--config", str(run / "config.yaml")])
-    check_scored(cli.model.merged.backbone, cli.datamodule, split)
     trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours else ())})
     coefficients = load_coefficients(path, plugins=trusted)
+    check_scored(cli.model.merged.backbone, cli.datamodule, split)
     copy = copy_for_scores([cli.model.merged.copy])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))

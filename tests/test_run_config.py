@@ -9,7 +9,7 @@ import yaml
 from running import TASK_ARITHMETIC, command, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
 
 from adamerge.run_config import located
-from adamerge.sources import lasting
+from adamerge.sources import lasting_path
 
 
 @pytest.fixture
@@ -111,5 +111,8 @@ def test_a_place_behind_a_link_stays_the_same_place(tmp_path, monkeypatch):
     (tmp_path / "far" / "base").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
     monkeypatch.chdir(tmp_path)
-    assert os.path.samefile(lasting("link/../base"), tmp_path / "far" / "base")
-    assert lasting("package:adamerge/testbed") == "package:adamerge/testbed" and lasting("ViT-B-32") == "ViT-B-32"
+    assert os.path.samefile(lasting_path("link/../base"), tmp_path / "far" / "base")
+    assert (
+        lasting_path("package:adamerge/testbed") == "package:adamerge/testbed"
+        and lasting_path("ViT-B-32") == "ViT-B-32"
+    )

@@ -87,7 +87,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     outcome = command(capfd, "fit", *fit_words(pool_file, "--id=a"))
     assert "Resident(float32)" in outcome.out and "Activations come on top" in " ".join(outcome.out.split())
     run = Path("runs/tiny-adamerging_layer_wise/a")
-    told = {"class_path": "adamerge.storage.Resident", "init_args": {"dtype": "float32"}}
+    told = {"class_path": "adamerge.Resident", "init_args": {"dtype": "float32"}}
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"] == told
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float32)" and plan["predicted_peak"]["Disk()"]["host"] > plan["merged_copy"]

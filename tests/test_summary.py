@@ -120,7 +120,7 @@ def test_a_schedule_is_rebuilt_for_the_new_length(pool_file, capfd):
         (["--trainer.max_steps=2"], "has done 3 steps"),
         (["--trainer.max_steps=3"], "has done 3 steps"),
         (["--trainer.max_steps=many"], "max_steps=many"),
-        (["--trainer.max_steps"], "cannot change --trainer.max_steps"),
+        (["--trainer.max_steps"], "--trainer.max_steps has no value"),
         (["--trainer.max_steps=5", "--model.lr=3"], "cannot change --model.lr=3"),
         (["--model.lr=3"], "cannot change --model.lr=3"),
     ],
