@@ -100,9 +100,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     assert found["copy"] == "BlockCopy" and found["running"] > 0 and found["gradient"] < plan["gradient"]
     assert json.loads((run / "summary.json").read_text())["plan"]["storage"] == "Resident(float32)"
     other = fit(fit_words(pool_file, "--id=b"))
-    assert (
-        yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.storage.Disk"
-    )
+    assert yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.Disk"
 
 
 @pytest.mark.parametrize(
