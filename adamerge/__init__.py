@@ -27,6 +27,8 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Concrete": "parametrizations",
     "Constraint": "constraints",
     "Copy": "copies",
+    "CosineDecay": "modules",
+    "CosineRestarts": "modules",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
     "DisjointMean": "transforms",
@@ -58,6 +60,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Mask": "parametrizations",
     "MergedModel": "merged_model",
     "MergingModule": "modules",
+    "NoData": "data",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
@@ -71,6 +74,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Resident": "storage",
     "RunawayGuard": "callbacks",
     "Scale": "transforms",
+    "Schedule": "modules",
     "Selection": "selection",
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
@@ -140,6 +144,7 @@ if TYPE_CHECKING:
         ImageTextTask,
         LanguageCalibration,
         LanguageTask,
+        NoData,
         TextCalibration,
         TextTask,
     )
@@ -147,7 +152,10 @@ if TYPE_CHECKING:
     from adamerge.modules import (
         AdaptiveMerging,
         BilevelMerging,
+        CosineDecay,
+        CosineRestarts,
         MergingModule,
+        Schedule,
         TeacherCache,
         TeacherFiles,
     )

@@ -1,9 +1,8 @@
-"""Callbacks: the coefficient file, the heat map, the summary, and the guards against collapse and runaway coefficients."""
+"""Callbacks: where a fit begins, the coefficient file and heat map, and guards against collapse and runaways."""
 
 from __future__ import annotations
 
-import resource
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,28 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from adamerge.coefficients import save_coefficients
-from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
-from adamerge.evaluation import Spread, average
-from adamerge.files import read_json
+from adamerge.errors import CollapsedError, ConfigError, DivergedError
+from adamerge.evaluation import Spread
 from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
-from adamerge.staging import write_json
 from adamerge.tracker import hand_over
 
 FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
+
+
+class Beginning(Callback):
+    """Calls when a fit begins: model, data and optimisers are set up, and nothing has been computed yet.
+
+    Args:
+        begin: called with the trainer, in every process.
+    """
+
+    def __init__(self, begin: Callable[[Trainer], None]) -> None:
+        self.begin = begin
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call."""
+        self.begin(trainer)
 
 
 class CoefficientFile(Callback):
@@ -160,74 +172,3 @@ class RunawayGuard(Callback):
         if not self._told:
             rank_zero_warn(f"{what}, more than {self.bound:g}: {todo}")
             self._told = True
-
-
-class Summary(Callback):
-    """Keeps ``summary.json``: status, figures per task, timings, peak memory and the data protocol.
-
-    Args:
-        folder: of the run.
-
-    Attributes:
-        plan: what the fit is expected to take, once that is known.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "summary.json"
-        self.plan: dict[str, Any] = {}
-        self._start = time.monotonic()
-        self._content: dict[str, Any] = {}
-        self._metrics: dict[str, Any] = {}
-        self._chosen: dict[str, float] = {}  # figures of the step that is the result, where that is not the last
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that the run has begun."""
-        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
-            self._content = {"protocol": pl_module.coefficients().protocol}
-            if self.plan:
-                self._content["plan"] = self.plan
-            if self.path.is_file():  # a resumed run whose steps are all done measures nothing anew
-                self._metrics = read_json(self.path).get("metrics", {})
-            self._write(trainer, "running")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it is done, and which step is the result."""
-        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
-            self._choose(trainer, pl_module)
-            if pl_module.objective is not None and pl_module.objective.taught:
-                self._content["teachers"] = pl_module.teachers.report()
-            self._write(trainer, "finished")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how it ended."""
-        statuses: dict[type, str] = {DivergedError: "diverged", CollapsedError: "collapsed"}
-        status = statuses.get(type(exception), "failed")
-        if trainer.is_global_zero:
-            what = exception.what if isinstance(exception, AdamergeError) else repr(exception)
-            self._content["error"] = what
-            if isinstance(pl_module, MergingModule) and pl_module.choice:
-                self._choose(trainer, pl_module)
-            self._write(trainer, status)
-
-    def _choose(self, trainer: Trainer, module: MergingModule) -> None:
-        """The protocol, and the validation figures of the coefficients that were written."""
-        self._content["protocol"] = module.coefficients().protocol
-        scores = module.choice.get("scores", {})
-        if scores:
-            name = trainer.datamodule.metric.name  # type: ignore[attr-defined]
-            self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
-            self._chosen[f"validation/{name}"] = average(scores)
-
-    def _write(self, trainer: Trainer, status: str) -> None:
-        seconds = time.monotonic() - self._start
-        self._metrics |= {name: float(value) for name, value in trainer.logged_metrics.items()}
-        content = {
-            "status": status,
-            "step": trainer.global_step,
-            "seconds": round(seconds, 3),
-            "metrics": {**self._metrics, **self._chosen},
-        }
-        content["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if torch.cuda.is_available():
-            content["peak_device_bytes"] = torch.cuda.max_memory_allocated()
-        write_json(self.path, {**content, **self._content})

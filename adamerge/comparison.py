@@ -14,12 +14,23 @@ from rich.table import Column, Table
 
 from adamerge.config_files import config_files
 from adamerge.configuration import ConfigCLI
-from adamerge.errors import CollapsedError, ConfigError, DivergedError
+from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Metric, average, gap_closed, means, paired_step
-from adamerge.files import read_json
 from adamerge.parametrizations import TaskWise
-from adamerge.scoring import Scorer, Scores, calibrated_on, copy_for_scores, run_coefficients, run_copy, shown, told
-from adamerge.stages import fit, for_stage, stage_files, started
+from adamerge.run_folders import started, summary_of
+from adamerge.scoring import (
+    Scorer,
+    Scores,
+    calibrated_on,
+    check_scored,
+    copy_for_scores,
+    run_coefficients,
+    run_copy,
+    shown,
+    told,
+)
+from adamerge.stage_configs import for_stage, stage_files, validated
+from adamerge.stages import fit
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 from adamerge.wandb_run import grouped
@@ -66,6 +77,7 @@ def compare(
     wanted = sorted({0.3, *(LAMBDAS if lambdas is None else lambdas)})
     if not all(map(math.isfinite, wanted)):
         raise ConfigError("lambdas must be finite", got=list(lambdas or ()))
+    _check_all(pool, methods, folder, overrides)
     runs = {}
     for method in methods:
         try:
@@ -131,21 +143,49 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
-    arguments = ["--config", str(pool), "--config", str(method), *overrides]
-    stages = stage_files(arguments)
-    if not stages:
-        arguments = _one_stage(pool, method, overrides)
-    # a change of the configuration is another fit, never one found finished
-    files = [pool, *(stages or [method]), *map(Path, config_files(overrides))]
-    recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
-    run = folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
-    if (run / "summary.json").is_file() and read_json(run / "summary.json").get("status") == "finished":
+    run = _run_of(pool, method, folder, overrides)
+    if summary_of(run).get("status") == "finished":
         return run
     if started(run):
         fit([], resume=run)
         return run
-    fit([*arguments, "--runs", str(folder), "--name", "fits", "--id", run.name])
+    fit([*_arguments(pool, method, overrides), "--runs", str(folder), "--name", "fits", "--id", run.name])
     return run
+
+
+def _check_all(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str]) -> None:
+    """See whether every method that is still to fit can be fitted, and whether there is something to score on.
+
+    Raises:
+        AdamergeError: not so; nothing has been fitted or written then.
+    """
+    looked = False
+    for method in methods:
+        if summary_of(_run_of(pool, method, folder, overrides)).get("status") == "finished":
+            continue
+        try:
+            cli = validated(_arguments(pool, method, overrides))
+        except AdamergeError as error:
+            what, where = f"{method.name}: {error.what}", error.where
+            raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
+        if not looked:  # the models and the data are the same for all
+            check_scored(cli.model.merged.backbone, cli.datamodule, "test")
+            cli.model.merged.task_vectors.check()
+            looked = True
+
+
+def _arguments(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
+    """Those of the method's fit; overrides of single stages are for a method that has stages."""
+    arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    return arguments if stage_files(arguments) else for_stage(arguments, None, 0)
+
+
+def _run_of(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+    """Where the method's run is, or will be: a change of the configuration is another fit, never one found finished."""
+    stages = stage_files(["--config", str(method)])
+    files = [pool, *(stages or [method]), *map(Path, config_files(overrides))]
+    recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
+    return folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
 
 
 def _one_stage(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ from adamerge.errors import ConfigError
 from adamerge.public_names import PREFIX, is_public, renewed
 from adamerge.versions import refuse_later, version_of
 
+NO_DATA = "adamerge.NoData"
+
 
 class OneOfEach(yaml.SafeLoader):
     """YAML in which a mapping has each key once: of two, the last would win and nobody know."""
@@ -98,6 +100,29 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def data_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the files that set an argument of whatever data the pool has behind the pool's own.
+
+    ``--data=null``, or null in a file, stands for no data.
+    """
+    found, files = list(arguments), config_files(arguments)
+    later = [path for path in files if _adjusts_data(Path(path))]
+    order = iter([*(path for path in files if path not in later), *later])
+    for i, word in enumerate(found):
+        if word.startswith("--config="):
+            found[i] = f"--config={next(order)}"
+        elif word in {"--config", "-c"} and i + 1 < len(found):
+            found[i + 1] = next(order)
+    with_none = []
+    for before, word in zip(["", *found], found, strict=False):
+        is_null = word in {"--data=null", "--data=None"} or (before == "--data" and word in {"null", "None"})
+        with_none.append(f"{'' if before == '--data' else '--data='}{NO_DATA}" if is_null else word)
+        if before in {"--config", "-c"} or word.startswith("--config="):
+            content = read_config(Path(word.removeprefix("--config=")))
+            with_none += [f"--data={NO_DATA}"] if "data" in content and content["data"] is None else []
+    return with_none
+
+
 def stages_of(folder: Path) -> list[Path]:
     """The stages of a method that is a folder, in order.
 
@@ -140,6 +165,11 @@ def overridden(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any
         value = text if "=" in word else remaining.pop(0)
         found = overlaid(found, _nested(found, key.split("."), _parsed(value), key))
     return found
+
+
+def _adjusts_data(path: Path) -> bool:
+    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
+    return isinstance(data, dict) and "class_path" not in data
 
 
 def _parsed(text: str) -> Any:

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import adamerge
 from adamerge.backbones.transformers import outlined
-from adamerge.config_files import config_files, read_config
+from adamerge.config_files import NO_DATA, config_files, data_first, read_config
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.faults import first_fault
@@ -86,6 +86,7 @@ class ConfigCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.use_distributed_sampler": False,
                 "trainer.enable_model_summary": False,
+                "data": {"class_path": NO_DATA},
             }
         )
 
@@ -171,19 +172,6 @@ class Parsed(ConfigCLI):
         """Nothing."""
 
 
-def data_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the files that set an argument of whatever data the pool has behind the pool's own."""
-    found, files = list(arguments), config_files(arguments)
-    later = [path for path in files if _adjusts_data(Path(path))]
-    order = iter([*(path for path in files if path not in later), *later])
-    for i, word in enumerate(found):
-        if word.startswith("--config="):
-            found[i] = f"--config={next(order)}"
-        elif word in {"--config", "-c"} and i + 1 < len(found):
-            found[i + 1] = next(order)
-    return found
-
-
 def _renewed_word(word: str) -> str:
     """``--key=value``, or one of the two, with today's name where the value is a former one."""
     key, equals, value = word.partition("=")
@@ -223,11 +211,6 @@ def _load_named(arguments: Sequence[str]) -> None:
     text = "\n".join([*arguments, *(Path(path).read_text(encoding="utf-8") for path in config_files(arguments))])
     for name in {*re.findall(r"\w+", text)} & {*adamerge.__all__}:
         getattr(adamerge, name)
-
-
-def _adjusts_data(path: Path) -> bool:
-    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data")
-    return isinstance(data, dict) and "class_path" not in data
 
 
 def _short(message: str) -> str:

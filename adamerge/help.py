@@ -15,7 +15,8 @@ USAGE = """usage: adamerge fit POOL METHOD [--key=value ...]
        adamerge fit --resume RUN [--allow-resume-difference]
 
 Learns merging coefficients as POOL (what is merged, on which data: configs/pools) and METHOD (how: configs/methods)
-say, in a new folder; or goes on with a run from its last checkpoint. Further files are laid over these; all of them
+say, in a new folder; or goes on with a run from its last checkpoint, or to more steps with
+trainer.max_steps=N. --export FOLDER writes the merged model too. Further files are laid over these; all of them
 may also be given with --config. A METHOD that is a folder has stages: --2.KEY=VALUE is for the second alone.
 """
 RUN_KEYS = {

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from adamerge.command_line import Words, refuse_early, told_apart
+from adamerge.errors import ExportError
 from adamerge.heap import keep_freed_memory
 from adamerge.help import fit_help, help_of
 
@@ -24,6 +25,7 @@ def fit(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--allow-resume-difference", action="store_true")
+    parser.add_argument("--export", type=Path)
     own, rest = parser.parse_known_args(arguments)
     words = told_apart(rest if arguments else ["--help"])
     text = _help_of_fit(words)
@@ -32,14 +34,23 @@ def fit(arguments: list[str]) -> None:
         return
     if own.resume is None:
         refuse_early(words, "fit")
+    if own.export is not None and own.export.exists():
+        raise ExportError(f"{own.export} exists", todo="name another folder, or export the run with --overwrite")
     import_from_here()
     keep_freed_memory()
     from adamerge.runs import is_first_process
     from adamerge.stages import fit as run_fit
 
     folder = run_fit(words.for_parser, own.resume, own.allow_resume_difference)
-    if folder is not None and is_first_process():
+    if folder is None or not is_first_process():
+        return
+    if own.export is None:
         print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
+        return
+    from adamerge.export import export
+    from adamerge.scoring import run_coefficients
+
+    print(f"run: {folder}\nexported: {export(run_coefficients(folder), own.export)}")
 
 
 def _help_of_fit(words: Words) -> str | None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, and of the last finished step when the process is asked to end."""
+"""Checkpoints of a run: written whole or not at all, and of the last finished step when a fit ends before its last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -43,7 +43,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class StepCheckpoints(ModelCheckpoint):
-    """Lightning's checkpoints, and one more when the process is asked to end: of the last step that was finished.
+    """Lightning's checkpoints, and one more when the fit or the process is asked to end: of the last step that was finished.
 
     A first interrupt from the keyboard waits for the end of the step, as SIGTERM does, and a second one does not. Of several
     processes each may be asked at another step, and they end where they are.
@@ -62,6 +62,26 @@ class StepCheckpoints(ModelCheckpoint):
         self._alone = trainer.world_size == 1
         if self._alone and threading.current_thread() is threading.main_thread():
             self._default = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put a fit that was over, and has more steps now, back into its one pass, after the step it did last."""
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        if checkpoint["global_step"] < trainer.max_steps and batches["is_last_batch"]:
+            batches["is_last_batch"] = False
+            for count in ("total", "current"):
+                batches[count]["completed"] = batches[count]["ready"] - 1
+                epochs[count] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write it, too, after a step that a callback has made the last: what was learned by then is gone on from."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.should_stop and not self._should_skip_saving_checkpoint(trainer):
+            found = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, found)
+            self._save_last_checkpoint(trainer, found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There are no more."""
@@ -85,3 +105,18 @@ class StepCheckpoints(ModelCheckpoint):
         if self._default is not None:
             signal.signal(signal.SIGINT, self._default)
             self._default = None
+
+
+class SessionTimer(Timer):
+    """Ends a fit, after the step that it is in, when its time is over; a resumed run has all of the time again.
+
+    Args:
+        duration: ``DD:HH:MM:SS``, or what ``datetime.timedelta`` is made of: ``trainer.max_time``.
+    """
+
+    def __init__(self, duration: Any) -> None:
+        super().__init__(duration, interval="step", verbose=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: else a run that ended because of its time would do so again at once."""
+        return {}

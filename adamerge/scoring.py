@@ -159,6 +159,7 @@ def score_run(
         cli = ConfigCLI(["--config", str(run / "config.yaml")])
     trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours else ())})
     coefficients = load_coefficients(path, plugins=trusted)
+    check_scored(cli.model.merged.backbone, cli.datamodule, split)
     copy = copy_for_scores([cli.model.merged.copy])
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
@@ -174,6 +175,22 @@ def score_run(
     scored |= {"skipped_rows": cli.datamodule.skipped(split), "warnings": doubts}
     write_json(run / "summary.json", {**summary, split: scored})
     return scores, cli.datamodule.metric
+
+
+def check_scored(backbone: Backbone, data: Calibration, split: str) -> None:
+    """See whether every task has a labelled split of this name.
+
+    Raises:
+        ConfigError: there are no data.
+        DataError: a task's split is missing or empty, or has no labels.
+    """
+    if not data.tasks:
+        raise ConfigError(
+            "there are no data to score on", expected="tasks", got="data: null", todo="give the pool a data section"
+        )
+    data.serve(backbone)
+    for task in data.tasks:
+        data.labels(task, split)
 
 
 def calibrated_on(data: Calibration, split: str) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +46,14 @@ class Selection(ABC):
             ConfigError: the rule does not fit the tasks.
         """
 
+    def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+        """See whether the rule fits the tasks that are fitted and their weights, before a fit begins.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        return
+
 
 class HighestScore(Selection):
     """The highest mean over tasks of the score divided by that of the task's expert, or the base's where there is none.
@@ -78,18 +86,22 @@ class LowestTarget(Selection):
 
     def value(self, look: Look) -> float | None:
         """Minus the targets' mean score, normalised by the base's; None where a control lost too much."""
+        self.check(list(look.scores), look.weights)
         targets = [task for task in look.scores if look.weights.get(task, 1.0) < 0]
         controls = [task for task in look.scores if task not in targets]
-        if not targets or not controls:
-            raise ConfigError(
-                "LowestTarget needs a task to forget and a task to keep",
-                expected="a negative weight in model.task_weights for some tasks, not for all",
-                got=f"weights {dict(look.weights)} of tasks {list(look.scores)}",
-            )
         kept = {task: _ratio(look.metric, look.scores[task], look.base[task]) for task in look.scores}
         if any(kept[task] < self.share for task in controls):
             return None
         return -average({task: kept[task] for task in targets})
+
+    def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+        """Some tasks are to be forgotten, and not all."""
+        if len({weights.get(task, 1.0) < 0 for task in tasks}) != 2:
+            raise ConfigError(
+                "LowestTarget needs a task to forget and a task to keep",
+                expected="a negative weight in model.task_weights for some tasks, not for all",
+                got=f"weights {dict(weights)} of tasks {list(tasks)}",
+            )
 
 
 def _ratio(metric: Metric, found: float, reference: float) -> float:
@@ -123,9 +135,18 @@ class KeepBest(Callback):
         self._looks = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing of an earlier fit counts."""
+        """Nothing of an earlier fit counts; and there is something to look at."""
         if stage == "fit":
             self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
+            module, data = _parts(trainer, pl_module)
+            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
+            if lacking:
+                raise ConfigError(
+                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
+                    "with labels",
+                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
+                )
+            self.selection.check(data.fitted, module.task_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -147,13 +168,6 @@ class KeepBest(Callback):
         if self._looks == 0:
             module, data = _parts(trainer, pl_module)
             merged = module.merged
-            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
-            if lacking:
-                raise ConfigError(
-                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
-                    "with labels",
-                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
-                )
             merged.fill(merged.task_vectors.base.__getitem__)
             self._base = self._scores(trainer, pl_module, data.fitted)
             for task in data.fitted:

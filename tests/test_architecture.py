@@ -20,7 +20,8 @@ coefficient_file transforms patterns leftovers agreement task_vectors memory kep
 copies way_back constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool
 model_files checking backbones merged_model recipe coefficients allocation exported_files export adapter_export
 inspection heatmap evaluation confusions objectives data modules selection redaction tracker wandb_run tracking
-run_checkpoints callbacks faults configuration environment runs stages scoring comparison testbed pool_verbs cli
+run_checkpoints run_folders callbacks summary faults configuration run_config environment preparation stage_configs runs
+stages scoring comparison testbed pool_verbs cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

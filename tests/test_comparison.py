@@ -4,8 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+import yaml
 from conftest import CLASSES
 from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 
@@ -164,6 +166,56 @@ def test_faults_are_told_before_anything_is_fitted(pool_file, capfd):
     assert not Path("table").exists()
     outcome = command(capfd, "compare", "gone_pool.yaml", TASK_WISE, "--folder", "table")
     assert outcome.code == 2 and "gone_pool.yaml" in outcome.error and not Path("table").exists()
+
+
+def fault_of_objective(content, tmp_path):
+    content["model"]["objective"] = {"class_path": "adamerge.CrossEntropy"}
+    return content, "CrossEntropy needs labels"
+
+
+def fault_of_key(content, tmp_path):
+    content["model"]["rl"] = 0.1
+    return content, "rl"
+
+
+def fault_of_length(content, tmp_path):
+    content["trainer"]["limit_train_batches"] = 2
+    return content, "limit_train_batches=2"
+
+
+@pytest.mark.parametrize("stages", [False, True])
+@pytest.mark.parametrize("damage", [fault_of_objective, fault_of_key, fault_of_length], ids=lambda f: f.__name__)
+def test_a_wrong_second_method_is_refused_before_the_first_is_fitted(damage, stages, pool_file, tmp_path, capfd):
+    good = yaml.safe_load(TASK_WISE.read_text())
+    bad, named = damage(yaml.safe_load(TASK_WISE.read_text()), tmp_path)
+    method = write_yaml(tmp_path / "mine" / "wrong.yaml", bad)
+    if stages:
+        write_yaml(tmp_path / "wrong" / "1_right.yaml", good)
+        method = write_yaml(tmp_path / "wrong" / "2_wrong.yaml", bad).parent
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, method, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and named in outcome.error and "wrong" in outcome.error, outcome.err[-2000:]
+    assert not Path("table").exists() and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("lacks", ["the split", "its labels"])
+def test_a_pool_that_cannot_be_scored_is_refused_before_anything_is_fitted(lacks, pool_file, tmp_path, capfd):
+    content = yaml.safe_load(pool_file.read_text())
+    task = next(iter(CLASSES))
+    spec = content["data"]["init_args"]["tasks"][task]
+    splits = datasets.load_from_disk(spec["dataset"])
+    if lacks == "the split":
+        spec["classnames"] = CLASSES[task]
+        splits = datasets.DatasetDict({"calibration": splits["train"], "validation": splits["train"]})
+    else:
+        splits["test"] = splits["test"].map(lambda row: {"label": -1}, features=splits["test"].features.copy())
+    splits.save_to_disk(tmp_path / "without")
+    spec["dataset"] = str(tmp_path / "without")
+    file = write_yaml(tmp_path / "pools" / "without.yaml", content)
+    outcome = command(capfd, "compare", file, TASK_WISE, TASK_ARITHMETIC, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 3 and f"task '{task}'" in outcome.error and "test split" in outcome.error, outcome.err[
+        -2000:
+    ]
+    assert not Path("table").exists()
 
 
 def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):

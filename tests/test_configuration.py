@@ -5,8 +5,8 @@ import yaml
 from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
-from adamerge.config_files import config_files
-from adamerge.configuration import ConfigCLI, FitCLI, data_first
+from adamerge.config_files import config_files, data_first
+from adamerge.configuration import ConfigCLI, FitCLI
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 
 

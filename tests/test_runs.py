@@ -87,7 +87,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     outcome = command(capfd, "fit", *fit_words(pool_file, "--id=a"))
     assert "Resident(float32)" in outcome.out and "Activations come on top" in " ".join(outcome.out.split())
     run = Path("runs/tiny-adamerging_layer_wise/a")
-    told = {"class_path": "adamerge.storage.Resident", "init_args": {"dtype": "float32"}}
+    told = {"class_path": "adamerge.Resident", "init_args": {"dtype": "float32"}}
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"] == told
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float32)" and plan["predicted_peak"]["Disk()"]["host"] > plan["merged_copy"]
@@ -100,9 +100,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     assert found["copy"] == "BlockCopy" and found["running"] > 0 and found["gradient"] < plan["gradient"]
     assert json.loads((run / "summary.json").read_text())["plan"]["storage"] == "Resident(float32)"
     other = fit(fit_words(pool_file, "--id=b"))
-    assert (
-        yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.storage.Disk"
-    )
+    assert yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.Disk"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_an_id_is_used_once(pool_file, capfd):
 def test_a_run_in_use_is_refused_with_its_holder(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
     code = (
-        "import sys, pathlib\nfrom adamerge.runs import locked\n"
+        "import sys, pathlib\nfrom adamerge.run_folders import locked\n"
         "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", code, str(run)]
@@ -403,9 +401,9 @@ def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sen
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):
     """What was logged before the checkpoint that a run resumes from must be in the file when the process dies."""
     code = (
-        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge import callbacks\n"
+        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge import summary\n"
         "def die(self, trainer, module, *_):\n    trainer.global_step == 7 and os.kill(os.getpid(), 9)\n"
-        "callbacks.Summary.on_train_batch_end = die\nmain(sys.argv[1:])"
+        "summary.Summary.on_train_batch_end = die\nmain(sys.argv[1:])"
     )
     words = fit_words(pool_file, "--id=a", "--name=n", "--trainer.log_every_n_steps=1", steps=10)
     assert child(["-c", code, "fit", *words], tmp_path).returncode == -signal.SIGKILL

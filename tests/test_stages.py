@@ -28,7 +28,8 @@ from running import (
 )
 from safetensors.torch import load_file
 
-from adamerge.stages import fit, for_stage, stage_files
+from adamerge.stage_configs import for_stage, stage_files
+from adamerge.stages import fit
 
 FIRST = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
 ENTROPY = {"class_path": "adamerge.objectives.Entropy"}
@@ -272,6 +273,39 @@ def test_test_inspect_and_export_take_a_staged_run(pool_file, method, capfd):
     assert outcome.code == 0 and "finished after 3 steps" in outcome.out
     assert command(capfd, "export", run / "coefficients.safetensors", "merged").code == 0
     assert Path("merged/open_clip_model.safetensors").is_file()
+
+
+def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, capfd):
+    """Only the last that has begun: others have built on the ones before it."""
+    run = fit(words(pool_file, method, "--id=a"))
+    long = fit(words(pool_file, method, "--id=long", "--2.trainer.max_steps=5"))
+    before = contents(run)
+    for given in (
+        ["--trainer.max_steps=5"],
+        ["--1.trainer.max_steps=5"],
+        ["--2.model.lr=1"],
+        ["--2.trainer.max_steps=3"],
+    ):
+        outcome = command(capfd, "fit", "--resume", run, *given)
+        assert outcome.code == 2, given
+        assert "--2.trainer.max_steps=N" in outcome.err or "has done 3 steps" in outcome.error
+        assert contents(run) == before
+    outcome = command(capfd, "fit", "--resume", run, "--2.trainer.max_steps=5")
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert same_coefficients(run, long) and same_coefficients(run / "1_first", long / "1_first")
+    found = summary(run)
+    assert (found["status"], found["step"]) == ("finished", 5)
+    assert found["stages"]["2_second"]["lengths"][0]["from"] == 3
+
+
+def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
+    end = "--1.trainer.callbacks=[{class_path: test_summary.StopsAtThree}]"
+    outcome = command(capfd, "fit", *words(pool_file, method, "--id=a", "--1.trainer.max_steps=5", end))
+    run = Path("runs/tiny-twice/a")
+    assert outcome.code == 0 and "stopped by a callback after 3 of 5 steps" in outcome.out
+    assert summary(run)["status"] == "stopped" and not (run / "2_second").exists()
+    assert command(capfd, "fit", "--resume", run).code == 0
+    assert summary(run)["status"] == "finished" and summary(run / "1_first")["step"] == 5
 
 
 def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, capfd):

@@ -1,10 +1,12 @@
 """Trainer settings: a fit has a length, and its gradients come through."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
 from adamerge.errors import ConfigError
-from adamerge.trainer_settings import check_length, check_precision
+from adamerge.trainer_settings import check_length, check_precision, seconds
 
 
 @pytest.mark.parametrize("precision", ["32", "32-true", "bf16-mixed", "None"])
@@ -32,3 +34,35 @@ def test_a_fit_has_a_length(trainer):
 def test_a_fit_without_a_length_or_that_would_be_shorter(trainer):
     with pytest.raises(ConfigError, match="trainer"):
         check_length(trainer)
+
+
+WHOLE = [
+    {"limit_train_batches": 1.0}, {"limit_train_batches": 5}, {"overfit_batches": 0.0}, {"overfit_batches": 0},
+    {"max_epochs": 1}, {"max_epochs": -1}, {"max_epochs": 3}, {"max_time": "00:00:00:01"}, {"max_time": {"hours": 1}},
+    {"max_time": timedelta(minutes=1)}, {"val_check_interval": 5}, {"val_check_interval": 0.5}, {"limit_train_batches": None},
+]  # fmt: skip
+CUT = [
+    {"limit_train_batches": 0}, {"limit_train_batches": 1}, {"limit_train_batches": 4}, {"limit_train_batches": 0.9},
+    {"limit_train_batches": "half"}, {"overfit_batches": 1}, {"overfit_batches": 0.1}, {"overfit_batches": 1.0},
+    {"max_epochs": 0}, {"max_time": "00:00:00:00"}, {"max_time": {"seconds": 0}}, {"max_time": "1 hour"}, {"max_time": 7},
+    {"val_check_interval": 6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WHOLE, ids=str)
+def test_what_does_not_cut_a_fit_short(settings):
+    check_length({"max_steps": 5, **settings})
+
+
+@pytest.mark.parametrize("settings", CUT, ids=str)
+def test_what_would_cut_a_fit_short_is_refused_by_its_name(settings):
+    with pytest.raises(ConfigError, match=f"trainer.{next(iter(settings))}"):
+        check_length({"max_steps": 5, **settings})
+
+
+def test_a_dry_run_may_be_as_short_as_it_likes():
+    check_length({"fast_dev_run": True, "limit_train_batches": 0, "max_epochs": 0})
+
+
+def test_durations():
+    assert [seconds(value) for value in ("01:02:03:04", {"minutes": 2}, timedelta(seconds=5))] == [93784, 120, 5]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.copies import Copy
 from adamerge.errors import ConfigError
 from adamerge.modules.base import MergingModule
 from adamerge.modules.rates import paced
+from adamerge.modules.schedules import Schedule, Scheduler, check_schedule, scheduled
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -48,7 +47,8 @@ class AdaptiveMerging(MergingModule):
         passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
-        lr_scheduler: of the learning rate, stepped once per optimiser step; constant when None.
+        lr_scheduler: of the learning rate: ``CosineDecay`` and its like take their length from the fit, torch's schedulers
+            have one of their own and are stepped once per optimiser step; constant when None.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
         hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
@@ -78,7 +78,7 @@ class AdaptiveMerging(MergingModule):
         passes: Passes | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
-        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_scheduler: Schedule | Scheduler | None = None,
         recalibrate_buffers: bool = False,
         hold: bool = True,
     ) -> None:
@@ -107,12 +107,12 @@ class AdaptiveMerging(MergingModule):
         optimizer = self.guard.watch(made)
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ConfigError(
-                "model.lr_scheduler: ReduceLROnPlateau needs a validation loss, which a merge does not have"
-            )
+        scheduler = scheduled(optimizer, self.lr_scheduler, self.trainer.max_steps, "model.lr_scheduler")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_rates(self, steps: int) -> None:
+        """See whether the schedule can be what it says in a fit of so many steps, at this rate."""
+        check_schedule(self.optimizer, self.lr, self.lr_scheduler, steps, "model.lr_scheduler")
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """One merge, one backward pass per micro-batch into the merged copy, one scalar for the coefficients."""

@@ -127,6 +127,7 @@ class MergingModule(LightningModule, ABC):
             self.choice, self.recalibration = {}, {}
             self.merged.replace_buffers({})
             self.check(data, str(self.trainer.precision))
+            self.check_data(data)
             if self.objective is not None:
                 self.objective.begin(data.course())
         self.merged.fill(self.merged.task_vectors.base.__getitem__)
@@ -209,6 +210,24 @@ class MergingModule(LightningModule, ABC):
         """
         check_fit(self.merged, self.objective, self.task_weights, data, precision)
         check_steps(self.merged, self.micro_batch, data.batch_size, self._trainer)
+
+    def check_data(self, data: Calibration) -> None:
+        """See whether the data can serve the objective; a sample of every task is looked at.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        if self.objective is not None:
+            for task in data.fitted:
+                self.objective.check(task, data.samples(task, "calibration"), len(data.tasks[task].classnames))
+
+    def check_rates(self, steps: int) -> None:
+        """See whether optimisers and schedules can be what they say in a fit of so many steps.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        return
 
     def coefficients(self) -> Coefficients:
         """The current coefficients with everything that gives them meaning."""

@@ -19,6 +19,7 @@ from adamerge.errors import ConfigError
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.base import MergingModule
 from adamerge.modules.rates import paced
+from adamerge.modules.schedules import Schedule, Scheduler, check_schedule, scheduled
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
@@ -56,6 +57,8 @@ class BilevelMerging(MergingModule):
         passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups, mask and experts to start from.
         teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
+        lr_scheduler: of the mask's learning rate, stepped once per step, as for every search; constant when None.
+        inner_lr_scheduler: of the coefficients' rate; likewise.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
         hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
@@ -87,6 +90,8 @@ class BilevelMerging(MergingModule):
         passes: Passes | None = None,
         init_from: str | Path | None = None,
         teachers: TeacherCache | None = None,
+        lr_scheduler: Schedule | Scheduler | None = None,
+        inner_lr_scheduler: Schedule | Scheduler | None = None,
         recalibrate_buffers: bool = False,
         hold: bool = True,
     ) -> None:
@@ -110,6 +115,7 @@ class BilevelMerging(MergingModule):
         )
         self.automatic_optimization = False
         self.lr, self.inner_lr, self.fresh_noise = lr, inner_lr, fresh_noise
+        self.lr_scheduler, self.inner_lr_scheduler = lr_scheduler, inner_lr_scheduler
         self.optimizer, self.inner_optimizer = optimizer, inner_optimizer
         made = self.merged.parametrization
         masks = {id(logits) for logits in made.masks().values()}
@@ -130,7 +136,25 @@ class BilevelMerging(MergingModule):
             self.inner_optimizer(self._coefficients), self.inner_lr, "model.inner_lr", "model.inner_optimizer"
         )
         outer = paced(self.optimizer(self._mask), self.lr, "model.lr", "model.optimizer")
-        return [self.guard.watch(inner), self.guard.watch(outer)]
+        optimizers = [self.guard.watch(inner), self.guard.watch(outer)]
+        wanted = zip(optimizers, self._schedules(), strict=True)
+        steps = self.trainer.max_steps
+        return optimizers, [
+            scheduled(optimizer, schedule, steps, setting) for optimizer, (setting, schedule) in wanted if schedule
+        ]
+
+    def check_rates(self, steps: int) -> None:
+        """See whether both schedules can be what they say in a fit of so many steps, at their rates."""
+        makers, rates = (self.inner_optimizer, self.optimizer), (self.inner_lr, self.lr)
+        for maker, rate, (setting, schedule) in zip(makers, rates, self._schedules(), strict=True):
+            check_schedule(maker, rate, schedule, steps, setting)
+
+    def _schedules(self) -> list[tuple[str, Schedule | Scheduler | None]]:
+        """Name and schedule of the coefficients' rate and of the mask's, in the optimisers' order."""
+        return [
+            ("model.inner_lr_scheduler", self.inner_lr_scheduler),
+            ("model.lr_scheduler", self.lr_scheduler),
+        ]
 
     def on_fit_start(self) -> None:
         """As for every module; and what each step begins from is where the coefficients are by now."""
@@ -169,6 +193,9 @@ class BilevelMerging(MergingModule):
         run, losses = self._pull_back(outer, draw + self.fresh_noise, self._mask)
         optimizers[1].step()  # the one that counts; it calls on_before_optimizer_step
         optimizers[1].zero_grad()
+        found: Any = self.lr_schedulers()  # one, several or none
+        for scheduler in found if isinstance(found, list) else [found] if found is not None else []:
+            scheduler.step()
         self.record(losses, run.spread, torch.stack(list(losses.values())).sum())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -57,6 +57,19 @@ class Objective(nn.Module, ABC):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, ``(samples,)``, differentiable in the output."""
 
+    def check(self, task: str, samples: Samples, classes: int) -> None:
+        """See whether a task's data can serve the objective, before a fit begins.
+
+        Args:
+            task: whose data they are.
+            samples: of its calibration split.
+            classes: that it has; 0 where there are none, as with language models.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        return
+
     def begin(self, course: Course) -> None:
         """Get ready for a fit; called before a checkpoint is loaded, so that buffers made here are restored from it."""
         return

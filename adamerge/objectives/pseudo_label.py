@@ -10,7 +10,7 @@ from torch import Tensor
 from adamerge.backbones import Batch, Output
 from adamerge.backbones.inputs import moved, stack
 from adamerge.errors import ConfigError, DataError
-from adamerge.objectives.base import Course, Objective, Predict
+from adamerge.objectives.base import Course, Objective, Predict, Samples
 from adamerge.objectives.trust import UNTRUSTED, SurestOfAll, Trust
 from adamerge.objectives.views import CropAndFlip, Unchanged, View, seeds_of, uniform
 
@@ -81,6 +81,27 @@ class PseudoLabel(Objective):
         self._course: Course | None = None
         self._passes: dict[str, int] = {}  # which pass over a task's samples the trusted ones were chosen in
         self._hosted: dict[str, Tensor] = {}  # the trusted ones, for whoever reads samples
+
+    def check(self, task: str, samples: Samples, classes: int) -> None:
+        """See whether there are classes, and whether both views can be made of the first sample."""
+        if classes < 2:
+            raise ConfigError(
+                f"PseudoLabel cannot learn task '{task}': it takes its own predictions for labels, of one class per sample",
+                expected="a task with classes",
+                got=f"{classes} classes",
+                todo="use another objective for it, such as adamerge.Entropy",
+            )
+        seeds = seeds_of(self.seed, 0, torch.zeros(1, dtype=torch.int64))
+        for view in (self.weak, self.strong):
+            try:
+                view(stack([samples[0]]), seeds)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"PseudoLabel cannot learn task '{task}': {error.what}",
+                    expected=error.expected,
+                    got=error.got,
+                    todo="set model.objective.init_args.weak and strong to views of such samples, or to adamerge.Unchanged",
+                ) from error
 
     def begin(self, course: Course) -> None:
         """Trust nothing yet."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adamerge.backbones import Batch, Output
 from adamerge.errors import ConfigError
-from adamerge.objectives.base import Course, Objective, Predict
+from adamerge.objectives.base import Course, Objective, Predict, Samples
 
 
 class Sum(Objective):
@@ -50,6 +50,11 @@ class Sum(Objective):
             for factor, part in zip(self.factors, self.parts, strict=True)
         ]
         return torch.stack(losses).sum(dim=0)
+
+    def check(self, task: str, samples: Samples, classes: int) -> None:
+        """Every part looks."""
+        for part in self.parts:
+            part.check(task, samples, classes)
 
     def begin(self, course: Course) -> None:
         """Every part gets ready."""

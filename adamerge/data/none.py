@@ -1,0 +1,28 @@
+"""No data: what methods without an objective are given, which merge base and experts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import datasets
+
+from adamerge.backbones import Task
+from adamerge.data.base import Calibration
+from adamerge.errors import DataError
+
+
+class NoData(Calibration):
+    """Stands where a pool has no data: there are no tasks. What others take of batches and splits is taken, and not used."""
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """None."""
+        return {}
+
+    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+        """Nothing.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(f"task '{task}': there are no data", todo="give the pool a data section")

@@ -1,0 +1,115 @@
+"""Summary: how far a run came and how it ended, its figures, timings and data protocol, in one file that is kept."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+
+from adamerge.errors import AdamergeError, CollapsedError, DivergedError
+from adamerge.evaluation import average
+from adamerge.files import read_json
+from adamerge.modules import MergingModule
+from adamerge.staging import write_json
+
+
+class Summary(Callback):
+    """Keeps ``summary.json``: status, figures per task, timings, peak memory and the data protocol.
+
+    Args:
+        folder: of the run.
+
+    Attributes:
+        plan: what the fit is expected to take, once that is known.
+        stopped: how far a fit came that ended before its last step, as a sentence; empty where it did all of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "summary.json"
+        self.plan: dict[str, Any] = {}
+        self.stopped = ""
+        self._start = time.monotonic()
+        self._content: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+        self._chosen: dict[str, float] = {}  # figures of the step that is the result, where that is not the last
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the run has begun."""
+        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
+            self._content = {"protocol": pl_module.coefficients().protocol}
+            if self.plan:
+                self._content["plan"] = self.plan
+            if self.path.is_file():
+                self._go_on(trainer, read_json(self.path))
+            self._write(trainer, "running")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that it is done, and which step is the result."""
+        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
+            self._choose(trainer, pl_module)
+            if pl_module.objective is not None and pl_module.objective.taught:
+                self._content["teachers"] = pl_module.teachers.report()
+            if trainer.global_step < trainer.max_steps:
+                cause = _cause(trainer)
+                self.stopped = f"stopped by {cause} after {trainer.global_step} of {trainer.max_steps} steps"
+                self._content["stopped"] = cause
+            self._write(trainer, "stopped" if self.stopped else "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how it ended."""
+        statuses: dict[type, str] = {DivergedError: "diverged", CollapsedError: "collapsed"}
+        status = statuses.get(type(exception), "failed")
+        if trainer.is_global_zero and self._content:  # else the fit had not begun, and there is no run
+            what = exception.what if isinstance(exception, AdamergeError) else repr(exception)
+            self._content["error"] = what
+            if isinstance(pl_module, MergingModule) and pl_module.choice:
+                self._choose(trainer, pl_module)
+            self._write(trainer, status)
+
+    def _go_on(self, trainer: Trainer, before: dict[str, Any]) -> None:
+        """What stays of an earlier session's summary, and what changed since: the length, and with it the schedule."""
+        self._metrics = before.get("metrics", {})  # a resumed run whose steps are all done measures nothing anew
+        lengths, length = before.get("lengths", []), before.get("max_steps")
+        if length is not None and length != trainer.max_steps:
+            rates = "rebuilt for the new length" if trainer.lr_scheduler_configs else "constant"
+            change = {"from": length, "to": trainer.max_steps, "after": before.get("step"), "learning_rate": rates}
+            print(f"goes on to {trainer.max_steps} steps instead of {length}; learning rate: {rates}")
+            lengths = [*lengths, change]
+        if lengths:
+            self._content["lengths"] = lengths
+
+    def _choose(self, trainer: Trainer, module: MergingModule) -> None:
+        """The protocol, and the validation figures of the coefficients that were written."""
+        self._content["protocol"] = module.coefficients().protocol
+        scores = module.choice.get("scores", {})
+        if scores:
+            name = trainer.datamodule.metric.name  # type: ignore[attr-defined]
+            self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
+            self._chosen[f"validation/{name}"] = average(scores)
+
+    def _write(self, trainer: Trainer, status: str) -> None:
+        seconds = time.monotonic() - self._start
+        self._metrics |= {name: float(value) for name, value in trainer.logged_metrics.items()}
+        content = {
+            "status": status,
+            "step": trainer.global_step,
+            "max_steps": trainer.max_steps,
+            "seconds": round(seconds, 3),
+            "metrics": {**self._metrics, **self._chosen},
+        }
+        content["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if torch.cuda.is_available():
+            content["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        write_json(self.path, {**content, **self._content})
+
+
+def _cause(trainer: Trainer) -> str:
+    """What most likely ended a fit early."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    over = [remaining <= 0 for timer in timers if (remaining := timer.time_remaining()) is not None]
+    return "trainer.max_time" if any(over) else "a callback"
