@@ -6,6 +6,7 @@ here for those that do more than describe a network; a new one that is found bel
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -120,14 +121,27 @@ def refuse_harmful(folder: Path) -> None:
     Raises:
         CheckpointError: one would make the library run code, open other files or connect; it names file and setting.
     """
-    for name in FILES:
-        path = folder / name
-        if path.is_file():
-            _refuse_harmful_in(path, read_json(path, LARGEST))
+    found = {name: _settings(folder / name) for name in FILES if (folder / name).is_file()}
+    for name, config in found.items():
+        _refuse_harmful_in(folder / name, config)
     # open_clip would ask at the terminal whether that code may run, and it is not asked to
-    config = folder / "tokenizer_config.json"
-    if (folder / "open_clip_config.json").is_file() and config.is_file() and read_json(config, LARGEST).get("auto_map"):
-        raise _refused(config, "auto_map", "a tokenizer of transformers' own, without auto_map", "code of the folder's")
+    name = "tokenizer_config.json"
+    if "open_clip_config.json" in found and found.get(name, {}).get("auto_map"):
+        raise _refused(
+            folder / name, "auto_map", "a tokenizer of transformers' own, without auto_map", "code of the folder's"
+        )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The content; nothing where no library can read it either, such as what is torn."""
+    try:
+        return read_json(path, LARGEST)
+    except CheckpointError:
+        try:
+            json.loads(path.read_bytes()[: LARGEST + 1])
+        except (ValueError, RecursionError, OSError):
+            return {}
+        raise  # others read what is told apart here, such as a key that is there twice
 
 
 def _refuse_harmful_in(path: Path, config: Mapping[str, Any]) -> None:

@@ -170,7 +170,7 @@ def test_a_gpu_that_is_not_here_is_a_warning(tiny, capsys, monkeypatch, accelera
     check([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
     text = words(capsys)
     assert ("there is none here: this is the plan of the CPU" in text) == warned
-    assert text.rstrip().endswith("whether the objective goes with them")
+    assert "whether the objective goes with them" in text[-200:]
 
 
 def test_overrides_of_one_stage(tiny, capsys):

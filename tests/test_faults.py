@@ -194,9 +194,9 @@ def no_image_column(place):
     return ["colours", "image"]
 
 
-def no_test_split(place):
-    place.dataset({"train": noise_images(CLASSES["colours"], 40, 0)})
-    return ["colours", "test"]
+def no_split_at_all(place):
+    place.dataset({"validation": noise_images(CLASSES["colours"], 40, 0)})
+    return ["colours", "calibration"]
 
 
 def absent_dataset(place):
@@ -353,7 +353,7 @@ FAULTS = [
         truncated_expert, missing_key, wrong_shape, nan_weight, inf_weight, integer_weights, pickled_module,
         torch_saved_module, lfs_pointer, empty_file, zeroed_header, absent_expert, absent_base, same_expert_twice,
         copied_expert_twice, expert_is_base, other_architecture, empty_calibration, calibration_rounds_to_nothing,
-        no_label_column, no_image_column, no_test_split, absent_dataset, unreadable_image, warm_start_from_nothing,
+        no_label_column, no_image_column, no_split_at_all, absent_dataset, unreadable_image, warm_start_from_nothing,
         warm_start_from_a_model,
     )),
     *(Fault(damage, CONFIG) for damage in (

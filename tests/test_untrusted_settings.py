@@ -83,6 +83,14 @@ def test_a_file_that_nests_as_deep_as_json_goes_is_looked_through(tmp_path):
         refuse_harmful(tmp_path)
 
 
+def test_what_only_others_can_read_is_refused_and_what_nobody_can_is_not(tmp_path):
+    (tmp_path / "config.json").write_text('{"trust_remote_code": false, "trust_remote_code": true}')
+    with pytest.raises(CheckpointError, match="a key occurs twice"):
+        refuse_harmful(tmp_path)
+    (tmp_path / "config.json").write_text('{"trust_remote_code": true')
+    refuse_harmful(tmp_path)
+
+
 def test_ways_of_attention_are_those_of_transformers_that_download_nothing():
     known = {name for name in AttentionInterface._global_mapping if "|" not in name}
     assert {"eager", *known} <= IMPLEMENTATIONS and not any("/" in name for name in IMPLEMENTATIONS)

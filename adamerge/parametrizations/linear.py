@@ -53,7 +53,7 @@ class Linear(Parametrization):
         self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
         # on the CPU, since a plan makes parametrizations that hold no numbers
         self.initial = float(self.constraint(torch.full((experts, 1), raw, dtype=torch.float32, device="cpu"))[0, 0])
-        if abs(self.initial - wanted) > CLOSE:
+        if abs(self.initial - wanted) > CLOSE * max(1.0, abs(wanted)):
             raise ConfigError(
                 f"{type(self.constraint).__name__}: {experts} experts start at {self.initial:.6g} each, and init is {init}",
                 todo="pass init=null, which is 1 / experts, or another constraint",

@@ -179,7 +179,7 @@ def test_so_many_batches_and_no_more():
             return super().encode(inputs, hidden)
 
     vectors = normalised_vectors()
-    module = AdaptiveMerging(Counting(), vectors, LayerWise, Entropy(), recalibrate_buffers=True)
+    module = AdaptiveMerging(Counting(), vectors, LayerWise, Entropy(), recalibrate_buffers=True, hold=False)
     data = ToyPoints(rows=MOST_BATCHES + 5, eval_batch_size=2)
     fit_toy(module, data, steps=1)
     assert module.merged.backbone.seen == 1 + MOST_BATCHES
