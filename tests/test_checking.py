@@ -22,7 +22,7 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.files import TensorFile
 
 STAGED = METHODS / "expert_merging_plusplus"
-NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "weight_average")}
+NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "ties_original", "weight_average")}
 
 
 @pytest.fixture
