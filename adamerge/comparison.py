@@ -29,7 +29,7 @@ from adamerge.scoring import (
     shown,
     told,
 )
-from adamerge.stage_configs import for_stage, stage_files, validated
+from adamerge.stage_configs import for_stage, parsed, stage_files, validated
 from adamerge.stages import fit
 from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
@@ -82,9 +82,17 @@ def compare(
     for method in methods:
         try:
             with grouped(folder):
-                runs[method.stem] = fitted(pool, method, folder, overrides)
+                run = fitted(pool, method, folder, overrides)
         except (CollapsedError, DivergedError) as error:
             print(f"{method.stem} is left out: {error.what}")
+            continue
+        status = summary_of(run).get("status")
+        if status == "finished":
+            runs[method.stem] = run
+        else:
+            print(
+                f"{method.stem} is left out: {run} has {status}; adamerge fit --resume {run} goes on with what stopped"
+            )
     cli = ConfigCLI(_one_stage(pool, methods[0], overrides))
     vectors = TaskVectors(
         cli.model.merged.task_vectors.base,
@@ -144,7 +152,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
     run = _run_of(pool, method, folder, overrides)
-    if summary_of(run).get("status") == "finished":
+    if summary_of(run).get("status") in {"finished", "diverged", "collapsed"}:
         return run
     if started(run):
         fit([], resume=run)
@@ -159,19 +167,24 @@ def _check_all(pool: Path, methods: Sequence[Path], folder: Path, overrides: Seq
     Raises:
         AdamergeError: not so; nothing has been fitted or written then.
     """
+    waiting = [
+        method
+        for method in methods
+        if summary_of(_run_of(pool, method, folder, overrides)).get("status")
+        not in {"finished", "diverged", "collapsed"}
+    ]
     looked = False
-    for method in methods:
-        if summary_of(_run_of(pool, method, folder, overrides)).get("status") == "finished":
-            continue
-        try:
-            cli = validated(_arguments(pool, method, overrides))
-        except AdamergeError as error:
-            what, where = f"{method.name}: {error.what}", error.where
-            raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
-        if not looked:  # the models and the data are the same for all
-            check_scored(cli.model.merged.backbone, cli.datamodule, "test")
-            cli.model.merged.task_vectors.check()
-            looked = True
+    for look in (parsed, validated):  # all words first, then models and data
+        for method in waiting:
+            try:
+                cli = look(_arguments(pool, method, overrides))
+            except AdamergeError as error:
+                what, where = f"{method.name}: {error.what}", error.where
+                raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
+            if cli is not None and not looked:  # the models and the data are the same for all
+                check_scored(cli.model.merged.backbone, cli.datamodule, "test")
+                cli.model.merged.task_vectors.check()
+                looked = True
 
 
 def _arguments(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:

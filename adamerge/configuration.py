@@ -25,7 +25,7 @@ from adamerge.errors import AdamergeError, ConfigError
 from adamerge.faults import first_fault
 from adamerge.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.modules import MergingModule
-from adamerge.public_names import current_name, renewed
+from adamerge.public_names import PREFIX, current_name, is_public, renewed
 from adamerge.signatures import class_named
 from adamerge.versions import WRITTEN_BY
 
@@ -70,6 +70,7 @@ class ConfigCLI(LightningCLI):
             )
         except (argparse.ArgumentError, ValueError, TypeError, ImportError, MisconfigurationException) as error:
             raise self._readable(error) from error
+        refuse_private(self.config.as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
@@ -176,6 +177,28 @@ def _renewed_word(word: str) -> str:
     """``--key=value``, or one of the two, with today's name where the value is a former one."""
     key, equals, value = word.partition("=")
     return f"{current_name(key)}{equals}{current_name(value)}"
+
+
+def refuse_private(config: Any) -> None:
+    """Refuse parts of the package by the modules that hold them: a run's own configuration could not be read again.
+
+    Raises:
+        ConfigError: one is named so.
+    """
+    if isinstance(config, list | tuple):
+        for value in config:
+            refuse_private(value)
+    if not isinstance(config, dict):
+        return
+    name = config.get("class_path")
+    if isinstance(name, str) and name.startswith(PREFIX) and not is_public(name):
+        last = name.rpartition(".")[2]
+        raise ConfigError(
+            f"adamerge has no part '{name}'",
+            todo=f"name it {PREFIX}{last}" if is_public(PREFIX + last) else "only its public names can be given",
+        )
+    for value in config.values():
+        refuse_private(value)
 
 
 def search_of(arguments: Sequence[str]) -> type[MergingModule]:

@@ -38,7 +38,7 @@ def first_fault(arguments: Sequence[str], search: type[MergingModule]) -> Config
     return (
         next((unknown_key(str(key), f"'{key}'") for key in config if key not in TOP), None)
         or argument_fault("model", search, groups["model"])
-        or fault("data", config.get("data"), Calibration)
+        or (fault("data", config["data"], Calibration) if config.get("data") is not None else None)
         or argument_fault("trainer", Trainer, groups["trainer"])
         or next((one for key in ("tasks", "leave_out") if (one := fault(key, config.get(key), list[str] | None))), None)
     )

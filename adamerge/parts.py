@@ -9,12 +9,20 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from adamerge.constraints import Constraint
+from adamerge.copies import Copy
 from adamerge.errors import ConfigError
-from adamerge.parametrizations import Parametrization
+from adamerge.parametrizations import Mask, Parametrization
+from adamerge.penalties import Penalty
 from adamerge.public_names import current_name
+from adamerge.storage import Storage
+from adamerge.transforms import Transform
+
+PARTS = (Transform, Parametrization, Constraint, Mask, Penalty, Storage, Copy)
+"""What can be an argument of a part."""
 
 
-def make_part(spec: Any, kind: type, key: str) -> Any:
+def make_part(spec: Any, kind: type | tuple[type, ...], key: str) -> Any:
     """The part that ``{"class_path", "init_args"}`` or a class's name describes.
 
     Args:
@@ -31,7 +39,8 @@ def make_part(spec: Any, kind: type, key: str) -> Any:
         raise ConfigError(f"{key}: no part is described", expected="{class_path: ..., init_args: {...}}", got=spec)
     found = find_class(spec["class_path"], key)
     if not issubclass(found, kind):
-        raise ConfigError(f"{key}: {spec['class_path']} is not a {kind.__name__}")
+        what = "part" if isinstance(kind, tuple) else kind.__name__
+        raise ConfigError(f"{key}: {spec['class_path']} is not a {what}")
     return _made(found, spec.get("init_args") or {}, key)
 
 
@@ -84,7 +93,7 @@ def _called(found: Callable[..., Any], arguments: Mapping[str, Any], key: str, *
 def _nested(value: Any, key: str) -> Any:
     if isinstance(value, Mapping):
         if "class_path" in value:
-            return make_part(value, object, key)
+            return make_part(value, PARTS, key)
         return {name: _nested(item, key) for name, item in value.items()}
     return [_nested(item, key) for item in value] if isinstance(value, list) else value
 

@@ -90,8 +90,10 @@ def _quantisation(expert: Checkpoint) -> str | None:
     """How the weights of a model's folder are quantised, in the words of its ``config.json``; None where it says nothing."""
     for folder in {source.parent for source in expert.sources}:
         if (folder / "config.json").is_file():
-            found = read_json(folder / "config.json")
-            scheme = found.get("quantization_config") if isinstance(found, dict) else None
+            try:
+                scheme = read_json(folder / "config.json").get("quantization_config")
+            except CheckpointError:  # torn: there are other problems, which are told
+                return None
             if isinstance(scheme, dict):
                 return f"method {quoted(str(scheme.get('quant_method', 'unknown')))}"
     return None

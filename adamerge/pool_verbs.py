@@ -38,11 +38,12 @@ def fit(arguments: list[str]) -> None:
         raise ExportError(f"{own.export} exists", todo="name another folder, or export the run with --overwrite")
     import_from_here()
     keep_freed_memory()
+    from adamerge.coefficient_file import COEFFICIENTS
     from adamerge.runs import is_first_process
     from adamerge.stages import fit as run_fit
 
     folder = run_fit(words.for_parser, own.resume, own.allow_resume_difference)
-    if folder is None or not is_first_process():
+    if folder is None or not is_first_process() or not (folder / COEFFICIENTS).is_file():  # it was stopped
         return
     if own.export is None:
         print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")

@@ -30,6 +30,8 @@ PATHS = (
     "model.parametrization.*importance",
     "model.teachers.init_args.folder",
     "data.init_args.tasks.*.images",
+    "trainer.logger.init_args.*dir",
+    "trainer.callbacks.init_args.dirpath",
 )
 """Keys of what is a file or folder, there already or not."""
 

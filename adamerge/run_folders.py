@@ -94,6 +94,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process has a run's folder now."""
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; None where there is none yet, so that the run starts over.
 

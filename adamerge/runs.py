@@ -12,6 +12,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from adamerge.allocation import allocation_table
@@ -33,6 +34,7 @@ from adamerge.run_config import write_config
 from adamerge.run_folders import (
     CONFIG,
     RUN_ID,
+    STAGES,
     is_first_process,
     last_checkpoint,
     locked,
@@ -198,6 +200,7 @@ def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bo
 
         summary = Summary(folder)
         trainer = _trainer(cli, folder, Beginning(begun), summary)
+        trainer.loggers = [DummyLogger()]  # callbacks ask for one before the fit begins, and with it its own
         environment = environment_of(trainer, module.merged.task_vectors, data.protocol)
         if checkpoint is not None and not allow_difference:
             refuse_difference(folder, environment)
@@ -213,7 +216,8 @@ def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bo
                 raise KeyboardInterrupt from error
             raise
     if is_first_process() and summary.stopped:
-        print(f"{summary.stopped}; go on with: adamerge fit --resume {folder}")
+        whole = folder.parent if (folder.parent / STAGES).is_file() else folder
+        print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
 
 
 def _write_initial(
@@ -221,6 +225,8 @@ def _write_initial(
 ) -> None:
     """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
     module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
+    if not is_first_process():
+        return
     coefficients = module.coefficients()
     begin()
     save_coefficients(coefficients, folder / "coefficients.safetensors")

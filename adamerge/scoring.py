@@ -157,7 +157,8 @@ def score_run(
         cli = ConfigCLI([*words, "--model.parametrization=adamerge.TaskWise"])
     else:
         cli = ConfigCLI(["--config", str(run / "config.yaml")])
-    trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours else ())})
+    # whose data are another's is no reason to trust what lies beside a file
+    trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours and not configs else ())})
     coefficients = load_coefficients(path, plugins=trusted)
     check_scored(cli.model.merged.backbone, cli.datamodule, split)
     copy = copy_for_scores([cli.model.merged.copy])
@@ -189,8 +190,12 @@ def check_scored(backbone: Backbone, data: Calibration, split: str) -> None:
             "there are no data to score on", expected="tasks", got="data: null", todo="give the pool a data section"
         )
     data.serve(backbone)
+    scored = data.labelled_tasks(split)
     for task in data.tasks:
-        data.labels(task, split)
+        if task in scored:
+            data.labelling.check(data.rows(task, split), data.label_place(task, split))  # decodes no sample
+        else:
+            data.labels(task, split)
 
 
 def calibrated_on(data: Calibration, split: str) -> dict[str, int]:

@@ -95,6 +95,19 @@ def _replaced(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
+def parsed(arguments: Sequence[str]) -> None:
+    """See whether the words of a method, and of each of its stages, can be used; no model and no data are opened.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    files = stage_files(arguments)
+    if not files:
+        Parsed(for_stage(arguments, None, 0))
+    for number, file in enumerate(files, 1):
+        parsed_stage(arguments, file, number, {})
+
+
 def validated(arguments: Sequence[str]) -> FitCLI:
     """See whether a method can be fitted, each of its stages as far as it can be known before the ones before it ran.
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,14 +17,16 @@ from adamerge.allocation import write_importances
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.files import read_json
 from adamerge.run_config import write_config
-from adamerge.run_folders import RUN_ID, STAGES, is_first_process, locked, refuse_used, run_folder, summary_of
+from adamerge.run_folders import RUN_ID, STAGES, in_use, is_first_process, locked, refuse_used, run_folder, summary_of
 from adamerge.stage_configs import for_stage, parsed_stage, stage_files, validated
 from adamerge.staging import staged_file, write_json
 from adamerge.wandb_run import environment_variable, grouped
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
 """Of the last stage, also found at the run's top; what says that the run is there comes last."""
-PATIENCE = 120  # seconds for the first process to write what the others read
+PATIENCE = (
+    7200  # seconds for the first process to check all stages, which reads the data, and to write what the others read
+)
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
@@ -59,11 +62,13 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     refuse_used(folder)
     if is_first_process():
         validated(arguments)
-        _record(arguments, files, folder)
+        with locked(folder):
+            refuse_used(folder)  # another process may have been quicker
+            _record(arguments, files, folder)
     try:
         return _run(folder, allow_resume_difference)
     except AdamergeError:
-        if is_first_process():
+        if is_first_process() and not in_use(folder):
             _forget(folder, files)
         raise
 
@@ -185,8 +190,11 @@ def _gather(folder: Path, stages: Sequence[Path]) -> None:
     ended = [status for status in statuses if status not in {"finished", "running"}]
     status = ended[0] if ended else "finished" if set(statuses) == {"finished"} else "running"
     begun = [summary for summary in summaries.values() if summary]
-    old = summary_of(folder)  # scores that were written into it later stay
-    write_json(folder / "summary.json", {**old, **(begun[-1] if begun else {}), "status": status, "stages": summaries})
+    last, old = begun[-1] if begun else {}, summary_of(folder)
+    # scores that were written into it later stay, as long as they are of these coefficients
+    same = old.get("step") == last.get("step")
+    scores: dict[str, Any] = {key: old[key] for key in ("test", "validation") if same and key in old}
+    write_json(folder / "summary.json", {**scores, **last, "status": status, "stages": summaries})
     if status == "finished":
         for name in FINAL:
             if (stages[-1] / name).is_file():

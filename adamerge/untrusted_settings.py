@@ -137,8 +137,10 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, LARGEST)
     except CheckpointError:
+        if path.stat().st_size > LARGEST:
+            raise
         try:
-            json.loads(path.read_bytes()[: LARGEST + 1])
+            json.loads(path.read_bytes())
         except (ValueError, RecursionError, OSError):
             return {}
         raise  # others read what is told apart here, such as a key that is there twice

@@ -224,3 +224,19 @@ def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):
     other.write_text(TASK_ARITHMETIC.read_text())
     outcome = command(capfd, "compare", pool_file, TASK_WISE, other, "--folder", "table", *OVERRIDES)
     assert outcome.code == 2 and "adamerging_task_wise" in outcome.error
+
+
+def test_what_ended_before_its_time_is_left_out_each_time(tmp_path, monkeypatch, capsys):
+    """A run that diverged is no reason to lose the table, the second time either; one that stopped goes on."""
+    from adamerge import comparison
+
+    for status in ("diverged", "collapsed", "stopped"):
+        run = tmp_path / status
+        run.mkdir()
+        (run / "summary.json").write_text(json.dumps({"status": status}))
+        monkeypatch.setattr(comparison, "_run_of", lambda *words, run=run: run)
+        monkeypatch.setattr(comparison, "started", lambda run: True)
+        resumed = []
+        monkeypatch.setattr(comparison, "fit", lambda words, resume, resumed=resumed: resumed.append(resume))
+        assert comparison.fitted(tmp_path, tmp_path, tmp_path, []) == run
+        assert resumed == ([run] if status == "stopped" else [])

@@ -6,7 +6,7 @@ from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
 from adamerge.config_files import config_files, data_first
-from adamerge.configuration import ConfigCLI, FitCLI
+from adamerge.configuration import ConfigCLI, FitCLI, Parsed
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 
 
@@ -289,3 +289,14 @@ def test_the_network_of_a_fit_has_weights_where_something_is_learned(method, out
     words = ["--config", str(file), "--config", str(method)]
     assert FitCLI(words).model.merged.backbone.outlined is outlined
     assert not ConfigCLI(words).model.merged.backbone.outlined, "others may run it"
+
+
+def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_folders, tmp_path):
+    """A run's own configuration could not be read again."""
+    file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, image_folders))
+    words = ["--config", str(file), "--config", str(LAYER_WISE)]
+    with pytest.raises(ConfigError, match="no part 'adamerge.modules.schedules.CosineDecay'") as caught:
+        Parsed([*words, "--model.lr_scheduler=adamerge.modules.schedules.CosineDecay"])
+    assert caught.value.todo == "name it adamerge.CosineDecay"
+    assert Parsed([*words, "--model.lr_scheduler=adamerge.CosineDecay"]).config.model.lr_scheduler
+    assert Parsed([*words, "--model.objective=adamerge.objectives.Entropy"]).config.model.objective  # a former name

@@ -196,7 +196,7 @@ def no_image_column(place):
 
 def no_split_at_all(place):
     place.dataset({"validation": noise_images(CLASSES["colours"], 40, 0)})
-    return ["colours", "calibration"]
+    return ["colours", "split is missing"]
 
 
 def absent_dataset(place):

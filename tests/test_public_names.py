@@ -25,7 +25,9 @@ KINDS = [
 ]  # fmt: skip
 NOT_FOR_FILES = {
     "ClassCalibration": "what calibrations of classes share",
+    "Beginning": "made with what each run begins with",
     "CoefficientFile": "made with the folder of each run",
+    "SessionTimer": "made of trainer.max_time",
     "StepCheckpoints": "made with the folder of each run",
     "Summary": "made with the folder of each run",
 }

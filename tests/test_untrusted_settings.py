@@ -21,7 +21,7 @@ from adamerge.export import export
 from adamerge.parametrizations import TaskWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
-from adamerge.untrusted_settings import FILES, IMPLEMENTATIONS, RULES, refuse_harmful
+from adamerge.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 
 HARMFUL: dict[str, list[Any]] = {
     "trust_remote_code": [True, "yes", 1],
@@ -89,6 +89,10 @@ def test_what_only_others_can_read_is_refused_and_what_nobody_can_is_not(tmp_pat
         refuse_harmful(tmp_path)
     (tmp_path / "config.json").write_text('{"trust_remote_code": true')
     refuse_harmful(tmp_path)
+    with (tmp_path / "config.json").open("w") as file:
+        file.write("{" + " " * LARGEST + '"trust_remote_code": true}')
+    with pytest.raises(CheckpointError, match="too big"):
+        refuse_harmful(tmp_path)
 
 
 def test_ways_of_attention_are_those_of_transformers_that_download_nothing():

@@ -15,6 +15,8 @@ from adamerge.backbones.transformers import TransformersBackbone
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.layout import Layout
+from adamerge.links import refuse_outside
+from adamerge.untrusted_settings import refuse_harmful
 
 
 class ExpertHeads(TransformersBackbone):
@@ -134,6 +136,8 @@ class ExpertHeads(TransformersBackbone):
     def _config(self, words: Task, expert: Checkpoint) -> Any:
         folder = expert.sources[0].parent if expert.sources else None
         if folder is not None and (folder / "config.json").is_file():
+            refuse_harmful(folder)  # an expert may be named by its file, which says nothing of its neighbours
+            refuse_outside(folder / "config.json")
             return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return AutoConfig.from_pretrained(
             str(self.folder), local_files_only=True, trust_remote_code=False, num_labels=len(words.classnames)

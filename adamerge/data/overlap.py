@@ -27,21 +27,24 @@ def overlap(data: Calibration, split: str) -> dict[str, int]:
         if not all(data.splits(task).get(name) for name in ("calibration", split)):
             continue
         columns = data.columns(task)
-        calibrated = set(_contents(data.rows(task, "calibration"), columns))
+        calibrated = set(_contents(data.rows(task, "calibration"), columns)) - {None}
         shared = sum(content in calibrated for content in _contents(data.rows(task, split), columns))
         if shared:
             found[task] = shared
     return found
 
 
-def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str]:
-    """A hash of each row's columns."""
+def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str | None]:
+    """A hash of each row's columns; None of a row that no sample can be made of."""
     rows = rows.select_columns(list(columns))
     for name, feature in list(rows.features.items()):
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
     for row in rows:
-        yield Hasher.hash([_stored(row[column]) for column in columns])
+        try:
+            yield Hasher.hash([_stored(row[column]) for column in columns])
+        except (OSError, TypeError):  # no such picture
+            yield None
 
 
 def _stored(value: Any) -> Any:

@@ -156,6 +156,8 @@ def _refuse_misfit(scheduler: LRScheduler, rate: float, steps: int, setting: str
     kind, own = type(scheduler).__name__, vars(scheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ConfigError(f"{setting}: ReduceLROnPlateau needs a validation loss, which a merge does not have")
+    if steps == 1:  # such as a dry run's: there is one rate
+        return
     told = f"in a fit of {steps} steps at a rate of {rate:g}"
     todo = f"leave its numbers to the fit: {setting}=adamerge.CosineDecay, or adamerge.CosineRestarts"
     floor = own.get("eta_min", 0.0)
