@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         # Lightning's way of saying that the process was asked to end
         if type(error).__name__ == "SIGTERMException":
-            print("terminated; go on with: adamerge fit --resume RUN", file=sys.stderr)
+            print("terminated", file=sys.stderr)
             return 143
         raise
     return code

@@ -56,7 +56,13 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
     Raises:
         CoefficientsError: not a coefficient file, one of a later version, unknown or missing fields, or non-finite values.
     """
-    path = path / COEFFICIENTS if path.is_dir() else path
+    if path.is_dir():
+        if (path / "checkpoints").is_dir() and not (path / COEFFICIENTS).is_file():
+            raise CoefficientsError(
+                f"{path} has not ended, and so has no {COEFFICIENTS} yet",
+                todo=f"go on with: adamerge fit --resume {path}",
+            )
+        path = path / COEFFICIENTS
     try:
         file = TensorFile(path)
     except AdamergeError as error:

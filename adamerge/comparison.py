@@ -119,6 +119,7 @@ def compare(
     result["skipped_rows"], result["warnings"] = cli.datamodule.skipped("test"), doubts
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
+    print(f"comparison: {folder / 'comparison.json'}")
     return result
 
 
@@ -130,6 +131,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     title = f"{metric['name']} on the test split, {metric['unit']}"
     table = Table(*(Column(heading, no_wrap=True) for heading in headings), title=title)
     rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", sign * item[1]["average"]))
+    averages = {name: row["average"] for name, row in rows}
+    gap = sign * (averages["individual"] - averages["task_arithmetic_tuned"]) > 0  # else there is none to close
     for name, row in rows:
         difference, error = row["to_oracle"]
         tuned = name == "task_arithmetic_tuned"
@@ -137,7 +140,7 @@ def print_table(result: Mapping[str, Any]) -> None:
             f"{name} ({result['tuned_lambda']})" if tuned else name,
             *(shown(row["per_task"][task], factor) for task in result["tasks"]),
             shown(row["average"], factor),
-            f"{100 * row['gap_closed'] + 0.0:.0f} %",
+            f"{100 * row['gap_closed'] + 0.0:.0f} %" if gap else "none",
             f"{'+' if difference >= 0 else ''}{shown(difference, factor)} ± {shown(error, factor)}",
             "test labels" if tuned else "used" if row["labels"] else "no",
         )

@@ -58,13 +58,21 @@ def read_config(path: Path) -> dict[str, Any]:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         what = " ".join(f"{error.context or ''} {error.problem or ''}".split())
         raise ConfigError(f"{path}: not valid YAML: {place}{what}") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # a date that is none, a tag that does not fit
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
         )
-    found = {key: renewed(value) for key, value in content.items()}
+    try:
+        found = {key: renewed(value) for key, value in content.items()}
+    except RecursionError as error:
+        raise ConfigError(f"{path}: a value contains itself, or nests too deeply") from error
     _check_names(path, found)
     return found
 

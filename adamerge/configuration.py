@@ -130,13 +130,19 @@ class ConfigCLI(LightningCLI):
         """What ``trainer.logger`` says: loggers, whether there are any, or nothing."""
         return self.config_init.trainer.logger
 
+    @property
+    def callbacks(self) -> list[Any]:
+        """What ``trainer.callbacks`` says: one, several or none."""
+        given = self.config_init.trainer.callbacks or ()
+        return list(given) if isinstance(given, list | tuple) else [given]
+
     def trainer_with(self, callbacks: Sequence[Any], **kwargs: Any) -> Trainer:
         """The configured trainer, with these arguments and callbacks added, but for those of a class that it has.
 
         Raises:
             ConfigError: Lightning refuses a setting.
         """
-        own = list(self.config_init.trainer.callbacks or ())
+        own = self.callbacks
         known = set(map(type, own))
         callbacks = [*own, *(callback for callback in callbacks if type(callback) not in known)]
         try:
@@ -257,6 +263,8 @@ def _quieten() -> None:
         "does not have many workers",
         "smaller than the logging interval",
         "no pre-optimization state was saved",
+        "dataloader is not resumable",  # ours is: a step's batch follows from its number
+        "dirpath has changed",
     ):
         warnings.filterwarnings("ignore", f".*{text}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

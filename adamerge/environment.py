@@ -53,7 +53,7 @@ def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
         ConfigError: what decides that has changed.
     """
     before = read_json(folder / "environment.json")
-    changed = [key for key in SAME_ON_RESUME if key in before and before[key] != environment[key]]
+    changed = [key for key in SAME_ON_RESUME if key in before and before[key] != _known(environment[key], before[key])]
     if changed:
         raise ConfigError(
             f"{folder}: resuming would not give the same numbers: {changed[0]} changed",
@@ -61,6 +61,12 @@ def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
             got={key: _differing(environment[key], before.get(key)) for key in changed},
             todo="run it where it ran before, or pass --allow-resume-difference",
         )
+
+
+def _known(value: Any, before: Any) -> Any:
+    """Of several by name, those that were recorded then; else the value."""
+    both = isinstance(value, dict) and isinstance(before, dict)
+    return {name: one for name, one in value.items() if name in before} if both else value
 
 
 def _differing(value: Any, other: Any) -> Any:

@@ -52,5 +52,4 @@ def prepared(arguments: Sequence[str]) -> FitCLI:
 
 def _validates(cli: FitCLI) -> bool:
     """Whether the fit looks at the validation split: to report, or to choose the step that is the result."""
-    own = cli.config_init.trainer.callbacks or ()
-    return cli.config.trainer.limit_val_batches != 0 or any(isinstance(callback, KeepBest) for callback in own)
+    return cli.config.trainer.limit_val_batches != 0 or any(isinstance(one, KeepBest) for one in cli.callbacks)

@@ -37,7 +37,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
-            raise CheckpointError(f"{path} is corrupt or not a checkpoint of a run: {error}") from error
+            # torch's own advice, of which there is more than a line, is to trust the file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". Re-running")[0][:200]
+            raise CheckpointError(f"{path} is corrupt or not a checkpoint of a run: {reason}") from error
         refuse_later(loaded.get(WRITER), path, CheckpointError)
         return loaded
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.config_files import config_files
-from adamerge.errors import CheckpointError, ConfigError
+from adamerge.errors import CheckpointError, ConfigError, ExportError
 from adamerge.files import read_json
 from adamerge.run_checkpoints import AtomicCheckpoints
 
@@ -25,8 +25,17 @@ STAGES = "stages.json"
 
 
 def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
-    """``RUNS/NAME/ID``, with names and ids that are not given made up."""
+    """``RUNS/NAME/ID``, with names and ids that are not given made up.
+
+    Raises:
+        ConfigError: a name or id leads elsewhere.
+    """
     identity = settings.id or os.environ.get(RUN_ID) or _new_id()
+    for key, word in (("name", settings.name), ("id", identity)):
+        if word is not None and (Path(word).name != word or word in {".", ".."}):
+            raise ConfigError(
+                f"{key}: '{word}' is no name of a folder", expected="no slash; --runs says where", got=word
+            )
     return Path(settings.runs) / (settings.name or _name(arguments)) / identity
 
 
@@ -79,7 +88,10 @@ def locked(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield  # the first process holds the lock for all
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be made: {error.strerror}", todo="choose another --runs") from error
     lock, holder = FileLock(folder / ".lock"), folder / ".holder"
     try:
         lock.acquire(timeout=0)

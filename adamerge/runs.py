@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -18,8 +17,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from adamerge.allocation import allocation_table
 from adamerge.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
 from adamerge.coefficients import save_coefficients
+from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
+from adamerge.data.overlap import contents
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
 from adamerge.heatmap import draw_heatmap
@@ -135,7 +136,7 @@ def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
             expected="nothing else, or --trainer.max_steps=N for more steps",
             todo=f"start a new run from where this one is: --model.init_from={folder / 'coefficients.safetensors'}",
         )
-    own = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    own = read_config(folder / CONFIG)
     if not own["model"].get("objective"):
         raise ConfigError(f"{folder} learned nothing, and has no steps to go on with", got=" ".join(arguments))
     checkpoint = last_checkpoint(folder)
@@ -201,22 +202,24 @@ def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bo
         summary = Summary(folder)
         trainer = _trainer(cli, folder, Beginning(begun), summary)
         trainer.loggers = [DummyLogger()]  # callbacks ask for one before the fit begins, and with it its own
-        environment = environment_of(trainer, module.merged.task_vectors, data.protocol)
+        environment = environment_of(trainer, module.merged.task_vectors, {**data.protocol, "contents": contents(data)})
         if checkpoint is not None and not allow_difference:
             refuse_difference(folder, environment)
         summary.plan = _plan_printed(module, trainer, cli.config)
         # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
         stack.enter_context(environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name))
+        whole = folder.parent if (folder.parent / STAGES).is_file() else folder
         try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
+            if is_first_process():
+                print(f"go on with: adamerge fit --resume {whole}")
             # an interrupt is an exit with status 1 to Lightning, and one that waits for the step's end a SIGTERM
             asked = isinstance(trainer.checkpoint_callback, StepCheckpoints) and trainer.checkpoint_callback.interrupted
             if asked or isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
     if is_first_process() and summary.stopped:
-        whole = folder.parent if (folder.parent / STAGES).is_file() else folder
         print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
 
 

@@ -46,8 +46,8 @@ def fault(key: str, value: Any, hint: Any) -> ConfigError | None:
         return None
     # of alternatives, the one that a value of this form was meant for
     meant = [one for option, one in faults if _meant(value, option)]
-    if meant:
-        return meant[0]
+    if meant:  # first one whose class the value names, and whose argument is wrong
+        return next((one for one in meant if one.what.startswith(f"{key}.")), meant[0])
     literal = [option for option, _ in faults if _origin(option) is typing.Literal]
     choices = dict.fromkeys(str(choice) for option in literal for choice in typing.get_args(option))
     words = [_word(option) for option, _ in faults if option is not type(None) and option not in literal]

@@ -63,10 +63,11 @@ class Summary(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how it ended."""
         statuses: dict[type, str] = {DivergedError: "diverged", CollapsedError: "collapsed"}
-        status = statuses.get(type(exception), "failed")
+        asked = isinstance(exception, KeyboardInterrupt) or type(exception).__name__ == "SIGTERMException"
+        status = "interrupted" if asked else statuses.get(type(exception), "failed")
         if trainer.is_global_zero and self._content:  # else the fit had not begun, and there is no run
-            what = exception.what if isinstance(exception, AdamergeError) else repr(exception)
-            self._content["error"] = what
+            if not asked:
+                self._content["error"] = exception.what if isinstance(exception, AdamergeError) else repr(exception)
             if isinstance(pl_module, MergingModule) and pl_module.choice:
                 self._choose(trainer, pl_module)
             self._write(trainer, status)

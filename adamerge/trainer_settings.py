@@ -90,6 +90,18 @@ def check_length(trainer: Mapping[str, Any]) -> None:
             got=trainer["max_time"],
             todo="leave it out, or give it time",
         )
+    scored = trainer.get("limit_val_batches")
+    if isinstance(scored, float) and scored not in {0.0, 1.0}:
+        raise ConfigError(
+            f"trainer.limit_val_batches={scored} is a share of batches, of which there may be one",
+            expected="a number of batches, or 0 for no validation",
+            got=scored,
+        )
+    if trainer.get("check_val_every_n_epoch") == 0:
+        raise ConfigError(
+            "trainer.check_val_every_n_epoch=0 is no number of passes",
+            todo="for no validation: trainer.limit_val_batches=0",
+        )
     between = trainer.get("val_check_interval")
     if isinstance(between, int) and between > steps and trainer.get("check_val_every_n_epoch", 1) is not None:
         raise ConfigError(

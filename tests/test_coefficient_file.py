@@ -116,3 +116,10 @@ def test_a_buffer_that_the_base_has_no_place_for_is_refused(with_buffers, change
 def test_the_digest_covers_the_mask(saved):
     with pytest.raises(CoefficientsError, match="digest"):
         read_coefficients(rewritten(saved, lambda t: t["mask/a.w"].add_(1e-6), signed=False))
+
+
+def test_a_run_that_has_not_ended_says_how_to_go_on(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CoefficientsError, match="has not ended") as caught:
+        read_coefficients(tmp_path)
+    assert f"--resume {tmp_path}" in caught.value.todo

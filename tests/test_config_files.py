@@ -97,3 +97,10 @@ def test_stages_come_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "other.yaml").write_text("a: 1")
     with pytest.raises(ConfigError, match="not a method of stages"):
         stages_of(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["name: 2024-02-30", "lr: !!float x", "a: &a [1, *a]"])
+def test_what_yaml_itself_cannot_make_is_told_by_file(text, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="bad.yaml"):
+        read_config(tmp_path / "bad.yaml")

@@ -1,13 +1,14 @@
 """Run folders: one run in each, one process group at a time, whoever was quicker."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import LAYER_WISE, QUICK, command, pool_config, without_pictures, write_yaml
 
 from adamerge.errors import ConfigError
 from adamerge.modules import AdaptiveMerging
-from adamerge.run_folders import last_checkpoint, locked, refuse_ended, refuse_used, started, summary_of
+from adamerge.run_folders import last_checkpoint, locked, refuse_ended, refuse_used, run_folder, started, summary_of
 
 
 def test_a_folder_is_free_until_a_configuration_or_stages_are_in_it(tmp_path):
@@ -54,3 +55,10 @@ def test_of_two_that_begin_at_once_the_slower_one_changes_nothing(pool, image_fo
     assert outcome.code == 2 and "holds a run already" in outcome.error
     assert (run / "config.yaml").read_text() == "the other's"
     assert [path.name for path in run.iterdir() if path.name != ".lock"] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("given", [{"name": "../evil"}, {"id": "../x"}, {"name": "a/b"}, {"id": ".."}])
+def test_a_name_leads_nowhere_else(given):
+    settings = SimpleNamespace(**{"runs": "runs", "name": "n", "id": "i", **given})
+    with pytest.raises(ConfigError, match="is no name of a folder"):
+        run_folder(settings, [])

@@ -113,3 +113,9 @@ def test_what_takes_any_argument_is_not_judged():
         pass
 
     assert argument_fault("k", anything, {"b": 3}) is None and argument_fault("k", anything, {"a": "x"}) is not None
+
+
+def test_of_two_ways_to_give_a_schedule_the_one_that_is_named_is_told_of():
+    given = {"lr_scheduler": "torch.optim.lr_scheduler.StepLR"}
+    found = argument_fault("model", AdaptiveMerging, given)
+    assert found is not None and found.what.startswith("model.lr_scheduler.step_size is missing")

@@ -66,3 +66,10 @@ def test_a_dry_run_may_be_as_short_as_it_likes():
 
 def test_durations():
     assert [seconds(value) for value in ("01:02:03:04", {"minutes": 2}, timedelta(seconds=5))] == [93784, 120, 5]
+
+
+@pytest.mark.parametrize("given", [{"limit_val_batches": 0.5}, {"check_val_every_n_epoch": 0}])
+def test_validation_that_lightning_cannot_do_is_refused(given):
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        check_length({"max_steps": 3, **given})
+    check_length({"max_steps": 3, "limit_val_batches": 1.0, "check_val_every_n_epoch": None})

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
-from adamerge.data.class_labels import LABEL, LabelPlace, classes_of
+from adamerge.data.class_labels import LABEL, LabelPlace, begins_at_one, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
 from adamerge.data.notices import notices
 from adamerge.data.pictures import with_eight_bits
@@ -257,6 +257,10 @@ class Calibration(LightningDataModule, ABC):
         except DataError as error:
             todo = f"{error.todo}; or let the fit score nothing: trainer.limit_val_batches=0"
             raise DataError(error.what, expected=error.expected, got=error.got, todo=todo) from error
+        for split, rows in self.splits(task).items():  # few rows may lack the last class, and all splits count alike
+            where = self.label_place(task, split)
+            if self.labelling.has(rows) and isinstance(self.labelling, ClassLabels) and begins_at_one(rows, where):
+                self.labelling.check(rows, where)
 
     def origin(self, task: str, split: str) -> str:
         """Where a split comes from, in a word, for people; empty where ``load`` does not say."""

@@ -55,6 +55,7 @@ def classes_of(rows: datasets.Dataset, where: LabelPlace) -> list[int]:
         raise DataError(f"{where}: column '{where.column}' cannot be read as labels: {error}") from error
     numbers: dict[Any, int] = {name: number for number, name in enumerate(where.classnames)}
     count = len(numbers) or None
+    _refuse_two_readings(labels, numbers, rows, where)
     named = [isinstance(label, str) and label in numbers for label in labels]
     fits = named if any(named) else [_is_class(label, count) for label in labels]
     wrong = next((i for i, fitting in enumerate(fits) if not fitting), None)
@@ -67,6 +68,28 @@ def classes_of(rows: datasets.Dataset, where: LabelPlace) -> list[int]:
             todo=_advice(labels, where.classnames),
         )
     return [numbers[label] for label in labels] if any(named) else [int(label) for label in labels]
+
+
+def _refuse_two_readings(
+    labels: Sequence[Any], numbers: dict[Any, int], rows: datasets.Dataset, where: LabelPlace
+) -> None:
+    """Refuse a number or truth value that is one class by its place and, as it is spelled, the name of another."""
+    for i, label in enumerate(labels):
+        if isinstance(label, int) and numbers.get(str(label), int(label)) != int(label):
+            raise DataError(
+                f"{where}: column '{where.column}' holds {label!r} in {described(rows, i)}, which is the name of class "
+                f"{numbers[str(label)]} and the number of another",
+                expected=_expected(where.classnames),
+                got=f"{label!r} ({type(label).__name__})",
+                todo="write the labels as numbers from 0 on, or as texts in a format that keeps them, such as JSON lines",
+            )
+
+
+def begins_at_one(rows: datasets.Dataset, where: LabelPlace) -> bool:
+    """Whether a split's labels are numbers of which none is 0 and one is the number of classes."""
+    labels = rows.select_columns([LABEL])[LABEL] if LABEL in rows.column_names else []
+    numbers = [label for label in labels if isinstance(label, int) and not isinstance(label, bool)]
+    return bool(numbers) and len(numbers) == len(labels) and min(numbers) >= 1 and max(numbers) == len(where.classnames)
 
 
 def oddity(rows: datasets.Dataset, where: LabelPlace) -> str | None:

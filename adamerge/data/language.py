@@ -64,6 +64,11 @@ class LanguageTask(Table):
                     expected="columns in braces, as in 'Question: {question} Answer:'; '{{' for a brace of the text",
                     got=f"'{template}'",
                 )
+        if self.response is not None and not _names(self.response):
+            raise ConfigError(
+                f"the task of {self.dataset}: response '{self.response}' is the same for all rows: it names no column",
+                todo=f"name the column in braces, as in response: '{{{self.response}}}'",
+            )
         if not self.fields():
             raise ConfigError(
                 f"the task of {self.dataset}: text '{self.text}' is the same for all rows: it names no column"
@@ -87,8 +92,13 @@ class LanguageTask(Table):
         """The data set's columns that a sample is made of."""
         if self.messages is not None:
             return [self.messages]
-        parsed = [part for text in (self.text, self.response or "") for part in Formatter().parse(text)]
-        return sorted({name.partition(".")[0].partition("[")[0] for _, name, _, _ in parsed if name})
+        names = [*_names(self.text), *_names(self.response or "")]
+        return sorted({name.partition(".")[0].partition("[")[0] for name in names})
+
+
+def _names(template: str) -> list[str]:
+    """What stands in the braces of a template."""
+    return [name for _, name, _, _ in Formatter().parse(template) if name]
 
 
 class _Row(dict[str, Any]):

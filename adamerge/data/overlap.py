@@ -34,6 +34,13 @@ def overlap(data: Calibration, split: str) -> dict[str, int]:
     return found
 
 
+def contents(data: Calibration) -> dict[str, str]:
+    """Task to a hash of what its calibration rows hold, in their order: other data are told by it, whatever their number."""
+    return {
+        task: Hasher.hash(list(_contents(data.rows(task, "calibration"), data.columns(task)))) for task in data.fitted
+    }
+
+
 def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str | None]:
     """A hash of each row's columns; None of a row that no sample can be made of."""
     rows = rows.select_columns(list(columns))

@@ -16,6 +16,11 @@ def numbered(rows: datasets.Dataset, split: str) -> datasets.Dataset:
     return rows.add_column(f"{_NUMBER}{split}", numpy.arange(len(rows)))
 
 
+def is_number(column: str) -> bool:
+    """Returns whether a column of this name holds the numbers of rows."""
+    return column.startswith(_NUMBER)
+
+
 def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -> str:
     """Returns what finds a row in its file: ``row 17 (counted from 0) of split 'train', picture /data/a.png``.
 
@@ -24,7 +29,7 @@ def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -
         index: of the row among them.
         columns: of which those that hold pictures are told by the path of their file, where there is one.
     """
-    column = next((name for name in rows.column_names if name.startswith(_NUMBER)), None)
+    column = next((name for name in rows.column_names if is_number(name)), None)
     told = f"row {index}"
     if column is not None:
         number = rows.select_columns([column])[index][column]

@@ -15,7 +15,7 @@ from adamerge.data.base import Calibration
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
 from adamerge.data.drawing import draw
 from adamerge.data.file_faults import cause
-from adamerge.data.row_numbers import numbered
+from adamerge.data.row_numbers import is_number, numbered
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
@@ -121,7 +121,7 @@ class Table:
                 raise DataError(
                     f"task '{task}': split '{split}' of {self.dataset} has no column '{column}'",
                     expected=f"columns {columns}",
-                    got=rows.column_names,
+                    got=[name for name in rows.column_names if not is_number(name)],
                 )
 
 

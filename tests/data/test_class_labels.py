@@ -116,3 +116,13 @@ def test_what_is_odd_is_told():
     assert oddity(table([0, 1, 2] * 30), THREE) is None
     line = oddity(table(["x"]), THREE)
     assert line.startswith("task 'pets', test split: column 'animal' holds 'x'") and line.endswith("cannot be scored")
+
+
+def test_a_number_that_is_another_classs_name_is_refused():
+    """A CSV makes numbers and truth values of texts that are names of classes."""
+    for names, labels in ((["1", "2", "3"], [1, 2]), (["True", "False"], [True, False])):
+        rows = datasets.Dataset.from_dict({"label": labels})
+        with pytest.raises(DataError, match="the name of class 0 and the number of another"):
+            classes_of(rows, LabelPlace("one", "validation", names))
+    same = datasets.Dataset.from_dict({"label": [0, 1, 2]})
+    assert classes_of(same, LabelPlace("one", "validation", ["0", "1", "2"])) == [0, 1, 2]

@@ -154,3 +154,9 @@ def test_labelled_batches_hold_the_tokens(folder):
         assert labels[: length - 1].tolist() == ids[1:length].tolist() and set(labels[length - 1 :].tolist()) == {
             IGNORED
         }
+
+
+def test_a_response_that_names_no_column_is_refused():
+    with pytest.raises(ConfigError, match="^the task of nowhere: response 'answer' is the same for all rows") as caught:
+        LanguageTask("nowhere", "{question}", "answer")
+    assert "response: '{answer}'" in caught.value.todo

@@ -1,11 +1,13 @@
 """Overlap: rows that hold the same in calibration and test are counted, whatever their labels and wherever they lie."""
 
+import json
+
 import datasets
 import pytest
 from PIL import Image
 
-from adamerge.data import ImageCalibration, ImageTask, TextCalibration, TextTask
-from adamerge.data.overlap import overlap
+from adamerge.data import ImageCalibration, ImageTask, LanguageCalibration, LanguageTask, TextCalibration, TextTask
+from adamerge.data.overlap import contents, overlap
 
 
 def texts(folder, calibration: list[str], test: list[str], pairs: list[str] | None = None) -> TextCalibration:
@@ -70,3 +72,13 @@ def test_images_are_compared_as_files_hold_them(embedded, tmp_path):
     data.load = lambda task: splits
     assert overlap(data, "test") == {"one": 1}
     assert overlap(data, "validation") == {}
+
+
+def test_other_contents_are_told_by_their_hash(tmp_path):
+    """As many rows of other words are other data, and the same rows the same."""
+    found = []
+    for word in ("one", "two", "one"):
+        path = tmp_path / f"{len(found)}.jsonl"
+        path.write_text("".join(json.dumps({"text": f"{word} {n}"}) + "\n" for n in range(40)))
+        found.append(contents(LanguageCalibration({"a": LanguageTask(str(path))})))
+    assert found[0] == found[2] != found[1] and found[0].keys() == {"a"}
