@@ -51,7 +51,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "CrossEntropy": objectives.CrossEntropy,
     "LogitAlignment": objectives.LogitAlignment,
     "HiddenAlignment": partial(objectives.HiddenAlignment, [-1]),
-    "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0.5]),
+    "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [-1]),
     "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
     "PseudoLabel": partial(objectives.PseudoLabel, strong=objectives.Unchanged()),
 }
@@ -315,7 +315,7 @@ def data_config(kind: str, root: Path) -> dict[str, Any]:
         datasets.DatasetDict(dict.fromkeys(("calibration", "validation", "test"), made)).save_to_disk(place)
         tasks[task] = {"dataset": str(place)}
         if kind in LANGUAGE:
-            response = {"t5": "abc", **dict.fromkeys(VISION_LANGUAGE, "{answer}")}.get(kind)
+            response = {"t5": "abc {text}", **dict.fromkeys(VISION_LANGUAGE, "{answer}")}.get(kind)
             tasks[task] |= {} if response is None else {"response": response}
         else:
             tasks[task] |= {"templates": list(words.templates)}
