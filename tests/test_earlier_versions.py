@@ -23,7 +23,11 @@ FILES = [path.relative_to(FIXTURES).as_posix() for path in sorted(FIXTURES.glob(
 MOVED = "--allow-resume-difference"  # fixtures were written by other versions of everything, on another machine
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+# runs of this version are what all other tests make
+OF_TODAY = pytest.param(adamerge.__version__, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[*(one for one in VERSIONS if one != adamerge.__version__), OF_TODAY])
 def written(request, tmp_path_factory):
     """A version's folder with the models beside it, as if both had always been there."""
     root = tmp_path_factory.mktemp(f"from-{request.param}")
