@@ -271,7 +271,7 @@ def test_both_stages_by_one_command_are_scored_exported_and_shown(pool_file, cap
     assert command(capfd, "export", run / "coefficients.safetensors", "merged").code == 0
     shown = command(capfd, "inspect", run / "coefficients.safetensors")
     assert shown.code == 0 and "learned mask" in shown.out and "share above 0.5" in shown.out
-    assert yaml.safe_load((run / "1_mask" / "config.yaml").read_text())["search"] == "adamerge.modules.BilevelMerging"
+    assert yaml.safe_load((run / "1_mask" / "config.yaml").read_text())["search"] == "adamerge.BilevelMerging"
 
 
 @pytest.mark.slow
