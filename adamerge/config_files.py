@@ -12,7 +12,7 @@ import yaml
 
 import adamerge
 from adamerge.errors import ConfigError
-from adamerge.public_names import PREFIX, is_public, renewed
+from adamerge.public_names import PREFIX, private_names, renewed
 from adamerge.versions import refuse_later, version_of
 
 NO_DATA = "adamerge.NoData"
@@ -79,15 +79,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _check_names(path: Path, content: Any) -> None:
     """Of the package itself nothing but its public names is looked up."""
-    if isinstance(content, dict):
-        name = content.get("class_path")
-        if isinstance(name, str) and name.startswith(PREFIX) and not is_public(name):
-            near = difflib.get_close_matches(name.rpartition(".")[2], adamerge.__all__, 1)
-            raise ConfigError(
-                f"{path}: adamerge has no part '{name}'", todo=f"did you mean '{PREFIX}{near[0]}'?" if near else None
-            )
-    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        _check_names(path, value)
+    for name in private_names(content):
+        near = difflib.get_close_matches(name.rpartition(".")[2], adamerge.__all__, 1)
+        raise ConfigError(
+            f"{path}: adamerge has no part '{name}'", todo=f"did you mean '{PREFIX}{near[0]}'?" if near else None
+        )
 
 
 def _near_file(path: Path) -> str | None:

@@ -25,7 +25,7 @@ from adamerge.errors import AdamergeError, ConfigError
 from adamerge.faults import first_fault
 from adamerge.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.modules import MergingModule
-from adamerge.public_names import PREFIX, current_name, is_public, renewed
+from adamerge.public_names import PREFIX, current_name, is_public, private_names, renewed
 from adamerge.signatures import class_named
 from adamerge.versions import WRITTEN_BY
 
@@ -191,20 +191,12 @@ def refuse_private(config: Any) -> None:
     Raises:
         ConfigError: one is named so.
     """
-    if isinstance(config, list | tuple):
-        for value in config:
-            refuse_private(value)
-    if not isinstance(config, dict):
-        return
-    name = config.get("class_path")
-    if isinstance(name, str) and name.startswith(PREFIX) and not is_public(name):
+    for name in private_names(config):
         last = name.rpartition(".")[2]
         raise ConfigError(
             f"adamerge has no part '{name}'",
             todo=f"name it {PREFIX}{last}" if is_public(PREFIX + last) else "only its public names can be given",
         )
-    for value in config.values():
-        refuse_private(value)
 
 
 def search_of(arguments: Sequence[str]) -> type[MergingModule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import adamerge
@@ -104,6 +105,18 @@ def renewed(content: Any) -> Any:
     if isinstance(content, list):
         return [renewed(value) for value in content]
     return current_name(content) if isinstance(content, str) else content
+
+
+def private_names(content: Any) -> Iterator[str]:
+    """Yields what a configuration names as a class of ``adamerge`` and is no public name, wherever it stands."""
+    if isinstance(content, dict):
+        name = content.get("class_path")
+        if isinstance(name, str) and name.startswith(PREFIX) and not is_public(name):
+            yield name
+    for value in (
+        content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    ):
+        yield from private_names(value)
 
 
 def is_public(name: str) -> bool:
