@@ -37,6 +37,8 @@ from adamerge.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
 """What every comparison holds besides the methods asked for."""
+ENDED = frozenset({"finished", "diverged", "collapsed"})
+"""How a fit ends for good: it is not run again."""
 LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
 """Coefficients that the oracle chooses from."""
 
@@ -155,7 +157,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
     """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
     run = _run_of(pool, method, folder, overrides)
-    if summary_of(run).get("status") in {"finished", "diverged", "collapsed"}:
+    if summary_of(run).get("status") in ENDED:
         return run
     if started(run):
         fit([], resume=run)
@@ -171,10 +173,7 @@ def _check_all(pool: Path, methods: Sequence[Path], folder: Path, overrides: Seq
         AdamergeError: not so; nothing has been fitted or written then.
     """
     waiting = [
-        method
-        for method in methods
-        if summary_of(_run_of(pool, method, folder, overrides)).get("status")
-        not in {"finished", "diverged", "collapsed"}
+        method for method in methods if summary_of(_run_of(pool, method, folder, overrides)).get("status") not in ENDED
     ]
     looked = False
     for look in (parsed, validated):  # all words first, then models and data
