@@ -15,9 +15,9 @@ from torch import Tensor
 from adamerge.adapters import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
-from adamerge.export import COEFFICIENTS_FILE, card
 from adamerge.files import quoted
 from adamerge.low_rank import LowRankDeltas
+from adamerge.model_card import COEFFICIENTS_FILE, card
 from adamerge.origins import base_name, origin
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.checkpoint import FORMAT_NAMES, Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.dtypes import FORMAT_NAMES
 from adamerge.errors import CheckpointError
 from adamerge.factors import Factors, matrix_shape, no_change
 from adamerge.files import TensorFile, listed, quoted

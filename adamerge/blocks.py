@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from adamerge.copies import Copy, Passing, Place, Visit, outermost, owner, users
+from adamerge.backbones.structure import outermost, owner, users
+from adamerge.copies import Copy, Passing, Place, Visit
 from adamerge.errors import ConfigError
-from adamerge.memory import Held, Unit
 from adamerge.passes import StandIn
 from adamerge.storage import FP32
+from adamerge.units import Held, Unit
 
 
 class BlockCopy(Copy):

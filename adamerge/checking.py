@@ -26,9 +26,10 @@ from adamerge.parts import make_part
 from adamerge.plan import Plan
 from adamerge.plan_report import print_plan
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
+from adamerge.precision import check_precision
 from adamerge.storage import Storage
 from adamerge.task_vectors import TaskVectors
-from adamerge.trainer_settings import check_length, check_precision, whole_number
+from adamerge.trainer_settings import check_length, whole_number
 from adamerge.transforms import Transform
 from adamerge.units import units_by_name
 

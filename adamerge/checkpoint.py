@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 
+from adamerge.dtypes import FORMAT_NAMES, TORCH_DTYPES
 from adamerge.errors import CheckpointError, ExportError
 from adamerge.factors import Factors
 from adamerge.files import TensorFile, cache_folder, listed, quoted, read_json
@@ -25,14 +26,6 @@ from adamerge.staging import staged_file
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
-# the format's dtype names, and torch's; F6_E2M3 and F6_E3M2 have no torch dtype
-_TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-_TORCH |= {"I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32}
-_TORCH |= {"U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
-_TORCH |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2": torch.float8_e5m2}
-_TORCH |= {"F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F4": torch.float4_e2m1fn_x2}
-FORMAT_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in _TORCH.items()}
-"""What the safetensors format calls a dtype."""
 
 # a float is NaN or Inf exactly when all bits of its exponent are set: looked up in the bits, in any chunk at any speed
 _EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
@@ -177,7 +170,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of one tensor; CheckpointError if torch has none such."""
         file = self._entry(name)
-        known = _TORCH.get(file.tensors[name].dtype)
+        known = TORCH_DTYPES.get(file.tensors[name].dtype)
         if known is None:
             what = f"{quoted(file.path)}: tensor {quoted(name)} has dtype {file.tensors[name].dtype}, which torch lacks"
             raise CheckpointError(what, todo="exclude it, or use a checkpoint that is not quantised")

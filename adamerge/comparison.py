@@ -14,8 +14,9 @@ from rich.table import Column, Table
 
 from adamerge.config_files import config_files
 from adamerge.configuration import ConfigCLI
+from adamerge.data.metrics import Metric
 from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
-from adamerge.evaluation import Metric, average, gap_closed, means, paired_step
+from adamerge.evaluation import average, gap_closed, means, paired_step
 from adamerge.parametrizations import TaskWise
 from adamerge.run_folders import started, summary_of
 from adamerge.scoring import (

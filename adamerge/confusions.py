@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import Output
-from adamerge.evaluation import Accuracy, Metric
+from adamerge.data.metrics import Accuracy, Metric
 
 FAR = 0.05
 """An expert that is worse than the base by more, in shares or nats, is far below it."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.automatic import Automatic
-from adamerge.memory import Held, Unit
+from adamerge.backbones.structure import owner
 from adamerge.storage import FP32, Storage
+from adamerge.units import Held, Unit
 
 
 class Place:
@@ -153,47 +154,3 @@ class WholeCopy(Copy):
         """All, in every process."""
         weights = sum(unit.nbytes for unit in units)
         return Held(weights, FP32 * sum(unit.merged for unit in units), made=weights)
-
-
-def owner(tensor: Tensor) -> Tensor:
-    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
-    return tensor if tensor._base is None else tensor._base
-
-
-def users(network: nn.Module) -> dict[int, set[int]]:
-    """Who uses each parameter, by its id: places of blocks; of a module in no block ``~`` its place among all modules."""
-    inside = _inside(outermost(network))
-    found: dict[int, set[int]] = {}
-    for place, module in enumerate(network.modules()):
-        for parameter in module.parameters(recurse=False):
-            found.setdefault(id(parameter), set()).add(inside.get(id(module), ~place))
-    return found
-
-
-def whole_modules(network: nn.Module) -> list[nn.Module]:
-    """What can be gathered at once: each block, and each module outside of them that has parameters and no other modules."""
-    blocks = outermost(network)
-    inside = _inside(blocks)
-    others = (module for module in network.modules() if id(module) not in inside and not list(module.children()))
-    return blocks + [module for module in others if list(module.parameters(recurse=False))]
-
-
-def _inside(blocks: Sequence[nn.Module]) -> dict[int, int]:
-    """The place of the block that holds a module, by the module's id."""
-    return {id(part): place for place, block in enumerate(blocks) for part in block.modules()}
-
-
-def outermost(network: nn.Module) -> list[nn.Module]:
-    """The blocks: members of the module lists that are in no block of another list, in the order of the network."""
-    found: list[nn.Module] = []
-
-    def walk(module: nn.Module, listed: bool) -> None:
-        for child in module.children():
-            holds = isinstance(child, nn.ModuleList | nn.ModuleDict)
-            if listed and not holds:  # what only holds others is never called itself
-                found.append(child)
-            else:
-                walk(child, isinstance(child, nn.ModuleList) or (listed and holds))
-
-    walk(network, listed=False)
-    return found

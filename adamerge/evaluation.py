@@ -3,76 +3,16 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from adamerge.backbones import IGNORED, Batch, Output
+from adamerge.backbones import Batch
 from adamerge.backbones.inputs import moved
+from adamerge.data.metrics import Metric
 from adamerge.errors import DataError
 from adamerge.merged_model import MergedModel
-
-
-class Metric(ABC):
-    """A score of each labelled sample; a task's score is their mean, a model's the plain mean over tasks.
-
-    Attributes:
-        name: as in metrics and summaries.
-        unit: of a score times ``factor``, for tables.
-        factor: by which tables multiply.
-        higher_is_better: which way is up.
-    """
-
-    name: str
-    unit: str
-    factor: float = 1.0
-    higher_is_better: bool
-
-    @abstractmethod
-    def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Score of each sample; ``(samples,)``."""
-
-    def best(self, scores: Mapping[float, float]) -> float:
-        """The key whose score is best."""
-        return (max if self.higher_is_better else min)(scores, key=lambda key: scores[key])
-
-
-class Accuracy(Metric):
-    """1 where the largest logit is the label's, else 0."""
-
-    name, unit, factor, higher_is_better = "accuracy", "%", 100.0, True
-
-    def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Logits ``(samples, classes)`` and classes ``(samples,)``."""
-        return (output.logits.argmax(dim=-1) == labels).float()
-
-
-class TokenLoss(Metric):
-    """Mean negative log-probability of each sample's tokens, in nats: what a language model is scored by."""
-
-    name, unit, higher_is_better = "token_loss", "nats", False
-
-    def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Logits ``(samples, positions, classes)`` and tokens ``(samples, positions)``."""
-        return token_losses(output.cropped(labels.shape[1]), labels)
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each sample over its labelled positions, in nats; a sample without any has 0.
-
-    Args:
-        logits: ``(samples, positions, classes)``.
-        labels: ``(samples, positions)``, ``IGNORED`` where nothing is to be predicted.
-
-    Returns:
-        ``(samples,)``
-    """
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(labels).sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
 
 
 @torch.no_grad()

@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCardData
 from torch import Tensor
 
-import adamerge
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ConfigError
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.merging import merged_tensor, updates
-from adamerge.origins import base_name, origin, shown
+from adamerge.model_card import COEFFICIENTS_FILE, card
+from adamerge.origins import origin
 from adamerge.staging import staged_folder
 from adamerge.weights import nbytes_of, verify_tensors, write_weights
-
-COEFFICIENTS_FILE = "adamerge/coefficients.safetensors"
-"""In a folder of its own: loaders take every ``*.safetensors`` that lies beside the weights for weights."""
 
 SHARD = 5.0
 """GB of a weights file, at most, by default: as others write them."""
@@ -139,47 +135,3 @@ def _merged(stored: Tensor, parts: Iterator[tuple[slice, Tensor]], dtype: torch.
 def _cast(stored: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     for piece in stored.split(PIECE):
         yield piece.to(dtype) if piece.is_floating_point() else piece
-
-
-def card(coefficients: Coefficients) -> str:
-    """The README of an exported folder: models by names that others know them by, and no path of this machine."""
-    vectors = coefficients.task_vectors
-    known = base_name(vectors.base, vectors.checkpoints.values())
-    data = ModelCardData(
-        base_model=[known] if known else None,
-        base_model_relation="merge" if known else None,
-        tags=["merge", "adamerge"],
-    )
-    experts = "\n".join(
-        f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
-        for task, checkpoint in vectors.checkpoints.items()
-    )
-    table = coefficients.table()
-    rows = "\n".join(
-        f"| `{group}` | " + " | ".join(", ".join(f"{c:.4f}" for c in values[task]) for task in vectors.experts) + " |"
-        for group, values in table.items()
-    )
-    protocol = "\n".join(f"- {key}: {value}" for key, value in coefficients.protocol.items()) or "- no data were used"
-    return f"""---
-{data.to_yaml()}
----
-# Merged model
-
-`{shown(vectors.base)}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
-{type(coefficients.parametrization).__name__} coefficients after {coefficients.step} steps, with adamerge
-{adamerge.__version__}. `{COEFFICIENTS_FILE}` holds the coefficients and the recipe.
-
-## Experts
-
-{experts}
-
-## Data
-
-{protocol}
-
-## Coefficients
-
-| group | {" | ".join(vectors.experts)} |
-|---|{"---|" * len(vectors.experts)}
-{rows}
-"""

@@ -18,8 +18,8 @@ from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import mask_statistics
 from adamerge.constraints import Constraint, Free
 from adamerge.errors import CoefficientsError
-from adamerge.export import COEFFICIENTS_FILE
 from adamerge.files import read_json
+from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations.held import HELD, held_masks
 from adamerge.recipe import build
 from adamerge.sources import open_checkpoint

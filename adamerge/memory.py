@@ -127,49 +127,6 @@ class Sizes:
         return min(self.largest, PIECE) if self.divisible and device.type == "cpu" else self.largest
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Weights of a network that run together: those of a block, or of a module that is in none.
-
-    Attributes:
-        nbytes: in the dtype of the copy.
-        numel: elements, of floating-point tensors.
-        merged: of these, elements that are merged and get a gradient.
-        block: whether it is a block.
-        shared: whether others use it too, or it is no module's alone, as buffers are.
-    """
-
-    nbytes: int
-    numel: int
-    merged: int
-    block: bool = False
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes that a merged copy takes in one process.
-
-    Attributes:
-        weights: from a merge to its contraction.
-        gradient: of these, fp32.
-        running: for a moment beside them: the unit that runs, with its gradient.
-        made: of the weights, what is there before the first merge.
-        afterwards: whether gradients are contracted when nothing runs any more.
-    """
-
-    weights: int
-    gradient: int
-    running: int = 0
-    made: int = 0
-    afterwards: bool = False
-
-    def peak(self, contracting: int = 0) -> int:
-        """The most at once, of it and of what a contraction takes for a moment."""
-        moment = max(self.running, contracting) if self.afterwards else self.running + contracting
-        return self.weights + self.gradient + moment
-
-
 def size(nbytes: int | None) -> str:
     """Bytes for the eye."""
     if nbytes is None:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.agreement import (
+from adamerge.backbones.structure import owner
+from adamerge.copies import Copy, Place, WholeCopy
+from adamerge.merging import merged_tensor, updates
+from adamerge.network_checks import (
     refuse_half_ties,
     refuse_other_network,
     refuse_shared_memory,
     refuse_unlike_leftovers,
     refuse_untrainable,
 )
-from adamerge.copies import Copy, Place, WholeCopy, owner
-from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.passes import Passes, restore
 from adamerge.precision import exact

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from adamerge.copies import Copy, WholeCopy, outermost
+from adamerge.backbones.structure import outermost
+from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import ConfigError
 
 

@@ -11,10 +11,11 @@ import torch
 from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import Copy, WholeCopy
-from adamerge.memory import Available, Held, Memory, Sizes, Unit, size
+from adamerge.memory import Available, Memory, Sizes, size
 from adamerge.parametrizations import Parametrization
 from adamerge.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
+from adamerge.units import Held, Unit
 
 LEARNING = 4 * FP32
 """Bytes for each learned number beside its value: its gradient, Adam's two moments, and what the guard can go back to."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from adamerge.errors import ConfigError
+
 
 def exact(device: torch.device) -> AbstractContextManager[None]:
     """No autocast on ``device``, and products of fp32 matrices in fp32: what was set for the network holds again afterwards.
@@ -47,3 +49,28 @@ def _unrounded(device: torch.device) -> Iterator[None]:
             else:
                 for product, precision in zip(_products(), before, strict=True):
                     product.fp32_precision = precision
+
+
+SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
+
+
+def check_precision(precision: str, dtype: torch.dtype) -> None:
+    """See whether gradients of the merged copy come through.
+
+    Args:
+        precision: of the trainer.
+        dtype: of the merged copy.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if precision not in SUITABLE_PRECISION:
+        raise ConfigError(
+            f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
+            "copy without loss scaling",
+            expected="32-true or bf16-mixed",
+            got=precision,
+            todo="backbone.dtype sets the merged copy's own dtype",
+        )
+    if dtype == torch.float16:
+        raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")

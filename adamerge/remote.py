@@ -8,13 +8,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from adamerge.checkpoint import FORMAT_NAMES, Checkpoint
+from adamerge.checkpoint import Checkpoint
+from adamerge.dtypes import TORCH_DTYPES
 from adamerge.errors import CheckpointError
 from adamerge.files import BITS, quoted
 from adamerge.renamed import under_names_of
 from adamerge.sources import is_hub_id, open_checkpoint
-
-DTYPES = {name: dtype for dtype, name in FORMAT_NAMES.items()}
 
 
 class RemoteCheckpoint(Checkpoint):
@@ -39,10 +38,10 @@ class RemoteCheckpoint(Checkpoint):
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of one tensor; CheckpointError if torch has none such."""
         written = self._entry(name)[0]
-        if written not in BITS or written not in DTYPES:
+        if written not in BITS or written not in TORCH_DTYPES:
             what = f"{quoted(self.location)}: tensor {quoted(name)} has dtype {written}, which torch lacks"
             raise CheckpointError(what, todo="exclude it, or use a checkpoint that is not quantised")
-        return DTYPES[written]
+        return TORCH_DTYPES[written]
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         self._refuse(name)

@@ -21,9 +21,10 @@ from adamerge.configuration import ConfigCLI
 from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
 from adamerge.copies import Copy, WholeCopy
 from adamerge.data import Calibration
+from adamerge.data.metrics import Accuracy, Metric
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
-from adamerge.evaluation import Accuracy, Metric, average, means, score
+from adamerge.evaluation import average, means, score
 from adamerge.files import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise

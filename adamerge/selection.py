@@ -12,8 +12,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from adamerge.data import Calibration
+from adamerge.data.metrics import Metric
 from adamerge.errors import ConfigError
-from adamerge.evaluation import Metric, average, means, score
+from adamerge.evaluation import average, means, score
 from adamerge.modules import MergingModule
 
 

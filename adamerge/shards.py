@@ -12,11 +12,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter  # set_custom_reduce_scatter asks for one
 from torch.distributed.tensor import DTensor
 
-from adamerge.copies import Copy, Passing, Place, owner, whole_modules
+from adamerge.backbones.structure import owner, whole_modules
+from adamerge.copies import Copy, Passing, Place
 from adamerge.errors import ConfigError
 from adamerge.heap import give_back_freed_memory
-from adamerge.memory import Held, Unit
 from adamerge.storage import FP32, Disk, Storage
+from adamerge.units import Held, Unit
 
 
 class ShardedCopy(Copy):

@@ -7,33 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch
-
 from adamerge.errors import ConfigError
-
-SUITABLE_PRECISION = {"32", "32-true", "bf16", "bf16-mixed", "None"}
-
-
-def check_precision(precision: str, dtype: torch.dtype) -> None:
-    """See whether gradients of the merged copy come through.
-
-    Args:
-        precision: of the trainer.
-        dtype: of the merged copy.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if precision not in SUITABLE_PRECISION:
-        raise ConfigError(
-            f"trainer.precision={precision} does not suit: coefficients must stay fp32, and gradients reach the merged "
-            "copy without loss scaling",
-            expected="32-true or bf16-mixed",
-            got=precision,
-            todo="backbone.dtype sets the merged copy's own dtype",
-        )
-    if dtype == torch.float16:
-        raise ConfigError("backbone.dtype=float16: gradients would underflow", expected="float32 or bfloat16")
 
 
 def whole_number(trainer: Mapping[str, Any], key: str, default: int) -> int:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from adamerge.checkpoint import FORMAT_NAMES
+from adamerge.dtypes import FORMAT_NAMES
 from adamerge.errors import ExportError
 from adamerge.files import TensorFile
 

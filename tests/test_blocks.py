@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
+from adamerge.backbones.structure import outermost
 from adamerge.blocks import BlockCopy
-from adamerge.copies import Copy, WholeCopy, outermost
+from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass

@@ -6,7 +6,8 @@ from toy_points import ToyClassifier, ToyPoints, logits_of, vectors_of, weights_
 
 from adamerge.backbones import Encoded, Output
 from adamerge.confusions import Confusions, exchanged, exchanged_lines, far_below_lines
-from adamerge.evaluation import Accuracy, TokenLoss, means
+from adamerge.data.metrics import Accuracy, TokenLoss
+from adamerge.evaluation import means
 from adamerge.scoring import Scorer
 
 

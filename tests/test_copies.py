@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adamerge.copies import Place, WholeCopy, outermost, owner
+from adamerge.backbones.structure import outermost, owner
+from adamerge.copies import Place, WholeCopy
 
 
 def test_a_view_finds_its_gradient_in_its_owners():

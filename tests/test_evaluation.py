@@ -7,18 +7,10 @@ import pytest
 import torch
 
 from adamerge.backbones import IGNORED, Batch, Encoded, Output
+from adamerge.backbones.losses import token_losses
+from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import DataError
-from adamerge.evaluation import (
-    Accuracy,
-    Spread,
-    TokenLoss,
-    average,
-    gap_closed,
-    means,
-    paired_step,
-    score,
-    token_losses,
-)
+from adamerge.evaluation import Spread, average, gap_closed, means, paired_step, score
 
 
 class Echo:

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError, ExportError
-from adamerge.export import COEFFICIENTS_FILE, export, merged_tensors, size_of
+from adamerge.export import export, merged_tensors, size_of
 from adamerge.layout import Layout
 from adamerge.merged_model import MergedModel
+from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import ChunkWise, LayerWise
 from adamerge.storage import Disk, Resident
 from adamerge.task_vectors import TaskVectors

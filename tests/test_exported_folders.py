@@ -14,7 +14,8 @@ from running import child
 from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import Coefficients
-from adamerge.export import COEFFICIENTS_FILE, export
+from adamerge.export import export
+from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors

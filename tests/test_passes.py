@@ -11,9 +11,10 @@ from test_blocks import gradients, model_of
 from torch import Tensor, nn
 
 from adamerge.backbones.inputs import stack
+from adamerge.backbones.structure import outermost
 from adamerge.blocks import BlockCopy
 from adamerge.configuration import ConfigCLI
-from adamerge.copies import WholeCopy, outermost
+from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.passes import Passes, Run

@@ -16,11 +16,12 @@ from test_merged_model import files, lora_files
 from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import WholeCopy
-from adamerge.memory import Available, Memory, Unit, size
+from adamerge.memory import Available, Memory, size
 from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.plan import Plan
 from adamerge.shards import ShardedCopy
 from adamerge.storage import Disk, LowBit, Pinned, Resident
+from adamerge.units import Unit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOTS = Available(1 << 40, 1 << 40)

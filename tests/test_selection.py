@@ -11,8 +11,8 @@ from running import command, fit_words, pool_config, without_pictures, write_yam
 from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
 from adamerge.coefficients import read_coefficients
+from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import ConfigError
-from adamerge.evaluation import Accuracy, TokenLoss
 from adamerge.files import read_json
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy

@@ -15,7 +15,8 @@ from torch import nn
 from toys import Tied
 
 from adamerge.backbones.inputs import stack
-from adamerge.copies import WholeCopy, owner, whole_modules
+from adamerge.backbones.structure import owner, whole_modules
+from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise, TaskWise

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from adamerge.errors import ConfigError
-from adamerge.trainer_settings import check_length, check_precision, seconds
+from adamerge.precision import check_precision
+from adamerge.trainer_settings import check_length, seconds
 
 
 @pytest.mark.parametrize("precision", ["32", "32-true", "bf16-mixed", "None"])

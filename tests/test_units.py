@@ -9,9 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import Tied
 
-from adamerge.memory import Unit
 from adamerge.task_vectors import TaskVectors
-from adamerge.units import units_by_name, units_of
+from adamerge.units import Unit, units_by_name, units_of
 
 
 def ordered(units):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.inputs import Inputs, rows
+from adamerge.backbones.structure import owner
 from adamerge.checkpoint import Checkpoint
-from adamerge.copies import owner
 from adamerge.layout import Layout
 
 IGNORED = -100

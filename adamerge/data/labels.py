@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from adamerge.backbones import Backbone, Inputs
 from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, oddity
+from adamerge.data.metrics import Accuracy, Metric, TokenLoss
 from adamerge.data.samples import Samples
 from adamerge.errors import DataError
-from adamerge.evaluation import Accuracy, Metric, TokenLoss
 
 
 class Classes(Dataset[Tensor]):

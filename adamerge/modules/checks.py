@@ -16,8 +16,8 @@ from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.patterns import excluding
 from adamerge.plan import Plan
+from adamerge.precision import check_precision
 from adamerge.task_vectors import TaskVectors
-from adamerge.trainer_settings import check_precision
 from adamerge.units import units_of
 
 

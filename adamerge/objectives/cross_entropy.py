@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import IGNORED, Batch, Output
+from adamerge.backbones.losses import token_losses
 from adamerge.errors import DataError
-from adamerge.evaluation import token_losses
 from adamerge.objectives.base import Objective
 
 

@@ -6,9 +6,9 @@ import torch
 
 from adamerge.data.class_labels import LabelPlace
 from adamerge.data.labels import ClassLabels, TokenLabels, shots
+from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.data.samples import Samples
 from adamerge.errors import DataError
-from adamerge.evaluation import Accuracy, TokenLoss
 
 
 class Following:

@@ -28,7 +28,8 @@ from adamerge.coefficients import load_coefficients, save_coefficients
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import means
-from adamerge.export import COEFFICIENTS_FILE, export
+from adamerge.export import export
+from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.modules import AdaptiveMerging, BilevelMerging
 from adamerge.modules.buffers import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.objectives import Entropy

@@ -1,0 +1,56 @@
+"""The model card: the README of an exported folder, with experts, data protocol and coefficients."""
+
+from __future__ import annotations
+
+from huggingface_hub import ModelCardData
+
+import adamerge
+from adamerge.coefficients import Coefficients
+from adamerge.origins import base_name, shown
+
+COEFFICIENTS_FILE = "adamerge/coefficients.safetensors"
+"""In a folder of its own: loaders take every ``*.safetensors`` that lies beside the weights for weights."""
+
+
+def card(coefficients: Coefficients) -> str:
+    """The README of an exported folder: models by names that others know them by, and no path of this machine."""
+    vectors = coefficients.task_vectors
+    known = base_name(vectors.base, vectors.checkpoints.values())
+    data = ModelCardData(
+        base_model=[known] if known else None,
+        base_model_relation="merge" if known else None,
+        tags=["merge", "adamerge"],
+    )
+    experts = "\n".join(
+        f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
+        for task, checkpoint in vectors.checkpoints.items()
+    )
+    table = coefficients.table()
+    rows = "\n".join(
+        f"| `{group}` | " + " | ".join(", ".join(f"{c:.4f}" for c in values[task]) for task in vectors.experts) + " |"
+        for group, values in table.items()
+    )
+    protocol = "\n".join(f"- {key}: {value}" for key, value in coefficients.protocol.items()) or "- no data were used"
+    return f"""---
+{data.to_yaml()}
+---
+# Merged model
+
+`{shown(vectors.base)}` (sha256 `{vectors.base.fingerprint[:16]}`) plus {len(vectors.checkpoints)} experts, merged by
+{type(coefficients.parametrization).__name__} coefficients after {coefficients.step} steps, with adamerge
+{adamerge.__version__}. `{COEFFICIENTS_FILE}` holds the coefficients and the recipe.
+
+## Experts
+
+{experts}
+
+## Data
+
+{protocol}
+
+## Coefficients
+
+| group | {" | ".join(vectors.experts)} |
+|---|{"---|" * len(vectors.experts)}
+{rows}
+"""
