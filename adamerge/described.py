@@ -11,7 +11,7 @@ from pathlib import Path
 
 import adamerge
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(adamerge.__file__).parent
 FACTORIES = {"ParametrizationFactory": "Parametrization"}
 """Names of types that stand for something that makes one of a class."""
 
