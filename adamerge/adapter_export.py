@@ -15,14 +15,14 @@ from torch import Tensor
 from adamerge.adapters import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
-from adamerge.files import quoted
+from adamerge.io.atomic import staged_folder
+from adamerge.io.safetensors_file import quoted
+from adamerge.io.safetensors_writer import verify_tensors
 from adamerge.low_rank import LowRankDeltas
 from adamerge.model_card import COEFFICIENTS_FILE, card
 from adamerge.origins import base_name, origin
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
-from adamerge.staging import staged_folder
-from adamerge.weights import verify_tensors
 
 
 def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite: bool = False) -> Path:

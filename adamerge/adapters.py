@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
-from adamerge.dtypes import FORMAT_NAMES
 from adamerge.errors import CheckpointError
 from adamerge.factors import Factors, matrix_shape, no_change
-from adamerge.files import TensorFile, listed, quoted
+from adamerge.io.dtypes import FORMAT_NAMES
+from adamerge.io.pickles import described
+from adamerge.io.safetensors_file import TensorFile, listed, quoted
 from adamerge.lora_configuration import by_pattern, read_configuration
-from adamerge.pickles import described
 from adamerge.renaming import Renaming
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

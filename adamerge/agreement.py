@@ -9,7 +9,7 @@ import torch
 
 from adamerge.checkpoint import MERGEABLE, Checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.files import quoted
+from adamerge.io.safetensors_file import quoted
 from adamerge.leftovers import is_unmatched
 from adamerge.patterns import excluding
 

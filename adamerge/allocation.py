@@ -11,8 +11,8 @@ import torch
 from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.deltas import TransformedDeltas
 from adamerge.errors import ConfigError
+from adamerge.io.atomic import write_json
 from adamerge.parametrizations import ImportanceChunkWise, Linear
-from adamerge.staging import write_json
 
 
 def importances(coefficients: Coefficients) -> dict[str, float]:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy
 import torch
 
-from adamerge.dtypes import FORMAT_NAMES, TORCH_DTYPES
 from adamerge.errors import CheckpointError, ExportError
 from adamerge.factors import Factors
-from adamerge.files import TensorFile, cache_folder, listed, quoted, read_json
-from adamerge.staging import staged_file
+from adamerge.io.atomic import staged_file
+from adamerge.io.dtypes import FORMAT_NAMES, TORCH_DTYPES
+from adamerge.io.safetensors_file import TensorFile, cache_folder, listed, quoted, read_json
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 

@@ -17,6 +17,7 @@ from adamerge.configuration import ConfigCLI
 from adamerge.data.metrics import Metric
 from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import average, gap_closed, means, paired_step
+from adamerge.io.atomic import write_json
 from adamerge.parametrizations import TaskWise
 from adamerge.run_folders import started, summary_of
 from adamerge.scoring import (
@@ -32,7 +33,6 @@ from adamerge.scoring import (
 )
 from adamerge.stage_configs import for_stage, parsed, stage_files, validated
 from adamerge.stages import fit
-from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 from adamerge.wandb_run import grouped
 

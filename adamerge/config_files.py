@@ -12,8 +12,8 @@ import yaml
 
 import adamerge
 from adamerge.errors import ConfigError
-from adamerge.public_names import PREFIX, private_names, renewed
-from adamerge.versions import refuse_later, version_of
+from adamerge.io.public_names import PREFIX, private_names, renewed
+from adamerge.io.versions import refuse_later, version_of
 
 NO_DATA = "adamerge.NoData"
 

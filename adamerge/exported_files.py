@@ -14,11 +14,11 @@ from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
-from adamerge.files import quoted, read_json
-from adamerge.layout import Layout
-from adamerge.links import refuse_outside
+from adamerge.io.links import refuse_outside
+from adamerge.io.model_folder import Layout
+from adamerge.io.safetensors_file import quoted, read_json
+from adamerge.io.safetensors_writer import verify_tensors, write_tensors
 from adamerge.origins import is_path
-from adamerge.weights import verify_tensors, write_tensors
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 PLACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}

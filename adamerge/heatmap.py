@@ -10,7 +10,7 @@ import numpy
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from adamerge.staging import staged_file
+from adamerge.io.atomic import staged_file
 
 Table = Mapping[str, Mapping[str, list[float]]]
 """Group name to expert name to the group's coefficients."""

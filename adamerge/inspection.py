@@ -14,11 +14,11 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from torch import Tensor
 
-from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import mask_statistics
 from adamerge.constraints import Constraint, Free
 from adamerge.errors import CoefficientsError
-from adamerge.files import read_json
+from adamerge.io.coefficient_file import read_coefficients
+from adamerge.io.safetensors_file import read_json
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations.held import HELD, held_masks
 from adamerge.recipe import build

@@ -10,7 +10,7 @@ from pathlib import Path
 from adamerge.adapters import AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.files import read_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.sources import is_hub_id
 
 LOCAL = "local:"

@@ -12,9 +12,9 @@ from typing import Any
 from adamerge.constraints import Constraint
 from adamerge.copies import Copy
 from adamerge.errors import ConfigError
+from adamerge.io.public_names import current_name
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.penalties import Penalty
-from adamerge.public_names import current_name
 from adamerge.storage import Storage
 from adamerge.transforms import Transform
 

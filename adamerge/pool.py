@@ -9,7 +9,7 @@ from typing import Any
 from adamerge.agreement import differences, extra_names, names_to_merge, refuse_extra
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
-from adamerge.files import quoted, read_json
+from adamerge.io.safetensors_file import quoted, read_json
 from adamerge.remote import open_headers
 
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import torch
 
 from adamerge.checkpoint import Checkpoint
-from adamerge.dtypes import TORCH_DTYPES
 from adamerge.errors import CheckpointError
-from adamerge.files import BITS, quoted
+from adamerge.io.dtypes import TORCH_DTYPES
+from adamerge.io.safetensors_file import BITS, quoted
 from adamerge.renamed import under_names_of
 from adamerge.sources import is_hub_id, open_checkpoint
 

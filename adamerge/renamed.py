@@ -8,7 +8,7 @@ import torch
 
 from adamerge.checkpoint import Checkpoint, Scan
 from adamerge.factors import Factors
-from adamerge.files import quoted
+from adamerge.io.safetensors_file import quoted
 from adamerge.renaming import Renaming, blocks
 
 

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import adamerge
 from adamerge.errors import CheckpointError
-from adamerge.staging import staged_file
-from adamerge.versions import refuse_later
+from adamerge.io.atomic import staged_file
+from adamerge.io.versions import refuse_later
 
 WRITER = "adamerge_version"  # key of a checkpoint, beside Lightning's own
 

@@ -12,9 +12,9 @@ import yaml
 from jsonargparse import Namespace
 
 from adamerge.configuration import ConfigCLI
+from adamerge.io.atomic import staged_file
+from adamerge.io.versions import WRITTEN_BY
 from adamerge.sources import lasting_path
-from adamerge.staging import staged_file
-from adamerge.versions import WRITTEN_BY
 
 SOURCES = (
     "model.task_vectors.*base",

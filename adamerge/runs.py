@@ -24,6 +24,7 @@ from adamerge.data.overlap import contents
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
 from adamerge.heatmap import draw_heatmap
+from adamerge.io.atomic import write_json
 from adamerge.modules import MergingModule
 from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
@@ -45,7 +46,6 @@ from adamerge.run_folders import (
     step_of,
     summary_of,
 )
-from adamerge.staging import write_json
 from adamerge.summary import Summary
 from adamerge.tracker import hand_over
 from adamerge.tracking import tracked

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adamerge.backbones import Backbone
 from adamerge.blocks import BlockCopy
-from adamerge.coefficient_file import COEFFICIENTS
 from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
@@ -25,11 +24,12 @@ from adamerge.data.metrics import Accuracy, Metric
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.evaluation import average, means, score
-from adamerge.files import read_json
+from adamerge.io.atomic import write_json
+from adamerge.io.coefficient_file import COEFFICIENTS
+from adamerge.io.safetensors_file import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.recipe import build
-from adamerge.staging import write_json
 from adamerge.storage import Disk
 from adamerge.task_vectors import TaskVectors
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from adamerge import places
 from adamerge.adapters import AdapterCheckpoint, is_adapter
 from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.errors import CheckpointError
-from adamerge.files import TensorFile, listed, quoted, read_json
-from adamerge.pickles import described
+from adamerge.io import hub_ids as places
+from adamerge.io.pickles import described
+from adamerge.io.safetensors_file import TensorFile, listed, quoted, read_json
+from adamerge.io.untrusted_settings import refuse_harmful
 from adamerge.renamed import under_names_of
-from adamerge.untrusted_settings import refuse_harmful
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
@@ -29,7 +29,7 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
 
     With ``base``, the source is an expert: its tensors go by the base's names, which may have another prefix; and
     it may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which says whose it
-    is. ``adamerge.places`` says which text is a hub id and which a path. What cannot be used is a CheckpointError that
+    is. ``adamerge.io.hub_ids`` says which text is a hub id and which a path. What cannot be used is a CheckpointError that
     names the file, before any tensor is read.
     """
     found = _open(source, base)

@@ -15,11 +15,11 @@ import torch
 from adamerge import runs
 from adamerge.allocation import write_importances
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.files import read_json
+from adamerge.io.atomic import staged_file, write_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.run_config import write_config
 from adamerge.run_folders import RUN_ID, STAGES, in_use, is_first_process, locked, refuse_used, run_folder, summary_of
 from adamerge.stage_configs import for_stage, parsed_stage, stage_files, validated
-from adamerge.staging import staged_file, write_json
 from adamerge.wandb_run import environment_variable, grouped
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Timer
 
 from adamerge.errors import AdamergeError, CollapsedError, DivergedError
 from adamerge.evaluation import average
-from adamerge.files import read_json
+from adamerge.io.atomic import write_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.modules import MergingModule
-from adamerge.staging import write_json
 
 
 class Summary(Callback):

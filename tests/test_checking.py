@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from adamerge.checking import check
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.files import TensorFile
+from adamerge.io.safetensors_file import TensorFile
 
 STAGED = METHODS / "expert_merging_plusplus"
 NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "ties_original", "weight_average")}

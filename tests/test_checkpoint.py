@@ -15,7 +15,7 @@ from tensor_files import many_dtypes, refusal
 
 from adamerge.checkpoint import MERGEABLE, StateDict
 from adamerge.errors import CheckpointError
-from adamerge.files import BITS, TensorFile
+from adamerge.io.safetensors_file import BITS, TensorFile
 from adamerge.sources import open_checkpoint
 
 

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
-from adamerge.coefficient_file import digest_of, read_coefficients
 from adamerge.coefficients import (
     Coefficients,
     load_coefficients,
@@ -25,8 +24,9 @@ from adamerge.coefficients import (
 )  # fmt: skip
 from adamerge.constraints import Projection, Softmax
 from adamerge.errors import CheckpointError, CoefficientsError
-from adamerge.files import TensorFile
-from adamerge.layout import Layout
+from adamerge.io.coefficient_file import digest_of, read_coefficients
+from adamerge.io.model_folder import Layout
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Ties
@@ -334,7 +334,7 @@ DAMAGE = {
     "constraint a text": set_("parametrization", "init_args", "constraint", "Clamp"),
     "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", "adamerge.constraints.Interval"),
     "constraint a layout": set_(
-        "parametrization", "init_args", "constraint", {"class_path": "adamerge.layout.Layout", "init_args": {}}
+        "parametrization", "init_args", "constraint", {"class_path": "adamerge.io.model_folder.Layout", "init_args": {}}
     ),
     "init far too big": set_("parametrization", "init_args", "init", 10**400),
     "init too big for fp32": lambda m: m["parametrization"].update(

@@ -29,7 +29,7 @@ import adamerge.transforms
 from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.constraints import Constraint
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.parametrizations import (

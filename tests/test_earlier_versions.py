@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import adamerge
 from adamerge.coefficients import load_coefficients
 from adamerge.export import export
-from adamerge.public_names import is_public
+from adamerge.io.public_names import is_public
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir() and path.name[0].isdigit())

@@ -17,7 +17,7 @@ from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError, ExportError
 from adamerge.export import export, merged_tensors, size_of
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import ChunkWise, LayerWise

@@ -15,7 +15,7 @@ from adamerge import LayerWise, TaskVectors
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
 from adamerge.export import export
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 
 
 @pytest.fixture(scope="module")

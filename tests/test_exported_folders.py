@@ -12,9 +12,9 @@ from pico import pico_pool
 from running import child
 
 from adamerge.backbones import OpenClipClassifier
-from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import Coefficients
 from adamerge.export import export
+from adamerge.io.coefficient_file import read_coefficients
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
 from adamerge.sources import open_checkpoint

@@ -61,7 +61,7 @@ def test_sizes_of_factors_stay_those_of_factors(tmp_path):
 
 
 def test_sizes_read_no_weight_and_learn_nothing(tmp_path, monkeypatch):
-    from adamerge.files import TensorFile
+    from adamerge.io.safetensors_file import TensorFile
 
     base, experts = written(tmp_path, base=torch.float32, one=torch.float32, two=torch.float32)
     vectors = TaskVectors(base, {**experts, "lora": with_adapter(tmp_path)}, [Ties(), Scale()])

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from adamerge.backbones import Backbone, Encoded
 from adamerge.deltas import Deltas
 from adamerge.errors import CheckpointError
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
 from adamerge.storage import Disk, Resident, Storage

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from adamerge.adapter_export import export_adapter
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.export import export
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.origins import base_name, is_path, origin, shown
 from adamerge.parametrizations import LayerWise

@@ -125,7 +125,12 @@ def test_a_foreign_class_needs_its_prefix_and_is_named():
 
 def test_no_prefix_opens_the_package_itself(monkeypatch):
     """A run's configuration names ``adamerge.Something``; nothing private becomes reachable by that."""
-    for path in ("adamerge.export.export", "adamerge.cli.main", "adamerge.layout.Layout", "adamerge.staging._remove"):
+    for path in (
+        "adamerge.export.export",
+        "adamerge.cli.main",
+        "adamerge.io.model_folder.Layout",
+        "adamerge.io.atomic._remove",
+    ):
         for plugins in (["adamerge"], ["adamerge."], [path], [path.rpartition(".")[0]]):
             with pytest.raises(CoefficientsError, match=f"'{path}', which does not exist"):
                 build({"class_path": path, "init_args": {}}, object, plugins)
@@ -135,7 +140,7 @@ def test_no_prefix_opens_the_package_itself(monkeypatch):
 
 def test_former_homes_are_looked_up_and_not_imported(monkeypatch):
     gone = {"adamerge.gone.deep.Ties": "adamerge.Ties", "adamerge.gone.Clamp": "adamerge.Clamp"}
-    monkeypatch.setattr("adamerge.public_names.FORMER", gone)
+    monkeypatch.setattr("adamerge.io.public_names.FORMER", gone)
     assert build({"class_path": "adamerge.gone.deep.Ties", "init_args": {"keep": 0.3}}, Transform).keep == 0.3
     inside = {"class_path": "adamerge.gone.Clamp", "init_args": {"low": -1.0}}
     spec = {"class_path": "adamerge.LayerWise", "init_args": {"constraint": inside}}

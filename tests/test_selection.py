@@ -13,7 +13,7 @@ from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_o
 from adamerge.coefficients import read_coefficients
 from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import ConfigError
-from adamerge.files import read_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy
 from adamerge.parametrizations import LayerWise

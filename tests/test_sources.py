@@ -18,7 +18,7 @@ from tensor_files import SHARDS, many_dtypes, refusal, save_index, save_sharded
 from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
 from adamerge.checkpoint import Checkpoint, StateDict
 from adamerge.errors import CheckpointError
-from adamerge.files import TensorFile
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.sources import is_hub_id, lasting_path, open_checkpoint
 
 

@@ -267,7 +267,7 @@ def test_a_storage_says_what_it_is():
 
 def test_the_recipe_does_not_know_the_storage(tmp_path):
     from adamerge.coefficients import Coefficients, save_coefficients
-    from adamerge.layout import Layout
+    from adamerge.io.model_folder import Layout
 
     written = []
     for storage in (Resident("bfloat16"), LowBit(4), Disk()):

@@ -200,7 +200,7 @@ def test_resident_and_streamed_and_moved_are_the_same_numbers():
 
 
 def test_only_headers_are_read_before_a_tensor_is_asked_for(tmp_path, monkeypatch):
-    from adamerge.files import TensorFile
+    from adamerge.io.safetensors_file import TensorFile
 
     paths = {}
     for seed, name in enumerate(("base", "one", "two")):

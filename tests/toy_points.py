@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adamerge.backbones import Backbone, Encoded, Inputs
 from adamerge.data import Calibration
 from adamerge.data.vocabulary import Vocabulary
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.task_vectors import TaskVectors
 
 INPUTS, WIDTH, CLASSES = 4, 5, 3

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adamerge.backbones import Backbone, Encoded, Inputs
 from adamerge.backbones.hidden import state_number
 from adamerge.data import Calibration, Vocabulary
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.task_vectors import TaskVectors
 
 VOCABULARY, WIDTH = 11, 6

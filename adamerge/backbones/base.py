@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adamerge.backbones.inputs import Inputs, rows
 from adamerge.backbones.structure import owner
 from adamerge.checkpoint import Checkpoint
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 
 IGNORED = -100
 """Label of a position that does not count."""

@@ -14,9 +14,9 @@ from adamerge.backbones.base import Task
 from adamerge.backbones.transformers import TransformersBackbone
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.layout import Layout
-from adamerge.links import refuse_outside
-from adamerge.untrusted_settings import refuse_harmful
+from adamerge.io.links import refuse_outside
+from adamerge.io.model_folder import Layout
+from adamerge.io.untrusted_settings import refuse_harmful
 
 
 class ExpertHeads(TransformersBackbone):

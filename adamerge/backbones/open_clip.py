@@ -22,10 +22,10 @@ from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.files import read_json
-from adamerge.layout import Layout
-from adamerge.links import refuse_links_outside
-from adamerge.untrusted_settings import refuse_harmful
+from adamerge.io.links import refuse_links_outside
+from adamerge.io.model_folder import Layout
+from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_settings import refuse_harmful
 
 CONFIG = "open_clip_config.json"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")

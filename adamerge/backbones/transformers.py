@@ -18,9 +18,9 @@ from adamerge.backbones.hidden import state_number
 from adamerge.backbones.names import names_of
 from adamerge.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.layout import Layout
+from adamerge.io.links import refuse_links_outside
+from adamerge.io.model_folder import Layout
 from adamerge.leftovers import is_leftover
-from adamerge.links import refuse_links_outside
 from adamerge.sources import open_checkpoint
 
 TOKENIZER_FILES = (

@@ -9,7 +9,7 @@ import datasets
 
 from adamerge.data.file_faults import cause
 from adamerge.errors import CheckpointError, DataError
-from adamerge.files import read_json
+from adamerge.io.safetensors_file import read_json
 
 
 def tells_itself(folder: Path, config: str | None) -> bool:

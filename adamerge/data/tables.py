@@ -19,7 +19,7 @@ from adamerge.data.row_numbers import is_number, numbered
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
-from adamerge.places import is_hub_id, missing
+from adamerge.io.hub_ids import is_hub_id, missing
 
 
 @dataclass

@@ -20,10 +20,10 @@ from adamerge.data.samples import Samples
 from adamerge.data.steps import Steps
 from adamerge.data.teachers import Kept, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.files import TensorFile
+from adamerge.io.atomic import staged_file, write_json
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.merged_model import MergedModel
 from adamerge.recipe import describe
-from adamerge.staging import staged_file, write_json
 
 FORMAT = 1
 DTYPES = ("float32", "bfloat16", "float16")

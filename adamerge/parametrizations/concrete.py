@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamerge.coefficient_file import read_coefficients
 from adamerge.deltas import Deltas
 from adamerge.errors import ConfigError
+from adamerge.io.coefficient_file import read_coefficients
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update
 from adamerge.parametrizations.masks import Mask, SoftMask
 from adamerge.task_vectors import TaskVectors

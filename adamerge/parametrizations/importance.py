@@ -8,8 +8,8 @@ from pathlib import Path
 
 from adamerge.constraints import Constraint
 from adamerge.errors import ConfigError
-from adamerge.files import read_json
 from adamerge.groups import Chunks, Groups
+from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors import TaskVectors
 

@@ -19,9 +19,9 @@ from adamerge.coefficients import load_coefficients
 from adamerge.comparison import compare, print_table
 from adamerge.configuration import ConfigCLI
 from adamerge.export import export
-from adamerge.files import read_json
+from adamerge.io.atomic import write_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.merged_model import MergedModel
-from adamerge.staging import write_json
 from adamerge.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adamerge.staging import write_json
+from adamerge.io.atomic import write_json
 from adamerge.testbed.causal_tasks import CAUSAL_TASKS, SIZES, task_texts
 from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adamerge.staging import write_json
+from adamerge.io.atomic import write_json
 from adamerge.testbed.image_sources import affine, uniform
 from adamerge.testbed.image_tasks import IMAGE_TASKS, PRETRAINING_TASKS, ImageTask, clean_images, task_images
 from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums

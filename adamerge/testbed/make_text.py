@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from adamerge.staging import write_json
+from adamerge.io.atomic import write_json
 from adamerge.testbed.making import LAMBDAS, descend, run, save, summary, write_sums
 from adamerge.testbed.text_tasks import TEXT_TASKS, TextTask, base_folder, task_texts
 

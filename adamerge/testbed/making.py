@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamerge.staging import staged_file
+from adamerge.io.atomic import staged_file
 
 LAMBDAS = tuple(step / 20 for step in range(21))
 Score = Mapping[str, float]  # by task

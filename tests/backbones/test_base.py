@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adamerge.backbones import Backbone, Batch, Encoded, Output
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 
 
 class Plain(Backbone):

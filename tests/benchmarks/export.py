@@ -29,11 +29,11 @@ from watching import CommandFailed, Watched, environment_of, spread, watch
 
 from adamerge.checkpoint import Checkpoint
 from adamerge.coefficients import Coefficients, save_coefficients
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
+from adamerge.io.safetensors_writer import nbytes_of, shards, write_weights
 from adamerge.parametrizations import TaskWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
-from adamerge.weights import nbytes_of, shards, write_weights
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHT = 0.3

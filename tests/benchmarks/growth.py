@@ -30,8 +30,8 @@ from matplotlib.ticker import MaxNLocator
 from step import PIECE
 from watching import own_environment
 
+from adamerge.io.atomic import staged_file, write_json
 from adamerge.memory import Available
-from adamerge.staging import staged_file, write_json
 
 HERE = Path(__file__).parent
 STORAGES = ("disk", "resident")

@@ -67,7 +67,7 @@ def adamerge(folder: Path, storage: str) -> Found:
     from functools import partial
 
     from adamerge.backbones import Backbone, Batch, Encoded
-    from adamerge.layout import Layout
+    from adamerge.io.model_folder import Layout
     from adamerge.merged_model import MergedModel
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise

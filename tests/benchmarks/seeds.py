@@ -22,10 +22,10 @@ from rich.table import Table
 from adamerge.comparison import LAMBDAS, fitted
 from adamerge.configuration import ConfigCLI
 from adamerge.evaluation import average, means
-from adamerge.files import read_json
+from adamerge.io.atomic import write_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.scoring import Scorer, run_coefficients
-from adamerge.staging import write_json
 from adamerge.task_vectors import TaskVectors
 
 

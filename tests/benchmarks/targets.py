@@ -19,9 +19,9 @@ from typing import Any
 from adamerge.comparison import fitted
 from adamerge.configuration import ConfigCLI
 from adamerge.evaluation import means
-from adamerge.files import read_json
+from adamerge.io.atomic import write_json
+from adamerge.io.safetensors_file import read_json
 from adamerge.scoring import Scorer, run_coefficients
-from adamerge.staging import write_json
 
 
 def ways_of(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from adamerge.backbones import Backbone, Batch, Encoded, Output
 from adamerge.errors import ConfigError
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective

@@ -23,12 +23,12 @@ from toy_points import INPUTS, QUIET, WIDTH, ToyClassifier, ToyPoints, fit_toy, 
 from adamerge import LayerWise, TaskVectors
 from adamerge.backbones import Encoded
 from adamerge.callbacks import CoefficientFile
-from adamerge.coefficient_file import read_coefficients
 from adamerge.coefficients import load_coefficients, save_coefficients
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import means
 from adamerge.export import export
+from adamerge.io.coefficient_file import read_coefficients
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.modules import AdaptiveMerging, BilevelMerging
 from adamerge.modules.buffers import MOST_BATCHES, Moments, normalisations, recalibrate

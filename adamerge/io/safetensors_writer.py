@@ -16,9 +16,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from adamerge.dtypes import FORMAT_NAMES
 from adamerge.errors import ExportError
-from adamerge.files import TensorFile
+from adamerge.io.dtypes import FORMAT_NAMES
+from adamerge.io.safetensors_file import TensorFile
 
 AHEAD = 32
 """Pieces, at most, that wait for the disk while further ones are computed."""

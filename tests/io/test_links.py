@@ -13,8 +13,8 @@ from adamerge.backbones import OpenClipClassifier, SequenceClassifier
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
-from adamerge.layout import Layout
-from adamerge.links import refuse_links_outside, refuse_outside
+from adamerge.io.links import refuse_links_outside, refuse_outside
+from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import TaskWise
 from adamerge.task_vectors import TaskVectors
 

@@ -15,8 +15,8 @@ import torch
 from running import ROOT, child
 
 from adamerge.errors import CheckpointError
-from adamerge.files import TensorFile
-from adamerge.pickles import described
+from adamerge.io.pickles import described
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.sources import open_checkpoint
 
 MODULE = """

@@ -15,16 +15,16 @@ import torch
 from running import command
 
 import adamerge
-from adamerge.coefficient_file import METADATA_KEY, digest_of
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.config_files import read_config
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError
+from adamerge.io.coefficient_file import METADATA_KEY, digest_of
+from adamerge.io.versions import WRITTEN_BY, refuse_later, version_of
 from adamerge.parametrizations import LayerWise
 from adamerge.run_checkpoints import WRITER, AtomicCheckpoints
 from adamerge.task_vectors import TaskVectors
-from adamerge.versions import WRITTEN_BY, refuse_later, version_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LATER = "was written by adamerge 999.1.0, and this is adamerge "
 
 

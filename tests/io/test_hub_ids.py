@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from adamerge import places
+from adamerge.io import hub_ids as places
 
 
 @pytest.fixture

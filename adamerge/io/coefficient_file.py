@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from adamerge.errors import AdamergeError, CoefficientsError
-from adamerge.files import TensorFile, quoted
-from adamerge.layout import Layout
-from adamerge.versions import refuse_later
+from adamerge.io.model_folder import Layout
+from adamerge.io.safetensors_file import TensorFile, quoted
+from adamerge.io.versions import refuse_later
 
 FORMAT = 2
 """Of what is written: since the second, parts go by public names. What is read may be any up to it."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from adamerge.layout import Layout
+from adamerge.io.model_folder import Layout
 
 
 def test_it_compares_by_content_and_cannot_be_changed():

@@ -16,9 +16,9 @@ import adamerge
 from adamerge.config_files import overridden, read_config
 from adamerge.configuration import Parsed, search_of
 from adamerge.errors import ConfigError
-from adamerge.public_names import FORMER, current_name, is_public, public_name, public_part, renewed
+from adamerge.io.public_names import FORMER, current_name, is_public, public_name, public_part, renewed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = [
     "Backbone", "Calibration", "Constraint", "Copy", "Mask", "MergingModule", "Objective", "Parametrization", "Passes",
     "Penalty", "Selection", "Storage", "TeacherCache", "Transform", "View",

@@ -16,7 +16,7 @@ import pytest
 from safetensors import SafetensorError
 
 from adamerge.errors import ExportError
-from adamerge.staging import staged_file, staged_folder, write_json
+from adamerge.io.atomic import staged_file, staged_folder, write_json
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -186,7 +186,7 @@ with staged_folder(target, overwrite=True) as folder:
 def child(target: Path, die_at: int) -> subprocess.CompletedProcess[str]:
     """Run an export that kills itself before its n-th system call, or one under a file-size limit."""
     command = [sys.executable, "-c", CHILD, str(target), str(die_at)]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
 
 
 def test_a_killed_export_loses_nothing(tmp_path: Path) -> None:

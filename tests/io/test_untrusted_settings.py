@@ -18,10 +18,10 @@ from adamerge.backbones import OpenClipClassifier
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
+from adamerge.io.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 from adamerge.parametrizations import TaskWise
 from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
-from adamerge.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 
 HARMFUL: dict[str, list[Any]] = {
     "trust_remote_code": [True, "yes", 1],
@@ -64,7 +64,7 @@ def test_every_rule_is_tried_in_both_ways():
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("key", HARMFUL)
 def test_what_is_harmful_is_refused_wherever_it_stands(file, key, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])  # where there is a folder "tests"
+    monkeypatch.chdir(Path(__file__).parents[2])  # where there is a folder "tests"
     for value in HARMFUL[key]:
         for content in ({key: value}, {"a": [{"b": {key: value}}]}):
             (tmp_path / file).write_text(json.dumps(content))

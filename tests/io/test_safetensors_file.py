@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError
-from adamerge.files import TensorFile, cache_folder, read_json
+from adamerge.io.safetensors_file import TensorFile, cache_folder, read_json
 
 HEADER = {
     "__metadata__": {"format": "pt"},
@@ -231,7 +231,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_read_does_not_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor after tensor of one file, each let go: no more of it is resident than is read through one mapping."""
-    monkeypatch.setattr("adamerge.files.MAPPED", 8_000_000)
+    monkeypatch.setattr("adamerge.io.safetensors_file.MAPPED", 8_000_000)
     path = tmp_path / "model.safetensors"
     save_file({f"{number:02}": torch.ones(1_000_000) for number in range(40)}, path)
     file = TensorFile(path)

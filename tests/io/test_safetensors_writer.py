@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from adamerge.errors import ExportError
-from adamerge.weights import nbytes_of, verify_tensors, write_tensors, write_weights
+from adamerge.io.safetensors_writer import nbytes_of, verify_tensors, write_tensors, write_weights
 
 VALUES = {"b": torch.arange(6.0).view(2, 3).to(torch.bfloat16), "a": torch.tensor(7), "c": torch.ones(0, 4)}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from adamerge.errors import CheckpointError
-from adamerge.pickles import described
+from adamerge.io.pickles import described
 
 if TYPE_CHECKING:
     import torch  # only for annotations: headers are read without it

@@ -6,10 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from adamerge.coefficient_file import METADATA_KEY, digest_of, read_coefficients
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CoefficientsError
-from adamerge.files import TensorFile
+from adamerge.io.coefficient_file import METADATA_KEY, digest_of, read_coefficients
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.task_vectors import TaskVectors
 
