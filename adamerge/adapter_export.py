@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from adamerge.adapters import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
+from adamerge.checkpoints.lora import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
+from adamerge.checkpoints.origins import base_name, origin
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
 from adamerge.io.atomic import staged_folder
@@ -20,7 +21,6 @@ from adamerge.io.safetensors_file import quoted
 from adamerge.io.safetensors_writer import verify_tensors
 from adamerge.low_rank import LowRankDeltas
 from adamerge.model_card import COEFFICIENTS_FILE, card
-from adamerge.origins import base_name, origin
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
 

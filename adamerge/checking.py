@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamerge.adapters import AdapterCheckpoint
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.config_differences import unlike
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.obsolete_tensors import leftovers
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
-from adamerge.leftovers import leftovers
 from adamerge.memory import size
-from adamerge.model_files import unlike
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
 from adamerge.plan import Plan

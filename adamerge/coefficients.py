@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.opening import lasting_path
+from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
 from adamerge.io.model_folder import Layout
-from adamerge.origins import LOCAL
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.held import held_masks
 from adamerge.recipe import build, build_factory, describe
-from adamerge.sources import lasting_path
 from adamerge.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 

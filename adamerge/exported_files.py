@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from adamerge.adapters import AdapterCheckpoint
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.origins import is_path
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
 from adamerge.io.links import refuse_outside
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import quoted, read_json
 from adamerge.io.safetensors_writer import verify_tensors, write_tensors
-from adamerge.origins import is_path
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 PLACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}

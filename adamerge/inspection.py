@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from torch import Tensor
 
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import mask_statistics
 from adamerge.constraints import Constraint, Free
 from adamerge.errors import CoefficientsError
@@ -22,7 +23,6 @@ from adamerge.io.safetensors_file import read_json
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations.held import HELD, held_masks
 from adamerge.recipe import build
-from adamerge.sources import open_checkpoint
 
 NARROWEST = 24  # characters of a column of names
 

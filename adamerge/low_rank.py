@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from adamerge.checkpoints.lora_factors import Factors, matrix_shape
 from adamerge.deltas import Deltas
-from adamerge.factors import Factors, matrix_shape
 from adamerge.groups import Groups, Whole
 from adamerge.precision import exact
 

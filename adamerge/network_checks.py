@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
-from adamerge.adapters import AdapterCheckpoint
-from adamerge.agreement import COUNTERS, refuse_other
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.compatibility import COUNTERS, refuse_other
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.name_patterns import excluding
+from adamerge.checkpoints.obsolete_tensors import is_leftover, is_unmatched
 from adamerge.errors import CheckpointError
-from adamerge.leftovers import is_leftover, is_unmatched
-from adamerge.patterns import excluding
 
 
 def refuse_other_network(

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adamerge.agreement import differences, extra_names, names_to_merge, refuse_extra
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.compatibility import differences, extra_names, names_to_merge, refuse_extra
+from adamerge.checkpoints.hub_headers import open_headers
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.io.safetensors_file import quoted, read_json
-from adamerge.remote import open_headers
 
 
 @dataclass

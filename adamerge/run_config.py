@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from adamerge.checkpoints.opening import lasting_path
 from adamerge.configuration import ConfigCLI
 from adamerge.io.atomic import staged_file
 from adamerge.io.versions import WRITTEN_BY
-from adamerge.sources import lasting_path
 
 SOURCES = (
     "model.task_vectors.*base",

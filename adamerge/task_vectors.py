@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamerge.agreement import extra_names, names_to_merge, refuse_extra, refuse_other
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.deltas import Deltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.precision import exact
-from adamerge.sources import open_checkpoint
 from adamerge.streamed import StreamedDeltas
 from adamerge.transforms import State, Transform
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adamerge.checkpoint import MERGEABLE
+from adamerge.checkpoints.checkpoint import MERGEABLE
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.sources import open_checkpoint
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

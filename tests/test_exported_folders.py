@@ -12,12 +12,12 @@ from pico import pico_pool
 from running import child
 
 from adamerge.backbones import OpenClipClassifier
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.export import export
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 KINDS = ["bert", "llama", "qwen2_tied", "llava", "t5"]

@@ -68,8 +68,8 @@ def test_weights_are_not_read(run, pool, capfd, monkeypatch):
     def refuse(self, *_):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("adamerge.checkpoint.SafetensorsCheckpoint.__getitem__", refuse)
-    monkeypatch.setattr("adamerge.checkpoint.Checkpoint._pass", refuse)
+    monkeypatch.setattr("adamerge.checkpoints.checkpoint.SafetensorsCheckpoint.__getitem__", refuse)
+    monkeypatch.setattr("adamerge.checkpoints.checkpoint.Checkpoint._pass", refuse)
     assert command(capfd, "inspect", run).code == 0
     assert command(capfd, "inspect", pool["base"]).code == 0
 

@@ -8,8 +8,8 @@ from rounding import gamma
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adamerge.checkpoints.lora_factors import Factors, no_change
 from adamerge.deltas import DenseDeltas
-from adamerge.factors import Factors, no_change
 from adamerge.groups import Chunks, Whole
 from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.streamed import StreamedDeltas

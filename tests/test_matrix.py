@@ -28,13 +28,13 @@ from torch import Tensor
 from adamerge import constraints, objectives, parametrizations
 from adamerge.backbones import IGNORED, Batch, OpenClipClassifier, Teacher
 from adamerge.backbones.inputs import stack, stack_tensors
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization
 from adamerge.recipe import describe
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from stand_ins import bare_clip_expert, moved, noise_data, pico_clip, pico_clip_expert, pico_open_clip, read_pool
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.data import load_vocabulary
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 POOLS, SUITES = ROOT / "configs" / "pools", ROOT / "configs" / "tasks"

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from running import TASK_ARITHMETIC, command, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
 
+from adamerge.checkpoints.opening import lasting_path
 from adamerge.run_config import located
-from adamerge.sources import lasting_path
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
-from adamerge.adapters import AdapterCheckpoint
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.groups import Whole
-from adamerge.sources import open_checkpoint
 from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Elementwise, Scale, Ties

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adamerge.backbones.inputs import Inputs, rows
 from adamerge.backbones.structure import owner
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.io.model_folder import Layout
 
 IGNORED = -100

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from adamerge.backbones.base import Task
 from adamerge.backbones.transformers import TransformersBackbone
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.io.links import refuse_outside
 from adamerge.io.model_folder import Layout

@@ -20,7 +20,7 @@ from adamerge.backbones.hidden import state_number
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.links import refuse_links_outside
 from adamerge.io.model_folder import Layout

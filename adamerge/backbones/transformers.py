@@ -16,12 +16,12 @@ from torch import Tensor
 from adamerge.backbones.base import Backbone, Task
 from adamerge.backbones.hidden import state_number
 from adamerge.backbones.names import names_of
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.obsolete_tensors import is_leftover
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.links import refuse_links_outside
 from adamerge.io.model_folder import Layout
-from adamerge.leftovers import is_leftover
-from adamerge.sources import open_checkpoint
 
 TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.tiktoken"),

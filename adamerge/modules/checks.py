@@ -9,12 +9,12 @@ import torch
 from lightning import Trainer
 from torch import distributed
 
+from adamerge.checkpoints.name_patterns import excluding
 from adamerge.data import Calibration
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
-from adamerge.patterns import excluding
 from adamerge.plan import Plan
 from adamerge.precision import check_precision
 from adamerge.task_vectors import TaskVectors

@@ -9,12 +9,12 @@ from pico import TASKS, pico_pool, random_model, tokenizer
 from safetensors.torch import load_file, save_file
 
 from adamerge.backbones import SequenceClassifier
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from adamerge.backbones import Encoded, OpenClipClassifier
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError, DataError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 TASKS = {

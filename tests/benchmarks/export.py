@@ -27,12 +27,12 @@ from rich.table import Table
 from safetensors.torch import save_file
 from watching import CommandFailed, Watched, environment_of, spread, watch
 
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_writer import nbytes_of, shards, write_weights
 from adamerge.parametrizations import TaskWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 MERGEKIT = "mergekit==0.1.5"

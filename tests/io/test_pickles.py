@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from running import ROOT, child
 
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile
-from adamerge.sources import open_checkpoint
 
 MODULE = """
     import torch

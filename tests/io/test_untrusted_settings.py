@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import AttentionInterface
 
 from adamerge.backbones import OpenClipClassifier
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
 from adamerge.io.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 from adamerge.parametrizations import TaskWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 HARMFUL: dict[str, list[Any]] = {

@@ -158,7 +158,7 @@ def other_expert(tmp_path):
     module = module_of(TeacherFiles(folder=tmp_path))
     expert = module.merged.task_vectors.checkpoints["one"]
     moved = {name: expert[name] * 1.01 for name in expert}
-    from adamerge.sources import open_checkpoint
+    from adamerge.checkpoints.opening import open_checkpoint
 
     module.merged.task_vectors.checkpoints["one"] = open_checkpoint(moved)
     return module, ToyTexts()

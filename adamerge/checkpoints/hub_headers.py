@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.opening import is_hub_id, open_checkpoint
+from adamerge.checkpoints.renamed_checkpoint import under_names_of
 from adamerge.errors import CheckpointError
 from adamerge.io.dtypes import TORCH_DTYPES
 from adamerge.io.safetensors_file import BITS, quoted
-from adamerge.renamed import under_names_of
-from adamerge.sources import is_hub_id, open_checkpoint
 
 
 class RemoteCheckpoint(Checkpoint):

@@ -9,15 +9,15 @@ import transformers
 from pico import ENCODER, VISION, pico_pool, random_model
 from safetensors.torch import load_file
 
-from adamerge.adapters import AdapterCheckpoint
-from adamerge.agreement import refuse_extra, refuse_other
-from adamerge.checkpoint import StateDict
+from adamerge.checkpoints.checkpoint import StateDict
+from adamerge.checkpoints.compatibility import refuse_extra, refuse_other
+from adamerge.checkpoints.hub_headers import RemoteCheckpoint
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.merged_model import MergedModel
 from adamerge.network_checks import refuse_untrainable
 from adamerge.parametrizations import LayerWise
-from adamerge.remote import RemoteCheckpoint
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 

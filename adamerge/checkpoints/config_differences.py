@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import AdamergeError
 from adamerge.io.safetensors_file import quoted, read_json
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.checkpoints.lora_config import by_pattern, read_configuration
+from adamerge.checkpoints.lora_factors import Factors, matrix_shape, no_change
+from adamerge.checkpoints.prefix_matching import Renaming
 from adamerge.errors import CheckpointError
-from adamerge.factors import Factors, matrix_shape, no_change
 from adamerge.io.dtypes import FORMAT_NAMES
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile, listed, quoted
-from adamerge.lora_configuration import by_pattern, read_configuration
-from adamerge.renaming import Renaming
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adamerge.checkpoint import MERGEABLE, Checkpoint
+from adamerge.checkpoints.checkpoint import MERGEABLE, Checkpoint
 
 # last part of the name to the numbers of dimensions
 _COMPUTED = {

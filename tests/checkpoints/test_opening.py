@@ -15,11 +15,11 @@ from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 from tensor_files import SHARDS, many_dtypes, refusal, save_index, save_sharded
 
-from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
-from adamerge.checkpoint import Checkpoint, StateDict
+from adamerge.checkpoints.checkpoint import Checkpoint, StateDict
+from adamerge.checkpoints.lora import CONFIG, WEIGHTS, AdapterCheckpoint
+from adamerge.checkpoints.opening import is_hub_id, lasting_path, open_checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.io.safetensors_file import TensorFile
-from adamerge.sources import is_hub_id, lasting_path, open_checkpoint
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from typing import Any
 import numpy
 import torch
 
+from adamerge.checkpoints.lora_factors import Factors
 from adamerge.errors import CheckpointError, ExportError
-from adamerge.factors import Factors
 from adamerge.io.atomic import staged_file
 from adamerge.io.dtypes import FORMAT_NAMES, TORCH_DTYPES
 from adamerge.io.safetensors_file import TensorFile, cache_folder, listed, quoted, read_json

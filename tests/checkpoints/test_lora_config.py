@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from adamerge.checkpoints.lora_config import by_pattern, read_configuration
 from adamerge.errors import CheckpointError
-from adamerge.lora_configuration import by_pattern, read_configuration
 
 NAMES = ["model.layers.1.self_attn.q_proj", "model.layers.11.self_attn.q_proj", "q_proj", "my_q_proj", "q_proj.x"]
 PATTERNS = [

@@ -12,10 +12,10 @@ import torch
 from lora_models import CASES, tiny
 from safetensors.torch import load_file, save_file
 
-from adamerge.adapters import CONFIG, WEIGHTS, AdapterCheckpoint
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.lora import CONFIG, WEIGHTS, AdapterCheckpoint
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.sources import open_checkpoint
 
 
 def opened(lora, case: str) -> tuple[Checkpoint, AdapterCheckpoint]:

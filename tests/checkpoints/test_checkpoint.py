@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from tensor_files import many_dtypes, refusal
 
-from adamerge.checkpoint import MERGEABLE, StateDict
+from adamerge.checkpoints.checkpoint import MERGEABLE, StateDict
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.io.safetensors_file import BITS, TensorFile
-from adamerge.sources import open_checkpoint
 
 
 @pytest.fixture(autouse=True)

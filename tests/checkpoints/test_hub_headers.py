@@ -10,9 +10,9 @@ from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
 from safetensors.torch import save_file
 from test_memory import with_adapter
 
+from adamerge.checkpoints.hub_headers import RemoteCheckpoint, open_headers
+from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.remote import RemoteCheckpoint, open_headers
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 

@@ -13,13 +13,13 @@ from running import command
 from safetensors.torch import save_file
 
 from adamerge.adapter_export import export_adapter
+from adamerge.checkpoints.opening import open_checkpoint
+from adamerge.checkpoints.origins import base_name, is_path, origin, shown
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.export import export
 from adamerge.io.model_folder import Layout
 from adamerge.model_card import COEFFICIENTS_FILE
-from adamerge.origins import base_name, is_path, origin, shown
 from adamerge.parametrizations import LayerWise
-from adamerge.sources import open_checkpoint
 from adamerge.task_vectors import TaskVectors
 
 
@@ -37,7 +37,7 @@ def test_what_a_model_is_called(tmp_path, monkeypatch):
     cached = model_at(tmp_path / "hub" / "models--org--na-me.v2" / "snapshots" / "0af3", {"_name_or_path": "x/y"})
     assert origin(open_checkpoint(cached)) == "org/na-me.v2@0af3"
     assert base_name(open_checkpoint(cached), []) == "org/na-me.v2"
-    monkeypatch.setattr("adamerge.sources._download", lambda source: cached)
+    monkeypatch.setattr("adamerge.checkpoints.opening._download", lambda source: cached)
     fetched = open_checkpoint("org/model@main")
     assert origin(fetched) == "org/model@main" and base_name(fetched, []) == "org/model"
     images = open_checkpoint("package:adamerge/testbed/checkpoints/images/base")

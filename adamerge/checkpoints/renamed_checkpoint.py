@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from adamerge.checkpoint import Checkpoint, Scan
-from adamerge.factors import Factors
+from adamerge.checkpoints.checkpoint import Checkpoint, Scan
+from adamerge.checkpoints.lora_factors import Factors
+from adamerge.checkpoints.prefix_matching import Renaming, blocks
 from adamerge.io.safetensors_file import quoted
-from adamerge.renaming import Renaming, blocks
 
 
 class RenamedCheckpoint(Checkpoint):

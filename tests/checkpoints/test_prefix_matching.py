@@ -2,8 +2,8 @@
 
 import pytest
 
+from adamerge.checkpoints.prefix_matching import Renaming
 from adamerge.errors import CheckpointError
-from adamerge.renaming import Renaming
 
 TEXT = [f"language_model.model.layers.{i}.q_proj.weight" for i in range(2)]
 EYES = [f"vision_tower.encoder.layers.{i}.q_proj.weight" for i in range(2)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.factors import Factors, matrix_shape, no_change
+from adamerge.checkpoints.lora_factors import Factors, matrix_shape, no_change
 
 
 def factors(left, right, scale=1.0):

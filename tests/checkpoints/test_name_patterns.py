@@ -7,7 +7,7 @@ import torch
 import transformers
 from pico import ENCODER, VISION, random_model
 
-from adamerge.patterns import MOST, excluding, globs
+from adamerge.checkpoints.name_patterns import MOST, excluding, globs
 from adamerge.task_vectors import TaskVectors
 
 

@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import save_file
 from toys import toy_weights
 
-from adamerge.model_files import unlike
-from adamerge.sources import open_checkpoint
+from adamerge.checkpoints.config_differences import unlike
+from adamerge.checkpoints.opening import open_checkpoint
 
 
 @pytest.fixture

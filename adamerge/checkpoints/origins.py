@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from adamerge.adapters import AdapterCheckpoint
-from adamerge.checkpoint import Checkpoint
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.lora import AdapterCheckpoint
+from adamerge.checkpoints.opening import is_hub_id
 from adamerge.errors import CheckpointError
 from adamerge.io.safetensors_file import read_json
-from adamerge.sources import is_hub_id
 
 LOCAL = "local:"
 """Beginning of what a file says in a model's place of which nobody else would know where it is; its last name follows."""

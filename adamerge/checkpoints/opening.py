@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from adamerge.adapters import AdapterCheckpoint, is_adapter
-from adamerge.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
+from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
+from adamerge.checkpoints.lora import AdapterCheckpoint, is_adapter
+from adamerge.checkpoints.renamed_checkpoint import under_names_of
 from adamerge.errors import CheckpointError
 from adamerge.io import hub_ids as places
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile, listed, quoted, read_json
 from adamerge.io.untrusted_settings import refuse_harmful
-from adamerge.renamed import under_names_of
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NUMBERED = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
