@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from adamerge.coefficients import Coefficients, load_coefficients
-from adamerge.deltas import TransformedDeltas
+from adamerge.deltas.base import TransformedDeltas
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.parametrizations import ImportanceChunkWise, Linear

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from adamerge.deltas import PIECE
+from adamerge.deltas.base import PIECE
 from adamerge.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from adamerge.combinations import Outline
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.lazy_combination import Outline
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.way_back import WayBack
 

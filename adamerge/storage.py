@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 import torch
 
 from adamerge.conveyor import Arena, Conveyor
-from adamerge.deltas import Deltas, DenseDeltas
+from adamerge.deltas.base import Deltas, DenseDeltas
+from adamerge.deltas.quantized import Blockwise, Code, Floats, KeptDeltas
+from adamerge.deltas.row_buffers import made_at_once, room
 from adamerge.errors import ConfigError
-from adamerge.kept_deltas import Blockwise, Code, Floats, KeptDeltas
 from adamerge.memory import Memory, Sizes
-from adamerge.rows import made_at_once, room
 from adamerge.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -14,11 +14,11 @@ from torch import Tensor
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
+from adamerge.deltas.streamed import StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.precision import exact
-from adamerge.streamed import StreamedDeltas
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]

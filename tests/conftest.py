@@ -39,7 +39,7 @@ def cut(monkeypatch):
 
     def every(elements: int) -> None:
         for kind in ("Deltas", "DenseDeltas"):
-            monkeypatch.setattr(f"adamerge.deltas.{kind}.piece", elements)
+            monkeypatch.setattr(f"adamerge.deltas.base.{kind}.piece", elements)
 
     return every
 

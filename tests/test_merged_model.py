@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adamerge.backbones import Backbone, Encoded
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
@@ -681,7 +681,7 @@ def test_memory_between_merge_and_backward_does_not_know_the_number_of_tasks(tmp
 
 
 def test_one_merge_and_one_contraction_whatever_the_micro_batches(monkeypatch):
-    from adamerge.deltas import DenseDeltas
+    from adamerge.deltas.base import DenseDeltas
 
     merged = make()
     merged.merge()

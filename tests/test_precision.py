@@ -89,7 +89,7 @@ def test_nothing_is_rounded_when_a_step_runs_under_autocast(storage, transforms,
 def test_factors_are_multiplied_in_fp32(tmp_path, transforms, precision):
     vectors = lora_files(tmp_path, 3, 64)
     coefficients = torch.rand(3, 1, generator=torch.Generator().manual_seed(1))
-    from adamerge.groups import Whole
+    from adamerge.deltas.groups import Whole
 
     def sums():
         vectors_ = TaskVectors(vectors.base, vectors.checkpoints, transforms=transforms)

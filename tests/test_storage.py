@@ -13,14 +13,14 @@ from test_merged_model import Mlp, Net, cost, files, lora_files, models
 import adamerge.automatic
 import adamerge.storage
 from adamerge.automatic import Automatic
-from adamerge.deltas import DenseDeltas
+from adamerge.deltas.base import DenseDeltas
+from adamerge.deltas.low_rank import LowRankDeltas
+from adamerge.deltas.quantized import KeptDeltas
+from adamerge.deltas.row_buffers import FEW
 from adamerge.errors import ConfigError
-from adamerge.kept_deltas import KeptDeltas
-from adamerge.low_rank import LowRankDeltas
 from adamerge.memory import Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
-from adamerge.rows import FEW
 from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Magnitude, Scale, Ties
@@ -138,7 +138,7 @@ def test_factors_stay_factors_in_fp32(tmp_path, storage):
     for name in vectors:
         assert isinstance(placed[name], LowRankDeltas)
         assert {factor.dtype for factor in placed[name].read()} == {torch.float32}
-        from adamerge.groups import Whole
+        from adamerge.deltas.groups import Whole
 
         assert torch.equal(placed[name].combine(coefficients, Whole()), vectors[name].combine(coefficients, Whole()))
 

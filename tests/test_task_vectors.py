@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
+from adamerge.deltas.groups import Whole
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.groups import Whole
 from adamerge.storage import Resident
 from adamerge.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Elementwise, Scale, Ties

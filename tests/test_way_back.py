@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_deltas import SHAPE, storages
+from deltas.test_base import SHAPE, storages
 from torch import nn
 
-from adamerge.combinations import Outline
 from adamerge.copies import Place
-from adamerge.groups import Chunks
+from adamerge.deltas.groups import Chunks
+from adamerge.deltas.lazy_combination import Outline
 from adamerge.way_back import WayBack
 
 DELTAS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0], [5.0]])}

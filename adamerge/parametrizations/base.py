@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.task_vectors import TaskVectors
 
 Update = Callable[[str, Deltas], Tensor]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
 from adamerge.task_vectors import TaskVectors
 

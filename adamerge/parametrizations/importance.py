@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adamerge.constraints import Constraint
+from adamerge.deltas.groups import Chunks, Groups
 from adamerge.errors import ConfigError
-from adamerge.groups import Chunks, Groups
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors import TaskVectors

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.constraints import Constraint, Free
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Chunks, Groups, Whole
 from adamerge.errors import ConfigError
-from adamerge.groups import Chunks, Groups, Whole
 from adamerge.parametrizations.base import Parametrization
 from adamerge.task_vectors import TaskVectors
 

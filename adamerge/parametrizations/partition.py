@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adamerge.constraints import Constraint
+from adamerge.deltas.groups import Groups, Ids
 from adamerge.errors import ConfigError
-from adamerge.groups import Groups, Ids
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors import TaskVectors
 

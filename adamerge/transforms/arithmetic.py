@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.transforms.base import State, Transform
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from adamerge.deltas import Deltas, TransformedDeltas
+from adamerge.deltas.base import Deltas, TransformedDeltas
 from adamerge.errors import ConfigError
 
 State = dict[str, list[float]]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.transforms.base import Elementwise, State
 

@@ -63,7 +63,7 @@ def test_held_and_read_merge_to_the_same_bits():
     )
     held = Resident().place(found, torch.device("cpu"))
     coefficients = torch.tensor([[0.3], [0.6]])
-    from adamerge.groups import Whole
+    from adamerge.deltas.groups import Whole
 
     assert torch.equal(held["w"].combine(coefficients, Whole()), found["w"].combine(coefficients, Whole()))
 

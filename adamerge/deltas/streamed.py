@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas
-from adamerge.rows import filled, made_at_once, room
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.row_buffers import filled, made_at_once, room
 
 
 class StreamedDeltas(Deltas):

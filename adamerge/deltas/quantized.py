@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas import PIECE, Deltas
+from adamerge.deltas.base import PIECE, Deltas
+from adamerge.deltas.row_buffers import filled, made_at_once, room
 from adamerge.errors import ConfigError
-from adamerge.rows import filled, made_at_once, room
 
 BLOCK = 64
 """Numbers that share a scale in few bits: small enough that one outlier spoils little, and a scale is half a bit each."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.rows import FEW, filled, made_at_once, room
+from adamerge.deltas.row_buffers import FEW, filled, made_at_once, room
 
 CPU = torch.device("cpu")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_deltas import SHAPE, storages
 
-from adamerge.combinations import Outline
-from adamerge.groups import Chunks
+from adamerge.deltas.groups import Chunks
+from adamerge.deltas.lazy_combination import Outline
+from deltas.test_base import SHAPE, storages
 
 
 @pytest.mark.parametrize("kind", ["dense", "streamed"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from adamerge.deltas import DenseDeltas
-from adamerge.groups import SEGMENT, Chunks, Ids, Whole
+from adamerge.deltas.base import DenseDeltas
+from adamerge.deltas.groups import SEGMENT, Chunks, Ids, Whole
 
 CPU = torch.device("cpu")
 

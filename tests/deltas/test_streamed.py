@@ -2,11 +2,11 @@
 
 import torch
 
-from adamerge.deltas import PIECE
-from adamerge.groups import Chunks, Whole
-from adamerge.kept_deltas import Floats, KeptDeltas
-from adamerge.rows import FEW
-from adamerge.streamed import StreamedDeltas
+from adamerge.deltas.base import PIECE
+from adamerge.deltas.groups import Chunks, Whole
+from adamerge.deltas.quantized import Floats, KeptDeltas
+from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.streamed import StreamedDeltas
 
 
 def streamed(base, experts):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.groups import Groups
+from adamerge.deltas.groups import Groups
+from adamerge.deltas.row_buffers import room
 from adamerge.precision import exact
-from adamerge.rows import room
 
 PIECE = 1 << 19
 """Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""

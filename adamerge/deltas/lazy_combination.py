@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from adamerge.deltas import Deltas
-from adamerge.groups import Groups
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Groups
 from adamerge.precision import exact
 
 

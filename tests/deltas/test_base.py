@@ -3,11 +3,11 @@
 import pytest
 import torch
 from rounding import gamma
-from test_groups import columns_of, strewn
 
-from adamerge.deltas import DenseDeltas, TransformedDeltas
-from adamerge.groups import Chunks, Whole
-from adamerge.streamed import StreamedDeltas
+from adamerge.deltas.base import DenseDeltas, TransformedDeltas
+from adamerge.deltas.groups import Chunks, Whole
+from adamerge.deltas.streamed import StreamedDeltas
+from deltas.test_groups import columns_of, strewn
 
 SHAPE = torch.Size((4, 5, 3))
 

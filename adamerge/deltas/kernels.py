@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from adamerge.rows import FEW, room
+from adamerge.deltas.row_buffers import FEW, room
 
 RUN = 1 << 14
 """Elements whose products with several rows the linear algebra library sums at a time."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from adamerge.checkpoints.lora_factors import Factors, matrix_shape
-from adamerge.deltas import Deltas
-from adamerge.groups import Groups, Whole
+from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Groups, Whole
 from adamerge.precision import exact
 
 

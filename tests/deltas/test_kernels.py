@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from adamerge import sums
-from adamerge.deltas import DenseDeltas
-from adamerge.groups import Chunks, Whole
-from adamerge.rows import FEW
-from adamerge.sums import BAG, FEWEST, _adds_one_by_one, _bags_add_one_by_one, sum_rows
+from adamerge.deltas import kernels as sums
+from adamerge.deltas.base import DenseDeltas
+from adamerge.deltas.groups import Chunks, Whole
+from adamerge.deltas.kernels import BAG, FEWEST, _adds_one_by_one, _bags_add_one_by_one, sum_rows
+from adamerge.deltas.row_buffers import FEW
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(
     """Whichever library adds as if one by one: none is used where it does not."""
     for asked in ("_bags_add_one_by_one", "_adds_one_by_one"):
         if asked != alike:
-            monkeypatch.setattr(f"adamerge.sums.{asked}", lambda: False)
+            monkeypatch.setattr(f"adamerge.deltas.kernels.{asked}", lambda: False)
     rows, coefficients = torch.randn(experts, numel), torch.randn(experts, 1)
     whole = DenseDeltas(rows).summed(coefficients, Whole())
     one_by_one = torch.mul(rows[0], coefficients[0])

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adamerge.checkpoints.lora_factors import Factors, no_change
-from adamerge.deltas import DenseDeltas
-from adamerge.groups import Chunks, Whole
-from adamerge.low_rank import JoinedDeltas, LowRankDeltas
-from adamerge.streamed import StreamedDeltas
+from adamerge.deltas.base import DenseDeltas
+from adamerge.deltas.groups import Chunks, Whole
+from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
+from adamerge.deltas.streamed import StreamedDeltas
 
 CPU = torch.device("cpu")
 

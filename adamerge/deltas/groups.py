@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from adamerge.sums import add_rows, dots, sum_rows
+from adamerge.deltas.kernels import add_rows, dots, sum_rows
 
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other."""

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adamerge.deltas import DenseDeltas
+from adamerge.deltas.base import DenseDeltas
+from adamerge.deltas.groups import Chunks, Ids, Whole
+from adamerge.deltas.quantized import BLOCK, Blockwise, Code, Floats, KeptDeltas
+from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.streamed import StreamedDeltas
 from adamerge.errors import ConfigError
-from adamerge.groups import Chunks, Ids, Whole
-from adamerge.kept_deltas import BLOCK, Blockwise, Code, Floats, KeptDeltas
-from adamerge.rows import FEW
-from adamerge.streamed import StreamedDeltas
 
 CODES = {
     "float32": Floats(torch.float32),
@@ -173,7 +173,7 @@ def test_encoded_in_pieces_it_is_the_same_bits(monkeypatch, code, experts):
     rows, base = numbers(experts, 5000).clamp(-1e4, 1e4), torch.zeros(5000)
     deltas = StreamedDeltas(lambda: base, [lambda row=row: row for row in rows], base.shape, base.device)
     whole = KeptDeltas.of(deltas, code, lambda held: held)
-    monkeypatch.setattr("adamerge.kept_deltas.PIECE", 700)  # 704: pieces are of whole blocks
+    monkeypatch.setattr("adamerge.deltas.quantized.PIECE", 700)  # 704: pieces are of whole blocks
     cut = KeptDeltas.of(deltas, code, lambda held: held)
     for one, other, row in zip(whole.held, cut.held, rows, strict=True):
         assert torch.equal(one, other) and torch.equal(one, encoded(code, row))
