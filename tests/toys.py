@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from adamerge.backbones import Backbone, Encoded, Inputs
-from adamerge.backbones.hidden import state_number
+from adamerge.backbones.hidden_states import state_number
 from adamerge.data import Calibration, Vocabulary
 from adamerge.io.model_folder import Layout
 from adamerge.task_vectors import TaskVectors

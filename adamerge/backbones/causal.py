@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
-from adamerge.backbones.chat import chat_ids, chat_tokens
+from adamerge.backbones.chat_templates import chat_ids, chat_tokens
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.transformers import TransformersBackbone, chosen

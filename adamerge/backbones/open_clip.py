@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
-from adamerge.backbones.hidden import state_number
+from adamerge.backbones.hidden_states import state_number
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
-from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
+from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.links import refuse_links_outside

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones.base import Backbone, Task
-from adamerge.backbones.hidden import state_number
-from adamerge.backbones.names import names_of
+from adamerge.backbones.hidden_states import state_number
+from adamerge.backbones.name_map import names_of
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.obsolete_tensors import is_leftover
 from adamerge.checkpoints.opening import open_checkpoint

@@ -15,7 +15,7 @@ from adamerge.backbones.base import Encoded, Task
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TransformersBackbone, chosen
-from adamerge.backbones.zero_shot import ZeroShotHead, check_task, class_embeddings
+from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
 from adamerge.backbones.causal import longest, next_tokens, shifted, token_inputs
-from adamerge.backbones.chat import chat_spans, within
+from adamerge.backbones.chat_templates import chat_spans, within
 from adamerge.backbones.inputs import Inputs, packed, pieces
 from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.transformers import TransformersBackbone, chosen

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from adamerge.backbones import Task
-from adamerge.backbones.zero_shot import check_words
+from adamerge.backbones.zero_shot_head import check_words
 from adamerge.data.class_labels import LABEL
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary

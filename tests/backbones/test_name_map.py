@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from adamerge import LayerWise, MergedModel, TaskVectors
 from adamerge.backbones import CausalLM, SequenceClassifier
 from adamerge.backbones.inputs import stack
-from adamerge.backbones.names import names_of
+from adamerge.backbones.name_map import names_of
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
@@ -195,6 +195,6 @@ def test_what_is_permuted_in_memory_is_refused_with_the_tensors_name(tmp_path, m
     def permuted(model, state):
         return {key: value.flip(0) if key == name else value for key, value in state.items()}
 
-    monkeypatch.setattr("adamerge.backbones.names.revert_weight_conversion", permuted)
+    monkeypatch.setattr("adamerge.backbones.name_map.revert_weight_conversion", permuted)
     with pytest.raises(CheckpointError, match=name):
         names_of(network, load_file(tmp_path / "model.safetensors"))

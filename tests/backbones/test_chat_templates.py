@@ -3,7 +3,7 @@
 import pytest
 from pico import CHAT, tokenizer
 
-from adamerge.backbones.chat import chat_ids, chat_spans, chat_tokens
+from adamerge.backbones.chat_templates import chat_ids, chat_spans, chat_tokens
 from adamerge.errors import DataError
 
 # as models that reason do it: thoughts are written of the turns behind the last question alone, be they empty

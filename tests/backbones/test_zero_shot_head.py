@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamerge.backbones.zero_shot import ZeroShotHead, check_task, check_words, class_embeddings
+from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, check_words, class_embeddings
 from adamerge.errors import ConfigError, DataError
 
 PLACES = {"a x": [3.0, 0.0], "b x": [0.0, 2.0], "a y": [1.0, 0.0], "b y": [5.0, 0.0]}
