@@ -9,7 +9,7 @@ __version__ = "0.2.0"
 
 _HOMES = {  # public name to the module that holds it; files name parts by these names alone
     "AdaptiveMerging": "modules",
-    "Automatic": "automatic",
+    "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
     "BilevelMerging": "modules",
     "BinaryMask": "parametrizations",
@@ -32,7 +32,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
     "DisjointMean": "transforms",
-    "Disk": "storage",
+    "Disk": "task_vectors.storage",
     "DistanceToInitial": "penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
@@ -54,7 +54,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "LogitAlignment": "objectives",
-    "LowBit": "storage",
+    "LowBit": "task_vectors.storage",
     "LowestTarget": "selection",
     "Magnitude": "transforms",
     "Mask": "parametrizations",
@@ -66,12 +66,12 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Parametrization": "parametrizations",
     "Passes": "passes",
     "Penalty": "penalties",
-    "Pinned": "storage",
+    "Pinned": "task_vectors.storage",
     "Projection": "constraints",
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
-    "Resident": "storage",
+    "Resident": "task_vectors.storage",
     "RunawayGuard": "callbacks",
     "Scale": "transforms",
     "Schedule": "modules",
@@ -83,13 +83,13 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Sigmoid": "constraints",
     "SoftMask": "parametrizations",
     "Softmax": "constraints",
-    "Storage": "storage",
+    "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "penalties",
     "SummedHiddenAlignment": "objectives",
     "SurestOfAll": "objectives",
     "SurestOfPredicted": "objectives",
-    "TaskVectors": "task_vectors",
+    "TaskVectors": "task_vectors.task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "modules",
     "TeacherFiles": "modules",
@@ -112,7 +112,6 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from adamerge.automatic import Automatic
     from adamerge.backbones import (
         Backbone,
         CausalLM,
@@ -207,8 +206,9 @@ if TYPE_CHECKING:
         Selection,
     )
     from adamerge.shards import ShardedCopy
-    from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
-    from adamerge.task_vectors import TaskVectors
+    from adamerge.task_vectors.automatic_storage import Automatic
+    from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
+    from adamerge.task_vectors.task_vectors import TaskVectors
     from adamerge.testbed.data import TestbedImages, TestbedLanguage, TestbedText
     from adamerge.transforms import (
         Combine,

@@ -13,7 +13,7 @@ from adamerge.backbones.structure import outermost, owner, users
 from adamerge.copies import Copy, Passing, Place, Visit
 from adamerge.errors import ConfigError
 from adamerge.passes import StandIn
-from adamerge.storage import FP32
+from adamerge.task_vectors.storage import FP32
 from adamerge.units import Held, Unit
 
 

@@ -20,15 +20,15 @@ from adamerge.checkpoints.obsolete_tensors import leftovers
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
-from adamerge.memory import size
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
 from adamerge.plan import Plan
 from adamerge.plan_report import print_plan
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
 from adamerge.precision import check_precision
-from adamerge.storage import Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.memory import size
+from adamerge.task_vectors.storage import Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.trainer_settings import check_length, whole_number
 from adamerge.transforms import Transform
 from adamerge.units import units_by_name

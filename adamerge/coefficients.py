@@ -23,7 +23,7 @@ from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.held import held_masks
 from adamerge.recipe import build, build_factory, describe
-from adamerge.task_vectors import Source, TaskVectors
+from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 
 

@@ -33,7 +33,7 @@ from adamerge.scoring import (
 )
 from adamerge.stage_configs import for_stage, parsed, stage_files, validated
 from adamerge.stages import fit
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")

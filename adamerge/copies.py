@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from adamerge.automatic import Automatic
 from adamerge.backbones.structure import owner
-from adamerge.storage import FP32, Storage
+from adamerge.task_vectors.automatic_storage import Automatic
+from adamerge.task_vectors.storage import FP32, Storage
 from adamerge.units import Held, Unit
 
 

@@ -23,8 +23,8 @@ from adamerge.network_checks import (
 from adamerge.parametrizations import Parametrization, Update
 from adamerge.passes import Passes, restore
 from adamerge.precision import exact
-from adamerge.storage import Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.way_back import PullBack, WayBack
 
 if TYPE_CHECKING:

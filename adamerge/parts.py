@@ -15,7 +15,7 @@ from adamerge.errors import ConfigError
 from adamerge.io.public_names import current_name
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.penalties import Penalty
-from adamerge.storage import Storage
+from adamerge.task_vectors.storage import Storage
 from adamerge.transforms import Transform
 
 PARTS = (Transform, Parametrization, Constraint, Mask, Penalty, Storage, Copy)

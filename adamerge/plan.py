@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import Copy, WholeCopy
-from adamerge.memory import Available, Memory, Sizes, size
 from adamerge.parametrizations import Parametrization
-from adamerge.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.automatic_storage import Automatic
+from adamerge.task_vectors.memory import Available, Memory, Sizes, size
+from adamerge.task_vectors.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.units import Held, Unit
 
 LEARNING = 4 * FP32

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamerge.memory import size
 from adamerge.plan import Plan
-from adamerge.storage import LowBit, Storage
+from adamerge.task_vectors.memory import size
+from adamerge.task_vectors.storage import LowBit, Storage
 
 
 def print_plan(plan: Plan, micro_batch: int | None = None) -> None:

@@ -30,8 +30,8 @@ from adamerge.io.safetensors_file import read_json
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.recipe import build
-from adamerge.storage import Disk
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 Scores = dict[str, Tensor]
 """Task to the score of each sample."""

@@ -16,7 +16,7 @@ from adamerge.backbones.structure import owner, whole_modules
 from adamerge.copies import Copy, Passing, Place
 from adamerge.errors import ConfigError
 from adamerge.heap import give_back_freed_memory
-from adamerge.storage import FP32, Disk, Storage
+from adamerge.task_vectors.storage import FP32, Disk, Storage
 from adamerge.units import Held, Unit
 
 

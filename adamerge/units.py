@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.structure import owner, users, whole_modules
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True)

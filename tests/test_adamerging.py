@@ -16,7 +16,7 @@ from adamerge.data.steps import Steps
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
 LR, KEEP = 0.05, 0.4

@@ -21,7 +21,7 @@ from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
 from adamerge.export import merged_tensors
 from adamerge.parametrizations import ChunkWise, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Scale, Ties
 
 POOLS = {

@@ -11,7 +11,7 @@ from adamerge.coefficients import Coefficients, load_coefficients, save_coeffici
 from adamerge.constraints import Sigmoid
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, ImportanceChunkWise, LayerWise, Parametrization, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a": (5, 7), "b": (9,), "c": (2, 2), "d": ()}
 

@@ -24,7 +24,7 @@ from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.passes import Passes
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")
 BOTH = Sum([LogitAlignment(), HiddenAlignment([0, 1, -1])])

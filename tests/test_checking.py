@@ -157,7 +157,7 @@ def test_a_pool_alone_is_no_method(tiny):
 
 
 def test_too_little_memory_is_a_warning(tiny, capsys, monkeypatch):
-    from adamerge.memory import Available
+    from adamerge.task_vectors.memory import Available
 
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
     check([tiny, LAYER_WISE], [])

@@ -28,7 +28,7 @@ from adamerge.io.coefficient_file import digest_of, read_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.parametrizations import Concrete, LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
 

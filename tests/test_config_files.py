@@ -64,7 +64,7 @@ def test_they_are_read_as_the_command_line_of_a_fit_reads_them(tmp_path):
     """The same files and overrides through the parser that checks every key give the same model."""
     from adamerge.configuration import Parsed
     from adamerge.parts import make_part
-    from adamerge.storage import Storage
+    from adamerge.task_vectors.storage import Storage
 
     pool = write_yaml(
         tmp_path / "pool.yaml", {"model": {"task_vectors": {"base": "b", "experts": {"a": "x"}}}, "data": DATA}

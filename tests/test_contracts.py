@@ -42,8 +42,8 @@ from adamerge.parametrizations import (
 )
 from adamerge.penalties import Penalty
 from adamerge.recipe import build, build_factory, describe
-from adamerge.storage import Disk, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Transform
 
 SHAPES = {

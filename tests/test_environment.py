@@ -9,7 +9,7 @@ from toys import QUIET
 
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def test_it_records_what_decides_the_numbers():

@@ -21,8 +21,8 @@ from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import ChunkWise, LayerWise
-from adamerge.storage import Disk, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

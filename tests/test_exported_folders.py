@@ -18,7 +18,7 @@ from adamerge.export import export
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 KINDS = ["bert", "llama", "qwen2_tied", "llava", "t5"]
 

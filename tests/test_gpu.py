@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.storage import Disk, LowBit, Pinned, Resident
+from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
-    from adamerge.task_vectors import TaskVectors
+    from adamerge.task_vectors.task_vectors import TaskVectors
 
     data = ImageCalibration({t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
     vectors = TaskVectors(**pool)

@@ -12,7 +12,7 @@ from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.constraints import Clamp, Free, Sigmoid
 from adamerge.parametrizations import LayerWise
 from adamerge.runs import fit
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

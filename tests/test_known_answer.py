@@ -9,7 +9,7 @@ from adamerge.constraints import Free, Projection, Sigmoid
 from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class Regressor(Backbone):

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from adamerge.data import ImageTextTask, LanguageCalibration, LanguageTask, TextTask
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 POOLS = ROOT / "configs" / "pools"
 EXPERTS = {

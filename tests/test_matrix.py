@@ -35,7 +35,7 @@ from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization
 from adamerge.recipe import describe
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 BACKBONES = ["open_clip", *KINDS]

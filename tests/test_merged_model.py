@@ -25,8 +25,8 @@ from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
-from adamerge.storage import Disk, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
 WIDTH = 6

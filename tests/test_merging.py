@@ -7,7 +7,7 @@ import torch
 
 from adamerge.merging import merged_tensor, updates
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"matrix": (4, 3), "vector": (7,), "scalar": (), "empty": (0, 2)}
 

@@ -37,8 +37,8 @@ from adamerge.objectives import Entropy, Objective, PseudoLabel
 from adamerge.objectives.views import seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise
 from adamerge.penalties import DistanceToInitial
-from adamerge.storage import Disk, LowBit, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 META = torch.device("meta")
 STEPS = 4

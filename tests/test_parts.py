@@ -9,8 +9,8 @@ from adamerge.constraints import Constraint, Projection
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import Concrete, HardMask, LayerWise, Parametrization
 from adamerge.parts import find_class, make_part
-from adamerge.storage import Disk, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Scale, Ties, Transform
 
 
@@ -46,7 +46,7 @@ def test_parametrizations_wait_for_their_task_vectors_also_inside():
 @pytest.mark.parametrize(
     ("spec", "kind", "message"),
     [
-        ("adamerge.storage.Nothing", Storage, "there is no class adamerge.storage.Nothing"),
+        ("adamerge.task_vectors.storage.Nothing", Storage, "there is no class adamerge.task_vectors.storage.Nothing"),
         ("Nothing", Storage, "there is no class Nothing"),
         ("no.such.module.X", Storage, "no class no.such"),
         ("Ties", Storage, "Ties is not a Storage"),

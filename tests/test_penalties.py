@@ -7,7 +7,7 @@ from adamerge.constraints import Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.penalties import CoefficientNorm, DistanceToInitial, SummedDistanceToInitial
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from running import numbers_of
 from safetensors.torch import save_file
 from test_merged_model import files, lora_files
 
-from adamerge.automatic import Automatic
 from adamerge.blocks import BlockCopy
 from adamerge.copies import WholeCopy
-from adamerge.memory import Available, Memory, size
 from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.plan import Plan
 from adamerge.shards import ShardedCopy
-from adamerge.storage import Disk, LowBit, Pinned, Resident
+from adamerge.task_vectors.automatic_storage import Automatic
+from adamerge.task_vectors.memory import Available, Memory, size
+from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident
 from adamerge.units import Unit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -7,10 +7,10 @@ from test_plan import CUDA, planned, split
 
 from adamerge.blocks import BlockCopy
 from adamerge.copies import WholeCopy
-from adamerge.memory import Available, size
 from adamerge.plan_report import print_plan
 from adamerge.shards import ShardedCopy
-from adamerge.storage import Disk
+from adamerge.task_vectors.memory import Available, size
+from adamerge.task_vectors.storage import Disk
 
 
 def test_every_copy_is_told_in_words(tmp_path, capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_memory import with_adapter
+from task_vectors.test_memory import with_adapter
 
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.pool import narrow, open_pool

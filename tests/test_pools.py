@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.data import load_vocabulary
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 POOLS, SUITES = ROOT / "configs" / "pools", ROOT / "configs" / "tasks"
 VISION = sorted(POOLS.glob("clip_vit_*.yaml"))

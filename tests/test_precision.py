@@ -7,8 +7,8 @@ from test_merged_model import Mlp, lora_files, models
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.precision import exact
-from adamerge.storage import Disk, LowBit, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, LowBit, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Magnitude, Scale, Ties
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from adamerge.constraints import Clamp, Constraint, Free, Projection
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
 from adamerge.recipe import build, build_factory, describe
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties, Transform
 
 

@@ -81,7 +81,7 @@ def test_the_config_file_of_a_run_repeats_it(pool_file):
 
 def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_file, capfd, monkeypatch):
     """On a machine with less memory by then, reading from disk would give other bits."""
-    from adamerge.memory import Available
+    from adamerge.task_vectors.memory import Available
 
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1 << 40, 0)))
     outcome = command(capfd, "fit", *fit_words(pool_file, "--id=a"))

@@ -21,8 +21,8 @@ from adamerge.errors import ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.shards import ShardedCopy, _holders
-from adamerge.storage import Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SCRIPT = """
 import json, sys

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import Tied
 
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.units import Unit, units_by_name, units_of
 
 

@@ -14,7 +14,7 @@ from adamerge.backbones import Backbone, Encoded, Inputs
 from adamerge.data import Calibration
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.io.model_folder import Layout
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 INPUTS, WIDTH, CLASSES = 4, 5, 3
 TASKS = ("one", "two")

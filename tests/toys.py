@@ -14,7 +14,7 @@ from adamerge.backbones import Backbone, Encoded, Inputs
 from adamerge.backbones.hidden_states import state_number
 from adamerge.data import Calibration, Vocabulary
 from adamerge.io.model_folder import Layout
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 VOCABULARY, WIDTH = 11, 6
 QUIET = {

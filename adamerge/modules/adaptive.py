@@ -22,8 +22,8 @@ from adamerge.parametrizations import ParametrizationFactory
 from adamerge.passes import Passes
 from adamerge.penalties import Penalty
 from adamerge.precision import exact
-from adamerge.storage import Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class AdaptiveMerging(MergingModule):

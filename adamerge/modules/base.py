@@ -31,8 +31,8 @@ from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.parametrizations.held import held_names
 from adamerge.passes import Passes
-from adamerge.storage import Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class MergingModule(LightningModule, ABC):

@@ -24,8 +24,8 @@ from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.passes import Passes
-from adamerge.storage import Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class BilevelMerging(MergingModule):

@@ -12,12 +12,12 @@ from torch import distributed
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.data import Calibration
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.memory import Memory
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.plan import Plan
 from adamerge.precision import check_precision
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.memory import Memory
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.units import units_of
 
 

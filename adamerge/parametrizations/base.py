@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.deltas.base import Deltas
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 Update = Callable[[str, Deltas], Tensor]
 """Name and deltas of a tensor to its update, of the tensor's shape, in fp32."""

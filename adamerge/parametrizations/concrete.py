@@ -15,7 +15,7 @@ from adamerge.errors import ConfigError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update
 from adamerge.parametrizations.masks import Mask, SoftMask
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 Sample = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from adamerge.deltas.base import Deltas
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class Frozen(Parametrization):

@@ -11,7 +11,7 @@ from adamerge.deltas.groups import Chunks, Groups
 from adamerge.errors import ConfigError
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations.linear import Linear
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class ImportanceChunkWise(Linear):

@@ -14,7 +14,7 @@ from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Chunks, Groups, Whole
 from adamerge.errors import ConfigError
 from adamerge.parametrizations.base import Parametrization
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 CLOSE = 1e-3  # 0.333 of three experts is a third
 

@@ -13,7 +13,7 @@ from adamerge.constraints import Constraint
 from adamerge.deltas.groups import Groups, Ids
 from adamerge.errors import ConfigError
 from adamerge.parametrizations.linear import Linear
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 _STEP = 1 << 20  # elements hashed at a time, so that the hash takes little memory
 

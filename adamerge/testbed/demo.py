@@ -22,7 +22,7 @@ from adamerge.export import export
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.merged_model import MergedModel
-from adamerge.storage import Disk
+from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
 METHODS = (

@@ -15,7 +15,7 @@ from adamerge.errors import CheckpointError
 from adamerge.export import export
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

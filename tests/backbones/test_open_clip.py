@@ -17,7 +17,7 @@ from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError, DataError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 TASKS = {
     "colours": SimpleNamespace(classnames=["red", "green", "blue"], templates=["a {} thing.", "{}", "one {}"]),

@@ -13,7 +13,7 @@ from adamerge.backbones.transformers import chosen, outlined
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_writer import nbytes_of, shards, write_weights
 from adamerge.parametrizations import TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 MERGEKIT = "mergekit==0.1.5"
 WEIGHT = 0.3

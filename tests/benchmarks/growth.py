@@ -31,7 +31,7 @@ from step import PIECE
 from watching import own_environment
 
 from adamerge.io.atomic import staged_file, write_json
-from adamerge.memory import Available
+from adamerge.task_vectors.memory import Available
 
 HERE = Path(__file__).parent
 STORAGES = ("disk", "resident")

@@ -28,7 +28,7 @@ from watching import own_peak, run
 
 from adamerge import BlockCopy, CausalLM, LayerWise, TaskVectors, WholeCopy
 from adamerge.merged_model import MergedModel
-from adamerge.storage import Disk, Resident
+from adamerge.task_vectors.storage import Disk, Resident
 
 COPIES = {"block": (BlockCopy, Disk), "whole": (WholeCopy, Disk), "resident": (WholeCopy, Resident)}
 

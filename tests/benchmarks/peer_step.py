@@ -71,8 +71,8 @@ def adamerge(folder: Path, storage: str) -> Found:
     from adamerge.merged_model import MergedModel
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
-    from adamerge.storage import Disk, Resident
-    from adamerge.task_vectors import TaskVectors
+    from adamerge.task_vectors.storage import Disk, Resident
+    from adamerge.task_vectors.task_vectors import TaskVectors
 
     class Tower(Backbone):
         def __init__(self, heads: dict[str, nn.Module]) -> None:

@@ -26,7 +26,7 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.scoring import Scorer, run_coefficients
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def measure(pool: Path, methods: list[tuple[Path, list[str]]], seeds: list[int], folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from watching import RETURNING, memory, own_environment, own_peak, run
 from adamerge import CausalLM, LayerWise, ShardedCopy, TaskVectors, WholeCopy
 from adamerge.heap import keep_freed_memory
 from adamerge.merged_model import MergedModel
-from adamerge.storage import Disk
+from adamerge.task_vectors.storage import Disk
 
 PATIENCE = timedelta(minutes=10)  # of a rank with the others
 

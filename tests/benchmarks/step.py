@@ -40,7 +40,7 @@ from watching import RETURNING, own_peak, run
 from adamerge import LayerWise, OpenClipClassifier, Passes, TaskVectors
 from adamerge.heap import keep_freed_memory
 from adamerge.merged_model import MergedModel
-from adamerge.storage import Disk, Resident
+from adamerge.task_vectors.storage import Disk, Resident
 
 SIDES = ("floor", "step")
 PIECE = 1 << 29  # bytes

@@ -18,7 +18,7 @@ from adamerge.errors import CheckpointError
 from adamerge.merged_model import MergedModel
 from adamerge.network_checks import refuse_untrainable
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def test_a_missing_tower_is_one_pattern():

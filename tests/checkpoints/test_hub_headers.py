@@ -8,12 +8,12 @@ import torch
 from huggingface_hub.errors import NotASafetensorsRepoError
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
 from safetensors.torch import save_file
-from test_memory import with_adapter
+from task_vectors.test_memory import with_adapter
 
 from adamerge.checkpoints.hub_headers import RemoteCheckpoint, open_headers
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import transformers
 from pico import ENCODER, VISION, random_model
 
 from adamerge.checkpoints.name_patterns import MOST, excluding, globs
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def matched(patterns: list[str], names: list[str]) -> list[str]:

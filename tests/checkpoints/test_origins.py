@@ -20,7 +20,7 @@ from adamerge.export import export
 from adamerge.io.model_folder import Layout
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def model_at(folder: Path, config: object = None) -> Path:

@@ -16,7 +16,7 @@ from adamerge.coefficients import Coefficients, load_coefficients, save_coeffici
 from adamerge.errors import CheckpointError
 from adamerge.export import export
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
 TEXT = {name: value for name, value in ENCODER.items() if name != "pad_token_id"} | {

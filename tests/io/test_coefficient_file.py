@@ -11,7 +11,7 @@ from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import METADATA_KEY, digest_of, read_coefficients
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.parametrizations import Concrete, LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from adamerge.export import export
 from adamerge.io.links import refuse_links_outside, refuse_outside
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 def test_where_a_link_may_lead(tmp_path):

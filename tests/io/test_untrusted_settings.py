@@ -21,7 +21,7 @@ from adamerge.errors import CheckpointError
 from adamerge.export import export
 from adamerge.io.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 from adamerge.parametrizations import TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 HARMFUL: dict[str, list[Any]] = {
     "trust_remote_code": [True, "yes", 1],

@@ -14,7 +14,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 

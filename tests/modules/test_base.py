@@ -12,7 +12,7 @@ from adamerge.evaluation import means, score
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine
 
 from .test_adaptive import QUIET, fitted, images, module_of, w

@@ -9,12 +9,12 @@ from lightning import Trainer
 
 from adamerge.copies import WholeCopy
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.memory import Available, Sizes
 from adamerge.modules.checks import _check_heads, check_same_models
 from adamerge.objectives import LogitAlignment, Objective
 from adamerge.parametrizations import Concrete, LayerWise
-from adamerge.storage import Disk, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.memory import Available, Sizes
+from adamerge.task_vectors.storage import Disk, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 from .test_adaptive import QUIET, fitted, images, module_of, w
 

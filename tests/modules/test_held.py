@@ -25,7 +25,7 @@ from adamerge.objectives import Entropy
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.parametrizations.held import held_names
 from adamerge.penalties import CoefficientNorm, DistanceToInitial
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture(autouse=True, scope="module")

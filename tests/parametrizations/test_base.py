@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adamerge.parametrizations import LayerWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from adamerge.parametrizations import (
     TaskWise,
 )
 from adamerge.parametrizations.noise import logistic
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a.weight": (6, 5), "b": (7,), "scale": ()}
 MASKS = [SoftMask(), SoftMask(3), BinaryMask(), HardMask(), ExpectedMask()]

@@ -7,7 +7,7 @@ import torch
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.merging import updates
 from adamerge.parametrizations import Concrete, Frozen, LayerWise, RandomPartition
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 from .test_concrete import given
 

@@ -13,7 +13,7 @@ from adamerge.errors import ConfigError
 from adamerge.parametrizations import ImportanceChunkWise, LayerWise
 from adamerge.parametrizations.importance import allocate
 from adamerge.penalties import DistanceToInitial
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a": (5, 7), "b": (9,), "c": (2, 2), "d": ()}
 LARGE = dict.fromkeys("abcd", 100)

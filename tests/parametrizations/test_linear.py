@@ -8,7 +8,7 @@ import torch
 from adamerge.constraints import Clamp, Projection, Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 NAMES = {
     "visual.conv1.weight": (4, 3), "visual.class_embedding": (5,), "logit_scale": (),

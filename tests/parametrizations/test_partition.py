@@ -9,7 +9,7 @@ from adamerge.constraints import Sigmoid
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import RandomPartition
 from adamerge.parametrizations.partition import partition_ids
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"matrix": (64, 40), "twin": (64, 40), "vector": (97,), "scalar": (), "kernel": (8, 4, 3, 3), "empty": (0, 3)}
 

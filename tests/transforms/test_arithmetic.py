@@ -6,8 +6,8 @@ import torch
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.parametrizations import LayerWise, TaskWise
-from adamerge.storage import Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Scale
 
 BASE = {"w": torch.zeros(2, 2), "b": torch.zeros(3)}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Elementwise
 
 

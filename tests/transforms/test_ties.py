@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import TaskWise
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import DisjointMean, Ties
 
 SHAPES = {"a": (7, 3), "b": (11,), "c": (), "d": (2, 2, 2)}

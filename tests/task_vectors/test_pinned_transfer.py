@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adamerge.conveyor import Arena, Conveyor
+from adamerge.task_vectors.pinned_transfer import Arena, Conveyor
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.deltas.groups import Whole
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.storage import Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Elementwise, Scale, Ties
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from test_merged_model import Mlp, Net, files
 
-from adamerge.automatic import Automatic
 from adamerge.errors import ConfigError
-from adamerge.memory import Available, Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.storage import Disk, Pinned, Resident
+from adamerge.task_vectors.automatic_storage import Automatic
+from adamerge.task_vectors.memory import Available, Memory, Sizes
+from adamerge.task_vectors.storage import Disk, Pinned, Resident
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

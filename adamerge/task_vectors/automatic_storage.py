@@ -7,9 +7,9 @@ import logging
 import torch
 
 from adamerge.errors import ConfigError
-from adamerge.memory import Available, Memory, Sizes
-from adamerge.storage import FP32, Disk, Pinned, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.memory import Available, Memory, Sizes
+from adamerge.task_vectors.storage import FP32, Disk, Pinned, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from adamerge.deltas.base import PIECE
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from adamerge.conveyor import Arena, Conveyor
 from adamerge.deltas.base import Deltas, DenseDeltas
 from adamerge.deltas.quantized import Blockwise, Code, Floats, KeptDeltas
 from adamerge.deltas.row_buffers import made_at_once, room
 from adamerge.errors import ConfigError
-from adamerge.memory import Memory, Sizes
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.memory import Memory, Sizes
+from adamerge.task_vectors.pinned_transfer import Arena, Conveyor
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 DTYPES = ("float32", "bfloat16", "float16")
 FP32 = 4  # bytes

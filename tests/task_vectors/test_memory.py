@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adamerge import memory
-from adamerge.memory import Available, Memory, Sizes
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors import memory
+from adamerge.task_vectors.memory import Available, Memory, Sizes
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Magnitude, Scale, Ties
 
 CPU = torch.device("cpu")

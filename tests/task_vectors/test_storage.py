@@ -10,19 +10,19 @@ import torch
 from rounding import gamma
 from test_merged_model import Mlp, Net, cost, files, lora_files, models
 
-import adamerge.automatic
-import adamerge.storage
-from adamerge.automatic import Automatic
+import adamerge.task_vectors.automatic_storage
+import adamerge.task_vectors.storage
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.low_rank import LowRankDeltas
 from adamerge.deltas.quantized import KeptDeltas
 from adamerge.deltas.row_buffers import FEW
 from adamerge.errors import ConfigError
-from adamerge.memory import Memory, Sizes
 from adamerge.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
-from adamerge.storage import Disk, LowBit, Pinned, Resident, Storage
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.automatic_storage import Automatic
+from adamerge.task_vectors.memory import Memory, Sizes
+from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Magnitude, Scale, Ties
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -68,7 +68,7 @@ def made(storage, kind=LayerWise, transforms=(), tasks=3):
 def test_every_storage_is_swept_here():
     finals = {
         member
-        for module in (adamerge.storage, adamerge.automatic)
+        for module in (adamerge.task_vectors.storage, adamerge.task_vectors.automatic_storage)
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Storage) and not inspect.isabstract(member)
     }
@@ -226,7 +226,7 @@ def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
 
 def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
     """A threshold for a whole matrix looks at the whole; signs are elected element by element."""
-    monkeypatch.setattr("adamerge.memory.PIECE", 10)
+    monkeypatch.setattr("adamerge.task_vectors.memory.PIECE", 10)
     for transform, read in ((Ties(keep=0.5), 10), (Magnitude(), 72)):
         sizes = Sizes.of(TaskVectors(**models(8), transforms=[transform]))
         assert (sizes.largest, sizes.read(CPU), sizes.read(CUDA)) == (72, read, 72)
