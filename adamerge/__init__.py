@@ -18,14 +18,14 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Calibration": "data",
     "CausalLM": "backbones",
     "ChunkWise": "parametrizations",
-    "Clamp": "constraints",
+    "Clamp": "parametrizations.constraints",
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "penalties",
     "Coefficients": "coefficients",
     "CollapseGuard": "callbacks",
     "Combine": "transforms",
     "Concrete": "parametrizations",
-    "Constraint": "constraints",
+    "Constraint": "parametrizations.constraints",
     "Copy": "copies",
     "CosineDecay": "modules",
     "CosineRestarts": "modules",
@@ -38,7 +38,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Entropy": "objectives",
     "ExpectedMask": "parametrizations",
     "FlipAndShift": "objectives",
-    "Free": "constraints",
+    "Free": "parametrizations.constraints",
     "Frozen": "parametrizations",
     "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
@@ -67,7 +67,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Passes": "passes",
     "Penalty": "penalties",
     "Pinned": "task_vectors.storage",
-    "Projection": "constraints",
+    "Projection": "parametrizations.constraints",
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
@@ -80,9 +80,9 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "ShardedCopy": "shards",
-    "Sigmoid": "constraints",
+    "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
-    "Softmax": "constraints",
+    "Softmax": "parametrizations.constraints",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "penalties",
@@ -126,14 +126,6 @@ if TYPE_CHECKING:
     from adamerge.blocks import BlockCopy
     from adamerge.callbacks import CollapseGuard, RunawayGuard
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-    from adamerge.constraints import (
-        Clamp,
-        Constraint,
-        Free,
-        Projection,
-        Sigmoid,
-        Softmax,
-    )
     from adamerge.copies import Copy, WholeCopy
     from adamerge.data import (
         Calibration,
@@ -192,6 +184,7 @@ if TYPE_CHECKING:
         SoftMask,
         TaskWise,
     )
+    from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
     from adamerge.passes import Passes
     from adamerge.penalties import (
         CoefficientNorm,

@@ -21,7 +21,7 @@ from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
-from adamerge.parametrizations.held import held_masks
+from adamerge.parametrizations.untrained import held_masks
 from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from adamerge.constraints import Constraint
 from adamerge.copies import Copy
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import current_name
 from adamerge.parametrizations import Mask, Parametrization
+from adamerge.parametrizations.constraints import Constraint
 from adamerge.penalties import Penalty
 from adamerge.task_vectors.storage import Storage
 from adamerge.transforms import Transform

@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adamerge.constraints import Constraint, Softmax
 from adamerge.errors import CoefficientsError
 from adamerge.io.public_names import PREFIX, current_name, public_name, public_part
 from adamerge.parametrizations import Mask, Parametrization
+from adamerge.parametrizations.constraints import Constraint, Softmax
 from adamerge.transforms import Transform
 
 PARTS = (Constraint, Mask, Parametrization, Transform)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, weights_of
 
-from adamerge.constraints import Clamp, Constraint, Projection
 from adamerge.data.steps import Steps
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
+from adamerge.parametrizations.constraints import Clamp, Constraint, Projection
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from adamerge.allocation import allocation_table, importances, write_importances
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.constraints import Sigmoid
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, ImportanceChunkWise, LayerWise, Parametrization, TaskWise
+from adamerge.parametrizations.constraints import Sigmoid
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a": (5, 7), "b": (9,), "c": (2, 2), "d": ()}

@@ -22,12 +22,12 @@ from adamerge.coefficients import (
     load_coefficients,
     save_coefficients,
 )  # fmt: skip
-from adamerge.constraints import Projection, Softmax
 from adamerge.errors import CheckpointError, CoefficientsError
 from adamerge.io.coefficient_file import digest_of, read_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.parametrizations.constraints import Projection, Softmax
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
 
@@ -332,7 +332,7 @@ DAMAGE = {
     "class path empty": set_("parametrization", "class_path", ""),
     "arguments a list": set_("parametrization", "init_args", [1]),
     "constraint a text": set_("parametrization", "init_args", "constraint", "Clamp"),
-    "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", "adamerge.constraints.Interval"),
+    "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", "adamerge.parametrizations.constraints.Interval"),
     "constraint a layout": set_(
         "parametrization", "init_args", "constraint", {"class_path": "adamerge.io.model_folder.Layout", "init_args": {}}
     ),

@@ -21,14 +21,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import adamerge.constraints
 import adamerge.objectives
 import adamerge.parametrizations
+import adamerge.parametrizations.constraints
 import adamerge.penalties
 import adamerge.transforms
 from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.constraints import Constraint
 from adamerge.io.model_folder import Layout
 from adamerge.merged_model import MergedModel
 from adamerge.objectives import Objective
@@ -40,6 +39,7 @@ from adamerge.parametrizations import (
     Mask,
     Parametrization,
 )
+from adamerge.parametrizations.constraints import Constraint
 from adamerge.penalties import Penalty
 from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.storage import Disk, Resident
@@ -80,7 +80,7 @@ TRANSFORMS = finals(adamerge.transforms, Transform)
 PARAMETRIZATIONS = finals(adamerge.parametrizations, Linear)
 WRAPPERS = [kind for kind in finals(adamerge.parametrizations, Parametrization) if kind not in PARAMETRIZATIONS]
 MASKS = finals(adamerge.parametrizations, Mask)
-CONSTRAINTS = finals(adamerge.constraints, Constraint)
+CONSTRAINTS = finals(adamerge.parametrizations.constraints, Constraint)
 OBJECTIVES = finals(adamerge.objectives, Objective)
 PENALTIES = finals(adamerge.penalties, Penalty)
 REACHES_ANYTHING = [kind for kind in CONSTRAINTS if kind.__name__ in {"Free", "Clamp", "Projection"}]

@@ -15,12 +15,12 @@ from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, to
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
-from adamerge.constraints import Free, Sigmoid
 from adamerge.merged_model import MergedModel
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHiddenAlignment
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
+from adamerge.parametrizations.constraints import Free, Sigmoid
 from adamerge.penalties import DistanceToInitial
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8

@@ -9,8 +9,8 @@ from running import METHODS, command, fit_words, pool_config, without_pictures, 
 from safetensors.torch import save_file
 
 from adamerge.coefficients import Coefficients, save_coefficients
-from adamerge.constraints import Clamp, Free, Sigmoid
 from adamerge.parametrizations import LayerWise
+from adamerge.parametrizations.constraints import Clamp, Free, Sigmoid
 from adamerge.runs import fit
 from adamerge.task_vectors.task_vectors import TaskVectors
 

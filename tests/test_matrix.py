@@ -25,7 +25,7 @@ from running import QUICK, command, without_pictures, write_yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adamerge import constraints, objectives, parametrizations
+from adamerge import objectives, parametrizations
 from adamerge.backbones import IGNORED, Batch, OpenClipClassifier, Teacher
 from adamerge.backbones.inputs import stack, stack_tensors
 from adamerge.checkpoints.opening import open_checkpoint
@@ -33,7 +33,7 @@ from adamerge.errors import AdamergeError, ConfigError
 from adamerge.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
-from adamerge.parametrizations import Frozen, LayerWise, Parametrization
+from adamerge.parametrizations import Frozen, LayerWise, Parametrization, constraints
 from adamerge.recipe import describe
 from adamerge.task_vectors.task_vectors import TaskVectors
 
@@ -343,7 +343,7 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
     data["init_args"]["labelled"] = chosen.labelled
     init: dict[str, Any] = {
         "init": INIT[constraint],
-        "constraint": {"class_path": f"adamerge.constraints.{constraint}"},
+        "constraint": {"class_path": f"adamerge.parametrizations.constraints.{constraint}"},
     }
     if name == "Concrete":
         init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}

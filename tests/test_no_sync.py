@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from toys import ToyLanguage, ToyTexts, toy_vectors
 
-from adamerge import constraints, objectives, parametrizations
+from adamerge import objectives, parametrizations
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
 from adamerge.blocks import BlockCopy
@@ -35,7 +35,7 @@ from adamerge.modules import AdaptiveMerging, BilevelMerging, MergingModule, Tea
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective, PseudoLabel
 from adamerge.objectives.views import seeds_of
-from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise
+from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
 from adamerge.penalties import DistanceToInitial
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors

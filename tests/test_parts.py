@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from adamerge.constraints import Constraint, Projection
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import Concrete, HardMask, LayerWise, Parametrization
+from adamerge.parametrizations.constraints import Constraint, Projection
 from adamerge.parts import find_class, make_part
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors

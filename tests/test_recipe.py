@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from adamerge.constraints import Clamp, Constraint, Free, Projection
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
+from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection
 from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties, Transform

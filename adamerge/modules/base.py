@@ -29,7 +29,7 @@ from adamerge.modules.held import Held
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.parametrizations.held import held_names
+from adamerge.parametrizations.untrained import held_names
 from adamerge.passes import Passes
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors

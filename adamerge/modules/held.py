@@ -20,7 +20,7 @@ from adamerge.merged_model import MergedModel
 from adamerge.merging import updates
 from adamerge.modules.guard import Guard
 from adamerge.parametrizations import Parametrization
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.precision import exact
 from adamerge.way_back import Probes, WayBack
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from adamerge.constraints import Constraint
 from adamerge.deltas.groups import Chunks, Groups
 from adamerge.errors import ConfigError
 from adamerge.io.safetensors_file import read_json
+from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -9,11 +9,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from adamerge.constraints import Constraint, Free
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Chunks, Groups, Whole
 from adamerge.errors import ConfigError
 from adamerge.parametrizations.base import Parametrization
+from adamerge.parametrizations.constraints import Constraint, Free
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 CLOSE = 1e-3  # 0.333 of three experts is a third

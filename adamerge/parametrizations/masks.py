@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adamerge.errors import ConfigError
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.hashed_noise import logistic
 
 
 class Mask(ABC):

@@ -9,9 +9,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from adamerge.constraints import Constraint
 from adamerge.deltas.groups import Groups, Ids
 from adamerge.errors import ConfigError
+from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -11,12 +11,12 @@ from torch.optim import SGD, Adam
 
 from adamerge import TaskVectors
 from adamerge.backbones import OpenClipClassifier
-from adamerge.constraints import Clamp, Free, Projection, Sigmoid
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
+from adamerge.parametrizations.constraints import Clamp, Free, Projection, Sigmoid
 from adamerge.penalties import DistanceToInitial
 
 QUIET = {

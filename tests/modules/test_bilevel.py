@@ -21,12 +21,12 @@ from adamerge import BilevelMerging, Concrete, Frozen, LayerWise, TaskVectors, T
 from adamerge.backbones import OpenClipClassifier
 from adamerge.callbacks import CollapseGuard
 from adamerge.coefficients import save_coefficients
-from adamerge.constraints import Free, Projection
 from adamerge.data.steps import Steps
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.constraints import Free, Projection
+from adamerge.parametrizations.hashed_noise import logistic
 
 from .test_adaptive import QUIET, fitted, images
 

@@ -22,7 +22,7 @@ from adamerge.parametrizations import (
     SoftMask,
     TaskWise,
 )
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a.weight": (6, 5), "b": (7,), "scale": ()}

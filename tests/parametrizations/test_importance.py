@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from adamerge.constraints import Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ImportanceChunkWise, LayerWise
+from adamerge.parametrizations.constraints import Sigmoid, Softmax
 from adamerge.parametrizations.importance import allocate
 from adamerge.penalties import DistanceToInitial
 from adamerge.task_vectors.task_vectors import TaskVectors

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from adamerge.constraints import Clamp, Projection, Sigmoid, Softmax
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
+from adamerge.parametrizations.constraints import Clamp, Projection, Sigmoid, Softmax
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 NAMES = {

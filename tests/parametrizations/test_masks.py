@@ -7,7 +7,7 @@ import torch
 
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import BinaryMask, ExpectedMask, HardMask, SoftMask
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.hashed_noise import logistic
 
 X = torch.tensor([-2.0, -0.3, 0.0, 0.7, 3.0])
 

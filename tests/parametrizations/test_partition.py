@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from adamerge.constraints import Sigmoid
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import RandomPartition
+from adamerge.parametrizations.constraints import Sigmoid
 from adamerge.parametrizations.partition import partition_ids
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from adamerge.constraints import Clamp, Free, Projection, Sigmoid, Softmax
 from adamerge.errors import ConfigError
+from adamerge.parametrizations.constraints import Clamp, Free, Projection, Sigmoid, Softmax
 
 W = torch.tensor([[-1.0, 0.25, 3.0], [0.5, 1.0, 0.0]])
 

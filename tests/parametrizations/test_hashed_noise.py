@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adamerge.parametrizations import noise as module
-from adamerge.parametrizations.noise import logistic
+from adamerge.parametrizations.hashed_noise import logistic
 
 CPU = torch.device("cpu")
 N = 400_001
@@ -82,7 +82,7 @@ def test_no_generator_is_asked_and_another_process_finds_the_same():
     here = logistic((5, 2, "layer.weight"), 33, CPU)
     assert torch.equal(torch.random.get_rng_state(), before)
     code = (
-        "import torch; from adamerge.parametrizations.noise import logistic; torch.manual_seed(9);"
+        "import torch; from adamerge.parametrizations.hashed_noise import logistic; torch.manual_seed(9);"
         "print(logistic((5, 2, 'layer.weight'), 33, torch.device('cpu')).view(torch.int32).tolist())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
