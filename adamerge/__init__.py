@@ -13,7 +13,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Backbone": "backbones",
     "BilevelMerging": "modules",
     "BinaryMask": "parametrizations",
-    "BlockCopy": "blocks",
+    "BlockCopy": "merging.block_copy",
     "BlockWise": "parametrizations",
     "Calibration": "data",
     "CausalLM": "backbones",
@@ -26,7 +26,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Combine": "transforms",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
-    "Copy": "copies",
+    "Copy": "merging.copies",
     "CosineDecay": "modules",
     "CosineRestarts": "modules",
     "CropAndFlip": "objectives",
@@ -58,13 +58,13 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "LowestTarget": "selection",
     "Magnitude": "transforms",
     "Mask": "parametrizations",
-    "MergedModel": "merged_model",
+    "MergedModel": "merging.merged_model",
     "MergingModule": "modules",
     "NoData": "data",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
-    "Passes": "passes",
+    "Passes": "merging.block_execution",
     "Penalty": "penalties",
     "Pinned": "task_vectors.storage",
     "Projection": "parametrizations.constraints",
@@ -79,7 +79,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
-    "ShardedCopy": "shards",
+    "ShardedCopy": "merging.sharded_copy",
     "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
     "Softmax": "parametrizations.constraints",
@@ -104,7 +104,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Unchanged": "objectives",
     "View": "objectives",
     "VisionLanguage": "backbones",
-    "WholeCopy": "copies",
+    "WholeCopy": "merging.copies",
     "load_coefficients": "coefficients",
     "save_coefficients": "coefficients",
 }
@@ -123,10 +123,8 @@ if TYPE_CHECKING:
         SequenceClassifier,
         VisionLanguage,
     )
-    from adamerge.blocks import BlockCopy
     from adamerge.callbacks import CollapseGuard, RunawayGuard
     from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-    from adamerge.copies import Copy, WholeCopy
     from adamerge.data import (
         Calibration,
         ImageCalibration,
@@ -139,7 +137,11 @@ if TYPE_CHECKING:
         TextCalibration,
         TextTask,
     )
-    from adamerge.merged_model import MergedModel
+    from adamerge.merging.block_copy import BlockCopy
+    from adamerge.merging.block_execution import Passes
+    from adamerge.merging.copies import Copy, WholeCopy
+    from adamerge.merging.merged_model import MergedModel
+    from adamerge.merging.sharded_copy import ShardedCopy
     from adamerge.modules import (
         AdaptiveMerging,
         BilevelMerging,
@@ -185,7 +187,6 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.passes import Passes
     from adamerge.penalties import (
         CoefficientNorm,
         DistanceToInitial,
@@ -198,7 +199,6 @@ if TYPE_CHECKING:
         LowestTarget,
         Selection,
     )
-    from adamerge.shards import ShardedCopy
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

@@ -18,12 +18,13 @@ from adamerge.checkpoints.config_differences import unlike
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.obsolete_tensors import leftovers
 from adamerge.config_files import overlaid, overridden, read_config, stages_of
-from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.merging.copies import Copy, WholeCopy
+from adamerge.merging.footprint import units_by_name
+from adamerge.merging.memory_plan import Plan
+from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import Parametrization, ParametrizationFactory
 from adamerge.parts import make_part
-from adamerge.plan import Plan
-from adamerge.plan_report import print_plan
 from adamerge.pool import Pool, arguments_of, narrow, open_pool
 from adamerge.precision import check_precision
 from adamerge.task_vectors.memory import size
@@ -31,7 +32,6 @@ from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.trainer_settings import check_length, whole_number
 from adamerge.transforms import Transform
-from adamerge.units import units_by_name
 
 
 def check(files: Sequence[Path], overrides: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adamerge.errors import AdamergeError
-from adamerge.heap import keep_freed_memory
+from adamerge.merging.malloc import keep_freed_memory
 from adamerge.pool_verbs import check, compare, fit, import_from_here
 
 HELP = """adamerge: learn how to merge models

@@ -12,7 +12,7 @@ from adamerge.backbones import Batch
 from adamerge.backbones.inputs import moved
 from adamerge.data.metrics import Metric
 from adamerge.errors import DataError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 
 
 @torch.no_grad()

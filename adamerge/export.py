@@ -15,7 +15,7 @@ from adamerge.errors import ConfigError
 from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.io.atomic import staged_folder
 from adamerge.io.safetensors_writer import nbytes_of, verify_tensors, write_weights
-from adamerge.merging import merged_tensor, updates
+from adamerge.merging.merged_tensor import merged_tensor, updates
 from adamerge.model_card import COEFFICIENTS_FILE, card
 
 SHARD = 5.0

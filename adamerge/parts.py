@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from adamerge.copies import Copy
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import current_name
+from adamerge.merging.copies import Copy
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.penalties import Penalty

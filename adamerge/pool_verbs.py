@@ -10,8 +10,8 @@ from pathlib import Path
 
 from adamerge.command_line import Words, refuse_early, told_apart
 from adamerge.errors import ExportError
-from adamerge.heap import keep_freed_memory
 from adamerge.help import fit_help, help_of
+from adamerge.merging.malloc import keep_freed_memory
 
 
 def import_from_here() -> None:

@@ -25,10 +25,10 @@ from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
 from adamerge.heatmap import draw_heatmap
 from adamerge.io.atomic import write_json
+from adamerge.merging.memory_report import print_plan
 from adamerge.modules import MergingModule
 from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
-from adamerge.plan_report import print_plan
 from adamerge.preparation import prepared
 from adamerge.recipe import describe
 from adamerge.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints

@@ -13,12 +13,10 @@ from rich.table import Table
 from torch import Tensor
 
 from adamerge.backbones import Backbone
-from adamerge.blocks import BlockCopy
 from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
-from adamerge.copies import Copy, WholeCopy
 from adamerge.data import Calibration
 from adamerge.data.metrics import Accuracy, Metric
 from adamerge.data.overlap import overlap
@@ -27,7 +25,9 @@ from adamerge.evaluation import average, means, score
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import COEFFICIENTS
 from adamerge.io.safetensors_file import read_json
-from adamerge.merged_model import MergedModel
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.copies import Copy, WholeCopy
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.recipe import build
 from adamerge.task_vectors.storage import Disk

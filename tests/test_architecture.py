@@ -13,12 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
-errors precision heap io trainer_settings config_files described help command_line class_names signatures checkpoints
-deltas transforms task_vectors parametrizations penalties network_checks pool backbones units copies way_back merging
-parts passes blocks shards plan plan_report checking merged_model recipe coefficients model_card allocation
-exported_files export adapter_export inspection heatmap objectives data evaluation confusions modules selection
-redaction tracker wandb_run tracking run_checkpoints run_folders callbacks summary faults configuration run_config
-environment preparation stage_configs runs stages scoring comparison testbed pool_verbs cli
+errors precision io trainer_settings config_files described help command_line class_names signatures checkpoints
+deltas transforms task_vectors parametrizations penalties pool backbones merging parts checking recipe coefficients
+model_card allocation exported_files export adapter_export inspection heatmap objectives data evaluation confusions
+modules selection redaction tracker wandb_run tracking run_checkpoints run_folders callbacks summary faults
+configuration run_config environment preparation stage_configs runs stages scoring comparison testbed pool_verbs cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

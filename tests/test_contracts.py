@@ -29,7 +29,7 @@ import adamerge.transforms
 from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
 from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.io.model_folder import Layout
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.parametrizations import (
     ChunkWise,

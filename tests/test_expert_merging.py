@@ -15,7 +15,7 @@ from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, to
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHiddenAlignment

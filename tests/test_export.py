@@ -18,7 +18,7 @@ from adamerge.coefficients import Coefficients, load_coefficients, save_coeffici
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError, ExportError
 from adamerge.export import export, merged_tensors, size_of
 from adamerge.io.model_folder import Layout
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import ChunkWise, LayerWise
 from adamerge.task_vectors.storage import Disk, Resident

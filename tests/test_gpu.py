@@ -20,7 +20,7 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from adamerge.backbones import OpenClipClassifier
     from adamerge.data import ImageCalibration
     from adamerge.data.images import ImageTask
-    from adamerge.merged_model import MergedModel
+    from adamerge.merging.merged_model import MergedModel
     from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
@@ -70,7 +70,7 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
 def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     from torch import nn
 
-    from adamerge.shards import ShardedCopy
+    from adamerge.merging.sharded_copy import ShardedCopy
 
     network = nn.Sequential(nn.ModuleList([nn.Linear(2, 2)]), nn.BatchNorm1d(2))
     network[0].register_buffer("scale", torch.ones(1))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from adamerge.backbones import Backbone, Encoded
 from adamerge.io.model_folder import Layout
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Free, Projection, Sigmoid
 from adamerge.task_vectors.task_vectors import TaskVectors

@@ -30,7 +30,7 @@ from adamerge.backbones import IGNORED, Batch, OpenClipClassifier, Teacher
 from adamerge.backbones.inputs import stack, stack_tensors
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization, constraints

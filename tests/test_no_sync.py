@@ -30,7 +30,7 @@ from toys import ToyLanguage, ToyTexts, toy_vectors
 from adamerge import objectives, parametrizations
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
-from adamerge.blocks import BlockCopy
+from adamerge.merging.block_copy import BlockCopy
 from adamerge.modules import AdaptiveMerging, BilevelMerging, MergingModule, TeacherCache
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective, PseudoLabel

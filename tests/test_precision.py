@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_merged_model import Mlp, lora_files, models
+from merging.test_merged_model import Mlp, lora_files, models
 
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Disk, LowBit, Resident

@@ -15,11 +15,11 @@ import yaml
 from pico import TASKS, TEXTS, pico_pool
 from running import LAYER_WISE, METHODS, QUICK, command, fit_words, without_pictures, write_yaml
 
-from adamerge.blocks import Block, BlockCopy
-from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
+from adamerge.merging.block_copy import Block, BlockCopy
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.sharded_copy import ShardedCopy
 from adamerge.scoring import Scorer, copy_for_scores, run_copy, score_run
-from adamerge.shards import ShardedCopy
 
 
 @pytest.fixture

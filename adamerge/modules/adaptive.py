@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from adamerge.backbones import Backbone, Batch
-from adamerge.copies import Copy
 from adamerge.errors import ConfigError
+from adamerge.merging.block_execution import Passes
+from adamerge.merging.copies import Copy
 from adamerge.modules.base import MergingModule
 from adamerge.modules.rates import paced
 from adamerge.modules.schedules import Schedule, Scheduler, check_schedule, scheduled
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.passes import Passes
 from adamerge.penalties import Penalty
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Storage

@@ -13,7 +13,7 @@ from adamerge.backbones import Batch, Encoded, Inputs, Output
 from adamerge.backbones.inputs import count, join, rows
 from adamerge.errors import ConfigError
 from adamerge.evaluation import Spread
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 
 

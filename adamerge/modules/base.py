@@ -16,11 +16,12 @@ from torchmetrics import MeanMetric
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.coefficients import Coefficients, load_values
-from adamerge.copies import Copy
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.evaluation import Spread
-from adamerge.merged_model import MergedModel
+from adamerge.merging.block_execution import Passes
+from adamerge.merging.copies import Copy
+from adamerge.merging.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.buffers import normalisations, recalibrate
 from adamerge.modules.checks import check_fit, check_same_models, check_steps, planned
@@ -30,7 +31,6 @@ from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.parametrizations.untrained import held_names
-from adamerge.passes import Passes
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -13,9 +13,10 @@ from torch.optim import Adam, Optimizer
 
 from adamerge.backbones import Backbone, Batch
 from adamerge.backbones.inputs import count
-from adamerge.copies import Copy
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
+from adamerge.merging.block_execution import Passes
+from adamerge.merging.copies import Copy
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.base import MergingModule
 from adamerge.modules.rates import paced
@@ -23,7 +24,6 @@ from adamerge.modules.schedules import Schedule, Scheduler, check_schedule, sche
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.passes import Passes
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -18,7 +18,7 @@ from adamerge.backbones.inputs import join, moved
 from adamerge.data import Calibration
 from adamerge.data.steps import Steps
 from adamerge.errors import DivergedError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 
 MOST_BATCHES = 40
 """So many batches of ``data.eval_batch_size`` samples are looked at, or all calibration samples where that is less."""

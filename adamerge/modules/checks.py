@@ -12,13 +12,13 @@ from torch import distributed
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.data import Calibration
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.footprint import units_of
+from adamerge.merging.memory_plan import Plan
+from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
-from adamerge.plan import Plan
 from adamerge.precision import check_precision
 from adamerge.task_vectors.memory import Memory
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.units import units_of
 
 
 def planned(merged: MergedModel, trainer: Trainer) -> Plan:

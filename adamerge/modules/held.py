@@ -15,14 +15,14 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-from adamerge.copies import Place
-from adamerge.merged_model import MergedModel
-from adamerge.merging import updates
+from adamerge.merging.copies import Place
+from adamerge.merging.merged_model import MergedModel
+from adamerge.merging.merged_tensor import updates
+from adamerge.merging.pullback import Probes, WayBack
 from adamerge.modules.guard import Guard
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.precision import exact
-from adamerge.way_back import Probes, WayBack
 
 PROBES = 4
 """Sums of each gradient: its own, and others of the same products with random weights. By all of them two roundings are

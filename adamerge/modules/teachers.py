@@ -22,7 +22,7 @@ from adamerge.data.teachers import Kept, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import TensorFile
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.recipe import describe
 
 FORMAT = 1

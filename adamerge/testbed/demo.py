@@ -21,7 +21,7 @@ from adamerge.configuration import ConfigCLI
 from adamerge.export import export
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")

@@ -13,7 +13,7 @@ from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
 from adamerge.export import export
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

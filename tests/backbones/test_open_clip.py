@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from adamerge.backbones import Encoded, OpenClipClassifier
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError, DataError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

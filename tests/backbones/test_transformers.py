@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from adamerge.backbones import CausalLM
 from adamerge.backbones.transformers import chosen, outlined
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from watching import own_peak, run
 
 from adamerge import BlockCopy, CausalLM, LayerWise, TaskVectors, WholeCopy
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.storage import Disk, Resident
 
 COPIES = {"block": (BlockCopy, Disk), "whole": (WholeCopy, Disk), "resident": (WholeCopy, Resident)}

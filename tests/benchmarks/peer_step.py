@@ -68,7 +68,7 @@ def adamerge(folder: Path, storage: str) -> Found:
 
     from adamerge.backbones import Backbone, Batch, Encoded
     from adamerge.io.model_folder import Layout
-    from adamerge.merged_model import MergedModel
+    from adamerge.merging.merged_model import MergedModel
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
     from adamerge.task_vectors.storage import Disk, Resident

@@ -35,8 +35,8 @@ from transformers import LlamaForCausalLM  # noqa: F401  (imported before memory
 from watching import RETURNING, memory, own_environment, own_peak, run
 
 from adamerge import CausalLM, LayerWise, ShardedCopy, TaskVectors, WholeCopy
-from adamerge.heap import keep_freed_memory
-from adamerge.merged_model import MergedModel
+from adamerge.merging.malloc import keep_freed_memory
+from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.storage import Disk
 
 PATIENCE = timedelta(minutes=10)  # of a rank with the others

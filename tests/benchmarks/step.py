@@ -38,8 +38,8 @@ from torch.utils._pytree import tree_leaves
 from watching import RETURNING, own_peak, run
 
 from adamerge import LayerWise, OpenClipClassifier, Passes, TaskVectors
-from adamerge.heap import keep_freed_memory
-from adamerge.merged_model import MergedModel
+from adamerge.merging.malloc import keep_freed_memory
+from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.storage import Disk, Resident
 
 SIDES = ("floor", "step")

@@ -15,8 +15,8 @@ from adamerge.checkpoints.hub_headers import RemoteCheckpoint
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.merged_model import MergedModel
-from adamerge.network_checks import refuse_untrainable
+from adamerge.merging.merged_model import MergedModel
+from adamerge.merging.network_checks import refuse_untrainable
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

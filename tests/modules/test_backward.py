@@ -10,7 +10,7 @@ from torch import nn
 from adamerge.backbones import Backbone, Batch, Encoded, Output
 from adamerge.errors import ConfigError
 from adamerge.io.model_folder import Layout
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective
 from adamerge.parametrizations import LayerWise

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning import Trainer
 
-from adamerge.copies import WholeCopy
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.merging.copies import WholeCopy
 from adamerge.modules.checks import _check_heads, check_same_models
 from adamerge.objectives import LogitAlignment, Objective
 from adamerge.parametrizations import Concrete, LayerWise

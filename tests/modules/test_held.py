@@ -13,11 +13,11 @@ from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from adamerge.allocation import importances
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
-from adamerge.blocks import BlockCopy
 from adamerge.callbacks import RunawayGuard
 from adamerge.coefficients import Coefficients
 from adamerge.errors import DivergedError
 from adamerge.heatmap import draw_heatmap
+from adamerge.merging.block_copy import BlockCopy
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.held import by_group, constant

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from test_merged_model import Mlp, Net, files
+from merging.test_merged_model import Mlp, Net, files
 
 from adamerge.errors import ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Available, Memory, Sizes

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from merging.test_merged_model import Mlp, Net, cost, files, lora_files, models
 from rounding import gamma
-from test_merged_model import Mlp, Net, cost, files, lora_files, models
 
 import adamerge.task_vectors.automatic_storage
 import adamerge.task_vectors.storage
@@ -17,7 +17,7 @@ from adamerge.deltas.low_rank import LowRankDeltas
 from adamerge.deltas.quantized import KeptDeltas
 from adamerge.deltas.row_buffers import FEW
 from adamerge.errors import ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Memory, Sizes

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from adamerge.heap import give_back_freed_memory, keep_freed_memory
+from adamerge.merging.malloc import give_back_freed_memory, keep_freed_memory
 
 ALLOCATE = """
 import resource, sys

@@ -23,7 +23,7 @@ from adamerge.backbones import Backbone, Encoded
 from adamerge.deltas.base import Deltas
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors

@@ -16,11 +16,11 @@ from toys import Tied
 
 from adamerge.backbones.inputs import stack
 from adamerge.backbones.structure import owner, whole_modules
-from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.merged_model import MergedModel
+from adamerge.merging.sharded_copy import ShardedCopy, _holders
 from adamerge.parametrizations import LayerWise, TaskWise
-from adamerge.shards import ShardedCopy, _holders
 from adamerge.task_vectors.storage import Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
 

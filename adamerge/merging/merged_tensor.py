@@ -9,8 +9,8 @@ from torch import Tensor
 
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.lazy_combination import Outline
+from adamerge.merging.pullback import WayBack
 from adamerge.parametrizations import Parametrization, Update
-from adamerge.way_back import WayBack
 
 
 def merged_tensor(base: Tensor, update: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
 from adamerge.backbones.structure import outermost
-from adamerge.blocks import BlockCopy
-from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import ConfigError
-from adamerge.merged_model import MergedModel
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.block_execution import Passes
+from adamerge.merging.copies import Copy, WholeCopy
+from adamerge.merging.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
-from adamerge.passes import Passes
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from adamerge.blocks import BlockCopy
-from adamerge.copies import Copy, WholeCopy
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.copies import Copy, WholeCopy
+from adamerge.merging.footprint import Held, Unit
 from adamerge.parametrizations import Parametrization
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Available, Memory, Sizes, size
 from adamerge.task_vectors.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.units import Held, Unit
 
 LEARNING = 4 * FP32
 """Bytes for each learned number beside its value: its gradient, Adam's two moments, and what the guard can go back to."""
@@ -177,7 +177,9 @@ class Plan:
         blocks = replace(self, copy=BlockCopy())
         if self.held.peak() > blocks.held.peak() and blocks.fits(Disk()):
             return f"take --model.copy=BlockCopy, {blocks._short()} on disk"
-        from adamerge.shards import ShardedCopy  # not before it is needed: torch's part of it loads slowly
+        from adamerge.merging.sharded_copy import (
+            ShardedCopy,  # not before it is needed: torch's part of it loads slowly
+        )
 
         count = 2 if not self.copy.collective else self.processes + 1
         for processes in range(count, MOST + 1):

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adamerge.backbones.structure import outermost
-from adamerge.copies import Copy, WholeCopy
 from adamerge.errors import ConfigError
+from adamerge.merging.copies import Copy, WholeCopy
 
 
 @dataclass(frozen=True)

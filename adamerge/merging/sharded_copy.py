@@ -13,11 +13,11 @@ from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter  # set_c
 from torch.distributed.tensor import DTensor
 
 from adamerge.backbones.structure import owner, whole_modules
-from adamerge.copies import Copy, Passing, Place
 from adamerge.errors import ConfigError
-from adamerge.heap import give_back_freed_memory
+from adamerge.merging.copies import Copy, Passing, Place
+from adamerge.merging.footprint import Held, Unit
+from adamerge.merging.malloc import give_back_freed_memory
 from adamerge.task_vectors.storage import FP32, Disk, Storage
-from adamerge.units import Held, Unit
 
 
 class ShardedCopy(Copy):

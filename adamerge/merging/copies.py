@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.structure import owner
+from adamerge.merging.footprint import Held, Unit
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.storage import FP32, Storage
-from adamerge.units import Held, Unit
 
 
 class Place:

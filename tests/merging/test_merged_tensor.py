@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adamerge.merging import merged_tensor, updates
+from adamerge.merging.merged_tensor import merged_tensor, updates
 from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from adamerge.backbones.structure import outermost, owner, users
-from adamerge.copies import Copy, Passing, Place, Visit
 from adamerge.errors import ConfigError
-from adamerge.passes import StandIn
+from adamerge.merging.block_execution import StandIn
+from adamerge.merging.copies import Copy, Passing, Place, Visit
+from adamerge.merging.footprint import Held, Unit
 from adamerge.task_vectors.storage import FP32
-from adamerge.units import Held, Unit
 
 
 class BlockCopy(Copy):

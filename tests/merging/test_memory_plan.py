@@ -11,17 +11,17 @@ import torch
 from pico import tokenizer
 from running import numbers_of
 from safetensors.torch import save_file
-from test_merged_model import files, lora_files
 
-from adamerge.blocks import BlockCopy
-from adamerge.copies import WholeCopy
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.footprint import Unit
+from adamerge.merging.memory_plan import Plan
+from adamerge.merging.sharded_copy import ShardedCopy
 from adamerge.parametrizations import ChunkWise, Concrete, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
-from adamerge.plan import Plan
-from adamerge.shards import ShardedCopy
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Available, Memory, size
 from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident
-from adamerge.units import Unit
+from merging.test_merged_model import files, lora_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOTS = Available(1 << 40, 1 << 40)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adamerge.plan import Plan
+from adamerge.merging.memory_plan import Plan
 from adamerge.task_vectors.memory import size
 from adamerge.task_vectors.storage import LowBit, Storage
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from adamerge.backbones.structure import outermost, owner
-from adamerge.copies import Place, WholeCopy
+from adamerge.merging.copies import Place, WholeCopy
 
 
 def test_a_view_finds_its_gradient_in_its_owners():

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 from running import LAYER_WISE, child, pool_config, write_yaml
-from test_blocks import gradients, model_of
 from torch import Tensor, nn
 
 from adamerge.backbones.inputs import stack
 from adamerge.backbones.structure import outermost
-from adamerge.blocks import BlockCopy
 from adamerge.configuration import ConfigCLI
-from adamerge.copies import WholeCopy
 from adamerge.errors import ConfigError
-from adamerge.merged_model import MergedModel
-from adamerge.passes import Passes, Run
-from adamerge.shards import ShardedCopy
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.block_execution import Passes, Run
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.merged_model import MergedModel
+from adamerge.merging.sharded_copy import ShardedCopy
+from merging.test_block_copy import gradients, model_of
 
 CHECKPOINTED = Passes(checkpointed=True)
 KINDS = ("llama", "qwen3_moe", "t5", "vit", "clip", "llava")

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import Tied
 
+from adamerge.merging.footprint import Unit, units_by_name, units_of
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.units import Unit, units_by_name, units_of
 
 
 def ordered(units):

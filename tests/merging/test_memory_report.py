@@ -2,15 +2,14 @@
 
 import json
 
-from test_merged_model import files
-from test_plan import CUDA, planned, split
-
-from adamerge.blocks import BlockCopy
-from adamerge.copies import WholeCopy
-from adamerge.plan_report import print_plan
-from adamerge.shards import ShardedCopy
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.memory_report import print_plan
+from adamerge.merging.sharded_copy import ShardedCopy
 from adamerge.task_vectors.memory import Available, size
 from adamerge.task_vectors.storage import Disk
+from merging.test_memory_plan import CUDA, planned, split
+from merging.test_merged_model import files
 
 
 def test_every_copy_is_told_in_words(tmp_path, capsys):

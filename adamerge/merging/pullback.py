@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from adamerge.copies import Place
 from adamerge.deltas.lazy_combination import Combination
+from adamerge.merging.copies import Place
 from adamerge.precision import exact
 
 

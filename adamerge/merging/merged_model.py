@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.structure import owner
-from adamerge.copies import Copy, Place, WholeCopy
-from adamerge.merging import merged_tensor, updates
-from adamerge.network_checks import (
+from adamerge.merging.block_execution import Passes, restore
+from adamerge.merging.copies import Copy, Place, WholeCopy
+from adamerge.merging.merged_tensor import merged_tensor, updates
+from adamerge.merging.network_checks import (
     refuse_half_ties,
     refuse_other_network,
     refuse_shared_memory,
     refuse_unlike_leftovers,
     refuse_untrainable,
 )
+from adamerge.merging.pullback import PullBack, WayBack
 from adamerge.parametrizations import Parametrization, Update
-from adamerge.passes import Passes, restore
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.way_back import PullBack, WayBack
 
 if TYPE_CHECKING:
     from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries

@@ -7,10 +7,10 @@ import torch
 from deltas.test_base import SHAPE, storages
 from torch import nn
 
-from adamerge.copies import Place
 from adamerge.deltas.groups import Chunks
 from adamerge.deltas.lazy_combination import Outline
-from adamerge.way_back import WayBack
+from adamerge.merging.copies import Place
+from adamerge.merging.pullback import WayBack
 
 DELTAS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0], [5.0]])}
 
