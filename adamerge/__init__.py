@@ -21,7 +21,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Clamp": "parametrizations.constraints",
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "penalties",
-    "Coefficients": "coefficients",
+    "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "callbacks",
     "Combine": "transforms",
     "Concrete": "parametrizations",
@@ -105,13 +105,14 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "View": "objectives",
     "VisionLanguage": "backbones",
     "WholeCopy": "merging.copies",
-    "load_coefficients": "coefficients",
-    "save_coefficients": "coefficients",
+    "load_coefficients": "artifacts.coefficients",
+    "save_coefficients": "artifacts.coefficients",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.backbones import (
         Backbone,
         CausalLM,
@@ -124,7 +125,6 @@ if TYPE_CHECKING:
         VisionLanguage,
     )
     from adamerge.callbacks import CollapseGuard, RunawayGuard
-    from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
     from adamerge.data import (
         Calibration,
         ImageCalibration,

@@ -10,10 +10,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from adamerge.coefficients import save_coefficients
+from adamerge.artifacts.coefficients import save_coefficients
+from adamerge.artifacts.heatmap import draw_heatmap
 from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.evaluation import Spread
-from adamerge.heatmap import draw_heatmap
 from adamerge.modules import MergingModule
 from adamerge.tracker import hand_over
 

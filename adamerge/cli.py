@@ -93,10 +93,10 @@ def export(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     import torch
 
-    from adamerge.adapter_export import export_adapter
-    from adamerge.coefficients import load_coefficients
-    from adamerge.export import SHARD, size_of
-    from adamerge.export import export as write
+    from adamerge.artifacts.coefficients import load_coefficients
+    from adamerge.artifacts.export import SHARD, size_of
+    from adamerge.artifacts.export import export as write
+    from adamerge.artifacts.lora_export import export_adapter
 
     if own.adapter and (own.dtype or own.shard_size):
         parser.error("--adapter writes fp32 factors, in one file: --dtype and --shard-size do not go with it")

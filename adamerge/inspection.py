@@ -14,15 +14,15 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from torch import Tensor
 
+from adamerge.artifacts.coefficients import mask_statistics
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE
+from adamerge.artifacts.recipe import build
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.coefficients import mask_statistics
 from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.io.safetensors_file import read_json
-from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations.constraints import Constraint, Free
 from adamerge.parametrizations.untrained import HELD, held_masks
-from adamerge.recipe import build
 
 NARROWEST = 24  # characters of a column of names
 

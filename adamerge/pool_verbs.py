@@ -48,7 +48,7 @@ def fit(arguments: list[str]) -> None:
     if own.export is None:
         print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
         return
-    from adamerge.export import export
+    from adamerge.artifacts.export import export
     from adamerge.scoring import run_coefficients
 
     print(f"run: {folder}\nexported: {export(run_coefficients(folder), own.export)}")

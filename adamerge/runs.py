@@ -14,23 +14,23 @@ from lightning import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from adamerge.allocation import allocation_table
+from adamerge.artifacts.coefficients import save_coefficients
+from adamerge.artifacts.heatmap import draw_heatmap
+from adamerge.artifacts.importance import allocation_table
+from adamerge.artifacts.recipe import describe
 from adamerge.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
-from adamerge.coefficients import save_coefficients
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
 from adamerge.data.overlap import contents
 from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
-from adamerge.heatmap import draw_heatmap
 from adamerge.io.atomic import write_json
 from adamerge.merging.memory_report import print_plan
 from adamerge.modules import MergingModule
 from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.preparation import prepared
-from adamerge.recipe import describe
 from adamerge.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints
 from adamerge.run_config import write_config
 from adamerge.run_folders import (

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients
+from adamerge.artifacts.recipe import build
 from adamerge.backbones import Backbone
-from adamerge.coefficients import Coefficients, load_coefficients
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
@@ -29,7 +30,6 @@ from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
-from adamerge.recipe import build
 from adamerge.task_vectors.storage import Disk
 from adamerge.task_vectors.task_vectors import TaskVectors
 

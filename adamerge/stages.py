@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from adamerge import runs
-from adamerge.allocation import write_importances
+from adamerge.artifacts.importance import write_importances
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import read_json

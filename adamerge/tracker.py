@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from adamerge.coefficients import Coefficients
+from adamerge.artifacts.coefficients import Coefficients
 from adamerge.redaction import redacted
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from adamerge.coefficients import Coefficients
+from adamerge.artifacts.coefficients import Coefficients
 from adamerge.redaction import redacted, redacted_words
 from adamerge.tracker import Tracker
 

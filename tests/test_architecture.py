@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors precision io trainer_settings config_files described help command_line class_names signatures checkpoints
-deltas transforms task_vectors parametrizations penalties pool backbones merging parts checking recipe coefficients
-model_card allocation exported_files export adapter_export inspection heatmap objectives data evaluation confusions
-modules selection redaction tracker wandb_run tracking run_checkpoints run_folders callbacks summary faults
-configuration run_config environment preparation stage_configs runs stages scoring comparison testbed pool_verbs cli
+deltas transforms task_vectors parametrizations penalties pool backbones merging parts checking objectives data
+evaluation confusions redaction run_checkpoints run_folders environment artifacts inspection modules selection tracker
+wandb_run tracking callbacks summary faults configuration run_config preparation stage_configs runs stages scoring
+comparison testbed pool_verbs cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]
@@ -101,7 +101,7 @@ def test_the_order_names_what_exists():
         ("from adamerge import __version__, errors", 0),
         ("if TYPE_CHECKING:\n    from adamerge.cli import main\nelse:\n    from adamerge.runs import x", 1),
         ("from adamerge.errors import AdamergeError\nimport torch, adamerge", 0),
-        ("import importlib\nimportlib.import_module('adamerge.export')", 1),
+        ("import importlib\nimportlib.import_module('adamerge.artifacts.export')", 1),
     ],
 )
 def test_a_wrong_import_is_found(text, wrong):
@@ -120,7 +120,7 @@ HEAVY = [
 ]
 
 
-@pytest.mark.parametrize("module", ["adamerge.export", "adamerge.inspection", "adamerge.checking"])
+@pytest.mark.parametrize("module", ["adamerge.artifacts.export", "adamerge.inspection", "adamerge.checking"])
 def test_the_engine_loads_no_trainer_tracker_data_or_networks(module):
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules], 'torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -53,7 +53,8 @@ def test_help_needs_no_torch(words, tmp_path):
 def test_export_inspect_and_check_need_no_lightning(words, tmp_path):
     code = f"from adamerge.cli import main\ntry:\n    main({words})\nexcept SystemExit as end:\n    assert not end.code"
     loaded = loaded_by(
-        tmp_path, f"{code}\nimport adamerge.export, adamerge.inspection, adamerge.checking, adamerge.coefficients"
+        tmp_path,
+        f"{code}\nimport adamerge.artifacts.export, adamerge.inspection, adamerge.checking, adamerge.artifacts.coefficients",
     )
     assert not loaded & {"lightning", "pytorch_lightning", "open_clip", "wandb", "datasets", "torchmetrics"}
 

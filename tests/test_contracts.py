@@ -26,8 +26,9 @@ import adamerge.parametrizations
 import adamerge.parametrizations.constraints
 import adamerge.penalties
 import adamerge.transforms
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
@@ -41,7 +42,6 @@ from adamerge.parametrizations import (
 )
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.penalties import Penalty
-from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Transform

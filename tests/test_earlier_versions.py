@@ -13,8 +13,8 @@ from running import ROOT, adam_state, command, same_coefficients, without_pictur
 from safetensors.torch import load_file
 
 import adamerge
-from adamerge.coefficients import load_coefficients
-from adamerge.export import export
+from adamerge.artifacts.coefficients import load_coefficients
+from adamerge.artifacts.export import export
 from adamerge.io.public_names import is_public
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -11,12 +11,12 @@ import pytest
 from pico import pico_pool
 from running import child
 
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.backbones import OpenClipClassifier
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.coefficients import Coefficients
-from adamerge.export import export
 from adamerge.io.coefficient_file import read_coefficients
-from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -8,7 +8,7 @@ import torch
 from running import METHODS, command, fit_words, pool_config, without_pictures, write_yaml
 from safetensors.torch import save_file
 
-from adamerge.coefficients import Coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
 from adamerge.parametrizations import LayerWise
 from adamerge.parametrizations.constraints import Clamp, Free, Sigmoid
 from adamerge.runs import fit

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adamerge import objectives, parametrizations
+from adamerge.artifacts.recipe import describe
 from adamerge.backbones import IGNORED, Batch, OpenClipClassifier, Teacher
 from adamerge.backbones.inputs import stack, stack_tensors
 from adamerge.checkpoints.opening import open_checkpoint
@@ -34,7 +35,6 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization, constraints
-from adamerge.recipe import describe
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from running import command, fit_words, pool_config, without_pictures, write_yaml
 from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
-from adamerge.coefficients import read_coefficients
+from adamerge.artifacts.coefficients import read_coefficients
 from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import ConfigError
 from adamerge.io.safetensors_file import read_json

@@ -14,8 +14,8 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from adamerge.artifacts.coefficients import Coefficients, load_values
 from adamerge.backbones import Backbone, Batch
-from adamerge.coefficients import Coefficients, load_values
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.evaluation import Spread

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from lightning.pytorch.strategies import Strategy
 
+from adamerge.artifacts.recipe import describe
 from adamerge.backbones import Teacher
 from adamerge.backbones.inputs import moved, stack
 from adamerge.data.samples import Samples
@@ -23,7 +24,6 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
-from adamerge.recipe import describe
 
 FORMAT = 1
 DTYPES = ("float32", "bfloat16", "float16")

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from adamerge.coefficients import load_coefficients
+from adamerge.artifacts.coefficients import load_coefficients
+from adamerge.artifacts.export import export
 from adamerge.comparison import compare, print_table
 from adamerge.configuration import ConfigCLI
-from adamerge.export import export
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.merging.merged_model import MergedModel

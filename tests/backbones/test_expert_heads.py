@@ -8,11 +8,11 @@ import transformers
 from pico import TASKS, pico_pool, random_model, tokenizer
 from safetensors.torch import load_file, save_file
 
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones import SequenceClassifier
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors

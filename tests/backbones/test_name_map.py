@@ -7,12 +7,12 @@ from pico import CAUSAL, DECODER, ENCODER, pico_pool, random_model, tokenizer
 from safetensors.torch import load_file, save_file
 
 from adamerge import LayerWise, MergedModel, TaskVectors
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones import CausalLM, SequenceClassifier
 from adamerge.backbones.inputs import stack
 from adamerge.backbones.name_map import names_of
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 
 
 def folder_of(config, place, auto=transformers.AutoModelForCausalLM):

@@ -13,9 +13,9 @@ from running import environment
 from safetensors.torch import load_file
 
 from adamerge import LayerWise, MergedModel, TaskVectors
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones.inputs import packed, stack
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.export import export
 
 NARROW = ["gpt2", "roberta", *VISION_LANGUAGE]
 CASES = [*((kind, "float32") for kind in [*KINDS, "qwen2_vl_tied"]), *((kind, "bfloat16") for kind in NARROW)]

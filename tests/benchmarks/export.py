@@ -27,9 +27,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 from watching import CommandFailed, Watched, environment_of, spread, watch
 
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_writer import nbytes_of, shards, write_weights
 from adamerge.parametrizations import TaskWise
@@ -131,10 +131,10 @@ def write_pool(folder: Path, size: str, experts: int) -> list[Path]:
 
 def in_process(folder: Path, target: Path) -> None:
     """The command's work, timed from a process that has started: all of it, and merging and writing the weights alone."""
-    from adamerge.adapter_export import export_adapter  # noqa: F401  (what the command imports is imported first)
-    from adamerge.coefficients import load_coefficients
-    from adamerge.export import export, merged_pieces
-    from adamerge.exported_files import headers
+    from adamerge.artifacts.coefficients import load_coefficients
+    from adamerge.artifacts.export import export, merged_pieces
+    from adamerge.artifacts.export_files import headers
+    from adamerge.artifacts.lora_export import export_adapter  # noqa: F401  (what the command imports is imported first)
 
     start = time.perf_counter()
     export(load_coefficients(folder / "coefficients.safetensors"), target)

@@ -10,11 +10,11 @@ from torch import nn
 from toys import ToyLanguage
 
 from adamerge import LayerWise, MergedModel, TaskVectors
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.checkpoints.checkpoint import StateDict
 from adamerge.checkpoints.obsolete_tensors import is_leftover, leftovers
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 from adamerge.pool import open_pool
 
 MASK = torch.ones(48, 48).tril()[None, None]

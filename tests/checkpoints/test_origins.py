@@ -12,13 +12,13 @@ from lora_models import save_adapter, save_base
 from running import command
 from safetensors.torch import save_file
 
-from adamerge.adapter_export import export_adapter
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export
+from adamerge.artifacts.lora_export import export_adapter
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.checkpoints.origins import base_name, is_path, origin, shown
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.export import export
 from adamerge.io.model_folder import Layout
-from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 

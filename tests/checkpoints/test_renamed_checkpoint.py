@@ -8,13 +8,13 @@ import transformers
 from pico import DECODER, ENCODER, VISION, random_model
 from safetensors.torch import load_file, save_file
 
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export
 from adamerge.checkpoints.checkpoint import StateDict
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.checkpoints.renamed_checkpoint import RenamedCheckpoint, under_names_of
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties

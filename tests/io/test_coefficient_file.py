@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import METADATA_KEY, digest_of, read_coefficients
 from adamerge.io.safetensors_file import TensorFile

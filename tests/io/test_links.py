@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from lora_models import save_adapter, save_base
 
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones import OpenClipClassifier, SequenceClassifier
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 from adamerge.io.links import refuse_links_outside, refuse_outside
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import TaskWise

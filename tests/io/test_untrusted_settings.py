@@ -14,11 +14,11 @@ from running import child
 from safetensors.torch import load_file, save_file
 from transformers.modeling_utils import AttentionInterface
 
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones import OpenClipClassifier
 from adamerge.checkpoints.opening import open_checkpoint
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CheckpointError
-from adamerge.export import export
 from adamerge.io.untrusted_settings import FILES, IMPLEMENTATIONS, LARGEST, RULES, refuse_harmful
 from adamerge.parametrizations import TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors

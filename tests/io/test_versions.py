@@ -15,7 +15,7 @@ import torch
 from running import command
 
 import adamerge
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.config_files import read_config
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError
 from adamerge.io.coefficient_file import METADATA_KEY, digest_of

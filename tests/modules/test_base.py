@@ -5,8 +5,8 @@ import torch
 from conftest import CLASSES
 from lightning import LightningDataModule, Trainer
 
+from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.backbones import OpenClipClassifier
-from adamerge.coefficients import save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.evaluation import means, score
 from adamerge.modules import AdaptiveMerging

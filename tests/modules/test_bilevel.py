@@ -18,9 +18,9 @@ from running import ROOT, command, environment, pool_config, same_coefficients, 
 from torch.optim import SGD, Adam
 
 from adamerge import BilevelMerging, Concrete, Frozen, LayerWise, TaskVectors, TaskWise
+from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.backbones import OpenClipClassifier
 from adamerge.callbacks import CollapseGuard
-from adamerge.coefficients import save_coefficients
 from adamerge.data.steps import Steps
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.modules import AdaptiveMerging

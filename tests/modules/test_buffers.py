@@ -21,15 +21,15 @@ from torch.optim import SGD
 from toy_points import INPUTS, QUIET, WIDTH, ToyClassifier, ToyPoints, fit_toy, vectors_of, weights_of
 
 from adamerge import LayerWise, TaskVectors
+from adamerge.artifacts.coefficients import load_coefficients, save_coefficients
+from adamerge.artifacts.export import export
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.backbones import Encoded
 from adamerge.callbacks import CoefficientFile
-from adamerge.coefficients import load_coefficients, save_coefficients
 from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.evaluation import means
-from adamerge.export import export
 from adamerge.io.coefficient_file import read_coefficients
-from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.modules import AdaptiveMerging, BilevelMerging
 from adamerge.modules.buffers import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.objectives import Entropy

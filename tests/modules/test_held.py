@@ -10,13 +10,13 @@ from test_matrix import ALONE
 from torch.optim import SGD, Adam, AdamW
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 
-from adamerge.allocation import importances
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.heatmap import draw_heatmap
+from adamerge.artifacts.importance import importances
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
 from adamerge.callbacks import RunawayGuard
-from adamerge.coefficients import Coefficients
 from adamerge.errors import DivergedError
-from adamerge.heatmap import draw_heatmap
 from adamerge.merging.block_copy import BlockCopy
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass

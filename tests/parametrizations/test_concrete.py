@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export, merged_tensors
 from adamerge.errors import CoefficientsError, ConfigError
-from adamerge.export import export, merged_tensors
 from adamerge.parametrizations import (
     BinaryMask,
     ChunkWise,

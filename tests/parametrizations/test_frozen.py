@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.merging.merged_tensor import updates
 from adamerge.parametrizations import Concrete, Frozen, LayerWise, RandomPartition
 from adamerge.task_vectors.task_vectors import TaskVectors

@@ -266,7 +266,7 @@ def test_a_storage_says_what_it_is():
 
 
 def test_the_recipe_does_not_know_the_storage(tmp_path):
-    from adamerge.coefficients import Coefficients, save_coefficients
+    from adamerge.artifacts.coefficients import Coefficients, save_coefficients
     from adamerge.io.model_folder import Layout
 
     written = []

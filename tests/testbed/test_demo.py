@@ -10,10 +10,10 @@ from conftest import CLASSES
 from running import ROOT, TASK_ARITHMETIC, child, pool_config, without_pictures, write_yaml
 from safetensors.torch import load_file, save_file
 
+from adamerge.artifacts.coefficients import load_coefficients
+from adamerge.artifacts.export import export
 from adamerge.backbones import OpenClipClassifier
-from adamerge.coefficients import load_coefficients
 from adamerge.comparison import REFERENCES
-from adamerge.export import export
 from adamerge.runs import fit
 from adamerge.testbed import demo
 from adamerge.testbed.image_tasks import IMAGE_TASKS

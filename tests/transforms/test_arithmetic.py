@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.task_vectors.storage import Resident

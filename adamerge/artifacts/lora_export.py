@@ -12,15 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE, card
 from adamerge.checkpoints.lora import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
 from adamerge.checkpoints.origins import base_name, origin
-from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.deltas.low_rank import LowRankDeltas
 from adamerge.errors import ExportError
 from adamerge.io.atomic import staged_folder
 from adamerge.io.safetensors_file import quoted
 from adamerge.io.safetensors_writer import verify_tensors
-from adamerge.model_card import COEFFICIENTS_FILE, card
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
 

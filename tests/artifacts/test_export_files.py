@@ -12,9 +12,9 @@ from running import command
 from safetensors.torch import load_file
 
 from adamerge import LayerWise, TaskVectors
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
-from adamerge.export import export
 from adamerge.io.model_folder import Layout
 
 

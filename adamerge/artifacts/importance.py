@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from adamerge.coefficients import Coefficients, load_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients
 from adamerge.deltas.base import TransformedDeltas
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
+from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.parametrizations import ChunkWise, LayerWise, Parametrization
 from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection
-from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties, Transform
 
@@ -34,7 +34,13 @@ def test_a_factory_is_described_and_built_as_a_factory(vectors):
 
 @pytest.mark.parametrize(
     "path",
-    ["os.system", "builtins.eval", "adamerge.export.json.JSONDecoder", "adamerge..os.system", "adamerge.errors.x.y"],
+    [
+        "os.system",
+        "builtins.eval",
+        "adamerge.artifacts.export.json.JSONDecoder",
+        "adamerge..os.system",
+        "adamerge.errors.x.y",
+    ],
 )
 @pytest.mark.parametrize("kind", [Transform, Constraint, Parametrization])
 def test_nothing_but_parts_is_built(path, kind):
@@ -126,7 +132,7 @@ def test_a_foreign_class_needs_its_prefix_and_is_named():
 def test_no_prefix_opens_the_package_itself(monkeypatch):
     """A run's configuration names ``adamerge.Something``; nothing private becomes reachable by that."""
     for path in (
-        "adamerge.export.export",
+        "adamerge.artifacts.export.export",
         "adamerge.cli.main",
         "adamerge.io.model_folder.Layout",
         "adamerge.io.atomic._remove",

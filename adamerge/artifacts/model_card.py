@@ -5,8 +5,8 @@ from __future__ import annotations
 from huggingface_hub import ModelCardData
 
 import adamerge
+from adamerge.artifacts.coefficients import Coefficients
 from adamerge.checkpoints.origins import base_name, shown
-from adamerge.coefficients import Coefficients
 
 COEFFICIENTS_FILE = "adamerge/coefficients.safetensors"
 """In a folder of its own: loaders take every ``*.safetensors`` that lies beside the weights for weights."""

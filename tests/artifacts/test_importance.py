@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adamerge.allocation import allocation_table, importances, write_importances
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.importance import allocation_table, importances, write_importances
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import ChunkWise, ImportanceChunkWise, LayerWise, Parametrization, TaskWise
 from adamerge.parametrizations.constraints import Sigmoid

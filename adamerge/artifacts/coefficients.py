@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import lasting_path
 from adamerge.checkpoints.origins import LOCAL
@@ -22,7 +23,6 @@ from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.untrained import held_masks
-from adamerge.recipe import build, build_factory, describe
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+from adamerge.artifacts.export import export, merged_tensors, size_of
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.backbones import OpenClipClassifier
-from adamerge.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError, ExportError
-from adamerge.export import export, merged_tensors, size_of
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
-from adamerge.model_card import COEFFICIENTS_FILE
 from adamerge.parametrizations import ChunkWise, LayerWise
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -276,9 +276,9 @@ def test_non_finite_weights_are_refused_and_the_old_folder_stays(pool, tmp_path,
 
 
 def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
-    from adamerge import export as _  # noqa: F401  # the function; the module is taken from sys.modules
+    from adamerge.artifacts import export as _  # noqa: F401  # the function; the module is taken from sys.modules
 
-    module = sys.modules["adamerge.export"]
+    module = sys.modules["adamerge.artifacts.export"]
     paths = copied(pool, tmp_path / "models")
     vectors = TaskVectors(**paths, include=["visual.*"])
     write = module.write_weights
@@ -297,7 +297,7 @@ def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_lies_is_found_out(learned, tmp_path, monkeypatch):
-    module = sys.modules["adamerge.export"]
+    module = sys.modules["adamerge.artifacts.export"]
     write = module.write_weights
 
     def write_and_rot(folder, name, *args):

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
+from adamerge.artifacts.export_files import check_names, check_task, copy_files, exported, headers, write_heads
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE, card
 from adamerge.checkpoints.origins import origin
-from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ConfigError
-from adamerge.exported_files import check_names, check_task, copy_files, exported, headers, write_heads
 from adamerge.io.atomic import staged_folder
 from adamerge.io.safetensors_writer import nbytes_of, verify_tensors, write_weights
 from adamerge.merging.merged_tensor import merged_tensor, updates
-from adamerge.model_card import COEFFICIENTS_FILE, card
 
 SHARD = 5.0
 """GB of a weights file, at most, by default: as others write them."""

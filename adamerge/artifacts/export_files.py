@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from adamerge.artifacts.coefficients import Coefficients
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.origins import is_path
-from adamerge.coefficients import Coefficients
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
 from adamerge.io.links import refuse_outside
 from adamerge.io.model_folder import Layout

@@ -13,13 +13,13 @@ import torch
 from lora_models import tiny
 from safetensors.torch import load_file, save_file
 
-from adamerge.adapter_export import export_adapter
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
+from adamerge.artifacts.export import merged_tensors
+from adamerge.artifacts.lora_export import export_adapter
 from adamerge.checkpoints.lora import CONFIG, WEIGHTS
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.cli import main
-from adamerge.coefficients import Coefficients, save_coefficients
 from adamerge.errors import ExportError
-from adamerge.export import merged_tensors
 from adamerge.parametrizations import ChunkWise, ImportanceChunkWise, LayerWise, RandomPartition, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Combine, Scale, Ties

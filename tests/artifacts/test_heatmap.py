@@ -5,8 +5,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
+from adamerge.artifacts.heatmap import draw_heatmap
 from adamerge.errors import ExportError
-from adamerge.heatmap import draw_heatmap
 
 TABLE = {f"visual.transformer.resblocks.{n}.ln_1.weight": {"a": [0.1 * n], "b": [0.3, 0.5]} for n in range(11)}
 

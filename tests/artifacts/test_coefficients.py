@@ -17,11 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors.torch import load_file, save_file
 
-from adamerge.coefficients import (
-    Coefficients,
-    load_coefficients,
-    save_coefficients,
-)  # fmt: skip
+from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients  # fmt: skip
 from adamerge.errors import CheckpointError, CoefficientsError
 from adamerge.io.coefficient_file import digest_of, read_coefficients
 from adamerge.io.model_folder import Layout
@@ -326,7 +322,7 @@ DAMAGE = {
     "abstract parametrization": set_("parametrization", "class_path", "adamerge.parametrizations.Linear"),
     "no such class": set_("parametrization", "class_path", "adamerge.parametrizations.Nothing"),
     "no such module": set_("parametrization", "class_path", "adamerge.nothing.Nothing"),
-    "a function": set_("parametrization", "class_path", "adamerge.export.export"),
+    "a function": set_("parametrization", "class_path", "adamerge.artifacts.export.export"),
     "class path a number": set_("parametrization", "class_path", 5),
     "class path without a module": set_("parametrization", "class_path", "LayerWise"),
     "class path empty": set_("parametrization", "class_path", ""),
