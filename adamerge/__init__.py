@@ -20,7 +20,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "ChunkWise": "parametrizations",
     "Clamp": "parametrizations.constraints",
     "ClipVisionClassifier": "backbones",
-    "CoefficientNorm": "penalties",
+    "CoefficientNorm": "objectives.penalties",
     "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "callbacks",
     "Combine": "transforms",
@@ -33,7 +33,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "CrossEntropy": "objectives",
     "DisjointMean": "transforms",
     "Disk": "task_vectors.storage",
-    "DistanceToInitial": "penalties",
+    "DistanceToInitial": "objectives.penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
     "ExpectedMask": "parametrizations",
@@ -65,7 +65,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
     "Passes": "merging.block_execution",
-    "Penalty": "penalties",
+    "Penalty": "objectives.penalties",
     "Pinned": "task_vectors.storage",
     "Projection": "parametrizations.constraints",
     "PseudoLabel": "objectives",
@@ -85,7 +85,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Softmax": "parametrizations.constraints",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
-    "SummedDistanceToInitial": "penalties",
+    "SummedDistanceToInitial": "objectives.penalties",
     "SummedHiddenAlignment": "objectives",
     "SurestOfAll": "objectives",
     "SurestOfPredicted": "objectives",
@@ -170,6 +170,7 @@ if TYPE_CHECKING:
         Unchanged,
         View,
     )
+    from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial, Penalty, SummedDistanceToInitial
     from adamerge.parametrizations import (
         BinaryMask,
         BlockWise,
@@ -187,12 +188,6 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.penalties import (
-        CoefficientNorm,
-        DistanceToInitial,
-        Penalty,
-        SummedDistanceToInitial,
-    )
     from adamerge.selection import (
         HighestScore,
         KeepBest,

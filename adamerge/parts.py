@@ -12,9 +12,9 @@ from typing import Any
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import current_name
 from adamerge.merging.copies import Copy
+from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.parametrizations.constraints import Constraint
-from adamerge.penalties import Penalty
 from adamerge.task_vectors.storage import Storage
 from adamerge.transforms import Transform
 

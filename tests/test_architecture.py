@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors precision io trainer_settings config_files described help command_line class_names signatures checkpoints
-deltas transforms task_vectors parametrizations penalties pool backbones merging parts checking objectives data
-evaluation confusions redaction run_checkpoints run_folders environment artifacts inspection modules selection tracker
-wandb_run tracking callbacks summary faults configuration run_config preparation stage_configs runs stages scoring
-comparison testbed pool_verbs cli
+deltas transforms task_vectors parametrizations pool backbones merging objectives parts checking data evaluation
+confusions redaction run_checkpoints run_folders environment artifacts inspection modules selection tracker wandb_run
+tracking callbacks summary faults configuration run_config preparation stage_configs runs stages scoring comparison
+testbed pool_verbs cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]

@@ -16,8 +16,8 @@ from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logi
 from adamerge.data.steps import Steps
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy
+from adamerge.objectives.penalties import CoefficientNorm, Penalty
 from adamerge.parametrizations import LayerWise
-from adamerge.penalties import CoefficientNorm, Penalty
 
 LR, DECAY, CLIP = 0.05, 0.1, 1.0
 

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import adamerge.objectives
+import adamerge.objectives.penalties
 import adamerge.parametrizations
 import adamerge.parametrizations.constraints
-import adamerge.penalties
 import adamerge.transforms
 from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
 from adamerge.artifacts.recipe import build, build_factory, describe
@@ -32,6 +32,7 @@ from adamerge.backbones import Backbone, Batch, Encoded, Output, Teacher
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
+from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import (
     ChunkWise,
     ExpectedMask,
@@ -41,7 +42,6 @@ from adamerge.parametrizations import (
     Parametrization,
 )
 from adamerge.parametrizations.constraints import Constraint
-from adamerge.penalties import Penalty
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Transform
@@ -82,7 +82,7 @@ WRAPPERS = [kind for kind in finals(adamerge.parametrizations, Parametrization) 
 MASKS = finals(adamerge.parametrizations, Mask)
 CONSTRAINTS = finals(adamerge.parametrizations.constraints, Constraint)
 OBJECTIVES = finals(adamerge.objectives, Objective)
-PENALTIES = finals(adamerge.penalties, Penalty)
+PENALTIES = finals(adamerge.objectives.penalties, Penalty)
 REACHES_ANYTHING = [kind for kind in CONSTRAINTS if kind.__name__ in {"Free", "Clamp", "Projection"}]
 
 # the formulas, in float64 and from the papers ------------------------------------------------------------------------

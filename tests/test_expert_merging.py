@@ -19,9 +19,9 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHiddenAlignment
+from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Free, Sigmoid
-from adamerge.penalties import DistanceToInitial
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
 BETA = {"one": 1.5, "two": 0.5}

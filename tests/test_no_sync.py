@@ -34,9 +34,9 @@ from adamerge.merging.block_copy import BlockCopy
 from adamerge.modules import AdaptiveMerging, BilevelMerging, MergingModule, TeacherCache
 from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective, PseudoLabel
+from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.objectives.views import seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
-from adamerge.penalties import DistanceToInitial
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 

@@ -19,8 +19,8 @@ from adamerge.modules.rates import paced
 from adamerge.modules.schedules import Schedule, Scheduler, check_schedule, scheduled
 from adamerge.modules.teachers import TeacherCache
 from adamerge.objectives import Objective
+from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.penalties import Penalty
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors

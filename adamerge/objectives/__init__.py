@@ -4,11 +4,11 @@ from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, Summe
 from adamerge.objectives.base import Course, Objective
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
-from adamerge.objectives.operations import RandomOperations
 from adamerge.objectives.pseudo_label import PseudoLabel
-from adamerge.objectives.sums import Sum
+from adamerge.objectives.random_operations import RandomOperations
 from adamerge.objectives.trust import SurestOfAll, SurestOfPredicted, Trust
 from adamerge.objectives.views import CropAndFlip, FlipAndShift, Unchanged, View
+from adamerge.objectives.weighted_sum import Sum
 
 __all__ = [
     "Course",

@@ -15,9 +15,9 @@ from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
+from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Clamp, Free, Projection, Sigmoid
-from adamerge.penalties import DistanceToInitial
 
 QUIET = {
     "logger": False,

@@ -22,9 +22,9 @@ from adamerge.modules import AdaptiveMerging
 from adamerge.modules.backward import BackwardPass
 from adamerge.modules.held import by_group, constant
 from adamerge.objectives import Entropy
+from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.parametrizations.untrained import held_names
-from adamerge.penalties import CoefficientNorm, DistanceToInitial
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 

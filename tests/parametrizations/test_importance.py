@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from adamerge.errors import ConfigError
+from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import ImportanceChunkWise, LayerWise
 from adamerge.parametrizations.constraints import Sigmoid, Softmax
 from adamerge.parametrizations.importance import allocate
-from adamerge.penalties import DistanceToInitial
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 SHAPES = {"a": (5, 7), "b": (9,), "c": (2, 2), "d": ()}

@@ -6,7 +6,7 @@ import torch
 from adamerge.errors import ConfigError
 from adamerge.objectives import RandomOperations, Unchanged
 from adamerge.objectives import operations as module
-from adamerge.objectives.operations import OPERATIONS
+from adamerge.objectives.random_operations import OPERATIONS
 from adamerge.objectives.views import seeds_of
 
 IMAGES = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

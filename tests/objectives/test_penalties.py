@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adamerge.errors import ConfigError
+from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial, SummedDistanceToInitial
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Sigmoid, Softmax
-from adamerge.penalties import CoefficientNorm, DistanceToInitial, SummedDistanceToInitial
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
