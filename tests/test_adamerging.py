@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, weights_of
 
-from adamerge.data.steps import Steps
+from adamerge.data.batch_order import Steps
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise

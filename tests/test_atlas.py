@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
-from adamerge.data.steps import Steps
+from adamerge.data.batch_order import Steps
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy
 from adamerge.objectives.penalties import CoefficientNorm, Penalty

@@ -46,7 +46,7 @@ class Paper:
         self.data.serve(ToyLanguage())
 
     def samples(self, task: str, step: int) -> list[dict[str, Tensor]]:
-        from adamerge.data.steps import Steps
+        from adamerge.data.batch_order import Steps
 
         samples = self.data.samples(task, "calibration")
         return [samples[i] for i in Steps({task: samples}, None, self.data.batch_size, 0, 99).indices(task, step)]

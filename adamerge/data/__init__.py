@@ -4,7 +4,7 @@ from adamerge.data.base import Calibration
 from adamerge.data.image_text import ImageTextCalibration, ImageTextTask
 from adamerge.data.images import ImageCalibration, ImageTask
 from adamerge.data.language import LanguageCalibration, LanguageTask
-from adamerge.data.none import NoData
+from adamerge.data.no_data import NoData
 from adamerge.data.text import TextCalibration, TextTask
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary, vocabularies
 

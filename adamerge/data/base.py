@@ -13,14 +13,14 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
+from adamerge.data.batch_order import Labelled, Steps, StepSampler, labelled_batch, seed_of
 from adamerge.data.class_labels import LABEL, LabelPlace, begins_at_one, classes_of
 from adamerge.data.labels import ClassLabels, Labelling, Labels, shots
 from adamerge.data.metrics import Metric
 from adamerge.data.notices import notices
 from adamerge.data.pictures import with_eight_bits
 from adamerge.data.samples import Samples, can_be_used, skipped_lines
-from adamerge.data.steps import Labelled, Steps, StepSampler, labelled_batch, seed_of
-from adamerge.data.teachers import Teach
+from adamerge.data.teacher_outputs import Teach
 from adamerge.errors import ConfigError, DataError
 from adamerge.objectives import Course
 

@@ -12,12 +12,12 @@ from typing import Any
 import datasets
 
 from adamerge.data.base import Calibration
+from adamerge.data.batch_order import seed_of
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
-from adamerge.data.drawing import draw
+from adamerge.data.drawn_splits import draw
 from adamerge.data.file_faults import cause
 from adamerge.data.row_numbers import is_number, numbered
 from adamerge.data.saved_sets import read_saved, tells_itself
-from adamerge.data.steps import seed_of
 from adamerge.errors import ConfigError, DataError
 from adamerge.io.hub_ids import is_hub_id, missing
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from adamerge.backbones import Backbone
 from adamerge.backbones.inputs import join, moved
 from adamerge.data import Calibration
-from adamerge.data.steps import Steps
+from adamerge.data.batch_order import Steps
 from adamerge.errors import DivergedError
 from adamerge.merging.merged_model import MergedModel
 

@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import Strategy
 from adamerge.artifacts.recipe import describe
 from adamerge.backbones import Teacher
 from adamerge.backbones.inputs import moved, stack
+from adamerge.data.batch_order import Steps
 from adamerge.data.samples import Samples
-from adamerge.data.steps import Steps
-from adamerge.data.teachers import Kept, compact, digest_of, expanded
+from adamerge.data.teacher_outputs import Kept, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import TensorFile

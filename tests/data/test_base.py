@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
-from adamerge.data.steps import Steps, StepSampler, seed_of
+from adamerge.data.batch_order import Steps, StepSampler, seed_of
 from adamerge.errors import ConfigError, DataError
 
 

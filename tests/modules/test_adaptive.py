@@ -110,7 +110,7 @@ def test_the_gradient_is_that_of_the_formula_in_float64(pool, image_folders, pla
     backbone = module.merged.backbone
     data.serve(backbone)
     backbone.build_heads(data.tasks, {})
-    from adamerge.data.steps import Steps
+    from adamerge.data.batch_order import Steps
 
     batch = Steps({task: data.samples(task, "calibration") for task in data.tasks}, None, 5, 0, 1)[0]
     network = copy.deepcopy(backbone.network).double()

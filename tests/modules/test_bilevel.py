@@ -21,7 +21,7 @@ from adamerge import BilevelMerging, Concrete, Frozen, LayerWise, TaskVectors, T
 from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.backbones import OpenClipClassifier
 from adamerge.callbacks import CollapseGuard
-from adamerge.data.steps import Steps
+from adamerge.data.batch_order import Steps
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy

@@ -17,7 +17,7 @@ from toys import QUIET, WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vect
 
 from adamerge import LayerWise
 from adamerge.backbones.inputs import stack
-from adamerge.data.steps import Steps
+from adamerge.data.batch_order import Steps
 from adamerge.errors import ConfigError
 from adamerge.modules import AdaptiveMerging, TeacherCache, TeacherFiles
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum

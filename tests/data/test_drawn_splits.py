@@ -3,7 +3,7 @@
 import datasets
 import torch
 
-from adamerge.data.drawing import draw
+from adamerge.data.drawn_splits import draw
 
 ROWS = datasets.Dataset.from_dict({"number": list(range(30))})
 

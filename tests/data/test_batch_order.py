@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from adamerge.backbones import IGNORED
+from adamerge.data.batch_order import Labelled, Steps, labelled_batch
 from adamerge.data.labels import Classes, Tokens
 from adamerge.data.samples import Samples
-from adamerge.data.steps import Labelled, Steps, labelled_batch
 
 
 def letters(text):

@@ -13,7 +13,7 @@ from adamerge.backbones import IGNORED, Batch, Inputs
 from adamerge.backbones.inputs import stack, stack_tensors
 from adamerge.data.labels import Labels
 from adamerge.data.samples import Samples
-from adamerge.data.teachers import Teach, stack_teachers
+from adamerge.data.teacher_outputs import Teach, stack_teachers
 from adamerge.errors import ConfigError
 
 

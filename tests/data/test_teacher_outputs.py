@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adamerge.backbones import Encoded, Output, Teacher
-from adamerge.data.teachers import compact, digest_of, expanded, stack_teachers
+from adamerge.data.teacher_outputs import compact, digest_of, expanded, stack_teachers
 
 MASK = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
 
