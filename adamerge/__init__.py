@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _HOMES = {  # public name to the module that holds it; files name parts by these names alone
-    "AdaptiveMerging": "modules",
+    "AdaptiveMerging": "training",
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
-    "BilevelMerging": "modules",
+    "BilevelMerging": "training",
     "BinaryMask": "parametrizations",
     "BlockCopy": "merging.block_copy",
     "BlockWise": "parametrizations",
@@ -22,13 +22,13 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "objectives.penalties",
     "Coefficients": "artifacts.coefficients",
-    "CollapseGuard": "callbacks",
+    "CollapseGuard": "training.callbacks",
     "Combine": "transforms",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
     "Copy": "merging.copies",
-    "CosineDecay": "modules",
-    "CosineRestarts": "modules",
+    "CosineDecay": "training",
+    "CosineRestarts": "training",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
     "DisjointMean": "transforms",
@@ -42,24 +42,24 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Frozen": "parametrizations",
     "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
-    "HighestScore": "selection",
+    "HighestScore": "training.selection",
     "ImageCalibration": "data",
     "ImageClassifier": "backbones",
     "ImageTask": "data",
     "ImageTextCalibration": "data",
     "ImageTextTask": "data",
     "ImportanceChunkWise": "parametrizations",
-    "KeepBest": "selection",
+    "KeepBest": "training.selection",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
     "LogitAlignment": "objectives",
     "LowBit": "task_vectors.storage",
-    "LowestTarget": "selection",
+    "LowestTarget": "training.selection",
     "Magnitude": "transforms",
     "Mask": "parametrizations",
     "MergedModel": "merging.merged_model",
-    "MergingModule": "modules",
+    "MergingModule": "training",
     "NoData": "data",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -72,10 +72,10 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
     "Resident": "task_vectors.storage",
-    "RunawayGuard": "callbacks",
+    "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
-    "Schedule": "modules",
-    "Selection": "selection",
+    "Schedule": "training",
+    "Selection": "training.selection",
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
@@ -91,8 +91,8 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "SurestOfPredicted": "objectives",
     "TaskVectors": "task_vectors.task_vectors",
     "TaskWise": "parametrizations",
-    "TeacherCache": "modules",
-    "TeacherFiles": "modules",
+    "TeacherCache": "training",
+    "TeacherFiles": "training",
     "TestbedImages": "testbed.data",
     "TestbedLanguage": "testbed.data",
     "TestbedText": "testbed.data",
@@ -124,7 +124,6 @@ if TYPE_CHECKING:
         SequenceClassifier,
         VisionLanguage,
     )
-    from adamerge.callbacks import CollapseGuard, RunawayGuard
     from adamerge.data import (
         Calibration,
         ImageCalibration,
@@ -142,16 +141,6 @@ if TYPE_CHECKING:
     from adamerge.merging.copies import Copy, WholeCopy
     from adamerge.merging.merged_model import MergedModel
     from adamerge.merging.sharded_copy import ShardedCopy
-    from adamerge.modules import (
-        AdaptiveMerging,
-        BilevelMerging,
-        CosineDecay,
-        CosineRestarts,
-        MergingModule,
-        Schedule,
-        TeacherCache,
-        TeacherFiles,
-    )
     from adamerge.objectives import (
         CropAndFlip,
         CrossEntropy,
@@ -188,16 +177,22 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.selection import (
-        HighestScore,
-        KeepBest,
-        LowestTarget,
-        Selection,
-    )
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors
     from adamerge.testbed.data import TestbedImages, TestbedLanguage, TestbedText
+    from adamerge.training import (
+        AdaptiveMerging,
+        BilevelMerging,
+        CosineDecay,
+        CosineRestarts,
+        MergingModule,
+        Schedule,
+        TeacherCache,
+        TeacherFiles,
+    )
+    from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+    from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,
         DisjointMean,

@@ -16,7 +16,6 @@ from adamerge.config_files import config_files
 from adamerge.configuration import ConfigCLI
 from adamerge.data.metrics import Metric
 from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
-from adamerge.evaluation import average, gap_closed, means, paired_step
 from adamerge.io.atomic import write_json
 from adamerge.parametrizations import TaskWise
 from adamerge.run_folders import started, summary_of
@@ -34,7 +33,8 @@ from adamerge.scoring import (
 from adamerge.stage_configs import for_stage, parsed, stage_files, validated
 from adamerge.stages import fit
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.wandb_run import grouped
+from adamerge.training.evaluation import average, gap_closed, means, paired_step
+from adamerge.training.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
 """What every comparison holds besides the methods asked for."""

@@ -26,8 +26,8 @@ from adamerge.faults import first_fault
 from adamerge.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.io.public_names import PREFIX, current_name, is_public, private_names, renewed
 from adamerge.io.versions import WRITTEN_BY
-from adamerge.modules import MergingModule
 from adamerge.signatures import class_named
+from adamerge.training import MergingModule
 
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
 RENEWED = "yaml with today's names"

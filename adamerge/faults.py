@@ -12,8 +12,8 @@ from adamerge.command_line import TOP, told_apart, unknown_key
 from adamerge.config_files import config_files, overlaid, overridden, read_config
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
-from adamerge.modules import MergingModule
 from adamerge.signatures import argument_fault, fault
+from adamerge.training import MergingModule
 
 
 def first_fault(arguments: Sequence[str], search: type[MergingModule]) -> ConfigError | None:

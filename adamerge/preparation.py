@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from adamerge.configuration import FitCLI
 from adamerge.data import Calibration, NoData
 from adamerge.errors import ConfigError
-from adamerge.modules import MergingModule
-from adamerge.selection import KeepBest
 from adamerge.trainer_settings import check_length
+from adamerge.training import MergingModule
+from adamerge.training.selection import KeepBest
 
 
 def prepared(arguments: Sequence[str]) -> FitCLI:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from adamerge.config_files import config_files
 from adamerge.errors import CheckpointError, ConfigError, ExportError
 from adamerge.io.safetensors_file import read_json
-from adamerge.run_checkpoints import AtomicCheckpoints
+from adamerge.training.run_checkpoints import AtomicCheckpoints
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 CONFIG = "config.yaml"

@@ -18,7 +18,6 @@ from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.artifacts.heatmap import draw_heatmap
 from adamerge.artifacts.importance import allocation_table
 from adamerge.artifacts.recipe import describe
-from adamerge.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
 from adamerge.data import Calibration
@@ -27,11 +26,8 @@ from adamerge.environment import environment_of, refuse_difference
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.merging.memory_report import print_plan
-from adamerge.modules import MergingModule
-from adamerge.modules.checks import planned
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.preparation import prepared
-from adamerge.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints
 from adamerge.run_config import write_config
 from adamerge.run_folders import (
     CONFIG,
@@ -47,9 +43,13 @@ from adamerge.run_folders import (
     summary_of,
 )
 from adamerge.summary import Summary
-from adamerge.tracker import hand_over
-from adamerge.tracking import tracked
-from adamerge.wandb_run import environment_variable
+from adamerge.training import MergingModule
+from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.fit_checks import planned
+from adamerge.training.loggers import tracked
+from adamerge.training.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints
+from adamerge.training.tracker import hand_over
+from adamerge.training.wandb_run import environment_variable
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:

@@ -17,12 +17,10 @@ from adamerge.artifacts.recipe import build
 from adamerge.backbones import Backbone
 from adamerge.config_files import read_config
 from adamerge.configuration import ConfigCLI
-from adamerge.confusions import Confusions, exchanged_lines, far_below_lines
 from adamerge.data import Calibration
 from adamerge.data.metrics import Accuracy, Metric
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
-from adamerge.evaluation import average, means, score
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import COEFFICIENTS
 from adamerge.io.safetensors_file import read_json
@@ -32,6 +30,8 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.task_vectors.storage import Disk
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.confusions import Confusions, exchanged_lines, far_below_lines
+from adamerge.training.evaluation import average, means, score
 
 Scores = dict[str, Tensor]
 """Task to the score of each sample."""

@@ -20,7 +20,7 @@ from adamerge.io.safetensors_file import read_json
 from adamerge.run_config import write_config
 from adamerge.run_folders import RUN_ID, STAGES, in_use, is_first_process, locked, refuse_used, run_folder, summary_of
 from adamerge.stage_configs import for_stage, parsed_stage, stage_files, validated
-from adamerge.wandb_run import environment_variable, grouped
+from adamerge.training.wandb_run import environment_variable, grouped
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
 """Of the last stage, also found at the run's top; what says that the run is there comes last."""

@@ -12,10 +12,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from adamerge.errors import AdamergeError, CollapsedError, DivergedError
-from adamerge.evaluation import average
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
-from adamerge.modules import MergingModule
+from adamerge.training import MergingModule
+from adamerge.training.evaluation import average
 
 
 class Summary(Callback):

@@ -12,11 +12,11 @@ from torch.optim import SGD, Adam
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, weights_of
 
 from adamerge.data.batch_order import Steps
-from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Clamp, Constraint, Projection
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training import AdaptiveMerging
 from adamerge.transforms import Ties
 
 LR, KEEP = 0.05, 0.4

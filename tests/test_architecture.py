@@ -14,10 +14,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 NAMES_IN_ORDER = """
 errors precision io trainer_settings config_files described help command_line class_names signatures checkpoints
-deltas transforms task_vectors parametrizations pool backbones merging objectives parts checking data evaluation
-confusions redaction run_checkpoints run_folders environment artifacts inspection modules selection tracker wandb_run
-tracking callbacks summary faults configuration run_config preparation stage_configs runs stages scoring comparison
-testbed pool_verbs cli
+deltas transforms task_vectors parametrizations pool backbones merging objectives parts checking data environment
+artifacts inspection training run_folders summary faults configuration run_config preparation stage_configs runs
+stages scoring comparison testbed pool_verbs cli
 """
 ORDER = re.findall(r"\w+", NAMES_IN_ORDER)
 PLAIN = ORDER[: ORDER.index("inspection") + 1]
@@ -96,7 +95,7 @@ def test_the_order_names_what_exists():
     ("text", "wrong"),
     [
         ("from adamerge.cli import main", 1),
-        ("def f():\n    import adamerge.modules.base", 1),
+        ("def f():\n    import adamerge.training.base", 1),
         ("from adamerge import LayerWise", 1),
         ("from adamerge import __version__, errors", 0),
         ("if TYPE_CHECKING:\n    from adamerge.cli import main\nelse:\n    from adamerge.runs import x", 1),

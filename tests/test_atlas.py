@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
 from adamerge.data.batch_order import Steps
-from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import CrossEntropy
 from adamerge.objectives.penalties import CoefficientNorm, Penalty
 from adamerge.parametrizations import LayerWise
+from adamerge.training import AdaptiveMerging
 
 LR, DECAY, CLIP = 0.05, 0.1, 1.0
 

@@ -13,9 +13,9 @@ from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, witho
 
 from adamerge.comparison import LAMBDAS, REFERENCES, compare
 from adamerge.configuration import ConfigCLI
-from adamerge.evaluation import gap_closed
 from adamerge.parametrizations import TaskWise
 from adamerge.scoring import Scorer
+from adamerge.training.evaluation import gap_closed
 
 TASK_WISE = METHODS / "adamerging_task_wise.yaml"
 OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.lr=0.05")

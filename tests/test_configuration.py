@@ -295,8 +295,8 @@ def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_
     """A run's own configuration could not be read again."""
     file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, image_folders))
     words = ["--config", str(file), "--config", str(LAYER_WISE)]
-    with pytest.raises(ConfigError, match="no part 'adamerge.modules.schedules.CosineDecay'") as caught:
-        Parsed([*words, "--model.lr_scheduler=adamerge.modules.schedules.CosineDecay"])
+    with pytest.raises(ConfigError, match="no part 'adamerge.training.schedules.CosineDecay'") as caught:
+        Parsed([*words, "--model.lr_scheduler=adamerge.training.schedules.CosineDecay"])
     assert caught.value.todo == "name it adamerge.CosineDecay"
     assert Parsed([*words, "--model.lr_scheduler=adamerge.CosineDecay"]).config.model.lr_scheduler
     assert Parsed([*words, "--model.objective=adamerge.objectives.Entropy"]).config.model.objective  # a former name

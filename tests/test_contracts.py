@@ -695,8 +695,8 @@ def fitted(pool: dict, folders: dict, optimizer: type) -> Tensor:
     from adamerge.backbones import OpenClipClassifier
     from adamerge.data import ImageCalibration
     from adamerge.data.images import ImageTask
-    from adamerge.modules import AdaptiveMerging
     from adamerge.objectives import Entropy
+    from adamerge.training import AdaptiveMerging
 
     tasks = {t: ImageTask(f, ["a picture of {}"], classnames=NAMES[t]) for t, f in folders.items()}
     data = ImageCalibration(tasks, batch_size=3, calibration_fraction=0.3)

@@ -16,12 +16,12 @@ from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, to
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import stack
 from adamerge.merging.merged_model import MergedModel
-from adamerge.modules import AdaptiveMerging
-from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHiddenAlignment
 from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Free, Sigmoid
+from adamerge.training import AdaptiveMerging
+from adamerge.training.objective_gradient import BackwardPass
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
 BETA = {"one": 1.5, "two": 0.5}

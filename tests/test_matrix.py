@@ -32,10 +32,10 @@ from adamerge.backbones.inputs import stack, stack_tensors
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.merging.merged_model import MergedModel
-from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization, constraints
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.objective_gradient import BackwardPass
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 BACKBONES = ["open_clip", *KINDS]

@@ -31,14 +31,14 @@ from adamerge import objectives, parametrizations
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import stack
 from adamerge.merging.block_copy import BlockCopy
-from adamerge.modules import AdaptiveMerging, BilevelMerging, MergingModule, TeacherCache
-from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, Objective, PseudoLabel
 from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.objectives.views import seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training import AdaptiveMerging, BilevelMerging, MergingModule, TeacherCache
+from adamerge.training.objective_gradient import BackwardPass
 
 META = torch.device("meta")
 STEPS = 4

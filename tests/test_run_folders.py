@@ -7,8 +7,8 @@ import pytest
 from running import LAYER_WISE, QUICK, command, pool_config, without_pictures, write_yaml
 
 from adamerge.errors import ConfigError
-from adamerge.modules import AdaptiveMerging
 from adamerge.run_folders import last_checkpoint, locked, refuse_ended, refuse_used, run_folder, started, summary_of
+from adamerge.training import AdaptiveMerging
 
 
 def test_a_folder_is_free_until_a_configuration_or_stages_are_in_it(tmp_path):

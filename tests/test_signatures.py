@@ -10,8 +10,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adamerge import Constraint, ImageCalibration, Objective, Parametrization, TaskVectors, Transform
-from adamerge.modules import AdaptiveMerging
 from adamerge.signatures import argument_fault, fault
+from adamerge.training import AdaptiveMerging
 
 Factory = Callable[[TaskVectors], Parametrization]
 

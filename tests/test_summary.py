@@ -10,8 +10,8 @@ import yaml
 from lightning import Callback
 from running import adam_state, command, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
 
-from adamerge.run_checkpoints import SessionTimer
 from adamerge.runs import fit
+from adamerge.training.run_checkpoints import SessionTimer
 
 COSINE = "--model.lr_scheduler=CosineDecay"
 

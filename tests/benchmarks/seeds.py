@@ -21,12 +21,12 @@ from rich.table import Table
 
 from adamerge.comparison import LAMBDAS, fitted
 from adamerge.configuration import ConfigCLI
-from adamerge.evaluation import average, means
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.scoring import Scorer, run_coefficients
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.evaluation import average, means
 
 
 def measure(pool: Path, methods: list[tuple[Path, list[str]]], seeds: list[int], folder: Path) -> dict[str, Any]:

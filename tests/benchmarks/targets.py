@@ -18,10 +18,10 @@ from typing import Any
 
 from adamerge.comparison import fitted
 from adamerge.configuration import ConfigCLI
-from adamerge.evaluation import means
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.scoring import Scorer, run_coefficients
+from adamerge.training.evaluation import means
 
 
 def ways_of(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:

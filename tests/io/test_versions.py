@@ -21,8 +21,8 @@ from adamerge.errors import CheckpointError, CoefficientsError, ConfigError
 from adamerge.io.coefficient_file import METADATA_KEY, digest_of
 from adamerge.io.versions import WRITTEN_BY, refuse_later, version_of
 from adamerge.parametrizations import LayerWise
-from adamerge.run_checkpoints import WRITER, AtomicCheckpoints
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.run_checkpoints import WRITER, AtomicCheckpoints
 
 ROOT = Path(__file__).parents[2]
 LATER = "was written by adamerge 999.1.0, and this is adamerge "

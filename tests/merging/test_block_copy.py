@@ -21,10 +21,10 @@ from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.block_execution import Passes
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
-from adamerge.modules.backward import BackwardPass
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.objective_gradient import BackwardPass
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")
 BOTH = Sum([LogitAlignment(), HiddenAlignment([0, 1, -1])])

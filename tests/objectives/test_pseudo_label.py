@@ -9,10 +9,10 @@ from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logi
 
 from adamerge.backbones import Batch, Encoded, Output
 from adamerge.errors import ConfigError, DataError
-from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Course, CropAndFlip, Entropy, PseudoLabel, Sum, SurestOfPredicted, Unchanged, View
 from adamerge.objectives.views import uniform
 from adamerge.parametrizations import LayerWise
+from adamerge.training import AdaptiveMerging
 
 # predictions for nine samples of three classes; the square roots of 3, 6 and 7 are fractions
 SURE = [

@@ -1,0 +1,236 @@
+"""Selection: which step's coefficients are a fit's result, decided on the labelled validation split; else the last step's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from adamerge.data import Calibration
+from adamerge.data.metrics import Metric
+from adamerge.errors import ConfigError
+from adamerge.training import MergingModule
+from adamerge.training.evaluation import average, means, score
+
+
+class Look(NamedTuple):
+    """What a selection knows of a step.
+
+    Attributes:
+        scores: of the merged model on each task's validation split.
+        base: of the base, on the same samples.
+        experts: of each expert on its own task; a task without one is not in it.
+        weights: of the tasks in the objective; negative where the fit moves away.
+        metric: whose scores these are.
+    """
+
+    scores: Mapping[str, float]
+    base: Mapping[str, float]
+    experts: Mapping[str, float]
+    weights: Mapping[str, float]
+    metric: Metric
+
+
+class Selection(ABC):
+    """How good a step is."""
+
+    @abstractmethod
+    def value(self, look: Look) -> float | None:
+        """Larger for a better step; None for one that may not be chosen.
+
+        Raises:
+            ConfigError: the rule does not fit the tasks.
+        """
+
+    def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+        """See whether the rule fits the tasks that are fitted and their weights, before a fit begins.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        return
+
+
+class HighestScore(Selection):
+    """The highest mean over tasks of the score divided by that of the task's expert, or the base's where there is none.
+
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, section 5: task addition.
+    """
+
+    def value(self, look: Look) -> float:
+        """The mean of the normalised scores; where less is better, of their inverses."""
+        references = {**look.base, **look.experts}
+        return average({task: _ratio(look.metric, found, references[task]) for task, found in look.scores.items()})
+
+
+class LowestTarget(Selection):
+    """The worst mean score on the tasks of negative weight, among steps that leave every other task most of the base's.
+
+    Args:
+        share: of the base's score that each of the other tasks, the controls, must keep.
+
+    Raises:
+        ConfigError: share is not within (0, 1]; in use: no task has a negative weight, or all have.
+
+    Reference: aTLAS (Zhang et al., 2024), https://arxiv.org/abs/2407.02880, section 5: task negation.
+    """
+
+    def __init__(self, share: float = 0.95) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"LowestTarget: share must be positive and at most 1, got {share}")
+        self.share = share
+
+    def value(self, look: Look) -> float | None:
+        """Minus the targets' mean score, normalised by the base's; None where a control lost too much."""
+        self.check(list(look.scores), look.weights)
+        targets = [task for task in look.scores if look.weights.get(task, 1.0) < 0]
+        controls = [task for task in look.scores if task not in targets]
+        kept = {task: _ratio(look.metric, look.scores[task], look.base[task]) for task in look.scores}
+        if any(kept[task] < self.share for task in controls):
+            return None
+        return -average({task: kept[task] for task in targets})
+
+    def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+        """Some tasks are to be forgotten, and not all."""
+        if len({weights.get(task, 1.0) < 0 for task in tasks}) != 2:
+            raise ConfigError(
+                "LowestTarget needs a task to forget and a task to keep",
+                expected="a negative weight in model.task_weights for some tasks, not for all",
+                got=f"weights {dict(weights)} of tasks {list(tasks)}",
+            )
+
+
+def _ratio(metric: Metric, found: float, reference: float) -> float:
+    """How good a score is beside another, 1 when it is the same: more is better whatever the metric."""
+    above, below = (found, reference) if metric.higher_is_better else (reference, found)
+    return above / below if below else 1.0 + above
+
+
+class KeepBest(Callback):
+    """Looks at the validation split now and then, and lets the best step's coefficients be the fit's result.
+
+    It looks before the first step, so that a fit never ends worse than it began, after each ``every`` steps and after the
+    last. The coefficient file and ``summary.json`` say which step was chosen, on which split, and that its labels were read.
+
+    Args:
+        selection: what is best; of equals, the earliest.
+        every: steps between two looks.
+
+    Raises:
+        ConfigError: every is below 1; in use: a task has no labelled validation split.
+    """
+
+    def __init__(self, selection: Selection, every: int = 10) -> None:
+        if every < 1:
+            raise ConfigError(f"KeepBest: every must be at least 1, got {every}")
+        self.selection, self.every = selection, every
+        self._base: dict[str, float] = {}
+        self._experts: dict[str, float] = {}
+        self._best: dict[str, Any] = {}
+        self._values: dict[str, torch.Tensor] = {}
+        self._looks = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing of an earlier fit counts; and there is something to look at."""
+        if stage == "fit":
+            self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
+            module, data = _parts(trainer, pl_module)
+            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
+            if lacking:
+                raise ConfigError(
+                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
+                    "with labels",
+                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
+                )
+            self.selection.check(data.fitted, module.task_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            "base": self._base,
+            "experts": self._experts,
+            "best": self._best,
+            "values": self._values,
+            "looks": self._looks,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._base, self._experts = state_dict["base"], state_dict["experts"]
+        self._best, self._values, self._looks = state_dict["best"], state_dict["values"], state_dict["looks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score base and experts, and the coefficients that the fit starts from."""
+        if self._looks == 0:
+            module, data = _parts(trainer, pl_module)
+            merged = module.merged
+            merged.fill(merged.task_vectors.base.__getitem__)
+            self._base = self._scores(trainer, pl_module, data.fitted)
+            for task in data.fitted:
+                if task in merged.task_vectors.checkpoints:
+                    merged.fill_expert(task)
+                    self._experts |= self._scores(trainer, pl_module, [task])
+            self._look(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look; before the step's checkpoint is written, so that a resumed run chooses among the same steps."""
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self._look(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the best step's coefficients in place."""
+        self._settle(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The best so far are the result of a fit that ends early, too."""
+        if self._looks:
+            self._settle(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, data = _parts(trainer, pl_module)
+        with torch.no_grad():
+            module.merged.merge()
+        scores = self._scores(trainer, pl_module, data.fitted)
+        value = self.selection.value(Look(scores, self._base, self._experts, module.task_weights, data.metric))
+        self._looks += 1
+        if value is not None and math.isfinite(value) and (not self._best or value > self._best["value"]):
+            self._best = {"step": trainer.global_step, "value": value, "scores": scores}
+            state = module.merged.parametrization.state_dict()
+            self._values = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def _scores(self, trainer: Trainer, pl_module: LightningModule, tasks: list[str]) -> dict[str, float]:
+        module, data = _parts(trainer, pl_module)
+        loaders = {task: data.eval_dataloader(task, "validation") for task in tasks}
+        with trainer.precision_plugin.val_step_context():
+            return means({task: score(module.merged, task, found, data.metric) for task, found in loaders.items()})
+
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, _ = _parts(trainer, pl_module)
+        if not self._best:
+            warnings.warn(f"{type(self.selection).__name__}: no step may be chosen; the last one stands", stacklevel=2)
+        else:
+            module.merged.parametrization.load_state_dict(self._values)
+        module.choice = {
+            "rule": type(self.selection).__name__,
+            "split": "validation, labels read",
+            "looks": self._looks,
+            **(self._best or {"step": None}),
+        }
+
+
+def _parts(trainer: Trainer, module: LightningModule) -> tuple[MergingModule, Calibration]:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(module, MergingModule) or not isinstance(data, Calibration):
+        raise ConfigError(
+            "KeepBest chooses among merging coefficients",
+            expected="a MergingModule and Calibration data",
+            got=f"{type(module).__name__} and {type(data).__name__}",
+        )
+    return module, data

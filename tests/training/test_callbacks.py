@@ -1,0 +1,271 @@
+"""Callbacks: how a run's end is told, the guards and the last good state, safe checkpoints."""
+
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import CLASSES
+from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
+
+from adamerge.backbones import OpenClipClassifier, Output
+from adamerge.errors import CollapsedError, ConfigError
+from adamerge.objectives import Entropy
+from adamerge.training import AdaptiveMerging
+from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+
+
+class Disturb(Entropy):
+    """Entropy, times a factor at one step of the fit."""
+
+    factor, at = float("nan"), 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, output, batch):
+        step, self.calls = self.calls // 2, self.calls + 1  # two tasks a step
+        return super().forward(output, batch) * (self.factor if step == self.at else 1.0)
+
+
+def disturbed(monkeypatch, factor: float, at: int) -> str:
+    monkeypatch.setattr(Disturb, "factor", factor)
+    monkeypatch.setattr(Disturb, "at", at)
+    return f"--model.objective={__name__}.Disturb"
+
+
+def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
+    words = fit_words(pool_file, "--name=good", f"--id={steps}", "--model.lr=0.01", steps=steps)
+    assert command(capfd, "fit", *words).code == 0
+    return coefficients(Path("runs/good") / str(steps))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [0, pytest.param(2, marks=pytest.mark.slow), 5])
+def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):
+    """Step ``at`` (from 0) is the first bad one; 5 is the last step of all."""
+    objective = disturbed(monkeypatch, factor, at)
+    words = fit_words(pool_file, "--name=bad", "--id=a", "--model.lr=0.01", objective, "--model.hold=false", steps=6)
+    outcome = command(capfd, "fit", *words)
+    run = Path("runs/bad/a")
+    assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
+    assert f"step {at + 1}" in outcome.error and ("colours" in outcome.error or "shapes" in outcome.error)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "diverged" and f"step {at + 1}" in summary["error"]
+    found = coefficients(run)
+    assert all(torch.isfinite(value).all() for value in found.values())
+    if at:
+        good = values_after(pool_file, capfd, at)
+        assert all(torch.equal(value, good[name]) for name, value in found.items())
+    else:
+        assert all((value == 0.3).all() for value in found.values())
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        assert torch.isfinite(torch.load(path, weights_only=True)["state_dict"]["merged.parametrization.w"]).all()
+
+
+def test_a_diverged_run_does_not_become_a_finished_one_by_resuming(pool_file, monkeypatch, capfd):
+    objective = disturbed(monkeypatch, float("nan"), 5)
+    words = fit_words(pool_file, "--name=bad", "--id=a", objective, steps=6)
+    command(capfd, "fit", *words)
+    monkeypatch.setattr(Disturb, "at", 0)
+    outcome = command(capfd, "fit", "--resume", "runs/bad/a")
+    status = json.loads(Path("runs/bad/a/summary.json").read_text())["status"]
+    assert (outcome.code, status) == (2, "diverged")
+
+
+def ended(pool_file, capfd, monkeypatch, error: BaseException) -> tuple[int | None, dict]:
+    plain = AdaptiveMerging.training_step
+
+    def step(self, batch, batch_idx):
+        if self.global_step == 2:
+            raise error
+        assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "running"
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdaptiveMerging, "training_step", step)
+    code = None
+    try:
+        code = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", steps=4)).code
+    except type(error):
+        pass
+    return code, json.loads(Path("runs/n/a/summary.json").read_text())
+
+
+def test_summary_of_a_run_that_collapsed(pool_file, capfd, monkeypatch):
+    code, summary = ended(pool_file, capfd, monkeypatch, CollapsedError("one class for all of task 'shapes'"))
+    assert (code, summary["status"], summary["step"]) == (4, "collapsed", 2)
+    assert summary["error"] == "one class for all of task 'shapes'"
+
+
+def test_summary_of_a_run_that_failed(pool_file, capfd, monkeypatch):
+    code, summary = ended(pool_file, capfd, monkeypatch, RuntimeError("the network is on fire"))
+    assert code is None, "a bug of the program keeps its trace"
+    assert summary["status"] == "failed" and "on fire" in summary["error"]
+    assert coefficients(Path("runs/n/a"))
+
+
+class Given:
+    """Stands for a Spread whose figures are given."""
+
+    def __init__(self, share: float, spread: float, device: str = "cpu") -> None:
+        self.top_class_share = lambda: torch.tensor(share, device=device)
+        self.marginal_entropy = lambda: torch.tensor(spread, device=device)
+
+
+class Fit:
+    """Stands for a trainer whose metrics are given."""
+
+    global_step = 0
+    world_size = 1
+    datamodule = SimpleNamespace(batch_size=8)
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
+
+    def step(self, guard: CollapseGuard, device: str = "cpu", **tasks: tuple[float, float]) -> None:
+        self.global_step += 1
+        spread = {task: Given(*given, device) for task, given in tasks.items()}
+        guard.on_train_batch_end(self, SimpleNamespace(spread=spread), None, {}, self.global_step - 1)
+
+
+GOOD, GONE = (0.3, 0.9), (1.0, 0.01)
+
+
+def test_a_task_that_collapses_is_named():
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(5):
+        fit.step(guard, a=GOOD, b=GOOD)
+    with pytest.raises(CollapsedError, match=r"step 10: .*task 'b'"):
+        for _ in range(10):
+            fit.step(guard, a=GOOD, b=GONE)
+
+
+def test_one_sided_from_the_start_or_for_a_moment_is_no_collapse():
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(30):
+        fit.step(guard, one_class_data=GONE)
+    for step in range(30):
+        fit.step(guard, one_class_data=GONE, b=GONE if step % 5 == 2 else GOOD)
+
+
+def test_the_guard_remembers_across_a_resume():
+    """Healthy before the kill, collapsed after it: without its memory the guard would take it for one-sided data."""
+    guard, fit = CollapseGuard(every=5), Fit()
+    for _ in range(5):
+        fit.step(guard, a=GOOD)
+    resumed = CollapseGuard(every=5)
+    resumed.load_state_dict(guard.state_dict())
+    with pytest.raises(CollapsedError):
+        for _ in range(10):
+            fit.step(resumed, a=GONE)
+
+
+def test_the_guard_goes_on_where_the_device_is_another():
+    """A checkpoint is read to the CPU, whatever the fit runs on."""
+    guard, fit = CollapseGuard(every=5), Fit()
+    fit.step(guard, a=GOOD)
+    resumed = CollapseGuard(every=5)
+    resumed.load_state_dict(guard.state_dict())
+    fit.step(resumed, device="meta", a=GOOD)
+    assert resumed.state_dict()["sums"]["a"].device.type == "meta"
+
+
+@pytest.mark.parametrize(("batch_size", "reduced"), [(3, 0), (4, 1)])
+def test_what_counts_is_the_batch_of_all_processes(batch_size, reduced):
+    """Each has two samples of four, and the spread is of all four; so all reduce or none does."""
+    guard, fit, calls = CollapseGuard(every=1), Fit(), []
+    fit.world_size, fit.datamodule = 2, SimpleNamespace(batch_size=batch_size)
+    fit.strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: calls.append(tensor) or tensor)
+    fit.step(guard, a=GOOD)
+    assert len(calls) == reduced
+
+
+def test_a_fit_whose_predictions_collapse_ends(pool_file, monkeypatch, capfd):
+    """One class for every sample of a task, from the 26th step on: the look after the 50th tells."""
+    plain, calls = OpenClipClassifier.output, []
+
+    def collapsing(self, encoded, task):
+        calls.append(task)
+        found = plain(self, encoded, task)
+        samples, classes = found.logits.shape
+        healthy = len(calls) <= 25 * len(CLASSES)
+        wanted = torch.arange(samples) % classes if healthy else torch.zeros(samples, dtype=torch.int64)
+        one_hot = torch.nn.functional.one_hot(wanted, classes) * (0.1 if healthy else 50.0)
+        return Output(found.logits * 1e-3 + one_hot, encoded)
+
+    monkeypatch.setattr(OpenClipClassifier, "output", collapsing)
+    outcome = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", steps=60))
+    assert outcome.code == 4 and "step 50" in outcome.error and "collapsed" in outcome.error
+    assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "collapsed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_sure_predictions_of_many_classes_are_no_collapse(micro_batch, pool_file, monkeypatch, capfd):
+    """With micro-batches too: the share of the most frequent class of ONE sample is always all of it."""
+    plain, calls = OpenClipClassifier.output, []
+
+    def surer(self, encoded, task):
+        """Sample i of a forward pass is class i, unsure at first and sure later."""
+        calls.append(task)
+        found = plain(self, encoded, task)
+        first = len(calls) // 2 if micro_batch else 0
+        wanted = (torch.arange(len(encoded.features)) + first) % found.logits.shape[-1]
+        sharpness = 0.1 if len(calls) < 50 else 50.0
+        one_hot = torch.nn.functional.one_hot(wanted, found.logits.shape[-1]) * sharpness
+        return Output(found.logits * 1e-3 + one_hot, encoded)
+
+    monkeypatch.setattr(OpenClipClassifier, "output", surer)
+    size = [f"--model.micro_batch={micro_batch}"] if micro_batch else []
+    words = fit_words(pool_file, "--name=n", "--id=a", *size, steps=50)
+    outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0, outcome.err[-1000:]
+
+
+FREE = "--model.parametrization.init_args.constraint=adamerge.constraints.Free"
+
+
+def guarded_by(**arguments: float) -> str:
+    return (
+        f"--trainer.callbacks={json.dumps([{'class_path': 'adamerge.callbacks.RunawayGuard', 'init_args': arguments}])}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "step"), [([], 5), ([guarded_by(every=2)], 2)], ids=["looked at at the end", "at every second step"]
+)
+def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
+    """Adam's first step is of the rate's size, and the bound is 10, ten times which is too much."""
+    outcome = command(
+        capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", "--model.lr=1e3", FREE, *words, steps=5)
+    )
+    assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
+    assert f"step {step}: a coefficient ran away: of expert" in outcome.error
+    assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("rate", "words", "told"),
+    [(20, [], True), (20, [guarded_by(bound=1e6)], False), (1e3, [guarded_by(bound=1e6)], False), (0.1, [], False)],
+)
+def test_large_coefficients_are_told_and_who_means_them_says_so(rate, words, told, pool_file, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        words = fit_words(pool_file, "--name=n", "--id=a", f"--model.lr={rate}", FREE, *words, steps=2)
+        outcome = command(capfd, "fit", *words)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert sum("ran away" in str(warning.message) for warning in caught) == told
+
+
+@pytest.mark.parametrize("arguments", [{"bound": 0.0}, {"bound": float("nan")}, {"every": 0}])
+def test_a_runaway_guard_that_could_not_guard(arguments):
+    with pytest.raises(ConfigError, match="must be positive"):
+        RunawayGuard(**arguments)

@@ -1,0 +1,146 @@
+"""Evaluation: scores, gaps, paired errors and spreads by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adamerge.backbones import IGNORED, Batch, Encoded, Output
+from adamerge.backbones.losses import token_losses
+from adamerge.data.metrics import Accuracy, TokenLoss
+from adamerge.errors import DataError
+from adamerge.training.evaluation import Spread, average, gap_closed, means, paired_step, score
+
+
+class Echo:
+    """A merged model whose logits are its inputs."""
+
+    device = torch.device("cpu")
+    backbone = SimpleNamespace(output=lambda logits, task: Output(logits + (task == "shifted"), Encoded(logits)))
+
+    def __call__(self, inputs):
+        assert not torch.is_grad_enabled()
+        return inputs
+
+
+def test_accuracy_compares_the_largest_logit_with_the_label_in_order():
+    logits = torch.tensor([[0.0, 1.0, 0.5], [3.0, 1.0, 0.5], [0.0, 1.0, 1.5], [2.0, 1.0, 0.0]])
+    labels = torch.tensor([1, 1, 2, 0])
+    batches = [Batch(logits[:3], labels[:3]), Batch(logits[3:], labels[3:])]
+    hits = score(Echo(), "task", iter(batches), Accuracy())
+    assert hits.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert means({"task": hits}) == {"task": 0.75}
+
+
+def test_evaluation_needs_labels_and_samples():
+    with pytest.raises(DataError, match="task 'cars': evaluation needs labels"):
+        score(Echo(), "cars", [Batch(torch.zeros(2, 3))], Accuracy())
+    with pytest.raises(DataError, match="task 'cars': there is nothing"):
+        score(Echo(), "cars", [], Accuracy())
+
+
+def test_the_average_counts_tasks_not_samples():
+    hits = {"small": torch.tensor([True]), "large": torch.zeros(999, dtype=torch.bool)}
+    assert average(means(hits)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "floor", "ceiling", "expected"),
+    [(0.5, 0.5, 0.9, 0.0), (0.9, 0.5, 0.9, 1.0), (0.6, 0.5, 0.9, 0.25), (0.4, 0.5, 0.9, -0.25), (0.95, 0.9, 0.8, -0.5)],
+)
+def test_gap_closed(method, floor, ceiling, expected):
+    assert gap_closed(method, floor, ceiling) == pytest.approx(expected)
+
+
+def test_no_gap_is_not_a_number():
+    assert math.isnan(gap_closed(0.7, 0.5, 0.5))
+
+
+def test_paired_step_by_hand():
+    # task one: differences 1, 0, 0, 0 -> mean 1/4, variance 1/4; task two: 1, -1 -> mean 0, variance 2
+    better = {"one": torch.tensor([1, 1, 0, 0]) > 0, "two": torch.tensor([1, 0]) > 0}
+    worse = {"one": torch.tensor([0, 1, 0, 0]) > 0, "two": torch.tensor([0, 1]) > 0}
+    step, error = paired_step(better, worse)
+    assert step == pytest.approx(0.125)
+    assert error == pytest.approx(math.sqrt((0.25 / 4 + 2 / 2) / 4))
+
+
+def test_the_paired_error_is_the_spread_of_repeated_draws():
+    generator = torch.Generator().manual_seed(0)
+    steps, errors = [], []
+    for _ in range(400):
+        draws = torch.rand(2, 60, generator=generator)
+        better = {"one": draws[0] < 0.8, "two": draws[1][:20] < 0.6}
+        worse = {"one": draws[0] < 0.7, "two": draws[1][:20] < 0.5}
+        step, error = paired_step(better, worse)
+        steps.append(step)
+        errors.append(error)
+    assert float(torch.tensor(steps).mean()) == pytest.approx(0.1, abs=0.01)
+    assert float(torch.tensor(errors).mean()) == pytest.approx(float(torch.tensor(steps).std()), rel=0.15)
+
+
+def test_identical_models_have_no_step_and_no_error():
+    hits = {"one": torch.tensor([True, False, True])}
+    assert paired_step(hits, hits) == (0.0, 0.0)
+
+
+def prediction_spread(logits, mask=None):
+    found = Spread()
+    half = len(logits) // 2
+    for part in (slice(0, half), slice(half, None)):
+        found.update(logits[part], None if mask is None else mask[part])
+    return found.marginal_entropy(), found.top_class_share()
+
+
+def test_spread_by_hand():
+    entropy, share = prediction_spread(torch.tensor([[9e3, 0.0, 0.0]] * 5))
+    assert float(entropy) == pytest.approx(0.0, abs=1e-6) and float(share) == 1.0
+    entropy, share = prediction_spread(100.0 * torch.eye(4))
+    assert float(entropy) == pytest.approx(1.0, rel=1e-6) and float(share) == 0.25
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(3.0), 0.0], [0.0, math.log(3.0)]])
+    p = (0.25 + 0.75 + 0.25) / 3
+    expected = -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
+    entropy, share = prediction_spread(logits)
+    assert float(entropy) == pytest.approx(expected, rel=1e-5) and float(share) == pytest.approx(2 / 3)
+
+
+def test_spreads_of_several_processes_add_up():
+    logits = torch.randn(7, 5)
+    whole, parts = Spread(), [Spread(), Spread()]
+    whole.update(logits)
+    for part, rows in zip(parts, logits.split([4, 3]), strict=True):
+        part.update(rows)
+    together = Spread(parts[0].sums() + parts[1].sums())
+    assert float(together.top_class_share()) == pytest.approx(float(whole.top_class_share()))
+    assert float(together.marginal_entropy()) == pytest.approx(float(whole.marginal_entropy()), rel=1e-6)
+
+
+def test_spread_of_half_precision_logits_is_fp32():
+    entropy, share = prediction_spread(torch.randn(300, 10).to(torch.bfloat16))
+    assert entropy.dtype == share.dtype == torch.float32 and 0 < float(entropy) <= 1
+
+
+def test_spread_counts_the_positions_that_count():
+    logits = torch.zeros(2, 2, 3)
+    logits[0, 0, 1] = logits[1, 1, 1] = 50.0
+    mask = torch.tensor([[True, False], [False, True]])
+    entropy, share = prediction_spread(logits, mask)
+    assert float(entropy) == pytest.approx(0.0, abs=1e-6) and float(share) == 1.0
+
+
+def test_token_loss_by_hand():
+    # p(label) is 3/4, then 1/2; the third position does not count
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [9.0, 0.0]], [[0.0, 0.0]] * 3])
+    labels = torch.tensor([[1, 0, IGNORED], [IGNORED] * 3])
+    expected = [(math.log(4 / 3) + math.log(2)) / 2, 0.0]
+    assert token_losses(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
+    mask = labels != IGNORED
+    longer = torch.cat([logits, torch.full((2, 2, 2), 7.0)], dim=1)  # padding that another task's samples asked for
+    output = Output(longer, Encoded(longer, mask=torch.nn.functional.pad(mask, (0, 2))))
+    assert TokenLoss()(output, labels).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_best_score_depends_on_the_metric():
+    scores = {0.1: 0.5, 0.2: 0.7, 0.3: 0.6}
+    assert Accuracy().best(scores) == 0.2 and TokenLoss().best(scores) == 0.1
