@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adamerge.errors import AdamergeError
 from adamerge.merging.malloc import keep_freed_memory
-from adamerge.pool_verbs import check, compare, fit, import_from_here
+from adamerge.runs.verbs import check, compare, fit, import_from_here
 
 HELP = """adamerge: learn how to merge models
 
@@ -52,7 +52,7 @@ def test(arguments: list[str]) -> None:
     own = parser.parse_args(arguments)
     import_from_here()
     keep_freed_memory()
-    from adamerge.scoring import print_scores, score_run
+    from adamerge.runs.scoring import print_scores, score_run
 
     print_scores(*score_run(own.run, own.split, own.config, own.allow_plugins))
 
@@ -123,7 +123,7 @@ def inspect(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="adamerge inspect", description=inspect.__doc__)
     parser.add_argument("path", help="coefficients.safetensors, a run's folder, or a model")
     own = parser.parse_args(arguments)
-    from adamerge.inspection import describe_path
+    from adamerge.runs.inspection import describe_path
 
     describe_path(own.path)
 

@@ -63,7 +63,7 @@ def write_yaml(path: Path, content: Any) -> Path:
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the heat map empty: drawing takes half the time of a short fit."""
-    for module in ("adamerge.training.callbacks", "adamerge.runs"):
+    for module in ("adamerge.training.callbacks", "adamerge.runs.fit"):
         monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, title="", held=None: path.write_bytes(b""))
 
 

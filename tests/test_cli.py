@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import adamerge
 from adamerge import errors
 from adamerge.cli import VERBS, main
-from adamerge.runs import fit
+from adamerge.runs.fit import fit
 
 CODES = {
     errors.ConfigError: 2,
@@ -54,7 +54,7 @@ def test_export_inspect_and_check_need_no_lightning(words, tmp_path):
     code = f"from adamerge.cli import main\ntry:\n    main({words})\nexcept SystemExit as end:\n    assert not end.code"
     loaded = loaded_by(
         tmp_path,
-        f"{code}\nimport adamerge.artifacts.export, adamerge.inspection, adamerge.checking, adamerge.artifacts.coefficients",
+        f"{code}\nimport adamerge.artifacts.export, adamerge.runs.inspection, adamerge.runs.check, adamerge.artifacts.coefficients",
     )
     assert not loaded & {"lightning", "pytorch_lightning", "open_clip", "wandb", "datasets", "torchmetrics"}
 

@@ -119,7 +119,7 @@ def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
 
 @pytest.mark.parametrize("path", [path for path in POOL_FILES if path.stem.startswith("testbed_")], ids=name_of)
 def test_a_pool_names_what_is_there(path, monkeypatch):
-    from adamerge.configuration import ConfigCLI
+    from adamerge.runs.config_parser import ConfigCLI
 
     monkeypatch.chdir(ROOT)
     vectors = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task_vectors"]

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from adamerge.artifacts.coefficients import load_coefficients
 from adamerge.artifacts.export import export
-from adamerge.comparison import compare, print_table
-from adamerge.configuration import ConfigCLI
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.merging.merged_model import MergedModel
+from adamerge.runs.compare import compare, print_table
+from adamerge.runs.config_parser import ConfigCLI
 from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")

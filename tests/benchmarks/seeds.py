@@ -19,12 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from adamerge.comparison import LAMBDAS, fitted
-from adamerge.configuration import ConfigCLI
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
-from adamerge.scoring import Scorer, run_coefficients
+from adamerge.runs.compare import LAMBDAS, fitted
+from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, means
 

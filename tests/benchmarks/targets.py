@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adamerge.comparison import fitted
-from adamerge.configuration import ConfigCLI
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
-from adamerge.scoring import Scorer, run_coefficients
+from adamerge.runs.compare import fitted
+from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.training.evaluation import means
 
 

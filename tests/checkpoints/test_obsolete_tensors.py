@@ -15,7 +15,7 @@ from adamerge.artifacts.export import export
 from adamerge.checkpoints.checkpoint import StateDict
 from adamerge.checkpoints.obsolete_tensors import is_leftover, leftovers
 from adamerge.errors import CheckpointError
-from adamerge.pool import open_pool
+from adamerge.runs.pool import open_pool
 
 MASK = torch.ones(48, 48).tril()[None, None]
 OLD = {

@@ -13,10 +13,10 @@ import yaml
 from running import LAYER_WISE, write_yaml
 
 import adamerge
-from adamerge.config_files import overridden, read_config
-from adamerge.configuration import Parsed, search_of
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import FORMER, current_name, is_public, public_name, public_part, renewed
+from adamerge.runs.config_files import overridden, read_config
+from adamerge.runs.config_parser import Parsed, search_of
 
 ROOT = Path(__file__).parents[2]
 KINDS = [

@@ -16,11 +16,11 @@ from running import command
 
 import adamerge
 from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
-from adamerge.config_files import read_config
 from adamerge.errors import CheckpointError, CoefficientsError, ConfigError
 from adamerge.io.coefficient_file import METADATA_KEY, digest_of
 from adamerge.io.versions import WRITTEN_BY, refuse_later, version_of
 from adamerge.parametrizations import LayerWise
+from adamerge.runs.config_files import read_config
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.run_checkpoints import WRITER, AtomicCheckpoints
 

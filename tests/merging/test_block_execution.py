@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from adamerge.backbones.inputs import stack
 from adamerge.backbones.structure import outermost
-from adamerge.configuration import ConfigCLI
 from adamerge.errors import ConfigError
 from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.block_execution import Passes, Run
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.merging.sharded_copy import ShardedCopy
+from adamerge.runs.config_parser import ConfigCLI
 from merging.test_block_copy import gradients, model_of
 
 CHECKPOINTED = Passes(checkpointed=True)

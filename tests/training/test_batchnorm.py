@@ -30,7 +30,7 @@ from adamerge.errors import ConfigError, DivergedError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete
-from adamerge.scoring import Scorer
+from adamerge.runs.scoring import Scorer
 from adamerge.training import AdaptiveMerging, BilevelMerging
 from adamerge.training.batchnorm import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.training.callbacks import CoefficientFile

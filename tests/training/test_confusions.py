@@ -6,7 +6,7 @@ from toy_points import ToyClassifier, ToyPoints, logits_of, vectors_of, weights_
 
 from adamerge.backbones import Encoded, Output
 from adamerge.data.metrics import Accuracy, TokenLoss
-from adamerge.scoring import Scorer
+from adamerge.runs.scoring import Scorer
 from adamerge.training.confusions import Confusions, exchanged, exchanged_lines, far_below_lines
 from adamerge.training.evaluation import means
 

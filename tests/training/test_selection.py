@@ -269,7 +269,7 @@ def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folder
 
 
 def test_a_comparison_says_that_labels_chose():
-    from adamerge.comparison import _read_labels
+    from adamerge.runs.compare import _read_labels
 
     assert not _read_labels({}) and not _read_labels({"labelled": False})
     assert _read_labels({"labelled": True}) and _read_labels({"labelled": False, "selection": {"step": 3}})

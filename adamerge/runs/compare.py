@@ -1,0 +1,237 @@
+"""Comparison: several methods on one pool, beside the base, the experts and tuned task arithmetic, in one table."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from adamerge.data.metrics import Metric
+from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
+from adamerge.io.atomic import write_json
+from adamerge.parametrizations import TaskWise
+from adamerge.runs.config_files import config_files
+from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.run_folders import started, summary_of
+from adamerge.runs.scoring import (
+    Scorer,
+    Scores,
+    calibrated_on,
+    check_scored,
+    copy_for_scores,
+    run_coefficients,
+    run_copy,
+    shown,
+    told,
+)
+from adamerge.runs.stage_configs import for_stage, parsed, stage_files, validated
+from adamerge.runs.stages import fit
+from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.evaluation import average, gap_closed, means, paired_step
+from adamerge.training.wandb_run import grouped
+
+REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
+"""What every comparison holds besides the methods asked for."""
+ENDED = frozenset({"finished", "diverged", "collapsed"})
+"""How a fit ends for good: it is not run again."""
+LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
+"""Coefficients that the oracle chooses from."""
+
+
+def compare(
+    pool: Path,
+    methods: Sequence[Path],
+    folder: Path,
+    overrides: Sequence[str] = (),
+    lambdas: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Fit every method (finished fits in ``folder`` are not repeated), score all on the test split.
+
+    ``task_arithmetic_tuned`` is an oracle: its coefficient is the best of 0, 0.05 ... 1 on the TEST labels.
+    ``gap_closed`` is (method - tuned) / (individual - tuned), of the averages.
+
+    Args:
+        pool: what is merged.
+        methods: how, each a file or a folder of stages.
+        folder: of the fits and the result.
+        overrides: ``--key=value``, for every fit.
+        lambdas: what the oracle chooses from instead, besides 0.3; each takes a pass over all test data.
+
+    Returns:
+        What is written to ``folder/comparison.json``: tasks, methods with per_task, average, gap_closed and labels,
+        and each method's distance to the oracle and to the experts with its paired standard error; test rows that were
+        skipped, and warnings that labels and rows of a head do not mean the same.
+
+    Raises:
+        AdamergeError: as ``fit``.
+    """
+    for config in (pool, *methods):
+        if not config.exists() or (config is pool and config.is_dir()):
+            raise ConfigError(f"no such configuration: {config}")
+    stems = [method.stem for method in methods]
+    if len(set(stems)) < len(stems):
+        raise ConfigError(f"two methods have the same name: {sorted(stems)}", todo="rename one of them")
+    wanted = sorted({0.3, *(LAMBDAS if lambdas is None else lambdas)})
+    if not all(map(math.isfinite, wanted)):
+        raise ConfigError("lambdas must be finite", got=list(lambdas or ()))
+    _check_all(pool, methods, folder, overrides)
+    runs = {}
+    for method in methods:
+        try:
+            with grouped(folder):
+                run = fitted(pool, method, folder, overrides)
+        except (CollapsedError, DivergedError) as error:
+            print(f"{method.stem} is left out: {error.what}")
+            continue
+        status = summary_of(run).get("status")
+        if status == "finished":
+            runs[method.stem] = run
+        else:
+            print(
+                f"{method.stem} is left out: {run} has {status}; adamerge fit --resume {run} goes on with what stopped"
+            )
+    cli = ConfigCLI(_one_stage(pool, methods[0], overrides))
+    vectors = TaskVectors(
+        cli.model.merged.task_vectors.base,
+        cli.model.merged.task_vectors.checkpoints,
+        include=cli.model.merged.task_vectors.include,
+        exclude=cli.model.merged.task_vectors.exclude,
+    )
+    copy = copy_for_scores([cli.model.merged.copy, *map(run_copy, runs.values())])
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test", copy)
+    hits: dict[str, Scores] = {"pretrained": scorer.base(), "individual": scorer.experts()}
+    doubts = scorer.doubts(hits["pretrained"], hits["individual"])
+    by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in wanted}
+    best = cli.datamodule.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
+    hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
+    protocols: dict[str, Mapping[str, Any]] = {}
+    for name, run in runs.items():
+        coefficients = run_coefficients(run)
+        protocols[name] = coefficients.protocol
+        hits[name] = scorer.of(coefficients)
+    result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
+    result["tuned_lambda"], result["lambdas"] = best, wanted
+    result["calibrated_on"] = calibrated_on(cli.datamodule, "test") if any(protocols.values()) else {}
+    told(cli.datamodule.skipped_lines("test"))
+    result["skipped_rows"], result["warnings"] = cli.datamodule.skipped("test"), doubts
+    result["runs"] = {name: str(run) for name, run in runs.items()}
+    write_json(folder / "comparison.json", result)
+    print(f"comparison: {folder / 'comparison.json'}")
+    return result
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """One row per method, worst average first, the experts themselves last."""
+    headings = ["method", *result["tasks"], "average", "gap closed", "to oracle", "labels"]
+    metric = result["metric"]
+    factor, sign = metric["factor"], 1 if metric["higher_is_better"] else -1
+    title = f"{metric['name']} on the test split, {metric['unit']}"
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title=title)
+    rows = sorted(result["methods"].items(), key=lambda item: (item[0] == "individual", sign * item[1]["average"]))
+    averages = {name: row["average"] for name, row in rows}
+    gap = sign * (averages["individual"] - averages["task_arithmetic_tuned"]) > 0  # else there is none to close
+    for name, row in rows:
+        difference, error = row["to_oracle"]
+        tuned = name == "task_arithmetic_tuned"
+        table.add_row(
+            f"{name} ({result['tuned_lambda']})" if tuned else name,
+            *(shown(row["per_task"][task], factor) for task in result["tasks"]),
+            shown(row["average"], factor),
+            f"{100 * row['gap_closed'] + 0.0:.0f} %" if gap else "none",
+            f"{'+' if difference >= 0 else ''}{shown(difference, factor)} ± {shown(error, factor)}",
+            "test labels" if tuned else "used" if row["labels"] else "no",
+        )
+    console = Console(width=max(Console().width, 90 + 12 * len(result["tasks"])))
+    console.print(table)
+    console.print(
+        "gap closed: share of the way from tuned task arithmetic to the individual experts. "
+        f"to oracle: {metric['unit']} over tuned task arithmetic, ± one paired standard error."
+    )
+
+
+def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+    """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
+    run = _run_of(pool, method, folder, overrides)
+    if summary_of(run).get("status") in ENDED:
+        return run
+    if started(run):
+        fit([], resume=run)
+        return run
+    fit([*_arguments(pool, method, overrides), "--runs", str(folder), "--name", "fits", "--id", run.name])
+    return run
+
+
+def _check_all(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str]) -> None:
+    """See whether every method that is still to fit can be fitted, and whether there is something to score on.
+
+    Raises:
+        AdamergeError: not so; nothing has been fitted or written then.
+    """
+    waiting = [
+        method for method in methods if summary_of(_run_of(pool, method, folder, overrides)).get("status") not in ENDED
+    ]
+    looked = False
+    for look in (parsed, validated):  # all words first, then models and data
+        for method in waiting:
+            try:
+                cli = look(_arguments(pool, method, overrides))
+            except AdamergeError as error:
+                what, where = f"{method.name}: {error.what}", error.where
+                raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
+            if cli is not None and not looked:  # the models and the data are the same for all
+                check_scored(cli.model.merged.backbone, cli.datamodule, "test")
+                cli.model.merged.task_vectors.check()
+                looked = True
+
+
+def _arguments(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
+    """Those of the method's fit; overrides of single stages are for a method that has stages."""
+    arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    return arguments if stage_files(arguments) else for_stage(arguments, None, 0)
+
+
+def _run_of(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+    """Where the method's run is, or will be: a change of the configuration is another fit, never one found finished."""
+    stages = stage_files(["--config", str(method)])
+    files = [pool, *(stages or [method]), *map(Path, config_files(overrides))]
+    recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
+    return folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
+
+
+def _one_stage(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
+    """The arguments of a method, of the first stage where it has several; overrides of single stages do not count."""
+    arguments = ["--config", str(pool), "--config", str(method), *overrides]
+    stages = stage_files(arguments)
+    return for_stage(arguments, stages[0], 1) if stages else for_stage(arguments, None, 0)
+
+
+def _result(
+    hits: Mapping[str, Scores], tasks: list[str], protocols: Mapping[str, Mapping[str, Any]], metric: Metric
+) -> dict[str, Any]:
+    averages = {name: means(scores) for name, scores in hits.items()}
+    tuned, ceiling = average(averages["task_arithmetic_tuned"]), average(averages["individual"])
+    methods = {
+        name: {
+            "per_task": per_task,
+            "average": average(per_task),
+            "gap_closed": gap_closed(average(per_task), tuned, ceiling),
+            "labels": name == REFERENCES[-1] or _read_labels(protocols.get(name, {})),
+            "protocol": protocols.get(name, {}),
+            "to_oracle": paired_step(hits[name], hits["task_arithmetic_tuned"]),
+            "to_individual": paired_step(hits[name], hits["individual"]),
+        }
+        for name, per_task in averages.items()
+    }
+    unit = {key: getattr(metric, key) for key in ("name", "unit", "factor", "higher_is_better")}
+    return {"tasks": tasks, "metric": unit, "methods": methods}
+
+
+def _read_labels(protocol: Mapping[str, Any]) -> bool:
+    """Whether labels drove the fit, or chose its result."""
+    return bool(protocol.get("labelled") or protocol.get("selection"))

@@ -1,0 +1,245 @@
+"""A run: coefficients learned as configured, in a folder of its own, with the record of where; begun, gone on with, ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from adamerge.artifacts.coefficients import save_coefficients
+from adamerge.artifacts.heatmap import draw_heatmap
+from adamerge.artifacts.importance import allocation_table
+from adamerge.artifacts.recipe import describe
+from adamerge.data import Calibration
+from adamerge.data.overlap import contents
+from adamerge.errors import ConfigError
+from adamerge.io.atomic import write_json
+from adamerge.merging.memory_report import print_plan
+from adamerge.parametrizations import ImportanceChunkWise
+from adamerge.runs.config_files import read_config
+from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.environment import environment_of, refuse_difference
+from adamerge.runs.preparation import prepared
+from adamerge.runs.run_config import write_config
+from adamerge.runs.run_folders import (
+    CONFIG,
+    RUN_ID,
+    STAGES,
+    is_first_process,
+    last_checkpoint,
+    locked,
+    refuse_ended,
+    refuse_used,
+    run_folder,
+    step_of,
+    summary_of,
+)
+from adamerge.runs.summary import Summary
+from adamerge.training import MergingModule
+from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.fit_checks import planned
+from adamerge.training.loggers import tracked
+from adamerge.training.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints
+from adamerge.training.tracker import hand_over
+from adamerge.training.wandb_run import environment_variable
+
+
+def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
+    """Learn coefficients as configured, in a new run folder or the one to resume.
+
+    Args:
+        arguments: ``--config POOL --config METHOD`` and overrides, as on the command line; with ``resume`` none, or
+            ``--trainer.max_steps=N`` alone.
+        resume: a run's folder; its own configuration is used. With another number of steps it goes on, from where it is,
+            to that number.
+        allow_resume_difference: resume although versions, threads or devices differ.
+
+    Returns:
+        The run's folder; None after a ``fast_dev_run``, which leaves no files.
+
+    Raises:
+        AdamergeError: what can be wrong with configuration, models or data; nothing has been written then.
+        KeyboardInterrupt: interrupted; the run can be resumed.
+        SIGTERMException: terminated; likewise.
+    """
+    longer = False
+    if resume is not None:
+        refuse_ended(resume)
+        steps = other_length(resume, arguments)
+        longer = steps is not None
+        arguments = ["--config", str(resume / CONFIG), *([f"--trainer.max_steps={steps}"] if longer else [])]
+    cli = prepared(arguments)
+    module: MergingModule = cli.model
+    data: Calibration = cli.datamodule
+    settings = cli.config
+    module.merged.task_vectors.check()  # reads every weight
+    if (module.objective is not None or module.recalibrate_buffers) and is_first_process():
+        for line in data.notices(module.merged.task_vectors.checkpoints):
+            print(line)
+    if settings.trainer.fast_dev_run:
+        if module.objective is not None:
+            once = cli.trainer_with([], logger=False)
+            module.teachers = module.teachers.in_memory()  # nothing stays
+            _plan_printed(module, once, settings)
+            once.fit(module, data)
+        return None
+    folder = resume or run_folder(settings, arguments)
+    if resume is None:
+        refuse_used(folder)
+    with ExitStack() as held:
+        if resume is not None:
+            held.enter_context(locked(folder))
+
+        def begin() -> None:
+            """The first files of a run; its configuration last, since a folder that has one can be resumed."""
+            if resume is None:
+                held.enter_context(locked(folder))
+                refuse_used(folder)  # another process may have been quicker
+            if not is_first_process():
+                return
+            if isinstance(module.merged.parametrization, ImportanceChunkWise) and resume is None:
+                print(allocation_table(module.merged.parametrization))
+                write_json(folder / "allocation.json", module.merged.parametrization.allocation)
+            if resume is None or longer:
+                write_config(cli, settings, folder / CONFIG)
+
+        if module.objective is None:
+            _write_initial(module, data, folder, begin, cli.loggers)
+        else:
+            _search(cli, folder, begin, resume is not None, allow_resume_difference)
+    return folder
+
+
+def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
+    """The number of steps that a resumed run shall have, when it is another than its own.
+
+    Raises:
+        ConfigError: something else is asked to change; or the run has done as many steps already.
+    """
+    if not arguments:
+        return None
+    words = list(arguments)
+    if words[0] == "--trainer.max_steps":
+        words[:2] = ["=".join(words[:2])]
+    text = words[0].removeprefix("--trainer.max_steps=")
+    if text == words[0] or len(words) > 1:
+        raise ConfigError(
+            f"--resume takes the run's own configuration, and cannot change {words[-1]}",
+            expected="nothing else, or --trainer.max_steps=N for more steps",
+            todo=f"start a new run from where this one is: --model.init_from={folder / 'coefficients.safetensors'}",
+        )
+    own = read_config(folder / CONFIG)
+    if not own["model"].get("objective"):
+        raise ConfigError(f"{folder} learned nothing, and has no steps to go on with", got=" ".join(arguments))
+    checkpoint = last_checkpoint(folder)
+    done = max(summary_of(folder).get("step", 0), 0 if checkpoint is None else step_of(checkpoint))
+    if not text.strip().isdigit() or int(text) <= done:
+        raise ConfigError(
+            f"{folder} has done {done} steps, and cannot go on to trainer.max_steps={text}",
+            expected=f"a whole number above {done}",
+            got=text,
+        )
+    return int(text) if int(text) != own["trainer"]["max_steps"] else None
+
+
+def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
+    """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
+    plan = planned(module.merged, trainer)
+    if is_first_process():
+        print_plan(plan, module.micro_batch)
+    record = plan.record()
+    module.merged.storage = plan.chosen
+    settings.model.storage = Namespace(**describe(plan.chosen))
+    return record
+
+
+def _trainer(cli: ConfigCLI, folder: Path, beginning: Beginning, summary: Summary) -> Trainer:
+    trainer = cli.config.trainer
+    steps = trainer.max_steps
+    checkpoints = StepCheckpoints(
+        folder / "checkpoints",
+        filename="{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        save_last=True,
+        every_n_train_steps=max(1, min(50, steps // 10)),
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    timers = [] if trainer.max_time is None else [SessionTimer(trainer.max_time)]
+    return cli.trainer_with(
+        [beginning, *timers, checkpoints, CollapseGuard(), RunawayGuard(), CoefficientFile(folder), summary],
+        logger=False,
+        plugins=[AtomicCheckpoints()],
+        default_root_dir=str(folder),
+        log_every_n_steps=min(trainer.log_every_n_steps, steps),
+    )
+
+
+def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bool, allow_difference: bool) -> None:
+    module: MergingModule = cli.model
+    data: Calibration = cli.datamodule
+    checkpoint = last_checkpoint(folder) if resumed else None
+    with ExitStack() as stack:
+
+        def begun(trainer: Trainer) -> None:
+            """Write and log from here on: all that can be known before a fit is known."""
+            begin()
+            if is_first_process():
+                write_json(folder / "environment.json", environment)
+                step = 0 if checkpoint is None else step_of(checkpoint)
+                trainer.loggers = stack.enter_context(tracked(folder, cli.loggers, step))
+
+        summary = Summary(folder)
+        trainer = _trainer(cli, folder, Beginning(begun), summary)
+        trainer.loggers = [DummyLogger()]  # callbacks ask for one before the fit begins, and with it its own
+        environment = environment_of(trainer, module.merged.task_vectors, {**data.protocol, "contents": contents(data)})
+        if checkpoint is not None and not allow_difference:
+            refuse_difference(folder, environment)
+        summary.plan = _plan_printed(module, trainer, cli.config)
+        # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
+        stack.enter_context(environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name))
+        whole = folder.parent if (folder.parent / STAGES).is_file() else folder
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:
+            if is_first_process():
+                print(f"go on with: adamerge fit --resume {whole}")
+            # an interrupt is an exit with status 1 to Lightning, and one that waits for the step's end a SIGTERM
+            asked = isinstance(trainer.checkpoint_callback, StepCheckpoints) and trainer.checkpoint_callback.interrupted
+            if asked or isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+    if is_first_process() and summary.stopped:
+        print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
+
+
+def _write_initial(
+    module: MergingModule, data: Calibration, folder: Path, begin: Callable[[], None], loggers: Any
+) -> None:
+    """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
+    module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
+    if not is_first_process():
+        return
+    coefficients = module.coefficients()
+    begin()
+    save_coefficients(coefficients, folder / "coefficients.safetensors")
+    draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
+    with tracked(folder, loggers) as trackers:
+        hand_over(trackers, coefficients, folder / "coefficients.safetensors", folder / "heatmap.png")
+        for tracker in trackers:
+            tracker.finalize("success")
+    write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
+    write_json(
+        folder / "summary.json",
+        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},
+    )

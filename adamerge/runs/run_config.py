@@ -1,0 +1,67 @@
+"""A run's own configuration: written whole or not at all, naming places so that they hold from wherever one stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from adamerge.checkpoints.opening import lasting_path
+from adamerge.io.atomic import staged_file
+from adamerge.io.versions import WRITTEN_BY
+from adamerge.runs.config_parser import ConfigCLI
+
+SOURCES = (
+    "model.task_vectors.*base",
+    "model.task_vectors.*experts.*",
+    "model.backbone.init_args.architecture",
+    "model.backbone.init_args.model",
+    "data.init_args.tasks.*.dataset",
+)
+"""Keys of what may be a file or folder, and may be something else: a Hub id, a package's name, a network's."""
+PATHS = (
+    "model.init_from",
+    "model.parametrization.*mask_from",
+    "model.parametrization.*importance",
+    "model.teachers.init_args.folder",
+    "data.init_args.tasks.*.images",
+    "trainer.logger.init_args.*dir",
+    "trainer.callbacks.init_args.dirpath",
+)
+"""Keys of what is a file or folder, there already or not."""
+
+
+def write_config(cli: ConfigCLI, settings: Namespace, path: Path) -> None:
+    """Write the configuration atomically, with absolute paths for what was given relative to the working directory.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    content = yaml.safe_load(cli.parser.dump(settings, skip_none=False, skip_check=True))
+    with staged_file(path) as temporary:
+        text = yaml.safe_dump(located(content), sort_keys=False)
+        temporary.write_text(f"# {WRITTEN_BY}\n{text}", encoding="utf-8")
+
+
+def located(value: Any, key: str = "") -> Any:
+    """The configuration, or what is below a key of it, with absolute paths."""
+    if isinstance(value, dict):
+        return {name: located(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [located(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    kinds: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = ((SOURCES, lasting_path), (PATHS, _absolute))
+    for patterns, absolute in kinds:
+        if any(fnmatchcase(key, pattern) for pattern in patterns):
+            return absolute(value)
+    return value
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,151 @@
+"""Run folders: named, free or used, locked by one process group at a time, and the newest checkpoint in them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from adamerge.errors import CheckpointError, ConfigError, ExportError
+from adamerge.io.safetensors_file import read_json
+from adamerge.runs.config_files import config_files
+from adamerge.training.run_checkpoints import AtomicCheckpoints
+
+RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
+CONFIG = "config.yaml"
+STAGES = "stages.json"
+
+
+def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
+    """``RUNS/NAME/ID``, with names and ids that are not given made up.
+
+    Raises:
+        ConfigError: a name or id leads elsewhere.
+    """
+    identity = settings.id or os.environ.get(RUN_ID) or _new_id()
+    for key, word in (("name", settings.name), ("id", identity)):
+        if word is not None and (Path(word).name != word or word in {".", ".."}):
+            raise ConfigError(
+                f"{key}: '{word}' is no name of a folder", expected="no slash; --runs says where", got=word
+            )
+    return Path(settings.runs) / (settings.name or _name(arguments)) / identity
+
+
+def started(folder: Path) -> bool:
+    """Whether a run, of one or several stages, has begun there and can be resumed."""
+    return (folder / STAGES).is_file() or (folder / CONFIG).is_file()
+
+
+def refuse_used(folder: Path) -> None:
+    """See whether a new run may begin in a folder.
+
+    Raises:
+        ConfigError: it holds one.
+    """
+    if started(folder) and is_first_process():
+        raise ConfigError(
+            f"{folder} holds a run already", todo=f"resume it with --resume {folder}, or choose another --id"
+        )
+
+
+def refuse_ended(folder: Path) -> None:
+    """See whether a run can be resumed.
+
+    Raises:
+        ConfigError: it is no run's folder; or the run diverged or collapsed, and would only do so again.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} is not a run's folder: it has no {CONFIG}")
+    status = summary_of(folder).get("status")
+    if status in {"diverged", "collapsed"}:
+        raise ConfigError(
+            f"{folder} has {status}, and would again",
+            todo="start a new run, with fewer steps or a lower --model.lr",
+        )
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """A run's summary; empty where there is none yet."""
+    return read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+
+
+def is_first_process() -> bool:
+    """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process group at a time in a run's folder, which is made."""
+    if not is_first_process():
+        yield  # the first process holds the lock for all
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be made: {error.strerror}", todo="choose another --runs") from error
+    lock, holder = FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise ConfigError(f"{folder} is in use by {who}", todo="wait for it, or choose another --id") from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process has a run's folder now."""
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be read; None where there is none yet, so that the run starts over.
+
+    Raises:
+        CheckpointError: none of those that are there can be read.
+    """
+    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        try:
+            step_of(path)
+        except CheckpointError as error:
+            print(f"{error.what}; trying the one before")
+            continue
+        return path
+    if found:
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint that can be read", todo="start a new run")
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps that a checkpoint was written after."""
+    step: int = AtomicCheckpoints().load_checkpoint(checkpoint)["global_step"]
+    return step
+
+
+def _name(arguments: Sequence[str]) -> str:
+    """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
+    paths = [Path(path) for path in config_files(arguments)]
+    paths.sort(key=lambda path: path.parent.name != "pools")  # the pool first, in whatever order they were given
+    return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"
+
+
+def _new_id() -> str:
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)

@@ -1,0 +1,211 @@
+"""Stages: a method that is a folder of configurations, run in order in one run folder, each from the file before it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adamerge.artifacts.importance import write_importances
+from adamerge.errors import AdamergeError, ConfigError
+from adamerge.io.atomic import staged_file, write_json
+from adamerge.io.safetensors_file import read_json
+from adamerge.runs import fit as runs
+from adamerge.runs.run_config import write_config
+from adamerge.runs.run_folders import (
+    RUN_ID,
+    STAGES,
+    in_use,
+    is_first_process,
+    locked,
+    refuse_used,
+    run_folder,
+    summary_of,
+)
+from adamerge.runs.stage_configs import for_stage, parsed_stage, stage_files, validated
+from adamerge.training.wandb_run import environment_variable, grouped
+
+FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
+"""Of the last stage, also found at the run's top; what says that the run is there comes last."""
+PATIENCE = (
+    7200  # seconds for the first process to check all stages, which reads the data, and to write what the others read
+)
+
+
+def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
+    """``runs.fit``, where one of the configurations may also be a folder of stages ``1_*.yaml, 2_*.yaml, ...``.
+
+    The stages share the other configurations and the overrides; ``--2.model.lr=0.1`` is for the second alone. In a stage's
+    file ``{previous}`` stands for the coefficient file of the stage before, ``{importance}`` for the importances of its
+    tensors, ``{run}`` for the run's folder. Each stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made
+    is also found in ``RUN``. All files are checked before the first stage begins, and finished stages are not repeated.
+
+    Args:
+        arguments: as on the command line.
+        resume: a run's folder.
+        allow_resume_difference: resume although versions, threads or devices differ.
+
+    Returns:
+        The run's folder; None after a ``fast_dev_run``, which is one of the first stage.
+
+    Raises:
+        AdamergeError: as ``runs.fit``; or a folder that holds no stages, or overrides of a stage that is not there.
+    """
+    if resume is not None:
+        if not (resume / STAGES).is_file():
+            return runs.fit(arguments, resume, allow_resume_difference)
+        return _run(resume, allow_resume_difference, _longer(resume, arguments))
+    files = stage_files(arguments)
+    if not files:
+        return runs.fit(arguments)
+    settings = parsed_stage(arguments, files[0], 1, {}).config
+    if settings.trainer.fast_dev_run:
+        return runs.fit(for_stage(arguments, files[0], 1))
+    folder = run_folder(settings, arguments)
+    refuse_used(folder)
+    if is_first_process():
+        validated(arguments)
+        with locked(folder):
+            refuse_used(folder)  # another process may have been quicker
+            _record(arguments, files, folder)
+    try:
+        return _run(folder, allow_resume_difference)
+    except AdamergeError:
+        if is_first_process() and not in_use(folder):
+            _forget(folder, files)
+        raise
+
+
+def _record(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> None:
+    """Write every stage's whole configuration, so that a resumed run goes on as it was begun."""
+    top = folder.absolute()
+    unknown = {found[1] for word in arguments if (found := re.match(r"--(\d+)\.", word))}
+    unknown -= {str(number) for number in range(1, len(files) + 1)}
+    if unknown:
+        raise ConfigError(
+            f"there is no stage {min(unknown)} to override", expected=f"1 to {len(files)}", got=min(unknown)
+        )
+    parsed = []
+    for number, file in enumerate(files, 1):
+        places = {"{run}": str(top)}
+        if number > 1:
+            before = top / files[number - 2].stem
+            places |= {"{previous}": str(before / FINAL[0]), "{importance}": str(before / "importance.json")}
+        cli = parsed_stage(arguments, file, number, places)
+        cli.config.runs, cli.config.name, cli.config.id = str(folder.parent), folder.name, file.stem
+        parsed.append(cli)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, cli in zip(files, parsed, strict=True):
+        write_config(cli, cli.config, folder / file.name)
+    write_json(folder / STAGES, {"stages": [file.stem for file in files]})  # last: it says that a run is there
+
+
+def _forget(folder: Path, files: Sequence[Path]) -> None:
+    """Remove the record of a run whose first stage was refused before it began, so that nothing is left of it."""
+    if (folder / files[0].stem / "config.yaml").is_file():
+        return
+    for name in (STAGES, "summary.json", ".lock", *(file.name for file in files)):
+        (folder / name).unlink(missing_ok=True)
+    for place in (folder, folder.parent, folder.parent.parent):  # RUNS/NAME/ID
+        try:
+            place.rmdir()
+        except OSError:  # others are in it
+            return
+
+
+def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
+    """Which stage of a run shall have another number of steps, and the override that says so.
+
+    Raises:
+        ConfigError: something else is asked to change; or a stage that others have built on, or that has not begun.
+    """
+    if not arguments:
+        return {}
+    stages = _stages(folder)
+    begun = [number for number, stage in enumerate(stages, 1) if (stage / "config.yaml").is_file()]
+    last = begun[-1] if begun else 1
+    given = re.match(r"--(\d+)\.(trainer\.max_steps.*)", arguments[0])
+    if given is None or int(given[1]) != last or not begun:
+        raise ConfigError(
+            f"--resume takes the run's own configuration, and cannot change {arguments[0]}",
+            expected=f"nothing else, or --{last}.trainer.max_steps=N for more steps of the stage that the run is in",
+            got=" ".join(arguments),
+            todo="start a new run: what the stages have built on each other would change",
+        )
+    words = [f"--{given[2]}", *arguments[1:]]
+    runs.other_length(stages[last - 1], words)  # refused before anything is touched
+    return {last: words}
+
+
+def _run(folder: Path, allow_difference: bool, longer: Mapping[int, Sequence[str]] | None = None) -> Path:
+    stages, longer = _stages(folder), longer or {}
+    with locked(folder), grouped(folder), environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
+        for number, stage in enumerate(stages, 1):
+            if summary_of(stage).get("status") == "finished" and number not in longer:
+                continue
+            configuration = folder / f"{stage.name}.yaml"
+            if is_first_process():
+                print(f"stage {number} of {len(stages)}: {stage.name}")
+                _gather(folder, stages)
+                if number > 1:
+                    _weigh(configuration, stages[number - 2])
+            _together()
+            try:
+                if (stage / "config.yaml").is_file():
+                    runs.fit(longer.get(number, []), stage, allow_difference)
+                else:
+                    runs.fit(["--config", str(configuration)])
+            finally:
+                if is_first_process():
+                    _gather(folder, stages)
+            _together()
+            if summary_of(stage).get("status") == "stopped":
+                break  # the next builds on all of its steps
+        if is_first_process():
+            _gather(folder, stages)
+    return folder
+
+
+def _stages(folder: Path) -> list[Path]:
+    end = time.monotonic() + PATIENCE
+    while not is_first_process() and not (folder / STAGES).is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    return [folder / name for name in read_json(folder / STAGES)["stages"]]
+
+
+def _weigh(configuration: Path, before: Path) -> None:
+    """Write the importances of the stage before, when this one asks for them."""
+    target = before.absolute() / "importance.json"
+    if str(target) in configuration.read_text(encoding="utf-8") and not target.is_file():
+        write_importances(before / FINAL[0], target)
+
+
+def _together() -> None:
+    """Wait for the other processes, where there are any: a stage reads what the one before has written."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _gather(folder: Path, stages: Sequence[Path]) -> None:
+    """The run's summary of its stages; and, when all are finished, what the last one made."""
+    summaries = {stage.name: summary_of(stage) for stage in stages}
+    statuses = [summary.get("status", "running") for summary in summaries.values()]
+    ended = [status for status in statuses if status not in {"finished", "running"}]
+    status = ended[0] if ended else "finished" if set(statuses) == {"finished"} else "running"
+    begun = [summary for summary in summaries.values() if summary]
+    last, old = begun[-1] if begun else {}, summary_of(folder)
+    # scores that were written into it later stay, as long as they are of these coefficients
+    same = old.get("step") == last.get("step")
+    scores: dict[str, Any] = {key: old[key] for key in ("test", "validation") if same and key in old}
+    write_json(folder / "summary.json", {**scores, **last, "status": status, "stages": summaries})
+    if status == "finished":
+        for name in FINAL:
+            if (stages[-1] / name).is_file():
+                with staged_file(folder / name) as temporary:
+                    shutil.copyfile(stages[-1] / name, temporary)

@@ -1,0 +1,142 @@
+"""Verbs that take a pool and a method: fit, check and compare; wrong words are told before a library is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from pathlib import Path
+
+from adamerge.errors import ExportError
+from adamerge.merging.malloc import keep_freed_memory
+from adamerge.runs.command_line import Words, refuse_early, told_apart
+from adamerge.runs.help import fit_help, help_of
+
+
+def import_from_here() -> None:
+    """Let configurations name classes of modules in the working directory, after all that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def fit(arguments: list[str]) -> None:
+    """Learn coefficients, or go on with a run."""
+    parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--allow-resume-difference", action="store_true")
+    parser.add_argument("--export", type=Path)
+    own, rest = parser.parse_known_args(arguments)
+    words = told_apart(rest if arguments else ["--help"])
+    text = _help_of_fit(words)
+    if text is not None:
+        print(text, end="")
+        return
+    if own.resume is None:
+        refuse_early(words, "fit")
+    if own.export is not None and own.export.exists():
+        raise ExportError(f"{own.export} exists", todo="name another folder, or export the run with --overwrite")
+    import_from_here()
+    keep_freed_memory()
+    from adamerge.io.coefficient_file import COEFFICIENTS
+    from adamerge.runs.fit import is_first_process
+    from adamerge.runs.stages import fit as run_fit
+
+    folder = run_fit(words.for_parser, own.resume, own.allow_resume_difference)
+    if folder is None or not is_first_process() or not (folder / COEFFICIENTS).is_file():  # it was stopped
+        return
+    if own.export is None:
+        print(f"run: {folder}\nexport it with: adamerge export {folder / 'coefficients.safetensors'} merged/")
+        return
+    from adamerge.artifacts.export import export
+    from adamerge.runs.scoring import run_coefficients
+
+    print(f"run: {folder}\nexported: {export(run_coefficients(folder), own.export)}")
+
+
+def _help_of_fit(words: Words) -> str | None:
+    """What the flags ask for; None where they ask for nothing, or a library's own parser must answer."""
+    for flag in words.flags:
+        if flag in {"-h", "--help"}:
+            search = [word.partition("=")[2] for word in words.overrides if word.startswith("--search=")]
+            return fit_help(*search[-1:])
+        if flag == "--trainer.help":
+            from adamerge.runs.config_parser import trainer_help
+
+            return trainer_help()
+        if flag.partition("=")[0].endswith(".help"):
+            import_from_here()
+            return help_of(flag)
+    return None
+
+
+def check(arguments: list[str]) -> None:
+    """Say before a fit, from headers alone, what would fail and what it would take.
+
+    Nothing is downloaded but LoRA adapters, no weight is read and no network built. Listed are all experts, with
+    everything that keeps them from being merged with the base; the number of coefficients; the predicted peak memory
+    of every storage, and which would be chosen on this machine.
+    """
+    parser = argparse.ArgumentParser(
+        prog="adamerge check",
+        usage="adamerge check POOL METHOD [FILE ...] [--key=value ...]",
+        description=inspect.cleandoc(check.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Further --key=value are those of fit; --2.key=value is for the second stage. Exit code: 0 when nothing\n"
+        "speaks against a fit, 2 for the configuration, 3 for base or experts. Too little memory is a warning: the fit\n"
+        "may be meant for another machine.",
+    )
+    parser.add_argument("POOL", help="what is merged: configs/pools/*.yaml")
+    parser.add_argument("METHOD", help="how: configs/methods/*.yaml, or a folder of stages")
+    parser.add_argument("FILE", nargs="*", default=[], help="further configurations, such as configs/tasks/*.yaml")
+    words = told_apart(arguments)
+    if words.flags or not words.files:
+        parser.parse_args(words.flags)
+    refuse_early(words, "check")
+    import_from_here()
+    from adamerge.runs.check import check as run_check
+
+    run_check([Path(file) for file in words.files], words.overrides)
+
+
+def compare(arguments: list[str]) -> None:
+    """Fit several methods on one pool and print one table, beside the base, the experts and tuned task arithmetic."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument(
+        "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
+    )
+    options.add_argument(
+        "--lambdas",
+        type=float,
+        nargs="+",
+        metavar="NUMBER",
+        help="coefficients of task arithmetic that the oracle chooses from on the test labels, besides 0.3; by default 0, "
+        "0.05 ... 1, each a pass over all test data",
+    )
+    options.add_argument(
+        "--config", "-c", action="append", default=[], metavar="FILE", help="a further configuration of every fit"
+    )
+    parser = argparse.ArgumentParser(
+        prog="adamerge compare",
+        usage="adamerge compare POOL METHOD [METHOD ...] [--folder FOLDER] [--lambdas NUMBER ...] [--key=value ...]",
+        description=compare.__doc__,
+        epilog="Further --key=value go to every fit, --2.key=value to the second stage of methods that have one.",
+        parents=[options],
+    )
+    parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
+    parser.add_argument("methods", type=Path, nargs="+", help="how: configs/methods/*.yaml, or folders of stages")
+    own, rest = options.parse_known_args(arguments)
+    words = told_apart(rest)
+    configs = parser.parse_args([*words.files, *words.flags])
+    staged = any(method.is_dir() for method in configs.methods)
+    for method in configs.methods:
+        given = words.without_stages() if staged and not method.is_dir() else words.overrides
+        refuse_early(Words([str(configs.pool), str(method), *own.config], given), "compare")
+    import_from_here()
+    keep_freed_memory()
+    from adamerge.runs.compare import compare as run_compare
+    from adamerge.runs.compare import print_table
+
+    shared = Words(own.config, words.overrides).for_parser
+    print_table(run_compare(configs.pool, configs.methods, own.folder, shared, own.lambdas))

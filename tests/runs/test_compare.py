@@ -1,0 +1,242 @@
+"""Comparison: one table of several methods, from fits that are kept, resumed and never repeated."""
+
+import json
+import math
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from conftest import CLASSES
+from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
+
+from adamerge.parametrizations import TaskWise
+from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
+from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.scoring import Scorer
+from adamerge.training.evaluation import gap_closed
+
+TASK_WISE = METHODS / "adamerging_task_wise.yaml"
+OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.lr=0.05")
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
+
+
+@pytest.fixture
+def few_lambdas(monkeypatch):
+    """Nine fewer merges than the whole grid needs."""
+    monkeypatch.setattr("adamerge.runs.compare.LAMBDAS", [0.0, 0.3, 1.0])
+
+
+def test_the_grid():
+    assert [n / 20 for n in range(21)] == LAMBDAS
+
+
+def test_the_oracle_may_choose_from_fewer(pool_file, capfd):
+    words = [pool_file, TASK_ARITHMETIC, "--folder", "table"]
+    assert command(capfd, "compare", *words, "--lambdas", "0.5", *OVERRIDES).code == 0
+    result = json.loads(Path("table/comparison.json").read_text())
+    assert result["lambdas"] == [0.3, 0.5] and result["tuned_lambda"] in (0.3, 0.5)
+    outcome = command(capfd, "compare", *words, "--lambdas", "nan", *OVERRIDES)
+    assert outcome.code == 2 and "lambdas must be finite" in outcome.error
+
+
+def test_from_end_to_end(pool_file, few_lambdas, capfd):
+    words = [pool_file, TASK_ARITHMETIC, TASK_WISE, "--folder", "table"]
+    outcome = command(capfd, "compare", *words, *OVERRIDES)
+    assert outcome.code == 0, outcome.err[-2000:]
+    result = json.loads(Path("table/comparison.json").read_text())
+    assert result["tasks"] == list(CLASSES) and (result["skipped_rows"], result["warnings"]) == ({}, [])
+    assert set(result["methods"]) == {*REFERENCES, "task_arithmetic", "adamerging_task_wise"}
+    for name, row in result["methods"].items():
+        assert row.keys() >= {"per_task", "average", "gap_closed", "labels"}
+        assert list(row["per_task"]) == list(CLASSES)
+        assert row["average"] == pytest.approx(sum(row["per_task"].values()) / 2)
+        assert row["labels"] is (name == "task_arithmetic_tuned")
+        assert name in outcome.out
+    methods = result["methods"]
+    assert methods["task_arithmetic"]["per_task"] == methods["task_arithmetic_0.3"]["per_task"]
+    tuned, ceiling = methods["task_arithmetic_tuned"]["average"], methods["individual"]["average"]
+    for row in methods.values():
+        if ceiling == tuned:
+            assert row["gap_closed"] is None
+        else:
+            assert row["gap_closed"] == pytest.approx((row["average"] - tuned) / (ceiling - tuned))
+    assert tuned >= max(methods["pretrained"]["average"], methods["task_arithmetic_0.3"]["average"])
+    assert methods["task_arithmetic_tuned"]["to_oracle"] == [0, 0]
+    assert "gap closed" in outcome.out and "labels" in outcome.out
+
+    kept = {path: path.stat().st_mtime_ns for path in Path("table/fits").rglob("*") if path.is_file()}
+    again = compare(pool_file, [TASK_ARITHMETIC, TASK_WISE], Path("table"), OVERRIDES)
+    assert {path: path.stat().st_mtime_ns for path in Path("table/fits").rglob("*") if path.is_file()} == kept
+    assert (
+        json.loads(json.dumps(again["methods"]["adamerging_task_wise"]["per_task"]))
+        == (methods["adamerging_task_wise"]["per_task"])
+    )
+
+
+def test_gap_closed_by_hand():
+    assert gap_closed(0.7, 0.6, 0.8) == pytest.approx(0.5)
+    assert gap_closed(0.6, 0.6, 0.8) == 0 and gap_closed(0.8, 0.6, 0.8) == 1
+    assert gap_closed(0.5, 0.6, 0.8) == pytest.approx(-0.5)
+    assert math.isnan(gap_closed(0.5, 0.6, 0.6))
+
+
+def test_the_scores_are_those_of_a_loop_by_hand(pool_file, pool):
+    """Base, experts and task arithmetic, each with a network loaded by open_clip alone."""
+    import open_clip
+    from safetensors.torch import load_file
+
+    cli = ConfigCLI(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)])
+    vectors = cli.model.merged.task_vectors
+    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test")
+    found = {
+        "base": scorer.base(),
+        "expert": scorer.experts(),
+        "merged": scorer.merged(vectors, lambda v: TaskWise(v, init=0.3)),
+    }
+    assert found["base"].keys() == CLASSES.keys() == found["expert"].keys()
+    network = open_clip.create_model(f"local-dir:{pool['base']}").eval()
+    base = {name: value.clone() for name, value in network.state_dict().items()}
+    experts = {task: load_file(path) for task, path in pool["experts"].items()}
+    summed = {
+        name: value + 0.3 * sum(expert[name] - value for expert in experts.values())
+        for name, value in base.items()
+        if name.startswith("visual.")
+    }
+    backbone = scorer.backbone
+    for task in CLASSES:
+        weights = {"base": {}, "expert": experts[task], "merged": summed}
+        for who, state in weights.items():
+            network.load_state_dict({**base, **state})
+            hits = []
+            with torch.no_grad():
+                for batch in cli.datamodule.eval_dataloader(task, "test"):
+                    images = (batch.inputs / 255 - backbone._mean) / backbone._std
+                    logits = network.encode_image(images, normalize=True) @ backbone.heads[task].weight.T
+                    hits.append((logits.argmax(-1) == batch.labels).float())
+            assert torch.equal(torch.cat(hits), found[who][task]), (who, task)
+
+
+def run_in(folder: str) -> Path:
+    """The one fit in a comparison's folder."""
+    (run,) = (Path(folder) / "fits").iterdir()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["a checkpoint and a summary", "the configuration alone"])
+def test_a_killed_fit_is_gone_on_with(left, pool_file, few_lambdas, capfd):
+    assert command(capfd, "compare", pool_file, TASK_WISE, "--folder", "whole", *OVERRIDES).code == 0
+    assert command(capfd, "compare", pool_file, TASK_WISE, "--folder", "torn", *OVERRIDES).code == 0
+    run = run_in("torn")
+    (run / "coefficients.safetensors").unlink()
+    (run / "checkpoints/last.ckpt").unlink()
+    (run / "checkpoints/step=3.ckpt").unlink()
+    if left == "the configuration alone":
+        for path in (run / "summary.json", run / "environment.json", *(run / "checkpoints").iterdir()):
+            path.unlink()
+    else:
+        (run / "summary.json").write_text(json.dumps({"status": "running", "step": 0}))
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, "--folder", "torn", *OVERRIDES)
+    assert outcome.code == 0, outcome.err[-2000:]
+    assert run_in("torn") == run, "no second run was made"
+    one, other = ((run_in(folder) / "coefficients.safetensors").read_bytes() for folder in ("whole", "torn"))
+    assert one == other
+
+
+def test_a_finished_fit_of_another_configuration_is_not_passed_off_as_this_one(pool_file, few_lambdas, capfd):
+    words = ["compare", pool_file, TASK_WISE, "--folder", "table", *QUICK, "--trainer.max_steps=3"]
+    for lr in ("0.001", "0.2"):
+        assert command(capfd, *words, f"--model.lr={lr}").code == 0
+        run = Path(json.loads(Path("table/comparison.json").read_text())["runs"]["adamerging_task_wise"])
+        assert f"lr: {lr}" in (run / "config.yaml").read_text()
+
+
+def test_faults_are_told_before_anything_is_fitted(pool_file, capfd):
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, "gone.yaml", "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and "gone.yaml" in outcome.error
+    assert not Path("table").exists()
+    outcome = command(capfd, "compare", "gone_pool.yaml", TASK_WISE, "--folder", "table")
+    assert outcome.code == 2 and "gone_pool.yaml" in outcome.error and not Path("table").exists()
+
+
+def fault_of_objective(content, tmp_path):
+    content["model"]["objective"] = {"class_path": "adamerge.CrossEntropy"}
+    return content, "CrossEntropy needs labels"
+
+
+def fault_of_key(content, tmp_path):
+    content["model"]["rl"] = 0.1
+    return content, "rl"
+
+
+def fault_of_length(content, tmp_path):
+    content["trainer"]["limit_train_batches"] = 2
+    return content, "limit_train_batches=2"
+
+
+@pytest.mark.parametrize("stages", [False, True])
+@pytest.mark.parametrize("damage", [fault_of_objective, fault_of_key, fault_of_length], ids=lambda f: f.__name__)
+def test_a_wrong_second_method_is_refused_before_the_first_is_fitted(damage, stages, pool_file, tmp_path, capfd):
+    good = yaml.safe_load(TASK_WISE.read_text())
+    bad, named = damage(yaml.safe_load(TASK_WISE.read_text()), tmp_path)
+    method = write_yaml(tmp_path / "mine" / "wrong.yaml", bad)
+    if stages:
+        write_yaml(tmp_path / "wrong" / "1_right.yaml", good)
+        method = write_yaml(tmp_path / "wrong" / "2_wrong.yaml", bad).parent
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, method, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and named in outcome.error and "wrong" in outcome.error, outcome.err[-2000:]
+    assert not Path("table").exists() and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("lacks", ["the split", "its labels"])
+def test_a_pool_that_cannot_be_scored_is_refused_before_anything_is_fitted(lacks, pool_file, tmp_path, capfd):
+    content = yaml.safe_load(pool_file.read_text())
+    task = next(iter(CLASSES))
+    spec = content["data"]["init_args"]["tasks"][task]
+    splits = datasets.load_from_disk(spec["dataset"])
+    if lacks == "the split":
+        spec["classnames"] = CLASSES[task]
+        splits = datasets.DatasetDict({"calibration": splits["train"], "validation": splits["train"]})
+    else:
+        splits["test"] = splits["test"].map(lambda row: {"label": -1}, features=splits["test"].features.copy())
+    splits.save_to_disk(tmp_path / "without")
+    spec["dataset"] = str(tmp_path / "without")
+    file = write_yaml(tmp_path / "pools" / "without.yaml", content)
+    outcome = command(capfd, "compare", file, TASK_WISE, TASK_ARITHMETIC, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 3 and f"task '{task}'" in outcome.error and "test split" in outcome.error, outcome.err[
+        -2000:
+    ]
+    assert not Path("table").exists()
+
+
+def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):
+    other = tmp_path / "mine" / TASK_WISE.name
+    other.parent.mkdir()
+    other.write_text(TASK_ARITHMETIC.read_text())
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, other, "--folder", "table", *OVERRIDES)
+    assert outcome.code == 2 and "adamerging_task_wise" in outcome.error
+
+
+def test_what_ended_before_its_time_is_left_out_each_time(tmp_path, monkeypatch, capsys):
+    """A run that diverged is no reason to lose the table, the second time either; one that stopped goes on."""
+    from adamerge.runs import compare as comparison
+
+    for status in ("diverged", "collapsed", "stopped"):
+        run = tmp_path / status
+        run.mkdir()
+        (run / "summary.json").write_text(json.dumps({"status": status}))
+        monkeypatch.setattr(comparison, "_run_of", lambda *words, run=run: run)
+        monkeypatch.setattr(comparison, "started", lambda run: True)
+        resumed = []
+        monkeypatch.setattr(comparison, "fit", lambda words, resume, resumed=resumed: resumed.append(resume))
+        assert comparison.fitted(tmp_path, tmp_path, tmp_path, []) == run
+        assert resumed == ([run] if status == "stopped" else [])
