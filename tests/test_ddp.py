@@ -25,11 +25,11 @@ from torch.optim import SGD
 from adamerge import TaskVectors
 from adamerge.backbones import OpenClipClassifier
 from adamerge.data import ImageCalibration, ImageTask
-from adamerge.modules import AdaptiveMerging
+from adamerge.training import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise
-from adamerge.penalties import DistanceToInitial
-from adamerge.storage import Disk, Resident
+from adamerge.objectives.penalties import DistanceToInitial
+from adamerge.task_vectors.storage import Disk, Resident
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -109,7 +109,7 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.modules import BilevelMerging
+from adamerge.training import BilevelMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, LayerWise
 
@@ -288,10 +288,10 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from lightning import Trainer
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.modules import AdaptiveMerging
+from adamerge.training import AdaptiveMerging
 from adamerge.objectives import PseudoLabel, Unchanged
 from adamerge.parametrizations import LayerWise
-from adamerge.selection import HighestScore, KeepBest
+from adamerge.training.selection import HighestScore, KeepBest
 
 torch.set_num_threads(1)
 objective = PseudoLabel(strong=Unchanged())

@@ -321,7 +321,7 @@ def data_config(kind: str, root: Path) -> dict[str, Any]:
             tasks[task] |= {"templates": list(words.templates)}
     families = {"ImageText": VISION_LANGUAGE, "Language": LANGUAGE, "Image": OF_IMAGES}
     family = next((name for name, kinds in families.items() if kind in kinds), "Text")
-    return {"class_path": f"adamerge.data.{family}Calibration", "init_args": {"tasks": tasks, "batch_size": 2}}
+    return {"class_path": f"adamerge.{family}Calibration", "init_args": {"tasks": tasks, "batch_size": 2}}
 
 
 CLASSES = {
@@ -336,14 +336,14 @@ CLASSES = {
 def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Path, Path]:
     name, constraint, objective, kind, _ = row
     class_path, argument = CLASSES[kind]
-    backbone = {"class_path": f"adamerge.backbones.{class_path}", "init_args": {argument: pool["base"]}}
+    backbone = {"class_path": f"adamerge.{class_path}", "init_args": {argument: pool["base"]}}
     vectors = {key: pool[key] for key in ("base", "experts", "include", "exclude")}
     data = data_config(kind, root)
     chosen = OBJECTIVES[objective]()
     data["init_args"]["labelled"] = chosen.labelled
     init: dict[str, Any] = {
         "init": INIT[constraint],
-        "constraint": {"class_path": f"adamerge.parametrizations.constraints.{constraint}"},
+        "constraint": {"class_path": f"adamerge.{constraint}"},
     }
     if name == "Concrete":
         init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}
@@ -351,7 +351,7 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
         numbers = {tensor: 1.0 + i % 3 for i, tensor in enumerate(vectors_of(pool))}
         init["importance"] = str(root / "importance.json")
         (root / "importance.json").write_text(json.dumps(numbers))
-    parametrization = {"class_path": f"adamerge.parametrizations.{name}", "init_args": init | PARAMETRIZATIONS[name]}
+    parametrization = {"class_path": f"adamerge.{name}", "init_args": init | PARAMETRIZATIONS[name]}
     model = {"parametrization": parametrization, "objective": describe(chosen), "lr": 0.01}
     pool_file = write_yaml(
         root / "pools" / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data}

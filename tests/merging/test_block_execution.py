@@ -148,8 +148,8 @@ def test_compiled_blocks_give_the_same_gradients(kind, copy, pool_of):
 WITHOUT_COMPILER = """
 import torch
 from adamerge.errors import ConfigError
-from adamerge.copies import WholeCopy
-from adamerge.passes import Passes
+from adamerge.merging.copies import WholeCopy
+from adamerge.merging.block_execution import Passes
 network = torch.nn.Module()
 network.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU())])
 Passes(compiled=True).begin(network, WholeCopy())

@@ -231,12 +231,12 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from adamerge.backbones import CausalLM, OpenClipClassifier
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.plan import Plan
-from adamerge.storage import Disk, LowBit, Resident
+from adamerge.merging.memory_plan import Plan
+from adamerge.task_vectors.storage import Disk, LowBit, Resident
 from adamerge.task_vectors import TaskVectors
-from adamerge.units import units_of
+from adamerge.merging.footprint import units_of
 from transformers import AutoModelForCausalLM
 
 def anonymous():

@@ -742,9 +742,9 @@ import sys, threading, time
 import torch
 from pathlib import Path
 from adamerge.backbones import OpenClipClassifier
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.storage import Disk
+from adamerge.task_vectors.storage import Disk
 from adamerge.task_vectors import TaskVectors
 
 def anonymous():
