@@ -77,6 +77,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Schedule": "training",
     "Selection": "training.selection",
     "SentenceClassifier": "backbones",
+    "Scorer": "runs.scoring",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "ShardedCopy": "merging.sharded_copy",
@@ -105,6 +106,8 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "View": "objectives",
     "VisionLanguage": "backbones",
     "WholeCopy": "merging.copies",
+    "draw_heatmap": "artifacts.heatmap",
+    "export": "artifacts.export",
     "load_coefficients": "artifacts.coefficients",
     "save_coefficients": "artifacts.coefficients",
 }
@@ -113,6 +116,8 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
+    from adamerge.artifacts.export import export
+    from adamerge.artifacts.heatmap import draw_heatmap
     from adamerge.backbones import (
         Backbone,
         CausalLM,
@@ -177,6 +182,7 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
+    from adamerge.runs.scoring import Scorer
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

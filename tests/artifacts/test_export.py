@@ -276,7 +276,7 @@ def test_non_finite_weights_are_refused_and_the_old_folder_stays(pool, tmp_path,
 
 
 def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
-    from adamerge.artifacts import export as _  # noqa: F401  # the function; the module is taken from sys.modules
+    import adamerge.artifacts.export  # noqa: F401  # the module is taken from sys.modules
 
     module = sys.modules["adamerge.artifacts.export"]
     paths = copied(pool, tmp_path / "models")
