@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 ORDER = [
+    "errors", "io", "precision", "checkpoints", "deltas", "backbones", "transforms", "task_vectors", "parametrizations",
+    "merging", "artifacts", "objectives", "data", "training", "runs", "cli", "testbed",
+]  # fmt: skip
     "errors",
     "io",
     "precision",

@@ -54,7 +54,8 @@ def test_export_inspect_and_check_need_no_lightning(words, tmp_path):
     code = f"from adamerge.cli import main\ntry:\n    main({words})\nexcept SystemExit as end:\n    assert not end.code"
     loaded = loaded_by(
         tmp_path,
-        f"{code}\nimport adamerge.artifacts.export, adamerge.runs.inspection, adamerge.runs.check, adamerge.artifacts.coefficients",
+        f"{code}\nimport adamerge.artifacts.export, adamerge.artifacts.coefficients\n"
+        "import adamerge.runs.inspection, adamerge.runs.check",
     )
     assert not loaded & {"lightning", "pytorch_lightning", "open_clip", "wandb", "datasets", "torchmetrics"}
 

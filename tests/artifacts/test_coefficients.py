@@ -260,6 +260,7 @@ def test_the_digest_covers_every_field(saved, tmp_path, change):
         read_coefficients(tmp_path / "c.safetensors")
 
 
+INTERVAL = "adamerge.parametrizations.constraints.Interval"
 CHUNKS, SCALE = "adamerge.parametrizations.ImportanceChunkWise", "adamerge.transforms.Scale"
 DAMAGE = {
     "version": set_("format", 3),
@@ -328,7 +329,7 @@ DAMAGE = {
     "class path empty": set_("parametrization", "class_path", ""),
     "arguments a list": set_("parametrization", "init_args", [1]),
     "constraint a text": set_("parametrization", "init_args", "constraint", "Clamp"),
-    "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", "adamerge.parametrizations.constraints.Interval"),
+    "constraint abstract": set_("parametrization", "init_args", "constraint", "class_path", INTERVAL),
     "constraint a layout": set_(
         "parametrization", "init_args", "constraint", {"class_path": "adamerge.io.model_folder.Layout", "init_args": {}}
     ),
