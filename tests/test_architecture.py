@@ -15,24 +15,6 @@ ORDER = [
     "errors", "io", "precision", "checkpoints", "deltas", "backbones", "transforms", "task_vectors", "parametrizations",
     "merging", "artifacts", "objectives", "data", "training", "runs", "cli", "testbed",
 ]  # fmt: skip
-    "errors",
-    "io",
-    "precision",
-    "checkpoints",
-    "deltas",
-    "backbones",
-    "transforms",
-    "task_vectors",
-    "parametrizations",
-    "merging",
-    "artifacts",
-    "objectives",
-    "data",
-    "training",
-    "runs",
-    "cli",
-    "testbed",
-]
 """Rooms and root files: each imports only what stands before it."""
 ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]
 PLAIN = ORDER[: ORDER.index("artifacts") + 1]
