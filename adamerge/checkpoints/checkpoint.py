@@ -23,6 +23,7 @@ from adamerge.errors import CheckpointError, ExportError
 from adamerge.io.atomic import staged_file
 from adamerge.io.dtypes import FORMAT_NAMES, TORCH_DTYPES
 from adamerge.io.safetensors_file import TensorFile, cache_folder, listed, quoted, read_json
+from adamerge.io.tensor_bytes import byte_chunks
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
@@ -238,14 +239,7 @@ class StateDict(Checkpoint):
         tensor, shape = self[name], tuple(self[name].shape)
         if tensor.dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] * 2)
-        return FORMAT_NAMES[tensor.dtype], shape, tensor_chunks(tensor)
-
-
-def tensor_chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor."""
-    flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    for start in range(0, len(flat), size):
-        yield flat[start : start + size]
+        return FORMAT_NAMES[tensor.dtype], shape, byte_chunks(tensor)
 
 
 def _seal(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan
 from adamerge.checkpoints.lora_config import by_pattern, read_configuration
 from adamerge.checkpoints.lora_factors import Factors, matrix_shape, no_change
 from adamerge.checkpoints.prefix_matching import Renaming
@@ -24,6 +24,7 @@ from adamerge.errors import CheckpointError
 from adamerge.io.dtypes import FORMAT_NAMES
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile, listed, quoted
+from adamerge.io.tensor_bytes import byte_chunks
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -134,7 +135,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         tensor = self[name]
-        return FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), tensor_chunks(tensor)
+        return FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), byte_chunks(tensor)
 
     def _factors(self, name: str) -> Factors:
         pair = self.pairs[name]

@@ -1,4 +1,4 @@
-"""Glob patterns of tensor names: a few that stand for many, so that one error can name all that is to be left out."""
+"""Patterns of tensor names: the block that a name is of, and globs that stand for many names to be left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from fnmatch import fnmatchcase
 
 MOST = 40
 """Patterns that are worth listing in an error."""
+
+
+def numbered_prefix(name: str) -> str | None:
+    """Returns a tensor's block, its name up to the first integer, such as ``layers.3`` of ``layers.3.mlp.weight``, or None."""
+    match = re.match(r".*?\.\d+(?=\.|$)", name)
+    return match.group() if match else None
 
 
 def excluding(names: Sequence[str], others: Collection[str]) -> str:
