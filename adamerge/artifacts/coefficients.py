@@ -44,8 +44,8 @@ class Coefficients:
 
     task_vectors: TaskVectors
     parametrization: Parametrization
-    _: KW_ONLY
     layout: Layout = field(default_factory=Layout)
+    _: KW_ONLY
     dtype: torch.dtype = torch.float32
     step: int = 0
     protocol: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Coefficients:
 
     @property
     def held(self) -> dict[str, Tensor]:
-        """Coefficients held in the fit, as the protocol says: group name to booleans ``(experts, coefficients of the group)``."""
+        """Coefficients that the protocol says were held: group name to booleans ``(experts, coefficients of the group)``."""
         return held_masks(self.protocol, self.parametrization.values(), self.task_vectors.experts)
 
     def held_table(self) -> dict[str, list[str]]:

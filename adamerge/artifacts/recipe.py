@@ -18,7 +18,7 @@ PARTS = (Constraint, Mask, Parametrization, Transform)
 
 
 def describe(part: Any) -> Any:
-    """Returns a part as plain data, ``{"class_path", "init_args"}``: its constructor's arguments are attributes of that name."""
+    """Returns a part as plain data, ``{"class_path", "init_args"}``: its constructor's arguments are its attributes."""
     if isinstance(part, str | int | float | bool | None):
         return part
     if isinstance(part, list | tuple):

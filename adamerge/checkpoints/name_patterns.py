@@ -11,7 +11,7 @@ MOST = 40
 
 
 def numbered_prefix(name: str) -> str | None:
-    """Returns a tensor's block, its name up to the first integer, such as ``layers.3`` of ``layers.3.mlp.weight``, or None."""
+    """Returns a tensor's block: its name up to the first integer, ``layers.3`` of ``layers.3.mlp.weight``, or None."""
     match = re.match(r".*?\.\d+(?=\.|$)", name)
     return match.group() if match else None
 

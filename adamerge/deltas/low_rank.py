@@ -77,7 +77,7 @@ class LowRankDeltas(Deltas):
         return torch.mm(left[rows] * weights, right).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Returns each expert's ``<G, tau_k>`` by products with factors, where one coefficient is for all; else row by row."""
+        """Returns each expert's ``<G, tau_k>`` by products with factors where one coefficient is for all, else row by row."""
         rows = self._rows(part)
         if not isinstance(groups, Whole) or rows is None:
             return super().contract(gradient, groups, part)

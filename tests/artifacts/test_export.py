@@ -349,11 +349,11 @@ CHILD = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from adamerge.coefficients import Coefficients
-from adamerge.export import export
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export import export
 from adamerge.parametrizations import LayerWise
-from adamerge.storage import Disk, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 def anonymous():
     for line in open("/proc/self/status"):

@@ -160,7 +160,7 @@ def test_what_appears_meanwhile_is_replaced_only_where_that_was_asked_for(tmp_pa
 CHILD = """
 import itertools, os, resource, signal, sys
 from pathlib import Path
-from adamerge.staging import staged_file, staged_folder
+from adamerge.io.atomic import staged_file, staged_folder
 from adamerge.errors import ExportError
 target, die_at = Path(sys.argv[1]), int(sys.argv[2])
 if die_at < 0:

@@ -12,7 +12,7 @@ from adamerge.merging.malloc import give_back_freed_memory, keep_freed_memory
 
 ALLOCATE = """
 import resource, sys
-from adamerge.heap import give_back_freed_memory, keep_freed_memory
+from adamerge.merging.malloc import give_back_freed_memory, keep_freed_memory
 import numpy
 kept = keep_freed_memory() and (sys.argv[1] == "keep" or give_back_freed_memory())
 def run():

@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from adamerge.backbones import Backbone, Encoded
 from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Groups
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
+from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise, Update
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
@@ -742,10 +743,10 @@ import sys, threading, time
 import torch
 from pathlib import Path
 from adamerge.backbones import OpenClipClassifier
-from adamerge.merged_model import MergedModel
+from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
-from adamerge.storage import Disk
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.storage import Disk
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -809,21 +810,57 @@ def test_state_dict_order_does_not_matter():
 
 
 class Twice(LayerWise):
-    """A formula of its own that says it is local: its updates are no bare combinations."""
-
-    local = True
+    """A formula of its own, differentiated as it is."""
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         return 2 * super().forward(name, deltas)
 
 
-def test_a_local_formula_around_a_combination_has_its_values_and_gradients():
+class SaidTwice(Twice):
+    """The same, which says that it is linear."""
+
+    def linear(self, name: str) -> tuple[Tensor, Groups]:
+        coefficients, groups = self.shares(name)
+        return 2 * coefficients, groups
+
+
+class SaidAlone(LayerWise):
+    """A linear formula whose forward pass would be another: it is not asked."""
+
+    def forward(self, name: str, deltas: Deltas) -> Tensor:
+        raise AssertionError(f"the update of {name} was computed at once")
+
+    def linear(self, name: str) -> tuple[Tensor, Groups]:
+        return self.shares(name)
+
+
+def test_a_formula_that_says_it_is_linear_has_the_values_and_gradients_of_its_forward_pass():
     vectors, found = TaskVectors(**models()), {}
-    for kind, init in ((Twice, 0.2), (LayerWise, 0.4)):
+    for kind, init in ((Twice, 0.2), (SaidTwice, 0.2), (SaidAlone, 0.4), (LayerWise, 0.4)):
         merged = MergedModel(Mlp(), vectors, kind(vectors, init=init))
         merged.merge()
         objective(merged(batches()[0]).features).sum().backward()
         merged.pull_back(torch.zeros(())).backward()
         found[kind] = merged.backbone.network.blocks[0].weight.detach().clone(), merged.parametrization.w.grad
-    assert torch.allclose(found[Twice][0], found[LayerWise][0], atol=1e-6)
-    assert torch.allclose(found[Twice][1], 2 * found[LayerWise][1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[SaidAlone][0], found[LayerWise][0])
+    assert torch.equal(found[SaidAlone][1], found[LayerWise][1])
+    for kind in (Twice, SaidTwice):
+        assert torch.allclose(found[kind][0], found[LayerWise][0], atol=1e-6)
+        assert torch.allclose(found[kind][1], 2 * found[LayerWise][1], rtol=1e-4, atol=1e-6)
+
+
+class Drawn(LayerWise):
+    """A search sees updates of its own, though the formula that is saved is linear."""
+
+    def draw(self, number: int) -> Update:
+        return lambda name, deltas: number * self.forward(name, deltas)
+
+
+def test_a_draw_with_a_formula_of_its_own_is_not_taken_for_the_linear_one():
+    vectors = TaskVectors(**models())
+    merged = MergedModel(Mlp(), vectors, Drawn(vectors, init=0.2))
+    base = vectors.base["blocks.0.weight"]
+    merged.merge()
+    update = merged.backbone.network.blocks[0].weight.detach() - base
+    merged.merge(draw=3)
+    assert torch.allclose(merged.backbone.network.blocks[0].weight.detach() - base, 3 * update, atol=1e-6)
