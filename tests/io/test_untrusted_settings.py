@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import build_open_clip_folder
 from running import child
 from safetensors.torch import load_file, save_file
