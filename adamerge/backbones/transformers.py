@@ -85,7 +85,7 @@ class TransformersBackbone(Backbone):
 
     @property
     def computes_in(self) -> torch.dtype:
-        """What its weights are while they run; a sharded network's say something else in between."""
+        """Dtype of the weights while they run; a sharded network's say something else in between."""
         return torch_dtype(self.dtype, "backbone")
 
     def load(self, loader: Any, **arguments: Any) -> Any:
@@ -113,14 +113,14 @@ class TransformersBackbone(Backbone):
         return name in self.names.copies or name in self.names.strangers
 
     def trains(self, name: str) -> bool:
-        """What the network has a place for."""
+        """Whether the network has a place for the tensor."""
         return name in self.names.tensors
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """None: the network predicts by itself."""
+        """Makes no heads: the network predicts by itself."""
 
     def layout(self) -> Layout:
-        """What ``from_pretrained`` reads; files are the base's own."""
+        """Returns the layout that ``from_pretrained`` reads; files are the base's own."""
         copied = files_of(self.folder, COPIED)
         wide = [
             name
@@ -177,5 +177,5 @@ def chosen(states: Sequence[Tensor] | None, numbers: Sequence[float]) -> tuple[T
         return ()
     if states is None:
         raise ConfigError("this network gives no hidden states to align")
-    found = [states[state_number(number, len(states))] for number in numbers]
-    return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in found)
+    picked = [states[state_number(number, len(states))] for number in numbers]
+    return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in picked)

@@ -76,30 +76,30 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @abstractmethod
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor without reading it."""
+        """Returns the shape of one tensor without reading it."""
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor without reading it; CheckpointError if torch has none such."""
+        """Returns the dtype of one tensor without reading it; CheckpointError if torch has none such."""
 
     def factors(self, name: str) -> Factors | None:
-        """Return what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
+        """Returns what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
         return None
 
     def own_name(self, name: str) -> str:
-        """Return what the tensor is called where it is stored."""
+        """Returns what the tensor is called where it is stored."""
         return name
 
     @abstractmethod
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
-        """Return dtype and shape as the format writes them, and the bytes."""
+        """Returns dtype and shape as the format writes them, and the bytes."""
 
     @cached_property
     def _scanned(self) -> Scan:
         return self._pass()
 
     def scan(self) -> Scan:
-        """Return fingerprint and non-finite counts; the first call passes once over the bytes, tensor by tensor."""
+        """Returns fingerprint and non-finite counts; the first call passes once over the bytes, tensor by tensor."""
         return self._scanned
 
     @property
@@ -108,12 +108,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self.scan().fingerprint
 
     def check(self) -> None:
-        """Raise CheckpointError when weights are NaN or Inf, or a file changed since it was opened."""
-        found = self.scan().nonfinite
-        if found:
-            some = ", ".join(f"{quoted(name)} ({found[name]})" for name in sorted(found)[:10])
-            more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-            what = f"{quoted(self.location)} has NaN or Inf in {len(found)} of {len(self)} tensors: {some}{more}"
+        """Raises CheckpointError when weights are NaN or Inf, or a file changed since it was opened."""
+        nonfinite = self.scan().nonfinite
+        if nonfinite:
+            some = ", ".join(f"{quoted(name)} ({nonfinite[name]})" for name in sorted(nonfinite)[:10])
+            more = f" and {len(nonfinite) - 10} more" if len(nonfinite) > 10 else ""
+            what = f"{quoted(self.location)} has NaN or Inf in {len(nonfinite)} of {len(self)} tensors: {some}{more}"
             raise CheckpointError(what, todo="use an earlier checkpoint of that training, or exclude these tensors")
 
     def _pass(self) -> Scan:
@@ -163,13 +163,13 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._entries[name].read(name)
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape that torch gives the tensor."""
+        """Returns the shape that torch gives the tensor."""
         info = self._entry(name).tensors[name]
         # torch packs two F4 into each element
         return torch.Size((*info.shape[:-1], info.shape[-1] // 2) if info.dtype == "F4" and info.shape else info.shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor; CheckpointError if torch has none such."""
+        """Returns the dtype of one tensor; CheckpointError if torch has none such."""
         file = self._entry(name)
         known = TORCH_DTYPES.get(file.tensors[name].dtype)
         if known is None:
@@ -182,7 +182,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return file.tensors[name].dtype, file.tensors[name].shape, file.chunks(name)
 
     def scan(self) -> Scan:
-        """Return fingerprint and non-finite counts; a good result is kept on disk while the files stay the same."""
+        """Returns fingerprint and non-finite counts; a good result is kept on disk while the files stay the same."""
         for file in self._files:
             file.check_unchanged()
         return self._scanned
@@ -228,11 +228,11 @@ class StateDict(Checkpoint):
         return self._entry(name)
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor."""
+        """Returns the shape of one tensor."""
         return self[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor."""
+        """Returns the dtype of one tensor."""
         return self[name].dtype
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:

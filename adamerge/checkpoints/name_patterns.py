@@ -50,14 +50,14 @@ def globs(names: Sequence[str], others: Collection[str]) -> list[str]:
         if len(some) > 1 and not any(fnmatchcase(name, pattern) for name in others)
     }
     covered = {pattern: some for pattern, some in covered.items() if len(some) > 1} | free
-    left, found = set(names), []
+    left, patterns = set(names), []
     while left:
         best = max(covered, key=lambda pattern: len(covered[pattern] & left), default=None)
         if best is None or len(covered[best] & left) < 2:
             break
-        found.append(best)
+        patterns.append(best)
         left -= covered[best]
-    first = {pattern: next(i for i, name in enumerate(names) if name in covered[pattern]) for pattern in found}
+    first = {pattern: next(i for i, name in enumerate(names) if name in covered[pattern]) for pattern in patterns}
     alone = {name: i for i, name in enumerate(names) if name in left}
     return sorted([*first, *alone], key={**first, **alone}.__getitem__)
 

@@ -4,8 +4,8 @@ This is the inner half of ``theta[e] = theta0[e] + sum_k c[k, g(e)] * tau_k[e]``
 
 **The sum** of one tensor, ``sum_k c[k, g] tau_k``, in the order in which it happens:
 
-1. ``base.py``: ``Deltas.sums(coefficients, groups)`` goes through the tensor piece by piece, and ``Deltas.summed`` through the
-   experts of a piece, a few rows at a time (``row_batches``), so that no more than those are in memory.
+1. ``base.py``: ``Deltas.sums(coefficients, groups)`` goes through the tensor piece by piece, and ``Deltas.summed`` through
+   the experts of a piece, a few rows at a time (``row_batches``), so that no more than those are in memory.
 2. ``groups.py``: ``g``, which elements of the tensor share a coefficient: all (``Whole``), contiguous runs (``Chunks``), or
    any (``Ids``). ``Groups.within`` gives the sums of one piece.
 3. ``kernels.py``: ``SharedSums.sum`` multiplies rows by their coefficients and adds them up.

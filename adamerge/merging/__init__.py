@@ -27,7 +27,7 @@ tensor, and autograd goes back through it.
 **How the copy exists**: ``copies.py`` says what a copy is and has the whole one; ``block_copy.py`` merges one block of the
 network at a time; ``sharded_copy.py`` spreads it over processes. ``block_execution.py`` runs blocks checkpointed or compiled.
 
-**What it takes**: ``footprint.py`` counts the copy's bytes, ``memory_plan.py`` adds all up before a weight is read and chooses
-the storage, ``memory_report.py`` prints that; ``malloc.py`` tells the C library what to do with freed memory.
+**What it takes**: ``footprint.py`` counts the copy's bytes, ``memory_plan.py`` adds all up before a weight is read and
+chooses the storage, ``memory_report.py`` prints that; ``malloc.py`` tells the C library what to do with freed memory.
 ``network_checks.py`` refuses a network that is not that of base and experts.
 """

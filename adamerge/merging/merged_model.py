@@ -99,7 +99,7 @@ class MergedModel(nn.Module):
         for holder in merged.values():
             kinds[holder.dtype] += holder.numel()
         self.dtype = kinds.most_common(1)[0][0]
-        """Of the merged copy; some networks keep a few small tensors in fp32 beside it."""
+        """Dtype of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
             passes.begin(backbone.network, self.copy)
         self._transient = self.copy.transient(backbone.network, tensors, self._fetch, self._hand_on)
@@ -108,7 +108,7 @@ class MergedModel(nn.Module):
 
     @property
     def storage(self) -> Storage:
-        """Where the deltas are between merges, from the next time on that they are placed on a device."""
+        """The storage of the deltas between merges, from the next time on that they are placed on a device."""
         return self._storage
 
     def choose_storage(self, storage: Storage | None) -> None:
@@ -126,7 +126,7 @@ class MergedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the coefficients are, and the copy with them."""
+        """The device of the coefficients, which the copy follows."""
         return next(self.parametrization.parameters()).device
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
@@ -149,7 +149,7 @@ class MergedModel(nn.Module):
         self._hold(OneModel(source, (*self.recalibrated, *buffers)))
 
     def replace_buffers(self, values: Mapping[str, Tensor]) -> None:
-        """From the next merge on these buffers hold these values, by on-disk name, and all others the base's."""
+        """Has these buffers hold these values from the next merge on, by on-disk name, and all others the base's."""
         self._contents.foreign |= {*self.recalibrated, *values}
         self.recalibrated = dict(values)
 

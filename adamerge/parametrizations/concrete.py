@@ -95,7 +95,7 @@ class Concrete(Wrapper):
 
         masked: Tensor = _Masked.apply(combine(), logits.detach(), sample)
         if torch.is_grad_enabled() and logits.requires_grad:
-            masked = masked + _OfMask.apply(logits, combine, sample, mask, self.temperature)
+            masked = masked + _OfMask.apply(logits, combine, sample, partial(mask.slope, temperature=self.temperature))
         return masked
 
     def _take(self, path: Path) -> None:
@@ -137,25 +137,29 @@ class _OfMask(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, combine: Callable[[], Tensor], sample: Sample, mask: Mask, temperature: float
+        ctx: Any,
+        logits: Tensor,
+        combine: Callable[[], Tensor],
+        sample: Sample,
+        slope: Callable[[Tensor], Tensor | None],
     ) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.combine, ctx.sample, ctx.mask, ctx.temperature = combine, sample, mask, temperature
+        ctx.combine, ctx.sample, ctx.slope = combine, sample, slope
         return logits.new_zeros(()).expand(logits.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         m = ctx.sample(logits)
-        slope = ctx.mask.slope(m, ctx.temperature)
+        slope = ctx.slope(m)
         if slope is None:
-            return torch.zeros_like(logits), None, None, None, None
+            return torch.zeros_like(logits), None, None, None
         scale = _inverse(m.mean())
         with torch.no_grad():
             product = ctx.combine().reshape(-1).mul(gradients[0].reshape(-1))
         # d/dm_e of sum_f G_f T_f m_f / mean(m) = (G_e T_e - <G T, m> / sum(m)) / mean(m)
         centre = torch.dot(product, m) * scale / len(m)
-        return product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape), None, None, None, None
+        return product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape), None, None, None
 
 
 def _inverse(mean: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class TaskVectors(Mapping[str, Deltas]):
 
     @property
     def states(self) -> list[State]:
-        """What each transform learned from all tensors; learned at the first use."""
+        """Numbers that each transform learned from all tensors; learned at the first use."""
         if self._states is None:
             learned: list[State] = []
             with exact(self.device):
