@@ -186,7 +186,7 @@ GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS
 def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
     if kind.__name__ == "ImportanceChunkWise":
         arguments["allocation"] = {name: ALLOCATION[name] for name in vectors}
-    if isinstance(arguments.get("constraint"), adamerge.constraints.Softmax):
+    if isinstance(arguments.get("constraint"), adamerge.parametrizations.constraints.Softmax):
         arguments["init"] = None  # it starts nowhere else
     return kind(vectors, **{"init": 0.3, **arguments})
 
@@ -563,7 +563,7 @@ def test_constructor_arguments_are_attributes_and_describe_builds_them_again(fil
     assert set(given) <= set(names) and (given or set(names) <= {"constraint"}), "give it arguments in OTHER_ARGUMENTS"
     build_it = functools.partial(kind, vectors) if issubclass(kind, Parametrization) else kind
     if "constraint" in names:
-        given = {**given, "constraint": adamerge.constraints.Projection(-0.5, 2.0)}
+        given = {**given, "constraint": adamerge.parametrizations.constraints.Projection(-0.5, 2.0)}
     part = build_it(**given)
     for name in names:
         assert hasattr(part, name), f"{kind.__name__}.{name} is needed to write the recipe"

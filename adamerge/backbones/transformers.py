@@ -86,7 +86,8 @@ class TransformersBackbone(Backbone):
     @property
     def computes_in(self) -> torch.dtype:
         """Dtype of the weights while they run; a sharded network's say something else in between."""
-        return torch_dtype(self.dtype, "backbone")
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def load(self, loader: Any, **arguments: Any) -> Any:
         """``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.

@@ -687,8 +687,8 @@ def test_one_merge_and_one_contraction_whatever_the_micro_batches(monkeypatch):
     merged = make()
     merged.merge()
     reads = []
-    blocks = DenseDeltas.blocks
-    monkeypatch.setattr(DenseDeltas, "blocks", lambda *read: reads.append(1) or blocks(*read))
+    row_batches = DenseDeltas.row_batches
+    monkeypatch.setattr(DenseDeltas, "row_batches", lambda *read: reads.append(1) or row_batches(*read))
     pulled_back(merged, [x for _ in range(4) for x in batches()])
     assert len(reads) == 2 * len(merged.task_vectors)
 
