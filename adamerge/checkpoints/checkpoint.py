@@ -182,7 +182,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return file.tensors[name].dtype, file.tensors[name].shape, file.chunks(name)
 
     def scan(self) -> Scan:
-        """Returns fingerprint and non-finite counts; a good result is kept on disk while the files stay the same."""
+        """Returns fingerprint and non-finite counts; a good result stays on disk while the files stay the same."""
         for file in self._files:
             file.check_unchanged()
         return self._scanned
@@ -190,9 +190,9 @@ class SafetensorsCheckpoint(Checkpoint):
     @cached_property
     def _scanned(self) -> Scan:
         key = sorted([os.path.realpath(file.path), *file.identity] for file in self._files)
-        kept = cache_folder() / "scans" / f"{_seal(key)[:32]}.json"
+        remembered = cache_folder() / "scans" / f"{_seal(key)[:32]}.json"
         with suppress(CheckpointError):
-            entry = read_json(kept, limit=1_000_000)
+            entry = read_json(remembered, limit=1_000_000)
             # the seal finds torn and edited entries; the key itself is compared, since file names are only hashes
             if entry.pop("seal", None) == _seal(entry) and entry["files"] == key:
                 return Scan(str(entry["fingerprint"]), {})
@@ -203,7 +203,7 @@ class SafetensorsCheckpoint(Checkpoint):
         # a file younger than the clock's grain can change again and keep its mtime, so it is read again next time
         if not scan.nonfinite and settled:
             entry = {"files": key, "fingerprint": scan.fingerprint}
-            with suppress(ExportError), staged_file(kept) as temporary:  # without a cache all works, slower
+            with suppress(ExportError), staged_file(remembered) as temporary:  # without a cache all works, slower
                 temporary.write_text(json.dumps(entry | {"seal": _seal(entry)}))
         return scan
 

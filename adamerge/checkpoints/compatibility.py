@@ -101,11 +101,11 @@ def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequenc
         CheckpointError: there are.
     """
     if names:
-        kept = {*expert, *base}.difference(names)
+        rest = {*expert, *base}.difference(names)
         raise CheckpointError(
             f"expert '{task}' has {len(names)} tensors that the base lacks, first '{names[0]}'",
             where=expert.location,
-            todo=f"{excluding(names, kept)}, or check which base the expert was trained from",
+            todo=f"{excluding(names, rest)}, or check which base the expert was trained from",
         )
 
 

@@ -152,8 +152,8 @@ def staged_folder(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ())
             if not overwrite:
                 raise ExportError(f"{quoted(target)} exists", todo="pass --overwrite to replace it, or name another")
             # a mount point cannot be renamed; the others are never an old model, and all in them would be deleted
-            kept = (Path.cwd(), Path(os.path.realpath(os.path.expanduser("~"))))
-            if os.path.ismount(target) or any(place.is_relative_to(target) for place in kept):
+            protected = (Path.cwd(), Path(os.path.realpath(os.path.expanduser("~"))))
+            if os.path.ismount(target) or any(place.is_relative_to(target) for place in protected):
                 raise ExportError(f"{quoted(target)} cannot be replaced", todo="name a folder inside it")
         temporary = _sibling(target, ".tmp")
         temporary.mkdir()

@@ -176,7 +176,7 @@ def test_what_a_network_keeps_in_fp32_is_exported_so(tmp_path):
     assert merged.dtype == torch.float16 and kept and all(".wo." in name for name in kept)
     with torch.no_grad():
         merged.merge()
-    made = Coefficients(vectors, merged.parametrization, backbone.layout(), merged.dtype)
+    made = Coefficients(vectors, merged.parametrization, backbone.layout(), dtype=merged.dtype)
     save_coefficients(made, tmp_path / "c.safetensors")
     export(load_coefficients(tmp_path / "c.safetensors"), tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")

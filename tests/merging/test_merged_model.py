@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from adamerge.backbones import Backbone, Encoded
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Groups
+from adamerge.deltas.streamed import StreamedDeltas
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
@@ -807,6 +808,32 @@ def test_state_dict_order_does_not_matter():
     one = TaskVectors(**given)
     two = TaskVectors(shuffled, given["experts"])
     assert list(one) == list(two)
+
+
+def test_the_storage_is_chosen_in_one_place_until_deltas_are_placed():
+    merged = make()
+    with pytest.raises(AttributeError):
+        merged.storage = Disk()
+    merged.choose_storage(Disk())
+    merged.merge()
+    assert isinstance(merged.storage, Disk) and isinstance(merged.task_vectors["blocks.0.weight"], StreamedDeltas)
+    merged.choose_storage(Resident())
+    merged.merge()  # on the same device: the deltas are where they are
+    assert isinstance(merged.task_vectors["blocks.0.weight"], StreamedDeltas)
+
+
+def test_a_copy_that_holds_an_expert_or_the_base_has_nothing_to_pull_back():
+    merged, task = make(), "task0"
+    merged.merge()
+    merged.fill_expert(task)
+    expert = merged.task_vectors.checkpoints[task]["blocks.0.weight"]
+    assert torch.equal(merged.backbone.network.blocks[0].weight, expert)
+    with pytest.raises(RuntimeError, match="needs a merge"):
+        merged.pull_back(torch.zeros(()))
+    with torch.no_grad():
+        merged.merge()
+    with pytest.raises(RuntimeError, match="with grad enabled"):
+        merged.gradients()
 
 
 class Twice(LayerWise):
