@@ -72,7 +72,7 @@ def export(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        metavar="{float32,bfloat16,float16}",
         help="of the weights; default: as in training, where the copy is float32 unless model.backbone.dtype says other",
     )
     parser.add_argument(
@@ -91,31 +91,24 @@ def export(arguments: list[str]) -> None:
     )
     parser.add_argument("--allow-other-models", action="store_true", help="apply to models with other fingerprints")
     own = parser.parse_args(arguments)
-    import torch
-
-    from adamerge.artifacts.coefficients import load_coefficients
-    from adamerge.artifacts.export import SHARD, size_of
-    from adamerge.artifacts.export import export as write
-    from adamerge.artifacts.lora_export import export_adapter
-
-    if own.adapter and (own.dtype or own.shard_size):
-        parser.error("--adapter writes fp32 factors, in one file: --dtype and --shard-size do not go with it")
-
     if own.allow_plugins:
         import_from_here()
-    moved = dict(item.partition("=")[::2] for item in own.expert)
-    coefficients = load_coefficients(
-        own.coefficients, own.base, moved, own.allow_plugins, verify=not own.allow_other_models
+    from adamerge.artifacts.export import export_from
+
+    folder = export_from(
+        own.coefficients,
+        own.target,
+        adapter=own.adapter,
+        dtype=own.dtype,
+        shard_size=own.shard_size,
+        task=own.task,
+        overwrite=own.overwrite,
+        base=own.base,
+        experts=dict(item.partition("=")[::2] for item in own.expert),
+        plugins=own.allow_plugins,
+        verify=not own.allow_other_models,
     )
-    if own.adapter:
-        print(f"exported: {export_adapter(coefficients, own.target, overwrite=own.overwrite)}")
-        return
-    dtype = getattr(torch, own.dtype) if own.dtype else coefficients.dtype
-    numbers, nbytes = size_of(coefficients, dtype, own.task)
-    print(f"{numbers / 1e6:,.1f} M numbers, {nbytes / 1e9:,.2f} GB in {str(dtype).removeprefix('torch.')}", flush=True)
-    shard = SHARD if own.shard_size is None else own.shard_size
-    found = write(coefficients, own.target, dtype=dtype, overwrite=own.overwrite, task=own.task, shard_size=shard)
-    print(f"exported: {found}")
+    print(f"exported: {folder}")
 
 
 def inspect(arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
+from adamerge.io.dtypes import name_of
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.untrained import held_masks
@@ -44,13 +45,14 @@ class Coefficients:
     task_vectors: TaskVectors
     parametrization: Parametrization
     layout: Layout = field(default_factory=Layout)
+    _: KW_ONLY
     dtype: torch.dtype = torch.float32
     step: int = 0
     protocol: Mapping[str, Any] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def check(self) -> None:
-        """See whether the recipe can be written, before a fit and not after it.
+        """Checks whether the recipe can be written, before a fit and not after it.
 
         Raises:
             ConfigError: a part's constructor arguments are not attributes of the same name, or not plain data.
@@ -65,7 +67,7 @@ class Coefficients:
                 ) from error
 
     def table(self) -> dict[str, dict[str, list[float]]]:
-        """Group name to expert name to coefficients, after the constraint."""
+        """Returns group name to expert name to coefficients, after the constraint."""
         experts = self.task_vectors.experts
         with torch.no_grad():
             return {
@@ -75,11 +77,11 @@ class Coefficients:
 
     @property
     def held(self) -> dict[str, Tensor]:
-        """What was held in the fit, as the protocol says: group name to booleans ``(experts, coefficients of the group)``."""
+        """Coefficients that the protocol says were held: group name to booleans ``(experts, coefficients of the group)``."""
         return held_masks(self.protocol, self.parametrization.values(), self.task_vectors.experts)
 
     def held_table(self) -> dict[str, list[str]]:
-        """Group name to the experts whose coefficients there were all held."""
+        """Returns group name to the experts whose coefficients there were all held."""
         experts = self.task_vectors.experts
         return {
             group: [task for task, row in zip(experts, mask, strict=True) if bool(row.all())]
@@ -87,37 +89,37 @@ class Coefficients:
         }
 
     def mask_table(self) -> dict[str, tuple[float, float]]:
-        """Tensor name to what is learned of its mask: the mean probability, and the share of probabilities above 0.5."""
+        """Returns tensor name to mean probability of its learned mask, and the share of probabilities above 0.5."""
         return {name: mask_statistics(logits.detach()) for name, logits in self.parametrization.masks().items()}
 
 
 def mask_statistics(logits: Tensor) -> tuple[float, float]:
-    """Mean of ``sigmoid(logits)``, and the share of it above 0.5."""
+    """Returns the mean of ``sigmoid(logits)``, and the share of it above 0.5."""
     probabilities = logits.sigmoid()
     return float(probabilities.mean()), float((probabilities > 0.5).float().mean())
 
 
 def save_coefficients(
-    coefficients: Coefficients, path: str | Path, place: Callable[[Checkpoint], str] | None = None
+    coefficients: Coefficients, path: str | Path, location: Callable[[Checkpoint], str] | None = None
 ) -> None:
-    """Write the file atomically; the same coefficients give the same bytes.
+    """Writes the file atomically; the same coefficients give the same bytes.
 
     Args:
         coefficients: what is written.
         path: of the file.
-        place: what the file says of where a model is; its path on this machine when None.
+        location: what the file says of where a model is; its path on this machine when None.
 
     Raises:
         ExportError: the file cannot be written.
     """
-    vectors, place = coefficients.task_vectors, place or _lasting
+    vectors, location = coefficients.task_vectors, location or _lasting
     metadata = {
         "format": FORMAT,
         "version": adamerge.__version__,
         "step": coefficients.step,
-        "base": {"source": place(vectors.base), "fingerprint": vectors.base.fingerprint},
+        "base": {"source": location(vectors.base), "fingerprint": vectors.base.fingerprint},
         "experts": {
-            task: {"source": place(checkpoint), "fingerprint": checkpoint.fingerprint}
+            task: {"source": location(checkpoint), "fingerprint": checkpoint.fingerprint}
             for task, checkpoint in vectors.checkpoints.items()
         },
         "rows": list(vectors.experts),
@@ -126,7 +128,7 @@ def save_coefficients(
         "transforms": [describe(transform) for transform in vectors.transforms],
         "states": vectors.states,
         "parametrization": describe(coefficients.parametrization),
-        "dtype": str(coefficients.dtype).removeprefix("torch."),
+        "dtype": name_of(coefficients.dtype),
         "layout": plain_layout(coefficients.layout),
         "protocol": dict(coefficients.protocol),
     }
@@ -138,8 +140,8 @@ def save_coefficients(
     }
     values = {
         f"{section}/{name}": value.detach().contiguous().cpu()
-        for section, found in sections.items()
-        for name, value in found.items()
+        for section, tensors in sections.items()
+        for name, value in tensors.items()
     }
     metadata["digest"] = digest_of(metadata, values)
     with staged_file(Path(path)) as temporary:
@@ -148,12 +150,12 @@ def save_coefficients(
 
 
 def _lasting(model: Checkpoint) -> str:
-    """The path from wherever one stands; what is no path is as it was."""
+    """Returns the path of a model from wherever one stands; what is no path is as it was."""
     return lasting_path(model.location)
 
 
 def _opened_at(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:
-    """Where a model is: as given, else as written."""
+    """Returns where a model is: as given, else as written."""
     if given is not None:
         return given
     if written.startswith(LOCAL):
@@ -173,7 +175,7 @@ def load_coefficients(
     plugins: Sequence[str] = (),
     verify: bool = True,
 ) -> Coefficients:
-    """Open a coefficient file and the models it names.
+    """Opens a coefficient file and the models it names.
 
     Args:
         path: the file.
@@ -204,7 +206,7 @@ def load_coefficients(
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],
-            metadata["states"],
+            states=metadata["states"],
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)
         if list(vectors.experts) != metadata["rows"]:
@@ -219,13 +221,19 @@ def load_coefficients(
     if verify:
         _compare_fingerprints(path, metadata, vectors)
     layout = Layout(**metadata["layout"])
-    dtype = getattr(torch, metadata["dtype"])
-    step, protocol = metadata["step"], metadata["protocol"]
-    return Coefficients(vectors, parametrization, layout, dtype, step, protocol, sections["buffer"])
+    return Coefficients(
+        vectors,
+        parametrization,
+        layout=layout,
+        dtype=getattr(torch, metadata["dtype"]),
+        step=metadata["step"],
+        protocol=metadata["protocol"],
+        buffers=sections["buffer"],
+    )
 
 
 def load_values(path: Path, parametrization: Parametrization, experts: Sequence[str]) -> None:
-    """Set a parametrization's values and mask, in place, to those of a file; experts go by name, models are not compared.
+    """Sets a parametrization's values and mask, in place, to those of a file; experts go by name, models are not compared.
 
     Args:
         path: the file.
@@ -250,7 +258,7 @@ def load_values(path: Path, parametrization: Parametrization, experts: Sequence[
 
 
 def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
-    """Each is one of the base's floating-point tensors that are not merged."""
+    """Refuses a buffer that is none of the base's floating-point tensors, or is merged."""
     for name, value in buffers.items():
         if name not in vectors.base or name in vectors or not vectors.base.dtype(name).is_floating_point:
             raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")

@@ -1,20 +1,24 @@
-"""What an exported folder is made of: which model each tensor comes from, the files beside it, the experts' heads."""
+"""What an exported folder is made of: staged, with tensors of which model, files beside them, and the experts' heads."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.coefficients import Coefficients, save_coefficients
+from adamerge.artifacts.model_card import COEFFICIENTS_FILE, card
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.lora import AdapterCheckpoint
-from adamerge.checkpoints.origins import is_path
+from adamerge.checkpoints.origins import is_path, origin
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
+from adamerge.io.atomic import staged_folder
+from adamerge.io.dtypes import name_of
 from adamerge.io.links import refuse_outside
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import quoted, read_json
@@ -25,8 +29,36 @@ PLACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer
 """Keys under which libraries write where a configuration was read from; nothing is loaded from there."""
 
 
+@contextmanager
+def staged_export(coefficients: Coefficients, target: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yields an empty folder beside ``target`` to write a merged model into; on success it takes the place of ``target``.
+
+    The models are read and checked before and after; coefficients and card are added to what was written.
+
+    Args:
+        coefficients: of what is exported.
+        target: the new folder.
+        overwrite: replace an existing folder, which stays until the new one is complete.
+
+    Raises:
+        ExportError: the target exists, or cannot be written.
+        CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
+    """
+    vectors = coefficients.task_vectors
+    models = [vectors.base, *vectors.checkpoints.values()]
+    inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
+    with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
+        for model in models:
+            model.check()
+        yield folder
+        save_coefficients(coefficients, folder / COEFFICIENTS_FILE, origin)
+        (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
+        for model in models:
+            model.check()  # again: nothing may have changed while it was read
+
+
 def check_names(layout: Layout, tasks: Sequence[str]) -> None:
-    """Refuse what would be written, or read, outside the folder.
+    """Refuses what would be written, or read, outside the folder.
 
     Raises:
         CoefficientsError: a name is no plain file name.
@@ -40,7 +72,7 @@ def check_names(layout: Layout, tasks: Sequence[str]) -> None:
 
 
 def check_task(coefficients: Coefficients, task: str) -> None:
-    """See whether there is a head for a complete model.
+    """Checks whether there is a head for a complete model.
 
     Raises:
         ConfigError: there is no such task, or its expert has no head of its own.
@@ -62,7 +94,7 @@ def check_task(coefficients: Coefficients, task: str) -> None:
 
 
 def exported(coefficients: Coefficients, task: str | None) -> dict[str, Checkpoint]:
-    """Name of every tensor of the exported model to the model whose own it is; merged ones are the base's."""
+    """Returns the name of every tensor of the exported model to the model whose own it is; merged ones are the base's."""
     vectors, layout = coefficients.task_vectors, coefficients.layout
     if task is None:
         return dict.fromkeys(vectors.base, vectors.base)
@@ -74,7 +106,7 @@ def exported(coefficients: Coefficients, task: str | None) -> dict[str, Checkpoi
 def headers(
     coefficients: Coefficients, task: str | None, dtype: torch.dtype
 ) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Dtype and shape of every exported tensor; they follow from the models' headers."""
+    """Returns dtype and shape of every exported tensor; they follow from the models' headers."""
     return {
         name: _entry(model, name, coefficients.layout.stored_as(name, dtype))
         for name, model in exported(coefficients, task).items()
@@ -87,14 +119,14 @@ def _entry(model: Checkpoint, name: str, dtype: torch.dtype) -> tuple[torch.dtyp
 
 
 def copy_files(layout: Layout, models: Sequence[Checkpoint], folder: Path, dtype: torch.dtype) -> None:
-    """Copy the layout's files from the first model's folder that has them; the configuration names the new dtype.
+    """Copies the layout's files from the first model's folder that has them; the configuration names the new dtype.
 
     Raises:
         ExportError: no model has one of them.
     """
-    places = [model.sources[0].parent for model in models if model.sources]
+    homes = [model.sources[0].parent for model in models if model.sources]
     for name in layout.copied:
-        source = next((place / name for place in places if (place / name).is_file()), None)
+        source = next((home / name for home in homes if (home / name).is_file()), None)
         if source is None:
             raise ExportError(
                 f"{models[-1].location} has no '{name}' beside its weights any more",
@@ -105,18 +137,18 @@ def copy_files(layout: Layout, models: Sequence[Checkpoint], folder: Path, dtype
 
 
 def write_heads(coefficients: Coefficients, folder: Path, dtype: torch.dtype) -> None:
-    """Each expert's own head in ``heads/<task>/``, with the expert's configuration."""
+    """Writes each expert's own head to ``heads/<task>/``, with the expert's configuration."""
     layout = coefficients.layout
     for task, expert in coefficients.task_vectors.checkpoints.items():
         own = [name for name in expert if layout.is_head(name)]
         if own:
-            place = folder / "heads" / task
-            place.mkdir(parents=True)
+            home = folder / "heads" / task
+            home.mkdir(parents=True)
             header = {name: _entry(expert, name, layout.stored_as(name, dtype)) for name in own}
             tensors = ((name, [expert[name].to(header[name][0])]) for name in own)
-            verify_tensors(place / layout.weights, write_tensors(place / layout.weights, header, tensors))
+            verify_tensors(home / layout.weights, write_tensors(home / layout.weights, header, tensors))
             if expert.sources and (expert.sources[0].parent / CONFIG).is_file():
-                _copy(expert.sources[0].parent / CONFIG, place / CONFIG, dtype)
+                _copy(expert.sources[0].parent / CONFIG, home / CONFIG, dtype)
 
 
 def _copy(source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -126,12 +158,12 @@ def _copy(source: Path, target: Path, dtype: torch.dtype) -> None:
         return
     config = _without_paths(read_json(source))
     if source.name == CONFIG:
-        config = _with_dtype(config, str(dtype).removeprefix("torch."))
+        config = _with_dtype(config, name_of(dtype))
     target.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:
-    """The configuration, and those nested in it, with another dtype where they name one."""
+    """Returns the configuration, and those nested in it, with another dtype where they name one."""
     if not isinstance(config, dict):
         return config
     return {
@@ -141,7 +173,7 @@ def _with_dtype(config: Any, dtype: str) -> Any:
 
 
 def _without_paths(config: Any) -> Any:
-    """The configuration, and those nested in it, without what says where on some machine it was read or made."""
+    """Returns the configuration, and those nested in it, without what says where on some machine it was read or made."""
     if not isinstance(config, dict):
         return config
     return {key: _without_paths(value) for key, value in config.items() if not (key in PLACES and is_path(value))}

@@ -16,7 +16,7 @@ from adamerge.parametrizations import ImportanceChunkWise, Linear
 
 
 def importances(coefficients: Coefficients) -> dict[str, float]:
-    """``I_l = sum_k |c_k,l| * |tau_k,l|_1``, normalised to a sum of 1 over the merged tensors, by tensor name.
+    """Returns ``I_l = sum_k |c_k,l| * |tau_k,l|_1``, normalised to a sum of 1 over the merged tensors, by tensor name.
 
     Where a tensor has several coefficients, each counts for its own elements; what was held in the fit does not count.
     Reads every delta once.
@@ -47,19 +47,19 @@ def importances(coefficients: Coefficients) -> dict[str, float]:
 
 
 def write_importances(path: str | Path, target: str | Path) -> dict[str, float]:
-    """Write the importances of a coefficient file as JSON, which ``ImportanceChunkWise(importance=target)`` reads.
+    """Writes the importances of a coefficient file as JSON, which ``ImportanceChunkWise(importance=target)`` reads.
 
     Raises:
         CoefficientsError: ``path`` is no usable coefficient file.
         ExportError: ``target`` cannot be written.
     """
-    found = importances(load_coefficients(path))
-    write_json(Path(target), found)
-    return found
+    numbers = importances(load_coefficients(path))
+    write_json(Path(target), numbers)
+    return numbers
 
 
 def allocation_table(parametrization: ImportanceChunkWise) -> str:
-    """The allocation as text, most important tensors first: importance, chunks, name."""
+    """Returns the allocation as text, most important tensors first: importance, chunks, name."""
     importance: Mapping[str, float] = parametrization.importance or {}
     counts = parametrization.allocation
     rows = sorted(counts, key=lambda name: (-importance.get(name, 0.0), name))

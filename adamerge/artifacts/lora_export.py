@@ -12,21 +12,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from adamerge.artifacts.coefficients import Coefficients, save_coefficients
-from adamerge.artifacts.model_card import COEFFICIENTS_FILE, card
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.export_files import staged_export
 from adamerge.checkpoints.lora import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint, Pair
-from adamerge.checkpoints.origins import base_name, origin
+from adamerge.checkpoints.origins import base_name
 from adamerge.deltas.low_rank import LowRankDeltas
 from adamerge.errors import ExportError
-from adamerge.io.atomic import staged_folder
 from adamerge.io.safetensors_file import quoted
 from adamerge.io.safetensors_writer import verify_tensors
+from adamerge.io.tensor_bytes import tensor_bytes
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
 
 
 def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite: bool = False) -> Path:
-    """Write the merged model's change as a LoRA adapter of the base: fp32 factors, configuration, card and coefficients.
+    """Writes the merged model's change as a LoRA adapter of the base: fp32 factors, configuration, card and coefficients.
 
     The rank of a tensor is the sum of the experts' ranks. Coefficients and scales are in the factors, and the adapter's own
     scale is 1. Staged beside the target, re-read and compared, then renamed, as in ``export``.
@@ -41,27 +41,16 @@ def export_adapter(coefficients: Coefficients, target: str | Path, *, overwrite:
             back as it was written.
         CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
     """
-    vectors = coefficients.task_vectors
     pairs = _pairs(coefficients)
-    models = [vectors.base, *vectors.checkpoints.values()]
-    inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
-    with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
-        for model in models:
-            model.check()
+    with staged_export(coefficients, target, overwrite=overwrite) as folder:
         tensors: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, pair in pairs.items():
                 tensors |= _factors(coefficients, name, pair)
         (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
         (folder / CONFIG).write_text(json.dumps(_configuration(coefficients, pairs, tensors), indent=2) + "\n")
-        save_coefficients(coefficients, folder / COEFFICIENTS_FILE, origin)
-        (folder / "README.md").write_text(card(coefficients), encoding="utf-8")
-        for model in models:
-            model.check()  # again: nothing may have changed while it was read
-        verify_tensors(
-            folder / WEIGHTS,
-            {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in tensors.items()},
-        )
+        hashes = {key: hashlib.sha256(tensor_bytes(value)).hexdigest() for key, value in tensors.items()}
+        verify_tensors(folder / WEIGHTS, hashes)
         _compare(coefficients, folder)
     return Path(target)
 
@@ -73,7 +62,7 @@ def _refusal(reason: str) -> ExportError:
 
 
 def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
-    """Of each merged tensor: what peft calls it, from the first adapter that has it."""
+    """Returns for each merged tensor what peft calls it, from the first adapter that has it."""
     vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
     adapters = []
     if coefficients.buffers:
@@ -86,7 +75,7 @@ def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
         adapters.append(checkpoint)
     if not isinstance(parametrization, Linear):
         raise _refusal(f"{type(parametrization).__name__} is not linear in whole task vectors")
-    found: dict[str, Pair] = {}
+    pairs: dict[str, Pair] = {}
     for name in vectors:
         if not isinstance(vectors[name], LowRankDeltas):
             raise _refusal(f"{quoted(name)} is not low-rank in every expert after the transforms")
@@ -95,12 +84,12 @@ def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
         own = [adapter.pairs[name] for adapter in adapters if name in adapter.pairs]
         if len({pair.module for pair in own}) > 1:
             raise _refusal(f"the adapters have several names for {quoted(name)}: {sorted({p.module for p in own})}")
-        found[name] = own[0]
-    return found
+        pairs[name] = own[0]
+    return pairs
 
 
 def _factors(coefficients: Coefficients, name: str, pair: Pair) -> dict[str, Tensor]:
-    """Keys and values of one tensor's A and B, coefficients and scales in the left factor."""
+    """Returns keys and values of one tensor's A and B, coefficients and scales in the left factor."""
     deltas, parametrization = coefficients.task_vectors[name], coefficients.parametrization
     assert isinstance(deltas, LowRankDeltas) and isinstance(parametrization, Linear)
     left, right = deltas.read()
@@ -117,7 +106,7 @@ def _factors(coefficients: Coefficients, name: str, pair: Pair) -> dict[str, Ten
 def _configuration(
     coefficients: Coefficients, pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor]
 ) -> dict[str, object]:
-    """A configuration for peft: every module by its full name, its own rank, and the alpha that makes its scale 1."""
+    """Returns a configuration for peft: every module by its full name, its own rank, and the alpha that makes its scale 1."""
     vectors = coefficients.task_vectors
     configs = [model.config for model in vectors.checkpoints.values() if isinstance(model, AdapterCheckpoint)]
     ranks = {}
@@ -147,15 +136,15 @@ def _configuration(
 
 
 def _compare(coefficients: Coefficients, folder: Path) -> None:
-    """Open the adapter as a stranger's, and compare its change of every tensor with the merge's."""
+    """Opens the adapter as a stranger's, and compares its change of every tensor with the merge's."""
     vectors = coefficients.task_vectors
     written = AdapterCheckpoint(folder, vectors.base)
     with torch.no_grad():
         for name in vectors:
             update = coefficients.parametrization(name, vectors[name])
             factors = written.factors(name)
-            found = None if factors is None else factors.dense().view(update.shape)
-            if found is None or not torch.allclose(
-                found, update.cpu(), rtol=1e-5, atol=1e-6 * float(update.abs().max())
+            change = None if factors is None else factors.dense().view(update.shape)
+            if change is None or not torch.allclose(
+                change, update.cpu(), rtol=1e-5, atol=1e-6 * float(update.abs().max())
             ):
                 raise ExportError(f"the adapter does not give the merge's change of {quoted(name)} when read back")

@@ -13,7 +13,7 @@ COEFFICIENTS_FILE = "adamerge/coefficients.safetensors"
 
 
 def card(coefficients: Coefficients) -> str:
-    """The README of an exported folder: models by names that others know them by, and no path of this machine."""
+    """Returns the README of an exported folder: models by names that others know them by, and no path of this machine."""
     vectors = coefficients.task_vectors
     known = base_name(vectors.base, vectors.checkpoints.values())
     data = ModelCardData(

@@ -18,7 +18,7 @@ PARTS = (Constraint, Mask, Parametrization, Transform)
 
 
 def describe(part: Any) -> Any:
-    """A part as plain data: ``{"class_path", "init_args"}``; its constructor's arguments are its attributes of that name."""
+    """Returns a part as plain data, ``{"class_path", "init_args"}``: its constructor's arguments are its attributes."""
     if isinstance(part, str | int | float | bool | None):
         return part
     if isinstance(part, list | tuple):
@@ -35,7 +35,7 @@ def describe(part: Any) -> Any:
 
 
 def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
-    """The part that ``describe`` described.
+    """Returns the part that ``describe`` described.
 
     Raises:
         CoefficientsError: its class is not a ``kind``, or neither public in ``adamerge`` nor of an allowed prefix.
@@ -44,14 +44,14 @@ def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:
 
 
 def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callable[..., Any]:
-    """Like ``build``, before the call."""
+    """Returns the part that ``describe`` described, as a factory that still waits for task vectors."""
     try:
         class_path, init_args = current_name(spec["class_path"]), dict(spec["init_args"])
         module, _, name = class_path.rpartition(".")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CoefficientsError(f"the recipe holds {spec!r:.200}, which describes no part") from error
-    found = _named(module, name, plugins)
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    named = _named(module, name, plugins)
+    if not (isinstance(named, type) and issubclass(named, kind)):
         raise CoefficientsError(f"the recipe names '{class_path}', which is not a {kind.__name__}")
     arguments = {}
     for key, value in init_args.items():
@@ -59,11 +59,11 @@ def build_factory(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Callabl
         arguments[key] = _nested(value, plugins) if nested else value
     if isinstance(arguments.get("constraint"), Softmax):
         arguments["init"] = None  # files of 0.1 hold what was asked for; it never started elsewhere
-    return functools.partial(found, **arguments)
+    return functools.partial(named, **arguments)
 
 
 def _nested(spec: Any, plugins: Sequence[str]) -> Any:
-    """A part inside a part: another parametrization stays a factory, everything else is built."""
+    """Returns a part inside a part: another parametrization stays a factory, everything else is built."""
     factory = build_factory(spec, object, plugins)
     kind = factory.func  # type: ignore[attr-defined]
     if not issubclass(kind, PARTS):
@@ -72,7 +72,7 @@ def _nested(spec: Any, plugins: Sequence[str]) -> Any:
 
 
 def _named(module: str, name: str, plugins: Sequence[str]) -> Any:
-    """Of ``adamerge`` its public names alone, whatever the plugins; of others what they allow."""
+    """Returns what a path names: of ``adamerge`` its public names alone, whatever the plugins; of others what they allow."""
     path = f"{module}.{name}"
     try:
         if path.startswith(PREFIX):

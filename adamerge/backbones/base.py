@@ -179,7 +179,7 @@ class Backbone(ABC):
         return frozenset(name for name, tensor in self.tensors().items() if uses[id(owner(tensor))] > 1)
 
     def check_base(self, base: Checkpoint) -> None:
-        """See whether files beside the base's weights say something else than the network was made by.
+        """Checks whether files beside the base's weights say something else than the network was made by.
 
         Raises:
             CheckpointError: they do.
@@ -187,7 +187,7 @@ class Backbone(ABC):
         return
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """See whether heads can be made of the tasks' words, before anything is written; no network runs.
+        """Checks whether heads can be made of the tasks' words, before anything is written; no network runs.
 
         Raises:
             ConfigError, DataError: they cannot.
@@ -196,7 +196,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Make the frozen heads; called when the network holds the base's weights.
+        """Makes the frozen heads; called when the network holds the base's weights.
 
         Args:
             tasks: of the data.
@@ -205,7 +205,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def layout(self) -> Layout:
-        """How a folder with this network's weights looks to the library that loads it."""
+        """Returns how a folder with this network's weights looks to the library that loads it."""
 
     @abstractmethod
     def preprocess(self, sample: Any) -> Inputs:
@@ -237,6 +237,6 @@ class Backbone(ABC):
         raise TypeError(f"{type(self).__name__} predicts classes")
 
     def move_heads(self, device: torch.device) -> None:
-        """Bring the heads to the device where the network runs."""
+        """Brings the heads to the device where the network runs."""
         for head in self.heads.values():
             head.to(device)

@@ -48,7 +48,7 @@ class SequenceClassifier(ExpertHeads):
         return text_inputs(self.tokenizer, sample, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """What would enter the head; hidden states count where there is text."""
+        """Returns what would enter the head; hidden states count where there is text."""
         inputs = repadded(inputs, self.network.config.pad_token_id)
         output = self.network(**inputs, output_hidden_states=bool(hidden))
         states = chosen(output.hidden_states if hidden else None, hidden)
@@ -134,10 +134,10 @@ def text_inputs(tokenizer: Any, sample: Any, most: int) -> dict[str, Tensor]:
     texts = [sample] if isinstance(sample, str) else list(sample.values() if isinstance(sample, Mapping) else sample)
     if not (1 <= len(texts) <= 2 and all(isinstance(text, str) for text in texts)):
         raise DataError("a sample of a text encoder is of no known form", expected="one text or two", got=texts)
-    found = tokenizer(*texts, truncation=True, max_length=most)
-    if len(found["input_ids"]) <= tokenizer.num_special_tokens_to_add(pair=len(texts) == 2):
+    tokenized = tokenizer(*texts, truncation=True, max_length=most)
+    if len(tokenized["input_ids"]) <= tokenizer.num_special_tokens_to_add(pair=len(texts) == 2):
         raise DataError("the text is empty", todo="remove the sample")
-    return {name: torch.tensor(values) for name, values in found.items()}
+    return {name: torch.tensor(values) for name, values in tokenized.items()}
 
 
 def repadded(inputs: Inputs, padding: int | None) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class ExpertHeads(TransformersBackbone):
         return not name.startswith(f"{self.network.base_model_prefix}.")
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Read each expert's head.
+        """Reads each expert's head.
 
         Raises:
             CheckpointError: there is none for a task, or it is not one that the network's class makes.
@@ -80,7 +80,7 @@ class ExpertHeads(TransformersBackbone):
 
     @torch.no_grad()
     def _compare(self, head: nn.Module, expected: Any) -> None:
-        """See whether trunk and head, one after the other, make the logits of the whole."""
+        """Checks whether trunk and head, one after the other, make the logits of the whole."""
         if not torch.allclose(head(self._probe()), expected, rtol=1e-2, atol=1e-3):
             raise CheckpointError(
                 f"{self.model}: {type(self.network).__name__} does more behind its trunk than its head's modules do",
@@ -91,7 +91,7 @@ class ExpertHeads(TransformersBackbone):
 
     @torch.no_grad()
     def _probe(self) -> Any:
-        """What the network makes of one made-up sample."""
+        """Returns what the network makes of one made-up sample."""
         config = self.network.config
         if self.network.main_input_name == "pixel_values":
             size = getattr(config, "image_size", 32)
@@ -100,18 +100,18 @@ class ExpertHeads(TransformersBackbone):
         return self.network(input_ids=torch.tensor([[0, 5, 7, 2]]) % config.vocab_size).logits
 
     def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
-        """Find the head's submodules, for which the base needs no values."""
+        """Finds the head's submodules, for which the base needs no values."""
         trunk = self.network.base_model_prefix
-        found = []
+        heads = []
         for name, module in getattr(self.network, trunk).named_children():
             names = {f"{trunk}.{name}.{key}" for key in module.state_dict()}
             if names and names <= missing:
-                found.append(f"{trunk}.{name}")
+                heads.append(f"{trunk}.{name}")
         for name, module in self.network.named_children():
             if name != trunk and module.state_dict():
-                found.append(name)
-        self.head_modules = (*found,)
-        return frozenset(name for name in missing if name.startswith(tuple(f"{head}." for head in found)))
+                heads.append(name)
+        self.head_modules = (*heads,)
+        return frozenset(name for name in missing if name.startswith(tuple(f"{head}." for head in heads)))
 
     def _head(self, task: str, words: Task, expert: Checkpoint) -> nn.Module:
         with torch.device("meta"):

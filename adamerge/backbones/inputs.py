@@ -69,14 +69,14 @@ def packed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch: each sample has at least one piece of each kind.
     """
     counts = {name.removesuffix(COUNT): value for name, value in batch.items() if name.endswith(COUNT)}
-    found = {name: value for name, value in batch.items() if not name.endswith(COUNT)}
+    inputs = {name: value for name, value in batch.items() if not name.endswith(COUNT)}
     for name, count_of in counts.items():
-        most = found[name].shape[1]
+        most = inputs[name].shape[1]
         if most == 1:  # nothing is padded: told by the shape, so that no device is waited for
-            found[name] = found[name].flatten(0, 1)
+            inputs[name] = inputs[name].flatten(0, 1)
         else:
-            found[name] = found[name][torch.arange(most, device=count_of.device) < count_of[:, None]]
-    return found
+            inputs[name] = inputs[name][torch.arange(most, device=count_of.device) < count_of[:, None]]
+    return inputs
 
 
 def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:

@@ -29,7 +29,7 @@ class NameMap:
     strangers: frozenset[str]
 
     def without(self, names: frozenset[str]) -> NameMap:
-        """The same, with these names strangers."""
+        """Returns a map in which these names are strangers."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in names}
         copies = {name: first for name, first in self.copies.items() if name not in names and first not in names}
         return NameMap(tensors, copies, self.strangers | names)
@@ -68,11 +68,11 @@ def names_of(network: Any, names: Iterable[str]) -> NameMap:
     prefix = f"{network.base_model_prefix}."
     # a tie keeps the name of its source, which every version of the library writes
     for name in sorted(names, key=lambda name: (name in targets, name)):
-        found = next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in saved), None)
-        if found is None:
+        key = next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in saved), None)
+        if key is None:
             strangers.add(name)
             continue
-        tensor = saved[found]
+        tensor = saved[key]
         if id(tensor) not in owners and id(tensor._base) not in owners:
             raise CheckpointError(
                 f"'{name}' is stored in another arrangement than {type(network).__name__} computes with",

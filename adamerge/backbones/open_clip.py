@@ -78,8 +78,8 @@ class OpenClipClassifier(Backbone):
 
     @property
     def _text_config(self) -> dict[str, Any]:
-        found = self.model_config.get("text_cfg")
-        return found if isinstance(found, dict) else {}
+        config = self.model_config.get("text_cfg")
+        return config if isinstance(config, dict) else {}
 
     def tensors(self) -> Mapping[str, Tensor]:
         """open_clip's state dict, whose names are the on-disk names; it ties nothing."""
@@ -96,10 +96,10 @@ class OpenClipClassifier(Backbone):
             return
         theirs = read_json(path)
         model, images = theirs.get("model_cfg"), theirs.get("preprocess_cfg")
-        found = {"quick_gelu": bool(model.get("quick_gelu"))} if isinstance(model, dict) else {}
-        found |= {key: images[key] for key in PREPROCESSING if key in images} if isinstance(images, dict) else {}
+        stated = {"quick_gelu": bool(model.get("quick_gelu"))} if isinstance(model, dict) else {}
+        stated |= {key: images[key] for key in PREPROCESSING if key in images} if isinstance(images, dict) else {}
         own = {"quick_gelu": bool(self.model_config.get("quick_gelu")), **self.preprocess_config}
-        for key, value in found.items():
+        for key, value in stated.items():
             if key in own and _plain(own[key]) != _plain(value):
                 raise CheckpointError(
                     f"architecture '{self.architecture}': its {key} is not that of the base",
@@ -115,7 +115,7 @@ class OpenClipClassifier(Backbone):
             check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Encode every prompt once; experts have no heads of their own."""
+        """Encodes every prompt once; experts have no heads of their own."""
         self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
 
     def layout(self) -> Layout:
@@ -174,18 +174,18 @@ def captured(blocks: Sequence[nn.Module], numbers: Sequence[float]) -> Iterator[
         ConfigError: there is no such hidden state.
     """
     wanted = [state_number(number, len(blocks) + 1) for number in numbers]
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     states: list[Tensor] = []
     handles = []
     for i in set(wanted):
         if i == 0:
-            hook = blocks[0].register_forward_pre_hook(lambda module, inputs: found.update({0: inputs[0]}))
+            hook = blocks[0].register_forward_pre_hook(lambda module, inputs: outputs.update({0: inputs[0]}))
         else:
-            hook = blocks[i - 1].register_forward_hook(lambda module, inputs, output, i=i: found.update({i: output}))
+            hook = blocks[i - 1].register_forward_hook(lambda module, inputs, output, i=i: outputs.update({i: output}))
         handles.append(hook)
     try:
         yield states
-        states.extend(found[number] for number in wanted)
+        states.extend(outputs[number] for number in wanted)
     finally:
         for handle in handles:
             handle.remove()

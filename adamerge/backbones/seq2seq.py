@@ -60,10 +60,10 @@ class Seq2Seq(TransformersBackbone):
         tokens = [self.network.config.decoder_start_token_id]
         predicting = 1
         if target is not None:
-            found = self.tokenizer(text_target=target, truncation=True, max_length=self.max_target_length)["input_ids"]
-            if len(found) <= special:
+            answer = self.tokenizer(text_target=target, truncation=True, max_length=self.max_target_length)["input_ids"]
+            if len(answer) <= special:
                 raise DataError("the target is empty", todo="remove the sample, or leave its target out")
-            tokens, predicting = tokens + list(found), len(found)
+            tokens, predicting = tokens + list(answer), len(answer)
         return {
             "input_ids": torch.tensor(ids),
             "attention_mask": torch.ones(len(ids), dtype=torch.int64),

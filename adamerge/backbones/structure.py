@@ -15,11 +15,11 @@ def owner(tensor: Tensor) -> Tensor:
 def users(network: nn.Module) -> dict[int, set[int]]:
     """Who uses each parameter, by its id: places of blocks; of a module in no block ``~`` its place among all modules."""
     inside = _inside(outermost(network))
-    found: dict[int, set[int]] = {}
+    used_by: dict[int, set[int]] = {}
     for place, module in enumerate(network.modules()):
         for parameter in module.parameters(recurse=False):
-            found.setdefault(id(parameter), set()).add(inside.get(id(module), ~place))
-    return found
+            used_by.setdefault(id(parameter), set()).add(inside.get(id(module), ~place))
+    return used_by
 
 
 def whole_modules(network: nn.Module) -> list[nn.Module]:
@@ -37,15 +37,15 @@ def _inside(blocks: Sequence[nn.Module]) -> dict[int, int]:
 
 def outermost(network: nn.Module) -> list[nn.Module]:
     """The blocks: members of the module lists that are in no block of another list, in the order of the network."""
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
 
     def walk(module: nn.Module, listed: bool) -> None:
         for child in module.children():
             holds = isinstance(child, nn.ModuleList | nn.ModuleDict)
             if listed and not holds:  # what only holds others is never called itself
-                found.append(child)
+                blocks.append(child)
             else:
                 walk(child, isinstance(child, nn.ModuleList) or (listed and holds))
 
     walk(network, listed=False)
-    return found
+    return blocks

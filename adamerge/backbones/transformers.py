@@ -20,6 +20,7 @@ from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.obsolete_tensors import is_leftover
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.io.dtypes import torch_dtype
 from adamerge.io.links import refuse_links_outside
 from adamerge.io.model_folder import Layout
 
@@ -31,8 +32,6 @@ COPIED = (
     *TOKENIZER_FILES,
 )
 """Files of a model's folder that describe it and its inputs."""
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 _OUTLINED = ContextVar("outlined", default=False)
 
@@ -67,8 +66,7 @@ class TransformersBackbone(Backbone):
     network: Any
 
     def __init__(self, model: str, dtype: str, loader: Any) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"backbone: there is no dtype '{dtype}'", expected=f"one of {list(DTYPES)}", got=dtype)
+        torch_dtype(dtype, "backbone")
         self.model, self.dtype = model, dtype
         if Path(model).expanduser().is_file():
             raise CheckpointError(f"'{model}' is a file", expected="the model's folder, with its config.json")
@@ -87,9 +85,9 @@ class TransformersBackbone(Backbone):
 
     @property
     def computes_in(self) -> torch.dtype:
-        """What its weights are while they run; a sharded network's say something else in between."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+        """Dtype of the weights while they run; a sharded network's say something else in between."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def load(self, loader: Any, **arguments: Any) -> Any:
         """``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.
@@ -116,14 +114,14 @@ class TransformersBackbone(Backbone):
         return name in self.names.copies or name in self.names.strangers
 
     def trains(self, name: str) -> bool:
-        """What the network has a place for."""
+        """Whether the network has a place for the tensor."""
         return name in self.names.tensors
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """None: the network predicts by itself."""
+        """Makes no heads: the network predicts by itself."""
 
     def layout(self) -> Layout:
-        """What ``from_pretrained`` reads; files are the base's own."""
+        """Returns the layout that ``from_pretrained`` reads; files are the base's own."""
         copied = files_of(self.folder, COPIED)
         wide = [
             name
@@ -180,5 +178,5 @@ def chosen(states: Sequence[Tensor] | None, numbers: Sequence[float]) -> tuple[T
         return ()
     if states is None:
         raise ConfigError("this network gives no hidden states to align")
-    found = [states[state_number(number, len(states))] for number in numbers]
-    return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in found)
+    picked = [states[state_number(number, len(states))] for number in numbers]
+    return tuple(state.flatten(2).transpose(1, 2) if state.ndim == 4 else state for state in picked)

@@ -53,8 +53,8 @@ class Images:
         return pixels.float()
 
     def _bytes(self, image: Image.Image) -> Tensor:
-        found = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
-        pixels: Tensor = found["pixel_values"][0]
+        processed = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        pixels: Tensor = processed["pixel_values"][0]
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def _is_exact(self) -> bool:
@@ -87,7 +87,7 @@ class ImageClassifier(ExpertHeads):
         return self.images(sample)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """What would enter the head; maps of convolutions become one position a pixel."""
+        """Returns what would enter the head; maps of convolutions become one position a pixel."""
         assert isinstance(inputs, Tensor)
         images = self.images.normalise(inputs).to(self.computes_in)
         output = self.network(pixel_values=images, output_hidden_states=bool(hidden))
@@ -124,7 +124,7 @@ class ClipVisionClassifier(TransformersBackbone):
             check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Encode every prompt once; experts have no heads of their own."""
+        """Encodes every prompt once; experts have no heads of their own."""
         scale = self.network.logit_scale.detach().float().exp()
         self.heads = {
             name: ZeroShotHead(scale * class_embeddings(name, task, self._embed)) for name, task in tasks.items()

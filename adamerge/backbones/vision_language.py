@@ -62,13 +62,13 @@ class VisionLanguage(TransformersBackbone):
         """
         response = sample.get("response")
         text, turns = self._text(str(sample["question"]), response)
-        found = self.processor(
+        processed = self.processor(
             images=sample["image"].convert("RGB"),
             text=text,
             return_tensors="pt",
             add_special_tokens=not self.processor.chat_template,
         )
-        ids = found["input_ids"][0]
+        ids = processed["input_ids"][0]
         is_image = ids == self.image_token
         if not is_image.any() or is_image[self.max_length :].any():
             raise DataError(
@@ -83,7 +83,7 @@ class VisionLanguage(TransformersBackbone):
             predicted[: len(ids) - first] = False
             predicted[len(ids) - last :] = False
         inputs = token_inputs(ids.tolist(), predicted.tolist(), self.max_length)
-        others = {name: value for name, value in found.items() if name in self._accepted and name not in inputs}
+        others = {name: value for name, value in processed.items() if name in self._accepted and name not in inputs}
         image = {name: others.pop(name) for name in self.processor.image_processor.model_input_names if name in others}
         return inputs | {name: value[0, : self.max_length] for name, value in others.items()} | pieces(image)
 
@@ -139,7 +139,7 @@ class VisionLanguage(TransformersBackbone):
         return f"{before}{self._marks[0]}{after}"
 
     def _from_the_end(self, text: str, turn: tuple[int, int]) -> tuple[int, int]:
-        """How many of the text's last tokens there are from the first inside the turn on, and how many behind it."""
+        """Returns how many of the text's last tokens there are from the first inside the turn on, and how many behind it."""
         encoded = self.processor.tokenizer(
             text, add_special_tokens=not self.processor.chat_template, return_offsets_mapping=True
         )

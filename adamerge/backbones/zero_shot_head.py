@@ -39,7 +39,7 @@ _PROBE = "⟨name⟩"
 
 
 def check_words(where: str, classnames: Sequence[str], templates: Sequence[str]) -> None:
-    """See whether classes can be told apart by their names, and whether each template has a place for one.
+    """Checks whether classes can be told apart by their names, and whether each template has a place for one.
 
     Args:
         where: for errors.
@@ -75,7 +75,7 @@ def check_words(where: str, classnames: Sequence[str], templates: Sequence[str])
 
 
 def check_task(name: str, task: Task) -> None:
-    """See whether a task has what a zero-shot head is made of.
+    """Checks whether a task has what a zero-shot head is made of.
 
     Raises:
         DataError: there are no class names or no templates.

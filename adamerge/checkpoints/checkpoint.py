@@ -23,6 +23,7 @@ from adamerge.errors import CheckpointError, ExportError
 from adamerge.io.atomic import staged_file
 from adamerge.io.dtypes import FORMAT_NAMES, TORCH_DTYPES
 from adamerge.io.safetensors_file import TensorFile, cache_folder, listed, quoted, read_json
+from adamerge.io.tensor_bytes import byte_chunks
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
@@ -75,30 +76,30 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @abstractmethod
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor without reading it."""
+        """Returns the shape of one tensor without reading it."""
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor without reading it; CheckpointError if torch has none such."""
+        """Returns the dtype of one tensor without reading it; CheckpointError if torch has none such."""
 
     def factors(self, name: str) -> Factors | None:
-        """Return what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
+        """Returns what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
         return None
 
     def own_name(self, name: str) -> str:
-        """Return what the tensor is called where it is stored."""
+        """Returns what the tensor is called where it is stored."""
         return name
 
     @abstractmethod
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
-        """Return dtype and shape as the format writes them, and the bytes."""
+        """Returns dtype and shape as the format writes them, and the bytes."""
 
     @cached_property
     def _scanned(self) -> Scan:
         return self._pass()
 
     def scan(self) -> Scan:
-        """Return fingerprint and non-finite counts; the first call passes once over the bytes, tensor by tensor."""
+        """Returns fingerprint and non-finite counts; the first call passes once over the bytes, tensor by tensor."""
         return self._scanned
 
     @property
@@ -107,12 +108,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self.scan().fingerprint
 
     def check(self) -> None:
-        """Raise CheckpointError when weights are NaN or Inf, or a file changed since it was opened."""
-        found = self.scan().nonfinite
-        if found:
-            some = ", ".join(f"{quoted(name)} ({found[name]})" for name in sorted(found)[:10])
-            more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-            what = f"{quoted(self.location)} has NaN or Inf in {len(found)} of {len(self)} tensors: {some}{more}"
+        """Raises CheckpointError when weights are NaN or Inf, or a file changed since it was opened."""
+        nonfinite = self.scan().nonfinite
+        if nonfinite:
+            some = ", ".join(f"{quoted(name)} ({nonfinite[name]})" for name in sorted(nonfinite)[:10])
+            more = f" and {len(nonfinite) - 10} more" if len(nonfinite) > 10 else ""
+            what = f"{quoted(self.location)} has NaN or Inf in {len(nonfinite)} of {len(self)} tensors: {some}{more}"
             raise CheckpointError(what, todo="use an earlier checkpoint of that training, or exclude these tensors")
 
     def _pass(self) -> Scan:
@@ -162,13 +163,13 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._entries[name].read(name)
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape that torch gives the tensor."""
+        """Returns the shape that torch gives the tensor."""
         info = self._entry(name).tensors[name]
         # torch packs two F4 into each element
         return torch.Size((*info.shape[:-1], info.shape[-1] // 2) if info.dtype == "F4" and info.shape else info.shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor; CheckpointError if torch has none such."""
+        """Returns the dtype of one tensor; CheckpointError if torch has none such."""
         file = self._entry(name)
         known = TORCH_DTYPES.get(file.tensors[name].dtype)
         if known is None:
@@ -181,7 +182,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return file.tensors[name].dtype, file.tensors[name].shape, file.chunks(name)
 
     def scan(self) -> Scan:
-        """Return fingerprint and non-finite counts; a good result is kept on disk while the files stay the same."""
+        """Returns fingerprint and non-finite counts; a good result stays on disk while the files stay the same."""
         for file in self._files:
             file.check_unchanged()
         return self._scanned
@@ -189,9 +190,9 @@ class SafetensorsCheckpoint(Checkpoint):
     @cached_property
     def _scanned(self) -> Scan:
         key = sorted([os.path.realpath(file.path), *file.identity] for file in self._files)
-        kept = cache_folder() / "scans" / f"{_seal(key)[:32]}.json"
+        remembered = cache_folder() / "scans" / f"{_seal(key)[:32]}.json"
         with suppress(CheckpointError):
-            entry = read_json(kept, limit=1_000_000)
+            entry = read_json(remembered, limit=1_000_000)
             # the seal finds torn and edited entries; the key itself is compared, since file names are only hashes
             if entry.pop("seal", None) == _seal(entry) and entry["files"] == key:
                 return Scan(str(entry["fingerprint"]), {})
@@ -202,7 +203,7 @@ class SafetensorsCheckpoint(Checkpoint):
         # a file younger than the clock's grain can change again and keep its mtime, so it is read again next time
         if not scan.nonfinite and settled:
             entry = {"files": key, "fingerprint": scan.fingerprint}
-            with suppress(ExportError), staged_file(kept) as temporary:  # without a cache all works, slower
+            with suppress(ExportError), staged_file(remembered) as temporary:  # without a cache all works, slower
                 temporary.write_text(json.dumps(entry | {"seal": _seal(entry)}))
         return scan
 
@@ -227,25 +228,18 @@ class StateDict(Checkpoint):
         return self._entry(name)
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor."""
+        """Returns the shape of one tensor."""
         return self[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor."""
+        """Returns the dtype of one tensor."""
         return self[name].dtype
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         tensor, shape = self[name], tuple(self[name].shape)
         if tensor.dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] * 2)
-        return FORMAT_NAMES[tensor.dtype], shape, tensor_chunks(tensor)
-
-
-def tensor_chunks(tensor: torch.Tensor, size: int = 1 << 22) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor."""
-    flat = memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    for start in range(0, len(flat), size):
-        yield flat[start : start + size]
+        return FORMAT_NAMES[tensor.dtype], shape, byte_chunks(tensor)
 
 
 def _seal(value: Any) -> str:

@@ -32,7 +32,7 @@ def names_to_merge(
         if base.dtype(name) in COUNTERS or any(is_unmatched(name, base, expert) for expert in experts):
             return False
         factors = (expert.factors(name) if name in expert else None for expert in experts)
-        return any(found is None or found.rank > 0 for found in factors)
+        return any(own is None or own.rank > 0 for own in factors)
 
     return [name for name in base if selects(name, include, exclude) and may_differ(name)]
 
@@ -45,7 +45,7 @@ def extra_names(base: Checkpoint, expert: Checkpoint, include: Sequence[str], ex
 
 
 def refuse_other(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
-    """Refuse an expert that lacks one of these tensors of the base, or has another under its name.
+    """Refuses an expert that lacks one of these tensors of the base, or has another under its name.
 
     Raises:
         CheckpointError: it does, by the first name that is wrong, and by the globs of all that are missing.
@@ -95,17 +95,17 @@ def differences(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence
 
 
 def refuse_extra(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[str]) -> None:
-    """Refuse an expert for these tensors, which the base lacks, if there are any.
+    """Refuses an expert for these tensors, which the base lacks, if there are any.
 
     Raises:
         CheckpointError: there are.
     """
     if names:
-        kept = {*expert, *base}.difference(names)
+        rest = {*expert, *base}.difference(names)
         raise CheckpointError(
             f"expert '{task}' has {len(names)} tensors that the base lacks, first '{names[0]}'",
             where=expert.location,
-            todo=f"{excluding(names, kept)}, or check which base the expert was trained from",
+            todo=f"{excluding(names, rest)}, or check which base the expert was trained from",
         )
 
 

@@ -80,12 +80,12 @@ def _tokens(folder: Path) -> dict[str, Any]:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # pairs of a token and its score
         vocabulary = {str(pair[0]): number for number, pair in enumerate(vocabulary) if isinstance(pair, list) and pair}
-    found = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    tokens = dict(vocabulary) if isinstance(vocabulary, dict) else {}
     added = content.get("added_tokens")
     for token in added if isinstance(added, list) else ():
         if isinstance(token, dict) and isinstance(token.get("content"), str):
-            found[token["content"]] = token.get("id")
-    return found
+            tokens[token["content"]] = token.get("id")
+    return tokens
 
 
 def _templates(ours: Path, theirs: Path) -> Iterator[str]:

@@ -32,11 +32,11 @@ class RemoteCheckpoint(Checkpoint):
         self._refuse(name)
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor."""
+        """Returns the shape of one tensor."""
         return torch.Size(self._entry(name)[1])
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor; CheckpointError if torch has none such."""
+        """Returns the dtype of one tensor; CheckpointError if torch has none such."""
         written = self._entry(name)[0]
         if written not in BITS or written not in TORCH_DTYPES:
             what = f"{quoted(self.location)}: tensor {quoted(name)} has dtype {written}, which torch lacks"
@@ -72,7 +72,7 @@ def open_headers(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoi
     if local is not None:
         return open_checkpoint(local, base)
     try:
-        found = huggingface_hub.get_safetensors_metadata(name, revision=revision or None)
+        metadata = huggingface_hub.get_safetensors_metadata(name, revision=revision or None)
     except NotASafetensorsRepoError:
         return open_checkpoint(source, base)
     except Exception as error:  # the client raises its own errors, the network's and some plain ones
@@ -83,7 +83,7 @@ def open_headers(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoi
         ) from error
     headers = {
         tensor: (info.dtype, tuple(info.shape))
-        for file in found.files_metadata.values()
+        for file in metadata.files_metadata.values()
         for tensor, info in file.tensors.items()
     }
     remote = RemoteCheckpoint(source, headers)

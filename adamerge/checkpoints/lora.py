@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan, tensor_chunks
+from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, Scan
 from adamerge.checkpoints.lora_config import by_pattern, read_configuration
 from adamerge.checkpoints.lora_factors import Factors, matrix_shape, no_change
 from adamerge.checkpoints.prefix_matching import Renaming
@@ -24,6 +24,7 @@ from adamerge.errors import CheckpointError
 from adamerge.io.dtypes import FORMAT_NAMES
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile, listed, quoted
+from adamerge.io.tensor_bytes import byte_chunks
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -104,18 +105,18 @@ class AdapterCheckpoint(Checkpoint):
         return torch.add(whole, self._factors(name).dense().view(whole.shape))
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor."""
+        """Returns the shape of one tensor."""
         self._entry(name)
         return self._weights.shape(self._whole[name]) if name in self._whole else self.base.shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor: at least fp32 where factors are added."""
+        """Returns the dtype of one tensor: at least fp32 where factors are added."""
         self._entry(name)
         stored = self._weights.dtype(self._whole[name]) if name in self._whole else self.base.dtype(name)
         return torch.promote_types(stored, torch.float32) if name in self.pairs else stored
 
     def factors(self, name: str) -> Factors | None:
-        """What the adapter changes in the base's tensor; None where it has a whole tensor of its own."""
+        """Returns what the adapter changes in the base's tensor; None where it has a whole tensor of its own."""
         self._entry(name)
         if name in self._whole:
             return None
@@ -126,15 +127,15 @@ class AdapterCheckpoint(Checkpoint):
         return name in self.pairs or name in self._whole
 
     def scan(self) -> Scan:
-        """Return a fingerprint of factors and scales, not of the base, and the non-finite counts of the file."""
-        found = self._weights.scan()
+        """Returns a fingerprint of factors and scales, not of the base, and the non-finite counts of the file."""
+        scanned = self._weights.scan()
         facts = {pair.a: [pair.scale, pair.turned] for pair in self.pairs.values()}
-        text = json.dumps([found.fingerprint, facts], sort_keys=True)
-        return Scan(hashlib.sha256(text.encode()).hexdigest(), found.nonfinite)
+        text = json.dumps([scanned.fingerprint, facts], sort_keys=True)
+        return Scan(hashlib.sha256(text.encode()).hexdigest(), scanned.nonfinite)
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         tensor = self[name]
-        return FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), tensor_chunks(tensor)
+        return FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), byte_chunks(tensor)
 
     def _factors(self, name: str) -> Factors:
         pair = self.pairs[name]
@@ -158,12 +159,12 @@ class AdapterCheckpoint(Checkpoint):
                     f"{self._place} has an unexpected key {quoted(key)}", expected=f"{PREFIX}...", got=key
                 )
             name = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-            found = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
-            if found:
-                keys = modules.setdefault(found[1], {})
-                if found[2] in keys:
-                    raise CheckpointError(f"{self._place} has a factor of {quoted(found[1])} twice", where=key)
-                keys[found[2]] = key
+            match = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
+            if match:
+                keys = modules.setdefault(match[1], {})
+                if match[2] in keys:
+                    raise CheckpointError(f"{self._place} has a factor of {quoted(match[1])} twice", where=key)
+                keys[match[2]] = key
             elif "lora_" in name:
                 what = f"{self._place} has {quoted(key)}, which is no factor of plain LoRA"
                 raise CheckpointError(what, todo="merge this adapter into its base with peft, and use the merged model")

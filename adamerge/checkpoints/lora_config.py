@@ -35,7 +35,7 @@ _CHANGES_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """Read ``adapter_config.json``.
+    """Reads ``adapter_config.json``.
 
     Raises:
         CheckpointError: unreadable, or of an adapter whose change is not ``scale * B @ A``; the reason is given.
@@ -63,7 +63,7 @@ def by_pattern(config: Mapping[str, Any], key: str, module: str, otherwise: Any)
 
 
 def _refuse_variants(config: Mapping[str, Any], place: str) -> None:
-    """Raise CheckpointError, with the reason, for every adapter whose change is not ``scale * B @ A``."""
+    """Raises CheckpointError, with the reason, for every adapter whose change is not ``scale * B @ A``."""
     todo = "merge this adapter into its base with peft, and use the merged model"
     if config.get("peft_type") != "LORA":
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Glob patterns of tensor names: a few that stand for many, so that one error can name all that is to be left out."""
+"""Patterns of tensor names: the block that a name is of, and globs that stand for many names to be left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from fnmatch import fnmatchcase
 
 MOST = 40
 """Patterns that are worth listing in an error."""
+
+
+def numbered_prefix(name: str) -> str | None:
+    """Returns a tensor's block: its name up to the first integer, ``layers.3`` of ``layers.3.mlp.weight``, or None."""
+    match = re.match(r".*?\.\d+(?=\.|$)", name)
+    return match.group() if match else None
 
 
 def excluding(names: Sequence[str], others: Collection[str]) -> str:
@@ -44,14 +50,14 @@ def globs(names: Sequence[str], others: Collection[str]) -> list[str]:
         if len(some) > 1 and not any(fnmatchcase(name, pattern) for name in others)
     }
     covered = {pattern: some for pattern, some in covered.items() if len(some) > 1} | free
-    left, found = set(names), []
+    left, patterns = set(names), []
     while left:
         best = max(covered, key=lambda pattern: len(covered[pattern] & left), default=None)
         if best is None or len(covered[best] & left) < 2:
             break
-        found.append(best)
+        patterns.append(best)
         left -= covered[best]
-    first = {pattern: next(i for i, name in enumerate(names) if name in covered[pattern]) for pattern in found}
+    first = {pattern: next(i for i, name in enumerate(names) if name in covered[pattern]) for pattern in patterns}
     alone = {name: i for i, name in enumerate(names) if name in left}
     return sorted([*first, *alone], key={**first, **alone}.__getitem__)
 

@@ -38,6 +38,6 @@ def is_unmatched(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
 
 def leftovers(base: Checkpoint, expert: Checkpoint) -> list[str]:
     """What to know of leftovers that one of the two has and the other lacks, a line; none where there are none."""
-    found = sorted(name for name in {*base} ^ {*expert} if is_unmatched(name, base, expert))
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return [f"'{found[0]}'{more}, saved by an older version on one side alone, is not merged"] if found else []
+    names = sorted(name for name in {*base} ^ {*expert} if is_unmatched(name, base, expert))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"'{names[0]}'{more}, saved by an older version on one side alone, is not merged"] if names else []

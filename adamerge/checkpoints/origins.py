@@ -21,7 +21,7 @@ _CACHED = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots
 
 def origin(model: Checkpoint) -> str:
     """Returns from where anyone can open the very same model: Hub id or package; else ``local:`` and its last name."""
-    cached = next((found for source in model.sources if (found := _CACHED.search(source.as_posix()))), None)
+    cached = next((match for source in model.sources if (match := _CACHED.search(source.as_posix()))), None)
     if model.location.startswith("package:") or is_hub_id(model.location):
         return model.location
     return "{owner}/{name}@{revision}".format(**cached.groupdict()) if cached else LOCAL + Path(model.location).name

@@ -45,8 +45,8 @@ class Renaming:
             CheckpointError: none fits, or several do.
         """
         own = self._exchanges(name)
-        found = own if len(own) == 1 else own & self._shared
-        if len(found) != 1:
+        changes = own if len(own) == 1 else own & self._shared
+        if len(changes) != 1:
             fits = sorted(added + name.removeprefix(dropped) for dropped, added in own)
             raise CheckpointError(
                 f"{self._place}: {quoted(name)} is {'several tensors' if fits else 'no tensor'} of the base",
@@ -55,7 +55,7 @@ class Renaming:
                 got=fits[:5] or "none",
                 todo="check that it belongs to this base (a head that is tied to the embedding has no tensor of its own)",
             )
-        [(dropped, added)] = found
+        [(dropped, added)] = changes
         return added + name.removeprefix(dropped)
 
     def find_if_there(self, name: str) -> str:
@@ -78,20 +78,20 @@ class Renaming:
                 got=f"{len(pairs)}, of which {len(self._shared) or 'none'} would do",
                 todo="save it under the base's own names",
             )
-        found: dict[str, str] = {}
+        matched: dict[str, str] = {}
         for name in self._names:
             there = self._there(name) or {name}
-            twice = found.keys() & there
+            twice = matched.keys() & there
             if len(there) > 1 or twice:
-                names = sorted({name, *(found[other] for other in twice)})
+                names = sorted({name, *(matched[other] for other in twice)})
                 raise CheckpointError(
                     f"{self._place}: {listed(names)} would be {listed(there)} of the base",
                     expected="one tensor of the base for each of its own",
                     got=f"{len(names)} and {len(there)}",
                     todo="save it under the base's own names",
                 )
-            found[there.pop()] = name
-        return found
+            matched[there.pop()] = name
+        return matched
 
     def _there(self, name: str) -> set[str]:
         """The name itself and what it is renamed to, as far as they are on disk."""
@@ -118,11 +118,11 @@ class Renaming:
     @cached_property
     def _ends(self) -> dict[str, list[str]]:
         """Each ending of names on disk to what stands before it."""
-        found = defaultdict(list)
+        ends = defaultdict(list)
         for name in self._disk:
             for rest in _endings(name):
-                found[rest].append(name.removesuffix(rest))
-        return dict(found)
+                ends[rest].append(name.removesuffix(rest))
+        return dict(ends)
 
 
 def blocks(names: Iterable[str]) -> list[str]:

@@ -31,25 +31,25 @@ class RenamedCheckpoint(Checkpoint):
         return self.checkpoint[self._entry(name)]
 
     def shape(self, name: str) -> torch.Size:
-        """Return the shape of one tensor."""
+        """Returns the shape of one tensor."""
         return self.checkpoint.shape(self._entry(name))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one tensor."""
+        """Returns the dtype of one tensor."""
         return self.checkpoint.dtype(self._entry(name))
 
     def factors(self, name: str) -> Factors | None:
-        """Return what the checkpoint has as factors."""
+        """Returns what the checkpoint has as factors."""
         return self.checkpoint.factors(self._entry(name))
 
     def own_name(self, name: str) -> str:
-        """Return the name in the file."""
+        """Returns the name in the file."""
         return self.checkpoint.own_name(self._entry(name))
 
     def scan(self) -> Scan:
-        """Return the file's fingerprint, and its non-finite counts by the names here."""
-        found, names = self.checkpoint.scan(), {own: name for name, own in self.names.items()}
-        return Scan(found.fingerprint, {names[own]: count for own, count in found.nonfinite.items()})
+        """Returns the file's fingerprint, and its non-finite counts by the names here."""
+        scanned, names = self.checkpoint.scan(), {own: name for name, own in self.names.items()}
+        return Scan(scanned.fingerprint, {names[own]: count for own, count in scanned.nonfinite.items()})
 
     def _stored(self, name: str) -> tuple[str, tuple[int, ...], Iterator[memoryview]]:
         return self.checkpoint._stored(self._entry(name))

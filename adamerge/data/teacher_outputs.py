@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adamerge.backbones import Inputs, Output, Teacher
 from adamerge.backbones.inputs import stack_tensors
+from adamerge.io.tensor_bytes import tensor_bytes
 
 Teach = Callable[[str, int], Teacher]
 """Task and sample number to what the task's expert makes of the sample; its tensors lack the sample dimension."""
@@ -62,7 +63,7 @@ def digest_of(inputs: Inputs) -> str:
     found = hashlib.sha256()
     for name, value in sorted(({"": inputs} if isinstance(inputs, Tensor) else inputs).items()):
         found.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(tensor_bytes(value))
     return found.hexdigest()[:32]
 
 

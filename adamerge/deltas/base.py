@@ -1,4 +1,4 @@
-"""Deltas of one tensor, all experts: combined by coefficients, and contracted with a gradient."""
+"""Deltas of one tensor, all experts: summed with their coefficients, and contracted with a gradient."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from torch import Tensor
 
 from adamerge.deltas.groups import Groups
 from adamerge.deltas.row_buffers import room
+from adamerge.deltas.tuning import PIECE, STORED_PIECE
 from adamerge.precision import exact
-
-PIECE = 1 << 19
-"""Elements of a piece: sums go through a tensor piece by piece, so that what is added up stays in a processor's cache."""
-
-STORED_PIECE = 1 << 22
-"""The same where rows are added from where they are, and the sum alone is in that cache."""
 
 
 class Deltas(ABC):
     """What each expert changed in one tensor: ``tau_k``, conceptually ``(experts, *shape)``, in fp32 when read.
 
-    A part of the tensor is a slice of its flattened elements.
+    A part of the tensor is a slice of its flattened elements that is asked for; pieces are consecutive slices of a part
+    that sums go through one after the other, so that what is added up stays in a processor's cache.
 
     Attributes:
         shape: of the tensor itself.
-        device: where combinations are computed.
+        device: where sums are computed.
         divisible: whether a part is read for no more than its share of the cost of the whole.
         piece: elements of a piece.
     """
@@ -38,48 +34,44 @@ class Deltas(ABC):
     piece: int = PIECE
 
     @abstractmethod
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """The deltas as consecutive ``(t, elements of the part)`` blocks of experts, one block in memory at a time.
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields the deltas of a few experts at a time, ``(t, elements of the part)``, in the order of the experts.
+
+        A batch may change once the next one is asked for.
 
         Args:
-            dtype: of the blocks, or narrower where they are kept so.
+            dtype: of the rows, or narrower where they are stored so.
             part: all when None.
-
-        A block may change once the next one is asked for.
         """
 
     def widened(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """The same blocks, all of that dtype."""
-        for rows in self.blocks(dtype, part):
+        """Yields the same batches as ``row_batches``, all of that dtype."""
+        for rows in self.row_batches(dtype, part):
             yield rows.to(dtype)
 
-    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
-        """The same deltas, read once and kept in memory.
+    def in_memory(self, store: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
+        """Returns the same deltas, read once and stored in memory.
 
         Args:
-            keep: gives the kept deltas of dense ones and their number of experts.
+            store: gives the stored deltas of dense ones and their number of experts.
             count: experts.
         """
-        return keep(self, count)
+        return store(self, count)
 
     def elements(self, count: int) -> tuple[int, int]:
-        """Numbers that ``count`` experts' deltas consist of: dense ones, and those of factors; nothing is read."""
+        """Returns how many numbers ``count`` experts' deltas consist of: dense ones, and those of factors; reads nothing."""
         return count * self.shape.numel(), 0
 
     def mapped(self, matrix: Tensor) -> Deltas:
-        """Sums of these deltas: ``matrix`` (new experts, experts), on the CPU."""
+        """Returns sums of these deltas as those of new experts: ``matrix`` (new experts, experts), on the CPU."""
         return TransformedDeltas(self, lambda rows: matrix.to(rows, non_blocking=True) @ rows, local=True)
 
     def opened(self) -> Deltas:
-        """The same, to be read several times in a row: files are opened once."""
+        """Returns the same deltas, to be read several times in a row: files are opened once."""
         return self
 
-    def within(self, part: slice) -> Deltas:
-        """The deltas of a part, which take the groups of the whole tensor."""
-        return PartOfDeltas(self, part)
-
     def pieces(self, part: slice | None = None, size: int | None = None) -> list[slice]:
-        """How one goes through the tensor, or a part of it: consecutive parts; one where a part costs what the whole does.
+        """Returns the pieces of a part, in order; one alone where a piece costs as much to read as the whole tensor.
 
         Args:
             part: all when None.
@@ -92,7 +84,7 @@ class Deltas(ABC):
         return [slice(at, min(at + size, part.stop)) for at in range(part.start, part.stop, size)]
 
     def in_pieces(self, part: slice | None = None, size: int | None = None) -> Iterator[tuple[slice, Deltas]]:
-        """Those pieces, each with the deltas to read it from: opened once for several."""
+        """Yields each piece with the deltas to read it from, whose files are opened once for several pieces."""
         pieces = self.pieces(part, size)
         deltas = self if len(pieces) == 1 else self.opened()
         for piece in pieces:
@@ -100,42 +92,61 @@ class Deltas(ABC):
 
     @property
     def whole(self) -> slice:
-        """All elements."""
+        """The part that is all elements."""
         return slice(0, self.shape.numel())
 
+    def sums(
+        self, coefficients: Tensor, groups: Groups, part: slice | None = None, size: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yields ``sum_k c[k, g] tau_k`` of a part, piece by piece: where in the part, and the flat values.
+
+        Computed when asked for, in the dtype of the coefficients (fp32), outside autocast and without autograd.
+
+        Args:
+            coefficients: ``(experts, groups.count)``.
+            groups: which elements use which.
+            part: all when None.
+            size: elements of a piece; what suits these deltas when None.
+        """
+        first = 0 if part is None else part.start
+        for piece, deltas in self.in_pieces(part, size):
+            with exact(deltas.device):
+                values = deltas.summed(coefficients, groups, piece)
+            yield slice(piece.start - first, piece.stop - first), values
+
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
+        """Returns ``sum_k c[k, g] tau_k`` of a part, flat and without autograd."""
         part = self.whole if part is None else part
         if len(self.pieces(part)) == 1:
             return self._sum(coefficients, groups, part)
-        found = room([part.stop - part.start], coefficients.dtype, self.device)
+        values = room([part.stop - part.start], coefficients.dtype, self.device)
         for piece, deltas in self.in_pieces(part):
-            found[piece.start - part.start : piece.stop - part.start] = deltas._sum(coefficients, groups, piece)
-        return found
+            values[piece.start - part.start : piece.stop - part.start] = deltas._sum(coefficients, groups, piece)
+        return values
 
     def _sum(self, coefficients: Tensor, groups: Groups, piece: slice) -> Tensor:
         shared = groups.within(piece, self.shape.numel(), self.device)
-        blocks = self.blocks(coefficients.dtype, piece)
-        rows = next(blocks)
+        batches = self.row_batches(coefficients.dtype, piece)
+        rows = next(batches)
         first = len(rows)
-        found = shared.sum(rows, coefficients[:first])
-        for rows in blocks:
-            shared.accumulate(found, rows, coefficients[first : first + len(rows)])
+        values = shared.sum(rows, coefficients[:first])
+        for rows in batches:
+            shared.accumulate(values, rows, coefficients[first : first + len(rows)])
             first += len(rows)
-        return found
+        return values
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
-        """All of them at once: ``(experts, elements of the part)``, a copy; the part is all when None."""
-        blocks = [block.to(dtype, copy=True) for block in self.blocks(dtype, part)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        """Returns the deltas of all experts: ``(experts, elements of the part)``, a copy; the part is all when None."""
+        batches = [rows.to(dtype, copy=True) for rows in self.row_batches(dtype, part)]
+        return batches[0] if len(batches) == 1 else torch.cat(batches)
 
     def dense(self) -> Tensor:
-        """All of them at once: ``(experts, *shape)`` in fp32."""
+        """Returns the deltas of all experts: ``(experts, *shape)`` in fp32."""
         rows = self.rows(torch.float32)
         return rows.view(len(rows), *self.shape)
 
     def combine(self, coefficients: Tensor, groups: Groups) -> Tensor:
-        """``sum_k c[k, g(e)] tau_k[e]``: coefficients ``(experts, groups.count)`` to a tensor of ``shape``.
+        """Returns ``sum_k c[k, g(e)] tau_k[e]``, a tensor of ``shape``, for coefficients ``(experts, groups.count)``.
 
         Differentiable in the coefficients. Computed in their dtype (fp32), outside autocast.
         """
@@ -143,17 +154,18 @@ class Deltas(ABC):
         return combined
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """The transpose of ``combine``: the gradient of a part to ``(experts, groups.count)``.
+        """Returns ``sum_{e in g} G[e] tau_k[e]``, ``(experts, groups.count)``, for the gradient ``G`` of a part.
 
-        The pieces' sums are summed in float64, so that rounding does not grow with their number.
+        The transpose of ``combine`` and of ``sums``. The pieces' sums are summed in float64, so that rounding does not grow
+        with their number.
         """
-        part, flat, found = self.whole if part is None else part, gradient.reshape(-1), []
+        part, flat, sums = self.whole if part is None else part, gradient.reshape(-1), []
         for piece, deltas in self.in_pieces(part):
             shared = groups.within(piece, self.shape.numel(), gradient.device)
             own = flat[piece.start - part.start : piece.stop - part.start]
-            blocks = [shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]
-            found.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
-        return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
+            batches = [shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]
+            sums.append(batches[0] if len(batches) == 1 else torch.cat(batches))
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
 
 
 class _Combine(torch.autograd.Function):
@@ -170,44 +182,6 @@ class _Combine(torch.autograd.Function):
             return ctx.deltas.contract(gradients[0], ctx.groups), None, None
 
 
-class PartOfDeltas(Deltas):
-    """A part of a tensor's deltas, summed and contracted by the groups of the whole tensor.
-
-    Args:
-        of: the deltas of the tensor.
-        part: of it.
-    """
-
-    def __init__(self, of: Deltas, part: slice) -> None:
-        self.of, self.part = of, part
-        self.shape, self.device = torch.Size([part.stop - part.start]), of.device
-        self.divisible, self.piece = of.divisible, of.piece
-
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """Those of the part."""
-        return self.of.blocks(dtype, self._there(part))
-
-    def opened(self) -> Deltas:
-        """The part of the opened ones."""
-        return PartOfDeltas(self.of.opened(), self.part)
-
-    def within(self, part: slice) -> Deltas:
-        """A part of the part."""
-        return PartOfDeltas(self.of, self._there(part))
-
-    def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Of that part of the tensor."""
-        return self.of.summed(coefficients, groups, self._there(part))
-
-    def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Of that part of the tensor."""
-        return self.of.contract(gradient, groups, self._there(part))
-
-    def _there(self, part: slice | None) -> slice:
-        first = self.part.start
-        return self.part if part is None else slice(first + part.start, first + part.stop)
-
-
 class DenseDeltas(Deltas):
     """Stored deltas.
 
@@ -222,8 +196,8 @@ class DenseDeltas(Deltas):
         self.values = values
         self.shape, self.device = values.shape[1:], values.device
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """One block with every expert."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields one batch with the rows of every expert."""
         rows = self.values.reshape(len(self.values), self.shape.numel())
         yield (rows if part is None else rows[:, part]).to(dtype)
 
@@ -242,11 +216,11 @@ class TransformedDeltas(Deltas):
         self.shape, self.device, self.divisible = inner.shape, inner.device, local and inner.divisible
 
     def opened(self) -> Deltas:
-        """The same of the opened ones."""
+        """Returns deltas that change the opened ones in the same way."""
         return TransformedDeltas(self.inner.opened(), self.transform, self.local)
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """One block with every expert: such functions look across experts."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields one batch with the rows of every expert, since such functions look across experts."""
         read = part if self.local else None
         # always from fp32: thresholds are of fp32 magnitudes, whatever dtype the caller computes in
         rows = self.transform(self.inner.rows(torch.float32, read)).to(dtype)

@@ -1,33 +1,133 @@
-"""Sums: rows of several experts added by one coefficient each, and their products with a gradient."""
+"""Kernels: coefficients times experts' rows added up, and rows times a gradient summed, over the elements of each group.
+
+Every merge ends here in ``SharedSums.sum``, every gradient of coefficients in ``SharedSums.contract``.
+"""
 
 from __future__ import annotations
 
-import functools
-import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from adamerge.deltas.row_buffers import FEW, room
+from adamerge.deltas.cpu_sums import add_each, bag_size, rows_at_once, summed_in_bags
+from adamerge.deltas.row_buffers import room
+from adamerge.deltas.tuning import LONG_RUN, RUN, SEGMENT, VECTOR
 
-RUN = 1 << 14
-"""Elements whose products with several rows the linear algebra library sums at a time."""
 
-LONG_RUN = 1 << 16
-"""The same for one row, of which it keeps more sums."""
+class SharedSums(ABC):
+    """Sums over a part of a tensor whose elements share coefficients; ``n`` elements, ``count`` coefficients an expert."""
 
-VECTOR = 16
-"""Bytes of the vectors in which it sums those."""
+    @abstractmethod
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns ``sum_t coefficients[t, g] * rows[t]``, of shape (n,), for rows (t, n) and coefficients (t, count).
 
-BAG = 1 << 12
-"""Elements, at most, that are added up at a time where all rows are: their sums stay in a processor's registers."""
+        Rows may be of a narrower dtype, here and below; all is computed in that of the coefficients or the gradient.
+        """
 
-FEWEST = 1 << 8
-"""Elements, at least, for which that takes less time than adding row by row."""
+    @abstractmethod
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Adds ``sum_t coefficients[t, g] * rows[t]`` onto what is in ``out`` (n,)."""
+
+    @abstractmethod
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the sums of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, count)."""
+
+
+class OneSum(SharedSums):
+    """Sums where all elements share one coefficient."""
+
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns ``coefficients @ rows``."""
+        return sum_rows(rows, coefficients[:, 0])
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Adds ``coefficients @ rows`` onto ``out``."""
+        add_rows(out, rows, coefficients[:, 0])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Returns ``rows @ gradient``."""
+        return dots(rows, gradient).unsqueeze(1)
+
+
+class RunSums(SharedSums):
+    """Sums where each of several runs of elements has a coefficient.
+
+    Args:
+        count: coefficients of an expert for the whole tensor.
+        first: number of the first run's coefficient.
+        slices: of the runs, in the part.
+    """
+
+    def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
+        self.count, self.first, self.slices = count, first, slices
+
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns the sums of the runs, one after the other."""
+        sums = [sum_rows(rows[:, run], coefficients[:, group]) for group, run in enumerate(self.slices, self.first)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else coefficients.new_empty(0)
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Adds each run's sum onto its elements of ``out``."""
+        for group, run in enumerate(self.slices, self.first):
+            add_rows(out[run], rows[:, run], coefficients[:, group])
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Returns each run's products with its part of the gradient; 0 for coefficients of other parts."""
+        sums = [dots(rows[:, run], gradient[run]) for run in self.slices]
+        if len(sums) == self.count:
+            return torch.stack(sums, dim=1)
+        contracted = gradient.new_zeros(len(rows), self.count)
+        for group, own in enumerate(sums, self.first):
+            contracted[:, group] = own
+        return contracted
+
+
+class IndexedSums(SharedSums):
+    """Sums where an integer for each element says which coefficient it uses.
+
+    Args:
+        count: coefficients of an expert for the whole tensor.
+        indices: of the part's elements, int64.
+        contracting: called before a contraction, so that the caller can keep the indices for the next one.
+    """
+
+    def __init__(self, count: int, indices: Tensor, contracting: Callable[[], None]) -> None:
+        self.count, self.indices, self.contracting = count, indices, contracting
+
+    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
+        """Returns the rows times the coefficients that the indices look up, added up."""
+        summed = coefficients[0].index_select(0, self.indices).mul_(rows[0])
+        self.accumulate(summed, rows[1:], coefficients[1:])
+        return summed
+
+    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+        """Adds each row times the coefficients that the indices look up onto ``out``."""
+        for row, own in zip(rows, coefficients, strict=True):
+            out.addcmul_(own.index_select(0, self.indices), row)
+
+    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the products scattered to the coefficients.
+
+        They are summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few.
+        """
+        self.contracting()
+        run = max(SEGMENT, 16 * self.count)
+        runs = gradient.numel() // run
+        whole = runs * run
+        contracted = []
+        for row in rows:
+            products = row * gradient
+            sums = torch.zeros(runs + 1, self.count, dtype=gradient.dtype, device=rows.device)
+            sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
+            sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
+            contracted.append(sums.sum(dim=0))
+        return torch.stack(contracted)
 
 
 def sum_rows(rows: Tensor, coefficients: Tensor) -> Tensor:
-    """``coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once.
+    """Returns ``coefficients @ rows``; rows of another dtype are widened inside the sum, and never in memory all at once.
 
     On a CPU each element's sum has the same bits wherever a tensor is cut and whatever holds its rows, as if one row was
     added after the other; a zero may have either sign.
@@ -36,10 +136,10 @@ def sum_rows(rows: Tensor, coefficients: Tensor) -> Tensor:
         rows: ``(t, n)``, at least one.
         coefficients: ``(t,)``, of the dtype of the sum.
     """
-    size = _bag_size(rows, coefficients)
+    size = bag_size(rows, coefficients)
     if size:
-        return _summed_in_bags(rows, coefficients, size)
-    few = _at_once(rows, coefficients)
+        return summed_in_bags(rows, coefficients, size)
+    few = rows_at_once(rows, coefficients)
     out = room(rows.shape[1:], coefficients.dtype, rows.device)
     if few:
         # the library has another way of adding with coefficients that do not lie side by side
@@ -54,96 +154,18 @@ def sum_rows(rows: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def add_rows(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-    """The same, onto what is there."""
-    few = _at_once(rows, coefficients)
+    """Adds ``coefficients @ rows`` onto what is in ``out``."""
+    few = rows_at_once(rows, coefficients)
     if few:
         coefficients = coefficients.contiguous()
         for first in range(0, len(rows), few):
             out.addmv_(rows[first : first + few].t(), coefficients[first : first + few])
     else:
-        _add_each(out, rows, coefficients)
-
-
-def _add_each(out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-    for row, coefficient in zip(rows.unbind(), coefficients.unbind(), strict=True):
-        out.addcmul_(row, coefficient)
-
-
-def _at_once(rows: Tensor, coefficients: Tensor) -> int:
-    """Rows that one call of the linear algebra library adds; 0 where it is not used."""
-    if rows.dtype != coefficients.dtype:
-        return 0
-    if rows.device.type != "cpu":
-        return max(1, len(rows))
-    return FEW if _adds_one_by_one() else 0
-
-
-def _bag_size(rows: Tensor, coefficients: Tensor) -> int:
-    """Elements that are added up at a time where all rows are; 0 where one goes row by row."""
-    if len(rows) < FEW or rows.device.type != "cpu" or not rows.dtype == coefficients.dtype == torch.float32:
-        return 0
-    # what is looked up are pieces of one length, in a table of them that begins with the first row
-    size = math.gcd(rows.shape[1], rows.stride(0), BAG) if rows.shape[1] and rows.stride(1) == 1 else 0
-    return size if size >= FEWEST and _bags_add_one_by_one() else 0
-
-
-def _summed_in_bags(rows: Tensor, coefficients: Tensor, size: int) -> Tensor:
-    """The sum as a weighted lookup: each piece of it is a bag of the rows' pieces, and each row is read once."""
-    (count, numel), stride = rows.shape, rows.stride(0) // size
-    bags = numel // size
-    table = rows.as_strided([(count - 1) * stride + bags, size], [size, 1])
-    pieces, starts = _bags(bags, count, stride)
-    weights = coefficients.expand(bags, count).reshape(-1)
-    return torch.embedding_bag(table, pieces, starts, False, 0, False, weights)[0].view(-1)
-
-
-@functools.lru_cache(maxsize=16)  # a network has few shapes of many tensors, and up to 1024 bags each
-@torch.inference_mode(False)
-def _bags(bags: int, count: int, stride: int) -> tuple[Tensor, Tensor]:
-    """The places in the table that each bag adds up, one bag after the other, and where each begins."""
-    pieces = torch.arange(bags, device="cpu").unsqueeze(1) + stride * torch.arange(count, device="cpu")
-    return pieces.view(-1), torch.arange(0, bags * count, count, device="cpu")
-
-
-@functools.cache
-def _bags_add_one_by_one() -> bool:
-    """Whether the CPU's weighted lookup adds as if row by row, to the bit."""
-    for count in (FEW, 2 * FEW + 1):
-        for size in (FEWEST, BAG):
-            values, coefficients = _examples(count, 3 * size)
-            found, wanted = _summed_in_bags(values, coefficients, size), values[0] * coefficients[0]
-            _add_each(wanted, values[1:], coefficients[1:])
-            if not torch.equal(found, wanted):
-                return False
-    return True
-
-
-@functools.cache
-def _adds_one_by_one() -> bool:
-    """Whether the CPU's linear algebra library adds a few rows as if one by one, to the bit, wherever they are cut.
-
-    One without fused multiply-add does not, nor does one that sums the rows first.
-    """
-    values, coefficients = _examples(FEW + 1, (1 << 16) + 3)
-    for first in range(3):
-        for last in [*range(first, first + 40), values.shape[1]]:
-            rows, found, wanted = values[1:, first:last], values[0, first:last].clone(), values[0, first:last].clone()
-            found.addmv_(rows.t(), coefficients[1:])
-            _add_each(wanted, rows, coefficients[1:])
-            if not torch.equal(found, wanted):
-                return False
-    return True
-
-
-def _examples(count: int, numel: int) -> tuple[Tensor, Tensor]:
-    """Rows and coefficients to ask a library with, the same each time."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    values = torch.randn(count, numel, generator=generator, device="cpu")
-    return values, torch.randn(count, generator=generator, device="cpu")
+        add_each(out, rows, coefficients)
 
 
 def dots(rows: Tensor, gradient: Tensor) -> Tensor:
-    """``rows @ gradient``, run by run: one running sum over a whole matrix would be off by up to a part in 1e4."""
+    """Returns ``rows @ gradient``, summed run by run: one running sum over a whole matrix would be off by up to 1e-4."""
     rows, on_host = rows.to(gradient.dtype), rows.device.type == "cpu"
     if len(rows) == 1 and on_host:
         return _dot(rows[0], gradient).view(1)
@@ -152,10 +174,10 @@ def dots(rows: Tensor, gradient: Tensor) -> Tensor:
         return torch.mv(rows, gradient)
     runs = torch.bmm(gradient[:whole].view(-1, 1, RUN), rows[:, :whole].unflatten(1, (-1, RUN)).permute(1, 2, 0))
     # a device sums pairs of pairs, and may know no float64
-    found = runs[:, 0].sum(dim=0, dtype=torch.float64 if on_host else None)
+    products = runs[:, 0].sum(dim=0, dtype=torch.float64 if on_host else None)
     if whole < gradient.numel():
-        found.add_(torch.mv(rows[:, whole:], gradient[whole:]))
-    return found.to(gradient.dtype)
+        products.add_(torch.mv(rows[:, whole:], gradient[whole:]))
+    return products.to(gradient.dtype)
 
 
 def _dot(row: Tensor, gradient: Tensor) -> Tensor:

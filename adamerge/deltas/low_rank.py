@@ -1,4 +1,4 @@
-"""Low-rank deltas: kept as factors, summed by one product of all factors and contracted without ever being dense."""
+"""Low-rank deltas: stored as factors, summed by one product of all factors and contracted without ever being dense."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LowRankDeltas(Deltas):
 
     @classmethod
     def of(cls, experts: Sequence[Factors], shape: torch.Size, device: torch.device) -> LowRankDeltas:
-        """The deltas of several experts, read anew each time."""
+        """Returns the deltas of several experts' factors, which are read anew each time."""
         weights = torch.block_diag(*(torch.full((1, one.rank), one.scale, device="cpu") for one in experts))
 
         def read() -> tuple[Tensor, Tensor]:
@@ -43,8 +43,8 @@ class LowRankDeltas(Deltas):
 
         return cls(read, weights, shape, device)
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """One dense block per expert, from its own factors alone."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields one expert's dense row at a time, from its own factors alone."""
         left, right = self.read()
         for row in self.weights:
             own = row.nonzero().flatten()
@@ -53,22 +53,22 @@ class LowRankDeltas(Deltas):
             dense = (weighted @ right[there].to(dtype)).reshape(1, -1)
             yield dense if part is None else dense[:, part]
 
-    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
-        """The same factors, on ``device`` in fp32 whatever dense deltas are kept in: they are small."""
+    def in_memory(self, store: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
+        """Returns the same factors, on ``device`` in fp32 however dense deltas are stored: factors are small."""
         left, right = self.read()
         return LowRankDeltas(lambda: (left, right), self.weights, self.shape, self.device)
 
     def elements(self, count: int) -> tuple[int, int]:
-        """Those of the factors."""
+        """Returns how many numbers the factors have; none are dense."""
         return 0, self.weights.shape[1] * sum(matrix_shape(self.shape))
 
     def mapped(self, matrix: Tensor) -> Deltas:
-        """The same factors, with other weights."""
+        """Returns the same factors with the weights of the new experts."""
         with exact(self.weights.device):
             return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
 
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """One product of factors."""
+        """Returns ``sum_k c_k tau_k`` by one product of factors, where one coefficient is for all; else row by row."""
         rows = self._rows(part)
         if not isinstance(groups, Whole) or rows is None:
             return super().summed(coefficients, groups, part)
@@ -77,7 +77,7 @@ class LowRankDeltas(Deltas):
         return torch.mm(left[rows] * weights, right).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """``<G, tau_k>`` by factors."""
+        """Returns each expert's ``<G, tau_k>`` by products with factors where one coefficient is for all, else row by row."""
         rows = self._rows(part)
         if not isinstance(groups, Whole) or rows is None:
             return super().contract(gradient, groups, part)
@@ -86,7 +86,7 @@ class LowRankDeltas(Deltas):
         return torch.mv(self.weights.to(products, non_blocking=True), products).unsqueeze(1)
 
     def _rows(self, part: slice | None) -> slice | None:
-        """The rows of a part; None where it cuts through one."""
+        """Returns which rows of the matrix a part is; None where it cuts through one."""
         rows, columns = matrix_shape(self.shape)
         if part is None or columns == 0:
             return slice(0, rows)
@@ -105,22 +105,22 @@ class JoinedDeltas(Deltas):
         self.kinds = tuple(kinds)
         self.shape, self.device = kinds[0][1].shape, kinds[0][1].device
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """The blocks of each kind."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields the batches of each kind, one kind after the other."""
         for _, kind in self.kinds:
-            yield from kind.blocks(dtype, part)
+            yield from kind.row_batches(dtype, part)
 
-    def kept(self, keep: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
-        """Each kind kept in its own way."""
-        return JoinedDeltas([(own, kind.kept(keep, own)) for own, kind in self.kinds])
+    def in_memory(self, store: Callable[[Deltas, int], Deltas], count: int) -> Deltas:
+        """Returns the kinds, each stored in its own way."""
+        return JoinedDeltas([(own, kind.in_memory(store, own)) for own, kind in self.kinds])
 
     def elements(self, count: int) -> tuple[int, int]:
-        """Those of all kinds."""
+        """Returns how many numbers all kinds have together: dense ones, and those of factors."""
         dense, factors = zip(*(kind.elements(own) for own, kind in self.kinds), strict=True)
         return sum(dense), sum(factors)
 
     def mapped(self, matrix: Tensor) -> Deltas:
-        """Each kind scaled in its own way, when no expert becomes part of another."""
+        """Returns the kinds scaled, each in its own way, when no expert becomes part of another."""
         if not torch.equal(matrix, torch.diag(matrix.diagonal())):
             return super().mapped(matrix)
         scales = matrix.diagonal().split([count for count, _ in self.kinds])
@@ -128,7 +128,7 @@ class JoinedDeltas(Deltas):
         return JoinedDeltas([(count, kind.mapped(torch.diag(scale))) for (count, kind), scale in scaled])
 
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """The sum of the kinds' sums."""
+        """Returns the sum of the kinds' sums."""
         rows = coefficients.split([count for count, _ in self.kinds])
         sums = [kind.summed(own, groups, part) for (_, kind), own in zip(self.kinds, rows, strict=True)]
         for other in sums[1:]:
@@ -136,5 +136,5 @@ class JoinedDeltas(Deltas):
         return sums[0]
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """The kinds' contractions, one below the other."""
+        """Returns the kinds' contractions, one below the other."""
         return torch.cat([kind.contract(gradient, groups, part) for _, kind in self.kinds])

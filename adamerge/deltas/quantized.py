@@ -1,4 +1,4 @@
-"""Kept deltas: read once and held in memory, in fewer bits where that is wanted; decoded a few experts at a time."""
+"""Quantised deltas: read once and stored in memory, in fewer bits where that is wanted; decoded a few experts at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adamerge.deltas.base import PIECE, Deltas
+from adamerge.deltas.base import Deltas
 from adamerge.deltas.row_buffers import filled, made_at_once, room
+from adamerge.deltas.tuning import PIECE
 from adamerge.errors import ConfigError
 
 BLOCK = 64
@@ -17,33 +18,33 @@ BLOCK = 64
 
 
 class Code(ABC):
-    """How the numbers of one expert's delta of one tensor are held.
+    """How the numbers of one expert's delta of one tensor are stored.
 
     Attributes:
-        plain: whether they are held as they are, in some dtype.
+        plain: whether they are stored as they are, in some dtype.
     """
 
     plain: bool = False
 
     @abstractmethod
     def room(self, numel: int, device: torch.device) -> Tensor:
-        """What will hold ``(numel,)`` numbers: one flat tensor."""
+        """Returns one flat tensor that ``(numel,)`` numbers can be encoded into."""
 
     @abstractmethod
-    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
-        """Hold a part of the ``(numel,)`` numbers, given in fp32; it begins at a multiple of ``BLOCK``.
+    def encode(self, row: Tensor, encoded: Tensor, numel: int, part: slice) -> None:
+        """Encodes a part of the ``(numel,)`` numbers, given in fp32; it begins at a multiple of ``BLOCK``.
 
         Raises:
-            ConfigError: a number cannot be held.
+            ConfigError: a number is too large for the code.
         """
 
     @abstractmethod
-    def decode(self, held: Tensor, numel: int, part: slice, out: Tensor) -> None:
-        """Write a part of the ``(numel,)`` numbers to ``out``, of their count."""
+    def decode(self, encoded: Tensor, numel: int, part: slice, out: Tensor) -> None:
+        """Writes a part of the ``(numel,)`` numbers to ``out``, of their count."""
 
     @abstractmethod
     def nbytes(self, numel: int) -> int:
-        """Bytes of what is held."""
+        """Returns the bytes of so many numbers, encoded."""
 
 
 class Floats(Code):
@@ -59,12 +60,12 @@ class Floats(Code):
         self.dtype = dtype
 
     def room(self, numel: int, device: torch.device) -> Tensor:
-        """For the rounded numbers."""
+        """Returns an empty tensor of the narrower dtype."""
         return torch.empty(numel, dtype=self.dtype, device=device)
 
-    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
-        """Rounded."""
-        own = held[part].copy_(row)
+    def encode(self, row: Tensor, encoded: Tensor, numel: int, part: slice) -> None:
+        """Rounds the numbers."""
+        own = encoded[part].copy_(row)
         if self.dtype == torch.float16 and bool(own.isinf().any()):
             raise ConfigError(
                 "storage: a delta is too large for float16",
@@ -73,12 +74,12 @@ class Floats(Code):
                 todo="use bfloat16",
             )
 
-    def decode(self, held: Tensor, numel: int, part: slice, out: Tensor) -> None:
-        """Widened."""
-        out.copy_(held[part])
+    def decode(self, encoded: Tensor, numel: int, part: slice, out: Tensor) -> None:
+        """Widens the numbers."""
+        out.copy_(encoded[part])
 
     def nbytes(self, numel: int) -> int:
-        """Of ``numel`` numbers."""
+        """Returns the bytes of so many numbers of the narrower dtype."""
         return numel * self.dtype.itemsize
 
 
@@ -95,11 +96,11 @@ class Blockwise(Code):
         self.bits, self.largest = bits, 2 ** (bits - 1) - 1
 
     def room(self, numel: int, device: torch.device) -> Tensor:
-        """For scales, then integers; two of 4 bits share a byte, one from each half of the block."""
+        """Returns bytes for scales, then integers; two of 4 bits share a byte, one from each half of the block."""
         return torch.empty(self.nbytes(numel), dtype=torch.uint8, device=device)
 
-    def encode(self, row: Tensor, held: Tensor, numel: int, part: slice) -> None:
-        """Scales, and integers beside them."""
+    def encode(self, row: Tensor, encoded: Tensor, numel: int, part: slice) -> None:
+        """Writes the scale of each block, and the integers."""
         blocks = torch.nn.functional.pad(row, (0, -len(row) % BLOCK)).view(-1, BLOCK)
         scales = blocks.abs().amax(dim=1) / self.largest
         steps = (blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(1)).round().clamp(-self.largest, self.largest)
@@ -107,46 +108,46 @@ class Blockwise(Code):
         if self.bits == 4:
             low, high = whole.chunk(2, dim=1)
             whole = (low & 15) | (high << 4)
-        own_scales, own = self._parts(held, numel, part)
+        own_scales, own = self._parts(encoded, numel, part)
         own_scales.copy_(scales)
         own.copy_(whole)
 
-    def decode(self, held: Tensor, numel: int, part: slice, out: Tensor) -> None:
-        """Integers times scales, in fp32."""
-        scales, whole = self._parts(held, numel, part)
+    def decode(self, encoded: Tensor, numel: int, part: slice, out: Tensor) -> None:
+        """Writes the integers times their scales, in fp32."""
+        scales, whole = self._parts(encoded, numel, part)
         fits = len(out) == len(whole) * BLOCK
-        found = (out if fits else out.new_empty(len(whole) * BLOCK)).view(-1, BLOCK)
+        values = (out if fits else out.new_empty(len(whole) * BLOCK)).view(-1, BLOCK)
         if self.bits == 8:
-            torch.mul(whole, scales.unsqueeze(1), out=found)
+            torch.mul(whole, scales.unsqueeze(1), out=values)
         else:
-            low, high = found.chunk(2, dim=1)
+            low, high = values.chunk(2, dim=1)
             torch.mul(whole << 4, scales.unsqueeze(1) / 16, out=low)
             torch.mul(whole >> 4, scales.unsqueeze(1), out=high)  # this shift repeats the sign
         if not fits:
-            out.copy_(found.view(-1)[part.start % BLOCK :][: len(out)])
+            out.copy_(values.view(-1)[part.start % BLOCK :][: len(out)])
 
-    def _parts(self, held: Tensor, numel: int, part: slice) -> tuple[Tensor, Tensor]:
-        """Scales and integers of the blocks that a part lies in."""
+    def _parts(self, encoded: Tensor, numel: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Returns scales and integers of the blocks that a part lies in."""
         count, blocks = -(-numel // BLOCK), slice(part.start // BLOCK, -(-part.stop // BLOCK))
-        whole = held[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)
-        return held[: 4 * count].view(torch.float32)[blocks], whole[blocks]
+        whole = encoded[4 * count :].view(torch.int8).view(count, BLOCK * self.bits // 8)
+        return encoded[: 4 * count].view(torch.float32)[blocks], whole[blocks]
 
     def nbytes(self, numel: int) -> int:
-        """Of the blocks, the last of them filled up."""
+        """Returns the bytes of all blocks, the last of them filled up."""
         return -(-numel // BLOCK) * (4 + BLOCK * self.bits // 8)
 
 
-class KeptDeltas(Deltas):
-    """Deltas that are held in a code, one tensor for each expert.
+class EncodedDeltas(Deltas):
+    """Deltas that are stored in a code, one tensor for each expert.
 
     With one coefficient for the whole tensor, merge and contraction of T experts take (3T + 1) P operations on floats,
     (4T + 1) P on 8 bits and (6T + 1) P on 4.
 
     Args:
-        held: what each expert's delta is encoded to.
+        encoded: what each expert's delta is encoded to.
         code: of the numbers.
         shape: of the tensor.
-        device: where combinations are computed.
+        device: where sums are computed.
         carry: brings one after the other to the device; each may change when the next one is asked for.
     """
 
@@ -154,13 +155,14 @@ class KeptDeltas(Deltas):
 
     def __init__(
         self,
-        held: Sequence[Tensor],
+        encoded: Sequence[Tensor],
         code: Code,
         shape: torch.Size,
         device: torch.device,
         carry: Callable[[Iterable[Tensor]], Iterator[Tensor]] = iter,
     ) -> None:
-        self.held, self.code, self.shape, self.device, self.carry = tuple(held), code, shape, device, carry
+        self.encoded, self.code, self.carry = tuple(encoded), code, carry
+        self.shape, self.device = shape, device
 
     @classmethod
     def of(
@@ -169,8 +171,8 @@ class KeptDeltas(Deltas):
         code: Code,
         put: Callable[[Tensor], Tensor],
         carry: Callable[[Iterable[Tensor]], Iterator[Tensor]] = iter,
-    ) -> KeptDeltas:
-        """Encode deltas.
+    ) -> EncodedDeltas:
+        """Reads deltas and encodes them.
 
         Args:
             deltas: as they are read.
@@ -178,41 +180,41 @@ class KeptDeltas(Deltas):
             put: gives an encoded tensor's copy in its place.
             carry: from there to the deltas' device.
         """
-        numel, held = deltas.shape.numel(), []
+        numel, encoded = deltas.shape.numel(), []
         for piece, opened in deltas.in_pieces(size=-(-PIECE // BLOCK) * BLOCK):
-            rows = (row for block in opened.blocks(torch.float32, piece) for row in block)
+            rows = (row for batch in opened.row_batches(torch.float32, piece) for row in batch)
             for expert, row in enumerate(rows):
                 if piece.start == 0:
-                    held.append(code.room(numel, row.device))
-                code.encode(row, held[expert], numel, piece)
+                    encoded.append(code.room(numel, row.device))
+                code.encode(row, encoded[expert], numel, piece)
                 if piece.stop == numel:  # of one piece, as on a device, one expert's is there at a time
-                    held[expert] = put(held[expert])
-        return cls(held, code, deltas.shape, deltas.device, carry)
+                    encoded[expert] = put(encoded[expert])
+        return cls(encoded, code, deltas.shape, deltas.device, carry)
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """One expert at a time, as held: whoever adds widens inside the operation; of few bits, as they are widened."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields one expert's row at a time, as stored: whoever adds widens inside the operation; few bits are decoded."""
         if not self.code.plain:
             yield from self.widened(dtype, part)
             return
         part = self.whole if part is None else part
-        for one in self.carry(self.held):
+        for one in self.carry(self.encoded):
             yield one[part].unsqueeze(0)
 
     def widened(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """A few experts at a time, whose products with a gradient take less than those of one after the other."""
+        """Yields a few experts' rows at a time, whose products with a gradient take less than one after the other."""
         part = self.whole if part is None else part
-        few = made_at_once(len(self.held), self.device)
+        few = made_at_once(len(self.encoded), self.device)
         if few == 1 and self.code.plain:
             return super().widened(dtype, part)
         return filled(
-            self.carry(self.held),
+            self.carry(self.encoded),
             room([few, part.stop - part.start], dtype, self.device),
             lambda one, row: self.code.decode(one, self.shape.numel(), part, row),
         )
 
     def dense(self) -> Tensor:
-        """Decoded, in fp32."""
-        found = torch.empty(len(self.held), self.shape.numel(), dtype=torch.float32, device=self.device)
-        for row, one in zip(found, self.carry(self.held), strict=True):
+        """Returns the decoded deltas of all experts: ``(experts, *shape)`` in fp32."""
+        rows = torch.empty(len(self.encoded), self.shape.numel(), dtype=torch.float32, device=self.device)
+        for row, one in zip(rows, self.carry(self.encoded), strict=True):
             self.code.decode(one, self.shape.numel(), self.whole, row)
-        return found.view(len(found), *self.shape)
+        return rows.view(len(rows), *self.shape)

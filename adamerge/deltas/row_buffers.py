@@ -1,4 +1,4 @@
-"""Rows: memory for the deltas of a few experts, which are made there before they are added up or multiplied."""
+"""Row buffers: memory for the deltas of a few experts, which are made there before they are added up or multiplied."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import numpy
 import torch
 from torch import Tensor
 
-Source = TypeVar("Source")
+from adamerge.deltas.tuning import FEW
 
-FEW = 4
-"""Experts whose rows are made at once on a CPU, and added up in one call where its linear algebra library can."""
+Source = TypeVar("Source")
 
 
 def made_at_once(experts: int, device: torch.device) -> int:
-    """Of so many, those whose rows are made before they are added up.
+    """Returns how many of so many experts have their rows made before they are added up.
 
-    As many as are added at once; on a device one, to spare its memory.
+    As many as are added at once on a CPU; one on a device, to spare its memory.
     """
     return min(experts, FEW if device.type == "cpu" else 1)
 
 
 def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor with nothing in it yet.
+    """Returns a tensor with nothing in it yet.
 
     On a CPU it is numpy's: the C library uses again what numpy frees, while torch's allocations are aligned in a way that
     makes glibc take new memory for each; and numpy asks the system for large pages, which take less time to read.
@@ -37,11 +36,11 @@ def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def filled(sources: Iterable[Source], rows: Tensor, fill: Callable[[Source, Tensor], object]) -> Iterator[Tensor]:
-    """Blocks of as many experts as there are rows, which are used again for the next; the last may be smaller.
+    """Yields batches of as many experts as there are rows, which are used again for the next; the last may be smaller.
 
     Args:
         sources: of the experts, one after the other.
-        rows: room for the experts of a block.
+        rows: room for the experts of a batch.
         fill: makes one expert's row, in place.
     """
     made = 0

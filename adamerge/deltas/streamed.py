@@ -19,7 +19,7 @@ class StreamedDeltas(Deltas):
         base: gives the base's tensor of this name.
         experts: each gives one expert's tensor of this name.
         shape: of the tensor.
-        device: where combinations are computed.
+        device: where sums are computed.
     """
 
     divisible = True  # mapped files, or tensors that are in memory anyway
@@ -34,16 +34,16 @@ class StreamedDeltas(Deltas):
         self.base, self.experts, self.shape, self.device = base, experts, shape, device
 
     def opened(self) -> Deltas:
-        """The same of the tensors as they are mapped now."""
+        """Returns deltas of the tensors as they are mapped now, so that no file is opened again."""
         base, *experts = (partial(_itself, read()) for read in (self.base, *self.experts))
         return StreamedDeltas(base, experts, self.shape, self.device)
 
-    def blocks(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
-        """A few experts at a time, in memory that is used again for the next few."""
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields the rows of a few experts, in memory that is used again for the next few."""
         return self._subtracted(dtype, part, made_at_once(len(self.experts), self.device))
 
     def rows(self, dtype: torch.dtype, part: slice | None = None) -> Tensor:
-        """All experts at a time."""
+        """Returns the rows of all experts, subtracted into one tensor."""
         return next(self._subtracted(dtype, part, len(self.experts)))
 
     def _subtracted(self, dtype: torch.dtype, part: slice | None, at_once: int) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ def _sibling(target: Path, ending: str) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed writers of this target left behind; put back an old folder that one had just moved aside."""
+    """Removes what killed writers of this target left behind; put back an old folder that one had just moved aside."""
     mine = re.compile(re.escape(f".{target.name[:40]}.adamerge-") + rf"(\d+)-{_HOST}-[0-9a-f]{{8}}\.(tmp|old)")
     for path in sorted(target.parent.iterdir()):
         match = mine.fullmatch(path.name)
@@ -75,7 +75,7 @@ def _sync(path: Path, mode: int | None = None) -> None:
 
 
 def _settle(root: Path) -> None:
-    """Give a file, or a folder and all in it, the modes that the umask asks for, and push it to the disk."""
+    """Gives a file, or a folder and all in it, the modes that the umask asks for, and push it to the disk."""
     mask = os.umask(0o077)  # asking means setting; the strict one, in case another thread creates a file just now
     os.umask(mask)
     for path in [*sorted(root.rglob("*"), reverse=True), root]:  # a folder after what it holds
@@ -85,12 +85,12 @@ def _settle(root: Path) -> None:
 
 @contextmanager
 def _export_errors(target: Path) -> Iterator[None]:
-    """Turn what the system says while ``target`` is written into an ExportError; `SafetensorError` says it in text."""
+    """Turns what the system says while ``target`` is written into an ExportError; `SafetensorError` says it in text."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        match = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
         reason = os.strerror(code) if code else str(error)
         where, todo = getattr(error, "filename", None), None
         if code in (errno.ENOSPC, errno.EDQUOT):
@@ -101,7 +101,7 @@ def _export_errors(target: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, beside ``target``; on success it replaces ``target``, on an exception it is removed.
+    """Yields a path to write to, beside ``target``; on success it replaces ``target``, on an exception it is removed.
 
     The yielded path does not exist yet. A symlink is followed, missing parents are created, the mode follows the umask,
     file and folder are synced. Whatever cannot be written is an ExportError naming the target.
@@ -135,7 +135,7 @@ def _refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
 
 @contextmanager
 def staged_folder(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> Iterator[Path]:
-    """Yield an empty folder beside ``target``; on success it takes the place of ``target``, on an exception it goes.
+    """Yields an empty folder beside ``target``; on success it takes the place of ``target``, on an exception it goes.
 
     ``target`` is absent or complete at any moment, and with ``overwrite`` the old folder is deleted only when the new
     one stands. ExportError, before any work: ``target`` exists and ``overwrite`` is off; it is, is inside, or contains
@@ -152,8 +152,8 @@ def staged_folder(target: Path, *, overwrite: bool, inputs: Sequence[Path] = ())
             if not overwrite:
                 raise ExportError(f"{quoted(target)} exists", todo="pass --overwrite to replace it, or name another")
             # a mount point cannot be renamed; the others are never an old model, and all in them would be deleted
-            kept = (Path.cwd(), Path(os.path.realpath(os.path.expanduser("~"))))
-            if os.path.ismount(target) or any(place.is_relative_to(target) for place in kept):
+            protected = (Path.cwd(), Path(os.path.realpath(os.path.expanduser("~"))))
+            if os.path.ismount(target) or any(place.is_relative_to(target) for place in protected):
                 raise ExportError(f"{quoted(target)} cannot be replaced", todo="name a folder inside it")
         temporary = _sibling(target, ".tmp")
         temporary.mkdir()
@@ -186,7 +186,7 @@ def _put_in_place(new: Path, target: Path, overwrite: bool) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically; NaN becomes null."""
+    """Writes JSON atomically; NaN becomes null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from adamerge.errors import AdamergeError, CoefficientsError
+from adamerge.io.dtypes import FLOATS
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import TensorFile, quoted
+from adamerge.io.tensor_bytes import tensor_bytes
 from adamerge.io.versions import refuse_later
 
 FORMAT = 2
@@ -22,7 +24,7 @@ METADATA_KEY = "adamerge"
 COEFFICIENTS = "coefficients.safetensors"
 """In the folder of a run."""
 SECTIONS = ("w", "mask", "buffer")
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = ("float64", *FLOATS)
 FIELDS: dict[str, type] = {
     "format": int,
     "version": str,
@@ -48,7 +50,7 @@ Sections = dict[str, dict[str, Tensor]]
 
 
 def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
-    """The file's metadata and its sections, without opening any model.
+    """Returns the file's metadata and its sections, without opening any model.
 
     Args:
         path: the file, or the folder of the run that it lies in.
@@ -71,15 +73,15 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
         ) from error
     try:
         metadata = json.loads(file.metadata[METADATA_KEY])
-        found, version = metadata["format"], metadata["version"]
+        written, version = metadata["format"], metadata["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CoefficientsError(f"{path} is not a coefficient file: no '{METADATA_KEY}' metadata") from error
     refuse_later(version, path, CoefficientsError)
-    if found not in range(1, FORMAT + 1):
+    if written not in range(1, FORMAT + 1):
         raise CoefficientsError(
             f"{path}: unknown format, written by adamerge {quoted(version)}",
             expected=f"1 to {FORMAT}",
-            got=found,
+            got=written,
             todo="update adamerge",
         )
     _check_metadata(path, metadata)
@@ -104,17 +106,17 @@ def read_coefficients(path: Path) -> tuple[dict[str, Any], Sections]:
 
 
 def digest_of(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
-    """sha256 over everything in the file but itself."""
+    """Returns the sha256 of everything in the file but itself."""
     rest = {key: value for key, value in metadata.items() if key != "digest"}
-    found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(values):
-        found.update(json.dumps([name, list(values[name].shape)]).encode())
-        found.update(values[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(json.dumps([name, list(values[name].shape)]).encode())
+        digest.update(tensor_bytes(values[name]))
+    return digest.hexdigest()
 
 
 def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Every field is there and of its kind."""
+    """Refuses metadata of which a field is missing, unknown or not of its kind."""
     if metadata.keys() != FIELDS.keys():
         raise CoefficientsError(f"{path}: unknown or missing fields {sorted(FIELDS.keys() ^ metadata.keys())}")
     for name, kind in FIELDS.items():
@@ -144,7 +146,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def plain_layout(layout: Layout) -> dict[str, Any]:
-    """The layout as JSON holds it."""
+    """Returns the layout as JSON holds it."""
     return {
         "weights": layout.weights,
         "files": dict(layout.files),
@@ -155,16 +157,16 @@ def plain_layout(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _is_layout(found: Mapping[str, Any]) -> bool:
+def _is_layout(layout: Mapping[str, Any]) -> bool:
     """Whether every field is of its kind; files of the first versions have only weights and files."""
 
-    def texts(values: Any, kind: type) -> bool:
-        held = values.values() if isinstance(values, dict) else values
-        return isinstance(values, kind) and all(isinstance(value, str) for value in held)
+    def are_texts(values: Any, kind: type) -> bool:
+        texts = values.values() if isinstance(values, dict) else values
+        return isinstance(values, kind) and all(isinstance(text, str) for text in texts)
 
     kinds = {"files": dict, "copied": list, "heads": list, "copies": dict, "wide": list}
     return (
-        {"weights", "files"} <= found.keys() <= {"weights", *kinds}
-        and isinstance(found["weights"], str)
-        and all(texts(found[name], kind) for name, kind in kinds.items() if name in found)
+        {"weights", "files"} <= layout.keys() <= {"weights", *kinds}
+        and isinstance(layout["weights"], str)
+        and all(are_texts(layout[name], kind) for name, kind in kinds.items() if name in layout)
     )

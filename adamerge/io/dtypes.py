@@ -1,8 +1,10 @@
-"""Dtypes: the names that the safetensors format gives them, and torch's."""
+"""Dtypes: torch's, the names that the safetensors format gives them, and those that a configuration may name."""
 
 from __future__ import annotations
 
 import torch
+
+from adamerge.errors import ConfigError
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -30,3 +32,27 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 FORMAT_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """What the safetensors format calls a dtype."""
+
+FLOATS = ("float32", "bfloat16", "float16")
+"""Names of the dtypes that weights, deltas and logits may have, as configurations write them."""
+
+
+def torch_dtype(name: str, who: str) -> torch.dtype:
+    """Returns the dtype that a configuration names.
+
+    Args:
+        name: one of ``FLOATS``.
+        who: whose dtype it is, for the error.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if name not in FLOATS:
+        raise ConfigError(f"{who}: there is no dtype '{name}'", expected=f"one of {list(FLOATS)}", got=name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Returns how configurations and files write a dtype, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")

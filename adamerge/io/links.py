@@ -13,7 +13,7 @@ TEMPLATES = "additional_chat_templates"  # the one folder that transformers look
 
 
 def refuse_outside(path: Path) -> None:
-    """Raise CheckpointError where a file is a link out of its folder; the Hub cache's links to its own blobs are none.
+    """Raises CheckpointError where a file is a link out of its folder; the Hub cache's links to its own blobs are none.
 
     Whoever made the folder could else have any file of this machine read and copied into what others are given. Weights
     may be links to anywhere: only numbers are taken from them.
@@ -34,7 +34,7 @@ def refuse_outside(path: Path) -> None:
 
 
 def refuse_links_outside(folder: Path) -> None:
-    """Raise CheckpointError where a file beside the weights of a model's folder, or all of its templates, lead out of it."""
+    """Raises CheckpointError where a file beside the weights of a model's folder, or all of its templates, lead out of it."""
     templates = folder / TEMPLATES
     for path in [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]:
         if path.is_symlink() and path.suffix not in WEIGHTS and (path == templates or not path.is_dir()):

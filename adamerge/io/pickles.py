@@ -41,8 +41,8 @@ def described(path: Path) -> tuple[str, str]:
             "a pickled TorchScript archive, a whole module with its code",
             f"{_TRUSTED}tensors = torch.jit.load({name!r}, map_location='cpu').state_dict(), {_SAVE}",
         )
-    foreign = [found.replace(" ", ".") for found in sorted(set(names)) if not _PLAIN.fullmatch(found)]
-    foreign.sort(key=lambda found: found.startswith(("torch.", "builtins.", "__builtin__.")))  # the least known first
+    foreign = [called.replace(" ", ".") for called in sorted(set(names)) if not _PLAIN.fullmatch(called)]
+    foreign.sort(key=lambda called: called.startswith(("torch.", "builtins.", "__builtin__.")))  # the least known first
     safe = kind != "bare" and not foreign and protocol <= 2  # what torch reads without running any code
     load = f"tensors = torch.load({name!r}, map_location='cpu', weights_only={safe})"
     if kind == "bare":

@@ -41,12 +41,12 @@ def listed(names: Iterable[str]) -> str:
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int]:
-    """Return (size, mtime_ns, inode): when these are the same, the file is taken to be the same."""
+    """Returns (size, mtime_ns, inode): when these are the same, the file is taken to be the same."""
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be computed again: ``$XDG_CACHE_HOME/adamerge``, else ``~/.cache/adamerge``."""
+    """Returns the folder for what can be computed again: ``$XDG_CACHE_HOME/adamerge``, else ``~/.cache/adamerge``."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     # a relative path there is invalid by the XDG specification, which says to ignore it
     return (Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~"), ".cache")) / "adamerge"
@@ -67,10 +67,10 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 
 def _parse_object(text: bytes, place: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):  # readers disagree on which of the two counts
+        members = dict(pairs)
+        if len(members) != len(pairs):  # readers disagree on which of the two counts
             raise ValueError("a key occurs twice in one object")
-        return found
+        return members
 
     try:
         value = json.loads(text.decode(), object_pairs_hook=unique)
@@ -82,7 +82,7 @@ def _parse_object(text: bytes, place: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, limit: int = 10_000_000) -> dict[str, Any]:
-    """Read a JSON object of at most ``limit`` bytes; anything else is a CheckpointError naming the file."""
+    """Reads a JSON object of at most ``limit`` bytes; anything else is a CheckpointError naming the file."""
     with _opened(path) as file:
         text = file.read(limit + 1)
     if len(text) > limit:
@@ -111,7 +111,7 @@ class TensorInfo:
 
 
 def _tensor_info(entry: object) -> TensorInfo:
-    """Check one header entry by itself; ValueError says what is wrong with it."""
+    """Checks one header entry by itself; ValueError says what is wrong with it."""
 
     def counts(value: object, most: int) -> bool:
         if not isinstance(value, list) or len(value) > most:
@@ -211,7 +211,7 @@ class TensorFile:
         return self.tensors[name]
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError when size, time or inode of the file are no longer those at opening."""
+        """Raises CheckpointError when size, time or inode of the file are no longer those at opening."""
         now = None
         with suppress(OSError):
             now = identity(os.stat(self.path))
@@ -223,7 +223,7 @@ class TensorFile:
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor, memory-mapped: it takes no memory that the system cannot take back.
+        """Returns one tensor, memory-mapped: it takes no memory that the system cannot take back.
 
         Never write to it: the file would stay as it is, but later reads of the tensor might see what was written.
         A missing name, a changed file, or a dtype that torch lacks is a CheckpointError naming file and tensor.
@@ -240,7 +240,7 @@ class TensorFile:
             raise CheckpointError(f"{quoted(self.path)}: tensor {quoted(name)} cannot be read: {error}") from error
 
     def chunks(self, name: str, size: int = 1 << 22) -> Iterator[memoryview]:
-        """Yield the bytes of one tensor in file order, each chunk valid until the next.
+        """Yields the bytes of one tensor in file order, each chunk valid until the next.
 
         Plain reads, so that a file which shrinks meanwhile is a CheckpointError here.
         """

@@ -19,6 +19,7 @@ from torch import Tensor
 from adamerge.errors import ExportError
 from adamerge.io.dtypes import FORMAT_NAMES
 from adamerge.io.safetensors_file import TensorFile
+from adamerge.io.tensor_bytes import tensor_bytes
 
 AHEAD = 32
 """Pieces, at most, that wait for the disk while further ones are computed."""
@@ -28,7 +29,7 @@ Header = Mapping[str, tuple[torch.dtype, torch.Size]]
 
 
 def nbytes_of(header: Header) -> int:
-    """Bytes of all tensors."""
+    """Returns the bytes of all tensors."""
     return sum(_nbytes(entry) for entry in header.values())
 
 
@@ -39,7 +40,7 @@ def write_weights(
     tensors: Iterable[tuple[str, Iterable[Tensor]]],
     most: float = math.inf,
 ) -> dict[str, dict[str, str]]:
-    """Write safetensors files as transformers does: one, or several and an index beside them.
+    """Writes safetensors files as transformers does: one, or several and an index beside them.
 
     Args:
         folder: that they are in.
@@ -54,21 +55,21 @@ def write_weights(
     Raises:
         ExportError: they cannot be written.
     """
-    parts, coming = list(shards(header, most)), iter(tensors)
+    split, coming = list(shards(header, most)), iter(tensors)
     stem = name.removesuffix(".safetensors")
     written = {}
-    for number, names in enumerate(parts, 1):
-        file = name if len(parts) == 1 else f"{stem}-{number:05}-of-{len(parts):05}.safetensors"
+    for number, names in enumerate(split, 1):
+        file = name if len(split) == 1 else f"{stem}-{number:05}-of-{len(split):05}.safetensors"
         written[file] = write_tensors(folder / file, {one: header[one] for one in names}, islice(coming, len(names)))
-    if len(parts) > 1:
-        places = {one: file for file, hashes in written.items() for one in hashes}
-        index = {"metadata": {"total_size": nbytes_of(header)}, "weight_map": places}
+    if len(split) > 1:
+        files = {one: file for file, hashes in written.items() for one in hashes}
+        index = {"metadata": {"total_size": nbytes_of(header)}, "weight_map": files}
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return written
 
 
 def shards(header: Header, most: float) -> Iterator[Sequence[str]]:
-    """Names of the tensors of each file, in order, of so many bytes at most; a larger tensor has a file of its own."""
+    """Yields the names of each file's tensors, in order, of so many bytes at most; a larger tensor has a file of its own."""
     names: list[str] = []
     filled = 0
     for name, entry in header.items():
@@ -86,7 +87,7 @@ def _nbytes(entry: tuple[torch.dtype, torch.Size]) -> int:
 
 
 def write_tensors(path: Path, header: Header, tensors: Iterable[tuple[str, Iterable[Tensor]]]) -> dict[str, str]:
-    """Write a safetensors file; no more than a few pieces wait in memory.
+    """Writes a safetensors file; no more than a few pieces wait in memory.
 
     Args:
         path: of the file.
@@ -127,7 +128,7 @@ def write_tensors(path: Path, header: Header, tensors: Iterable[tuple[str, Itera
 
 
 def verify_tensors(path: Path, hashes: Mapping[str, str]) -> None:
-    """Open what was written as a stranger would, and compare every tensor with what was computed.
+    """Opens what was written as a stranger would, and compares every tensor with what was computed.
 
     Raises:
         ExportError: it does not read back.
@@ -143,17 +144,13 @@ def verify_tensors(path: Path, hashes: Mapping[str, str]) -> None:
         return digest.hexdigest()
 
     with ThreadPoolExecutor(torch.get_num_threads()) as readers:
-        for name, found in zip(hashes, readers.map(hashed, hashes), strict=True):
-            if found != hashes[name]:
+        for name, digest in zip(hashes, readers.map(hashed, hashes), strict=True):
+            if digest != hashes[name]:
                 raise ExportError(f"{path.name}: '{name}' does not read back as it was written", todo="check the disk")
             file.read(name)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
 def _write_piece(file: BinaryIO, digest: hashlib._Hash, piece: Tensor) -> None:
-    content = _bytes(piece)
+    content = tensor_bytes(piece)
     file.write(content)
     digest.update(content)

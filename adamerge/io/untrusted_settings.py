@@ -116,17 +116,17 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def refuse_harmful(folder: Path) -> None:
-    """Look at every setting of a model's folder that reaches a library.
+    """Looks at every setting of a model's folder that reaches a library.
 
     Raises:
         CheckpointError: one would make the library run code, open other files or connect; it names file and setting.
     """
-    found = {name: _settings(folder / name) for name in FILES if (folder / name).is_file()}
-    for name, config in found.items():
+    settings = {name: _settings(folder / name) for name in FILES if (folder / name).is_file()}
+    for name, config in settings.items():
         _refuse_harmful_in(folder / name, config)
     # open_clip would ask at the terminal whether that code may run, and it is not asked to
     name = "tokenizer_config.json"
-    if "open_clip_config.json" in found and found.get(name, {}).get("auto_map"):
+    if "open_clip_config.json" in settings and settings.get(name, {}).get("auto_map"):
         raise _refused(
             folder / name, "auto_map", "a tokenizer of transformers' own, without auto_map", "code of the folder's"
         )

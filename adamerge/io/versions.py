@@ -13,7 +13,7 @@ WRITTEN_BY = f"adamerge {adamerge.__version__}"
 
 
 def refuse_later(version: object, path: str | Path, kind: type[AdamergeError]) -> None:
-    """Raise an error of this kind where a file was written by a later version; the last of its three numbers does not count.
+    """Raises an error of this kind where a file was written by a later version; the last of its three numbers does not count.
 
     Args:
         version: as the file says; what is no version is left to whoever reads the file.
@@ -30,10 +30,10 @@ def refuse_later(version: object, path: str | Path, kind: type[AdamergeError]) -
 
 def version_of(text: str) -> str | None:
     """The version that a text file's first line names; None where it names none."""
-    found = re.match(r"# adamerge (\d\S*)\s*(?:\n|$)", text)
-    return found[1] if found else None
+    match = re.match(r"# adamerge (\d\S*)\s*(?:\n|$)", text)
+    return match[1] if match else None
 
 
 def _numbers(version: object) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
-    return tuple(map(int, found.groups())) if found else ()
+    match = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return tuple(map(int, match.groups())) if match else ()

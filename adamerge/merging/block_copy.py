@@ -12,8 +12,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from adamerge.backbones.structure import outermost, owner, users
 from adamerge.errors import ConfigError
 from adamerge.merging.block_execution import StandIn
-from adamerge.merging.copies import Copy, Passing, Place, Visit
-from adamerge.merging.footprint import Held, Unit
+from adamerge.merging.copies import Copy, Place, TransientBlock, Visit
+from adamerge.merging.footprint import Footprint, Unit
 from adamerge.task_vectors.storage import FP32
 
 
@@ -28,15 +28,17 @@ class BlockCopy(Copy):
 
     each_pass = True
 
-    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
-        """The members of the outermost module lists, with the parameters that are theirs alone."""
+    def transient(
+        self, network: nn.Module, tensors: Mapping[str, Tensor], fetch: Visit, hand_on: Visit
+    ) -> Sequence[TransientBlock]:
+        """Returns the members of the outermost module lists, with the parameters that are theirs alone."""
         modules, used = outermost(network), users(network)
-        parts: list[dict[str, Tensor]] = [{} for _ in modules]
+        parameters: list[dict[str, Tensor]] = [{} for _ in modules]
         for name, tensor in tensors.items():
-            found = used.get(id(owner(tensor)), set())
-            if len(found) == 1 and min(found) >= 0:
-                parts[min(found)][name] = tensor
-        blocks: list[Passing] = [Block(module, own) for module, own in zip(modules, parts, strict=True) if own]
+            at = used.get(id(owner(tensor)), set())
+            if len(at) == 1 and min(at) >= 0:
+                parameters[min(at)][name] = tensor
+        blocks = [Block(module, own, fetch, hand_on) for module, own in zip(modules, parameters, strict=True) if own]
         if not blocks:
             raise ConfigError(
                 f"{type(network).__name__} has no blocks to merge one at a time",
@@ -45,12 +47,12 @@ class BlockCopy(Copy):
             )
         return blocks
 
-    def held(self, units: Sequence[Unit], processes: int) -> Held:
-        """What is in no block, in every process; and the largest block with its gradient."""
+    def footprint(self, units: Sequence[Unit], processes: int) -> Footprint:
+        """Returns the memory of what is in no block, in every process, and of the largest block with its gradient."""
         always = [unit for unit in units if not unit.block]
         blocks = [unit.nbytes + FP32 * unit.merged for unit in units if unit.block]
         weights = sum(unit.nbytes for unit in always)
-        return Held(weights, FP32 * sum(unit.merged for unit in always), max(blocks, default=0), made=weights)
+        return Footprint(weights, FP32 * sum(unit.merged for unit in always), max(blocks, default=0), made=weights)
 
 
 class Block(StandIn):
@@ -59,19 +61,16 @@ class Block(StandIn):
     Args:
         module: whose ``forward`` is replaced.
         tensors: on-disk name to each parameter of it, or view of one, that is dropped.
-
-    Attributes:
         fetch: fills the tensors; with grad enabled, ready for ``hand_on``.
         hand_on: takes the gradients that were just accumulated.
+
+    Attributes:
         anchor: requires grad when the weights do, so that autograd comes by though no input may ask for it.
         names: of the tensors.
     """
 
-    fetch: Visit
-    hand_on: Visit
-
-    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        self.names = tuple(tensors)
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor], fetch: Visit, hand_on: Visit) -> None:
+        self.names, self.fetch, self.hand_on = tuple(tensors), fetch, hand_on
         self.anchor = torch.zeros((), requires_grad=True)
         self.parameters = list({id(owner(tensor)): owner(tensor) for tensor in tensors.values()}.values())
         # where each tensor lies in its parameter: the parameters get other storages at each run
@@ -85,7 +84,7 @@ class Block(StandIn):
         self.drop()
 
     def take(self) -> None:
-        """Make room for the weights, and fetch them."""
+        """Makes room for the weights, and fetches them."""
         self._make_room()
         with torch.no_grad():
             self._taken = {
@@ -95,24 +94,24 @@ class Block(StandIn):
         self.fetch(self._taken)
 
     def give(self) -> None:
-        """Hand the gradients on."""
+        """Hands the gradients on."""
         self.hand_on(self._taken)
 
     def drop(self) -> None:
-        """Let weights and gradients go; whoever looks at a parameter sees zeros of its shape, which take no room."""
+        """Lets weights and gradients go; whoever looks at a parameter sees zeros of its shape, which take no room."""
         self._taken = {}
         for parameter in self.parameters:
             parameter.grad = None
             parameter.data = parameter.new_zeros(()).expand(parameter.shape)
 
     def undo(self) -> None:
-        """Give the module its own ``forward`` back, and room for its weights where it costs nothing until it is filled."""
+        """Gives the module its own ``forward`` back, and room for its weights where it costs nothing until it is filled."""
         super().undo()
         self.to(torch.device("cpu"))
         self._make_room()
 
     def to(self, device: torch.device) -> None:
-        """Run on another device from now on."""
+        """Has the block run on another device from now on."""
         for parameter in self.parameters:
             parameter.data = torch.zeros((), dtype=parameter.dtype, device=device).expand(parameter.shape)
 
@@ -123,44 +122,43 @@ class Block(StandIn):
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own ``forward``."""
+        """Runs the module's own ``forward`` with the weights fetched for it."""
         leaves, structure = tree_flatten((args, kwargs))
-        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        call = _Call(self, leaves, places, structure)
-        tensors = [leaves[place] for place in places]
-        for place in places:
-            leaves[place] = None  # autograd keeps what it needs of them
-        found = _Run.apply(call, self.anchor, *tensors)
-        return call.rebuilt(found)
+        numbers = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        call = _Call(self, leaves, numbers, structure)
+        tensors = [leaves[number] for number in numbers]
+        for number in numbers:
+            leaves[number] = None  # autograd keeps what it needs of them
+        return call.rebuilt(_Run.apply(call, self.anchor, *tensors))
 
 
 class _Call:
     """One call of a block: what it was given beside tensors, how to put it together, and what came out."""
 
-    def __init__(self, block: Block, leaves: list[Any], places: list[int], structure: TreeSpec) -> None:
-        self.block, self.leaves, self.places, self.structure = block, leaves, places, structure
+    def __init__(self, block: Block, leaves: list[Any], numbers: list[int], structure: TreeSpec) -> None:
+        self.block, self.leaves, self.numbers, self.structure = block, leaves, numbers, structure
         self.out: list[Any] = []
-        self.out_places: list[int] = []
+        self.out_numbers: list[int] = []
         self.out_structure: TreeSpec | None = None
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Call the module; its tensors among the results."""
+        """Calls the module, and returns the tensors among its results."""
         leaves = list(self.leaves)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
+        for number, tensor in zip(self.numbers, tensors, strict=True):
+            leaves[number] = tensor
         args, kwargs = tree_unflatten(leaves, self.structure)
         self.out, self.out_structure = tree_flatten(self.block.forward(*args, **kwargs))
-        self.out_places = [place for place, leaf in enumerate(self.out) if isinstance(leaf, Tensor)]
-        found = [self.out[place] for place in self.out_places]
-        for place in self.out_places:
-            self.out[place] = None
-        return found
+        self.out_numbers = [number for number, leaf in enumerate(self.out) if isinstance(leaf, Tensor)]
+        results = [self.out[number] for number in self.out_numbers]
+        for number in self.out_numbers:
+            self.out[number] = None
+        return results
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> Any:
-        """What the module returned."""
+        """Returns what the module returned, with these tensors in it."""
         leaves = list(self.out)
-        for place, tensor in zip(self.out_places, tensors, strict=True):
-            leaves[place] = tensor
+        for number, tensor in zip(self.out_numbers, tensors, strict=True):
+            leaves[number] = tensor
         assert self.out_structure is not None
         return tree_unflatten(leaves, self.out_structure)
 
@@ -176,12 +174,12 @@ class _Run(torch.autograd.Function):
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         try:
             call.block.take()
-            found = call.run(tensors)
+            results = call.run(tensors)
         finally:
             call.block.drop()
         given = {id(tensor) for tensor in tensors}
         # a function must not return its own input; what a block hands through is a view of it
-        return tuple(tensor.view_as(tensor) if id(tensor) in given else tensor for tensor in found)
+        return tuple(tensor.view_as(tensor) if id(tensor) in given else tensor for tensor in results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -193,14 +191,14 @@ class _Run(torch.autograd.Function):
             try:
                 call.block.take()
                 with torch.autocast(device, dtype, enabled):
-                    found = call.run(inputs)
+                    results = call.run(inputs)
                 pairs = [
                     (tensor, gradient)
-                    for tensor, gradient in zip(found, gradients, strict=True)
+                    for tensor, gradient in zip(results, gradients, strict=True)
                     if gradient is not None and tensor.requires_grad
                 ]
                 torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
-                del found, pairs
+                del results, pairs
                 call.block.give()
             finally:
                 call.block.drop()

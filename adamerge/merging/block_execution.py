@@ -1,4 +1,4 @@
-"""Passes: how the blocks of the network run, whatever their weights are: checkpointed, compiled, or as they are."""
+"""Block execution: how the blocks of the network run, whatever their weights are: checkpointed, compiled, or as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adamerge.backbones.structure import outermost
 from adamerge.errors import ConfigError
-from adamerge.merging.copies import Copy, WholeCopy
+from adamerge.merging.copies import Copy
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Passes:
     compiled: bool = False
 
     def begin(self, network: nn.Module, copy: Copy) -> None:
-        """From now on the network's blocks run so, until ``restore``.
+        """Has the network's blocks run so from now on, until ``restore``.
 
         Args:
             network: whose blocks run.
@@ -41,7 +41,7 @@ class Passes:
         """
         if not (self.checkpointed or self.compiled):
             return
-        if self.checkpointed and not isinstance(copy, WholeCopy):
+        if self.checkpointed and not copy.whole:
             raise ConfigError(
                 "model.passes.checkpointed needs the whole copy",
                 expected="model.copy=adamerge.WholeCopy",
@@ -79,15 +79,15 @@ class StandIn(ABC):
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own ``forward``."""
+        """Runs what stands in for the module's own ``forward``."""
 
     def undo(self) -> None:
-        """Give the module its own ``forward`` back."""
+        """Gives the module its own ``forward`` back."""
         self.module.forward = self.forward
 
 
 def restore(network: nn.Module) -> None:
-    """Let every module run as it is, whatever took its place; weights that were not always there are to be filled in."""
+    """Lets every module run as it is, whatever took its place; weights that were not always there are to be filled in."""
     for module in network.modules():
         while isinstance(module.forward, StandIn):
             module.forward.undo()
@@ -107,7 +107,7 @@ class Run(StandIn):
         self.run = torch.compile(self.forward) if passes.compiled else self.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own ``forward``."""
+        """Runs the module's own ``forward``, checkpointed or compiled."""
         try:
             if self.passes.checkpointed and torch.is_grad_enabled():
                 # nothing is drawn in a network in eval mode, for which transformers checkpoints nothing

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.structure import owner
-from adamerge.merging.footprint import Held, Unit
+from adamerge.merging.footprint import Footprint, Unit
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.storage import FP32, Storage
 
@@ -37,7 +37,7 @@ class Place:
 
     @property
     def gradient(self) -> Tensor | None:
-        """``G`` of it, as accumulated: the same view of the owner's gradient."""
+        """``G`` of this tensor, as accumulated: the same view of the owner's gradient."""
         holder = owner(self.tensor)
         gradient = holder.grad
         if holder is self.tensor or gradient is None:
@@ -48,11 +48,16 @@ class Place:
         return gradient.as_strided(self.tensor.size(), self.tensor.stride(), offset)
 
     def forget(self) -> None:
-        """Let the gradient go."""
+        """Lets the gradient go."""
         owner(self.tensor).grad = None
 
+    def fill(self, tensor: Tensor) -> None:
+        """Copies what of a whole on-disk tensor belongs here."""
+        with torch.no_grad():
+            self.tensor.copy_(self.cut(tensor), non_blocking=True)
+
     def cut(self, tensor: Tensor) -> Tensor:
-        """What of a whole on-disk tensor belongs here, in the shape it has here."""
+        """Returns what of a whole on-disk tensor belongs here, in the shape it has here."""
         return tensor if self.part is None else tensor.reshape(-1)[self.part].view(self.tensor.shape)
 
 
@@ -60,21 +65,17 @@ Visit = Callable[[Mapping[str, Place]], None]
 """What is done with tensors of the copy, by on-disk name."""
 
 
-class Passing(Protocol):
-    """A part of the network whose weights exist only while it runs.
+class TransientBlock(Protocol):
+    """A block of the network whose weights exist only while it runs.
 
     Attributes:
         names: on-disk names of its tensors.
-        fetch: fills them; with grad enabled, ready for ``hand_on``.
-        hand_on: takes the gradients that were just accumulated.
     """
 
     names: tuple[str, ...]
-    fetch: Visit
-    hand_on: Visit
 
     def to(self, device: torch.device) -> None:
-        """Run on another device from now on."""
+        """Has the block run on another device from now on."""
 
 
 class Copy(ABC):
@@ -83,34 +84,41 @@ class Copy(ABC):
     Attributes:
         collective: whether all processes go through each forward pass together, and each merges a part of every tensor.
         each_pass: whether every micro-batch merges anew.
+        whole: whether all weights are in each process from a merge to its contraction, so that activation checkpointing may
+            run a block again in the backward pass.
     """
 
     collective: bool = False
     each_pass: bool = False
+    whole: bool = False
 
     @property
     def ready(self) -> bool:
         """Whether the weights have a place by now."""
         return True
 
-    @abstractmethod
-    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
-        """The parts whose weights exist only while they run; the rest of the network is always there.
+    def transient(
+        self, network: nn.Module, tensors: Mapping[str, Tensor], fetch: Visit, hand_on: Visit
+    ) -> Sequence[TransientBlock]:
+        """Returns the blocks whose weights exist only while they run; the rest of the network is always there.
 
         Args:
             network: whose modules run.
             tensors: on-disk name to a parameter or a view of one.
+            fetch: fills tensors of a block; with grad enabled, ready for ``hand_on``.
+            hand_on: takes the gradients of a block that were just accumulated.
 
         Raises:
-            ConfigError: the network has no such parts.
+            ConfigError: the network has no such blocks.
         """
+        return ()
 
     def move(self, network: nn.Module, device: torch.device) -> None:
-        """Bring the network to the device of the merges, before its tensors get their places there."""
+        """Brings the network to the device of the merges, before its tensors get their places there."""
         network.to(device)
 
     def places(self, network: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Place]:
-        """Where the tensors are that are always there; asked again when the network has moved.
+        """Returns where the tensors are that are always there; asked again when the network has moved.
 
         Args:
             network: as it was moved.
@@ -123,21 +131,25 @@ class Copy(ABC):
         return {name: Place(tensor) for name, tensor in tensors.items()}
 
     @abstractmethod
-    def held(self, units: Sequence[Unit], processes: int) -> Held:
-        """What it takes in each process.
+    def footprint(self, units: Sequence[Unit], processes: int) -> Footprint:
+        """Returns the memory that the copy takes in each process.
 
         Args:
             units: of the network.
             processes: of the run.
         """
 
-    def stored(self, storage: Storage | None) -> Storage:
-        """The storage of the deltas that goes with it: as configured, or what fits where it is None.
+    def storage_for(self, storage: Storage | None) -> Storage:
+        """Returns the storage of the deltas that goes with this copy: as configured, or what fits where it is None.
 
         Raises:
             ConfigError: the two do not go together.
         """
         return Automatic() if storage is None else storage
+
+    def alone(self) -> Copy:
+        """Returns how the copy exists in one process, such as one that scores what several have trained."""
+        return self
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -146,11 +158,9 @@ class Copy(ABC):
 class WholeCopy(Copy):
     """All weights, and the gradient of all: one merge and one contraction a step, however many micro-batches it has."""
 
-    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
-        """None."""
-        return []
+    whole = True
 
-    def held(self, units: Sequence[Unit], processes: int) -> Held:
-        """All, in every process."""
+    def footprint(self, units: Sequence[Unit], processes: int) -> Footprint:
+        """Returns the memory of all weights and gradients, in every process."""
         weights = sum(unit.nbytes for unit in units)
-        return Held(weights, FP32 * sum(unit.merged for unit in units), made=weights)
+        return Footprint(weights, FP32 * sum(unit.merged for unit in units), made=weights)

@@ -1,8 +1,7 @@
-"""Units of a network, its blocks and what is in none: told from names on disk alone, or from the network itself."""
+"""The memory footprint of a merged copy, from the units of its network: told from names on disk, or from the network."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.backbones.structure import owner, users, whole_modules
+from adamerge.checkpoints.name_patterns import numbered_prefix
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
@@ -33,7 +33,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Held:
+class Footprint:
     """Bytes that a merged copy takes in one process.
 
     Attributes:
@@ -51,13 +51,13 @@ class Held:
     afterwards: bool = False
 
     def peak(self, contracting: int = 0) -> int:
-        """The most at once, of it and of what a contraction takes for a moment."""
+        """Returns the most bytes at once, with what a contraction takes for a moment."""
         moment = max(self.running, contracting) if self.afterwards else self.running + contracting
         return self.weights + self.gradient + moment
 
 
 def units_by_name(vectors: TaskVectors, dtype: torch.dtype) -> list[Unit]:
-    """As far as headers tell: the name up to its first integer is a block, else the name up to its last dot a module.
+    """Returns units as headers tell them: the name up to its first integer is a block, else that up to its last dot a module.
 
     A tie is not seen there, and a list of layers without names looks like blocks: the network itself knows better.
 
@@ -66,21 +66,23 @@ def units_by_name(vectors: TaskVectors, dtype: torch.dtype) -> list[Unit]:
         dtype: of the merged copy.
     """
     base = vectors.base
-    found: list[tuple[Hashable, Unit]] = []
+    tensors: list[tuple[Hashable, Unit]] = []
     for name in base:
         numel, own = base.shape(name).numel(), base.dtype(name)
-        numbered = re.match(r".*?\.\d+(?=\.)", name)
+        block = numbered_prefix(name)
         if not own.is_floating_point:
-            found.append(("", Unit(numel * own.itemsize, 0, 0, shared=True)))
+            tensors.append(("", Unit(numel * own.itemsize, 0, 0, shared=True)))
             continue
         merged = numel if name in vectors else 0
-        key = numbered.group() if numbered else name.rpartition(".")[0]
-        found.append((key, Unit(numel * dtype.itemsize, numel, merged, block=numbered is not None)))
-    return _summed(found)
+        if block is None or block == name:  # a member of a list of parameters is no module
+            tensors.append((name.rpartition(".")[0], Unit(numel * dtype.itemsize, numel, merged)))
+        else:
+            tensors.append((block, Unit(numel * dtype.itemsize, numel, merged, block=True)))
+    return _summed(tensors)
 
 
 def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Container[str]) -> list[Unit]:
-    """Of a network that is there.
+    """Returns the units of a network that is there.
 
     Args:
         network: whose modules run.
@@ -88,30 +90,28 @@ def units_of(network: nn.Module, tensors: Mapping[str, Tensor], merged: Containe
         merged: names of those that are merged.
     """
     modules, used, whole = list(network.modules()), users(network), set(map(id, whole_modules(network)))
-    found: list[tuple[Hashable, Unit]] = []
+    units: list[tuple[Hashable, Unit]] = []
     for name, tensor in tensors.items():
         at = used.get(id(owner(tensor)), set())
         unit = Unit(tensor.nbytes, tensor.numel() if tensor.is_floating_point() else 0, 0)
         unit = replace(unit, merged=unit.numel if name in merged else 0)
-        place = next(iter(at), -1)
+        user = next(iter(at), -1)
         # what a module has beside other modules is no unit's alone
-        if len(at) == 1 and (place >= 0 or id(modules[~place]) in whole):
-            found.append((place, replace(unit, block=place >= 0)))
+        if len(at) == 1 and (user >= 0 or id(modules[~user]) in whole):
+            units.append((user, replace(unit, block=user >= 0)))
         else:
-            found.append((id(owner(tensor)), replace(unit, shared=True)))
-    return _summed(found)
+            units.append((id(owner(tensor)), replace(unit, shared=True)))
+    return _summed(units)
 
 
-def _summed(parts: Iterable[tuple[Hashable, Unit]]) -> list[Unit]:
-    found: dict[tuple[Hashable, bool], Unit] = {}
-    for key, part in parts:
-        known = found.get((key, part.shared))
+def _summed(tensors: Iterable[tuple[Hashable, Unit]]) -> list[Unit]:
+    """Returns one unit for all tensors that have the same key and are shared alike."""
+    units: dict[tuple[Hashable, bool], Unit] = {}
+    for key, own in tensors:
+        known = units.get((key, own.shared))
         if known is not None:
-            part = replace(
-                known,
-                nbytes=known.nbytes + part.nbytes,
-                numel=known.numel + part.numel,
-                merged=known.merged + part.merged,
+            own = replace(
+                known, nbytes=known.nbytes + own.nbytes, numel=known.numel + own.numel, merged=known.merged + own.merged
             )
-        found[key, part.shared] = part
-    return list(found.values())
+        units[key, own.shared] = own
+    return list(units.values())

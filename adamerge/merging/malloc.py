@@ -17,7 +17,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for what is allocated next, instead of handing it back to the system.
+    """Lets the C library keep what is freed for what is allocated next, instead of handing it back to the system.
 
     glibc hands back what is free at the end of its heap, which after each pass of a network can be most of it; the next pass
     takes new memory, page by page, each of which the system clears first. Kept, a step of a whole copy on a CPU takes about
@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Let the C library hand what is freed back to the system at once: less at the peak, for a quarter more seconds.
+    """Lets the C library hand what is freed back to the system at once: less at the peak, for a quarter more seconds.
 
     What is gathered, used and let go over and over in other sizes leaves gaps in a heap that is kept: of a process that holds
     half a model, a quarter of all that it takes. Settings of the user's own are left as they are.

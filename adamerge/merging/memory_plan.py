@@ -1,4 +1,4 @@
-"""The plan: what a fit will take in memory with each storage, told from headers before any weight is read."""
+"""The memory plan: what a fit will take with each storage, told from headers before any weight is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import Copy, WholeCopy
-from adamerge.merging.footprint import Held, Unit
+from adamerge.merging.footprint import Footprint, Unit
 from adamerge.parametrizations import Parametrization
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Available, Memory, Sizes, size
@@ -20,10 +20,10 @@ from adamerge.task_vectors.task_vectors import TaskVectors
 LEARNING = 4 * FP32
 """Bytes for each learned number beside its value: its gradient, Adam's two moments, and what the guard can go back to."""
 MOST = 64
-"""Processes that are worth a thought where one does not do."""
+"""Largest number of processes to suggest where one does not do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What learning coefficients will take in each process at its peak, when a gradient of the merged copy is contracted.
 
@@ -42,8 +42,8 @@ class Plan:
         storage: as configured.
         copy: which weights exist when.
         processes: of the whole run.
-        kept: bytes that contractions keep beside the learned numbers.
-        per_element: bytes that a sum takes for a moment, for each element of what it goes through at once.
+        index_bytes: that contractions keep beside the learned numbers.
+        transient_per_element: temporary bytes per element while tensors are summed.
     """
 
     sizes: Sizes
@@ -57,23 +57,24 @@ class Plan:
     storage: Storage = field(default_factory=Automatic)
     copy: Copy = field(default_factory=WholeCopy)
     processes: int = 1
-    kept: int = 0
-    per_element: int = 0
+    index_bytes: int = 0
+    transient_per_element: int = 0
 
     @classmethod
     def of(
         cls,
         vectors: TaskVectors,
         parametrization: Parametrization,
+        *,
         units: Sequence[Unit],
         device: torch.device,
         storage: Storage,
         copy: Copy | None = None,
         processes: int = 1,
-        neighbours: int | None = None,
+        local_world_size: int | None = None,
         taken: Memory | None = None,
     ) -> Plan:
-        """From task vectors and a parametrization, which may be on the meta device.
+        """Returns the plan of task vectors and a parametrization, which may be on the meta device.
 
         Args:
             vectors: base and experts; nothing of them is read.
@@ -83,72 +84,69 @@ class Plan:
             storage: as configured.
             copy: which weights exist when; all when None.
             processes: of the whole run.
-            neighbours: of these, the ones that share this machine's memory.
+            local_world_size: of these, the ones that share this machine's memory.
             taken: what of the plan this process has taken already.
         """
-        there, taken = Available.on(device, neighbours), taken or Memory()
+        there, taken = Available.on(device, local_world_size), taken or Memory()
         values, logits = parametrization.values(), parametrization.masks()
         return cls(
-            Sizes.of(vectors),
-            sum(value.numel() for value in values.values()),
-            len(values),
-            sum(logit.numel() for logit in logits.values()),
-            sum(parameter.numel() for parameter in parametrization.parameters() if parameter.requires_grad),
-            units,
-            device,
-            Available(
+            sizes=Sizes.of(vectors),
+            coefficients=sum(value.numel() for value in values.values()),
+            groups=len(values),
+            logits=sum(logit.numel() for logit in logits.values()),
+            trained=sum(parameter.numel() for parameter in parametrization.parameters() if parameter.requires_grad),
+            units=units,
+            device=device,
+            there=Available(
                 None if there.host is None else there.host + taken.host,
                 None if there.device is None else there.device + taken.device,
             ),
-            storage,
-            copy if copy is not None else WholeCopy(),
-            processes,
-            parametrization.kept,
-            parametrization.per_element,
+            storage=storage,
+            copy=copy if copy is not None else WholeCopy(),
+            processes=processes,
+            index_bytes=parametrization.index_bytes,
+            transient_per_element=parametrization.transient_per_element,
         )
 
     @property
-    def held(self) -> Held:
+    def footprint(self) -> Footprint:
         """Bytes of the merged copy and its gradient."""
-        return self.copy.held(self.units, self.processes)
+        return self.copy.footprint(self.units, self.processes)
 
     @property
     def learned(self) -> int:
         """Bytes of coefficients and mask, with what learning needs and keeps."""
-        return FP32 * (self.coefficients + self.logits) + LEARNING * self.trained + self.kept
+        return FP32 * (self.coefficients + self.logits) + LEARNING * self.trained + self.index_bytes
 
     @property
     def beside(self) -> Memory:
-        """What is taken whatever the storage."""
-        return Memory.of(self.held.peak(self._summing) + self.learned, self.device)
+        """Memory that is taken whatever the storage."""
+        return Memory.of(self.footprint.peak(self._summing) + self.learned, self.device)
 
     @property
     def chosen(self) -> Storage:
         """The storage that will be used."""
-        if isinstance(self.storage, Automatic):
-            return self.storage.chosen(self.sizes, self.device, self.there, self.beside)
-        return self.storage
+        return self.storage.chosen(self.sizes, self.device, self.there, self.beside)
 
     def peak(self, storage: Storage) -> Memory:
-        """With one storage, all together."""
-        passing = storage.passing(self.sizes, self.device)
-        contracting = passing.host if self.device.type == "cpu" else passing.device
-        own = Memory.of(self.held.peak(contracting + self._summing) - contracting + self.learned, self.device)
-        return own + passing + storage.held(self.sizes, self.device)
+        """Returns the memory of all together with one storage."""
+        transient = storage.transient(self.sizes, self.device)
+        contracting = transient.host if self.device.type == "cpu" else transient.device
+        own = Memory.of(self.footprint.peak(contracting + self._summing) - contracting + self.learned, self.device)
+        return own + transient + storage.footprint(self.sizes, self.device)
 
     @property
     def _summing(self) -> int:
         """Bytes that a sum takes for a moment, whatever it reads."""
-        return self.per_element * self.sizes.read(self.device)
+        return self.transient_per_element * self.sizes.read(self.device)
 
     def fits(self, storage: Storage) -> bool:
         """Whether a margin of the available memory is left beside it."""
-        margin = self.storage.margin if isinstance(self.storage, Automatic) else Automatic().margin
-        return self.peak(storage).fits(self.there, margin)
+        return self.peak(storage).fits(self.there, self.storage.margin)
 
     @property
     def storages(self) -> list[Storage]:
-        """The storages worth a line: what the configuration says, and the others there are."""
+        """The storages to show: what the configuration says, and the others there are."""
         if self.copy.collective:
             return [self.chosen]
         known: list[Storage] = [Resident(), Disk()]
@@ -159,7 +157,7 @@ class Plan:
         return known if str(self.chosen) in map(str, known) else [self.chosen, *known]
 
     def advice(self) -> str | None:
-        """What to do when the chosen storage does not fit; None when it does."""
+        """Returns what to do when the chosen storage does not fit; None when it does."""
         if self.fits(self.chosen):
             return None
         smaller = [storage for storage in self.storages if self.fits(storage)]
@@ -173,9 +171,9 @@ class Plan:
         return f"not even the merged copy and its gradient fit, {self._short()} with all experts on disk: {other}"
 
     def _other_copy(self) -> str | None:
-        """Another copy that fits where this one does not, the cheapest first, and what it takes."""
+        """Returns the advice to take another copy that fits where this one does not, the cheapest first; None without one."""
         blocks = replace(self, copy=BlockCopy())
-        if self.held.peak() > blocks.held.peak() and blocks.fits(Disk()):
+        if self.footprint.peak() > blocks.footprint.peak() and blocks.fits(Disk()):
             return f"take --model.copy=BlockCopy, {blocks._short()} on disk"
         from adamerge.merging.sharded_copy import (
             ShardedCopy,  # not before it is needed: torch's part of it loads slowly
@@ -197,7 +195,7 @@ class Plan:
         return size(peak.host if self.device.type == "cpu" else peak.device)
 
     def record(self) -> dict[str, Any]:
-        """For ``summary.json``: bytes."""
+        """Returns the plan as ``summary.json`` has it, in bytes."""
         return {
             "device": str(self.device),
             "storage": str(self.chosen),
@@ -207,9 +205,9 @@ class Plan:
             "available": {"host": self.there.host, "device": self.there.device},
             "copy": str(self.copy),
             "processes": self.processes,
-            "merged_copy": self.held.weights,
-            "gradient": self.held.gradient,
-            "running": self.held.running,
+            "merged_copy": self.footprint.weights,
+            "gradient": self.footprint.gradient,
+            "running": self.footprint.running,
             "predicted_peak": {
                 str(storage): {"host": self.peak(storage).host, "device": self.peak(storage).device}
                 for storage in self.storages

@@ -1,4 +1,4 @@
-"""Telling a plan: what of it people read before a fit and in a check."""
+"""The memory report: what people read of a memory plan before a fit and in a check."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from rich.table import Table
 
 from adamerge.merging.memory_plan import Plan
 from adamerge.task_vectors.memory import size
-from adamerge.task_vectors.storage import LowBit, Storage
 
 
 def print_plan(plan: Plan, micro_batch: int | None = None) -> None:
-    """To the console, with what to do where the plan does not fit, or where a step merges more often than it looks.
+    """Prints a plan, with what to do where it does not fit, or where a step merges more often than it looks.
 
     Args:
         plan: of a fit.
@@ -44,31 +43,25 @@ def _summary(plan: Plan) -> str:
 
 
 def _copy(plan: Plan) -> str:
-    held = plan.held
-    if not held.running:
-        return f"merged copy {size(held.weights)}, its gradient {size(held.gradient)}"
+    footprint = plan.footprint
+    if not footprint.running:
+        return f"merged copy {size(footprint.weights)}, its gradient {size(footprint.gradient)}"
     each = f" in each of {plan.processes} processes" if plan.processes > 1 else ""
     return (
-        f"of the {plan.copy} what is always there{each} {size(held.weights)}, its gradient {size(held.gradient)}, what "
-        f"is there while it runs {size(held.running)}; before that the network is loaded{each}, which takes "
+        f"of the {plan.copy} what is always there{each} {size(footprint.weights)}, its gradient {size(footprint.gradient)}, "
+        f"what is there while it runs {size(footprint.running)}; before that the network is loaded{each}, which takes "
         f"{size(sum(unit.nbytes for unit in plan.units))} of host memory where its file is of another dtype"
     )
 
 
 def _table(plan: Plan) -> Table:
-    """A line for each storage."""
+    """Returns a table with a line for each storage."""
     on_device = plan.device.type != "cpu"
-    found = Table("storage", "host peak", *(["device peak"] if on_device else []), "fits", "rounding", box=None)
+    table = Table("storage", "host peak", *(["device peak"] if on_device else []), "fits", "rounding", box=None)
     for storage in plan.storages:
         peak = plan.peak(storage)
         columns = [peak.host, peak.device] if on_device else [peak.host]
         verdict = "yes" if plan.fits(storage) else "no"
         verdict += ", chosen" if str(storage) == str(plan.chosen) else ""
-        found.add_row(escape(str(storage)), *map(size, columns), verdict, _rounding(storage))
-    return found
-
-
-def _rounding(storage: Storage) -> str:
-    if isinstance(storage, LowBit):
-        return f"1/{254 if storage.bits == 8 else 14} of a block"
-    return {"bfloat16": "2^-8", "float16": "2^-11"}.get(getattr(storage, "dtype", ""), "none")
+        table.add_row(escape(str(storage)), *map(size, columns), verdict, storage.rounding)
+    return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adamerge.backbones.structure import owner
 from adamerge.merging.block_execution import Passes, restore
 from adamerge.merging.copies import Copy, Place, WholeCopy
-from adamerge.merging.merged_tensor import merged_tensor, updates
+from adamerge.merging.merged_tensor import Contents, Merge, OneModel
 from adamerge.merging.network_checks import (
     refuse_half_ties,
     refuse_other_network,
@@ -21,8 +21,8 @@ from adamerge.merging.network_checks import (
     refuse_unlike_leftovers,
     refuse_untrainable,
 )
-from adamerge.merging.pullback import PullBack, WayBack
-from adamerge.parametrizations import Parametrization, Update
+from adamerge.merging.pullback import MergeGradients, PullBack
+from adamerge.parametrizations import Parametrization
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -64,6 +64,7 @@ class MergedModel(nn.Module):
         task_vectors: TaskVectors,
         parametrization: Parametrization,
         storage: Storage | None = None,
+        *,
         buffers: Mapping[str, Tensor] | None = None,
         copy: Copy | None = None,
         passes: Passes | None = None,
@@ -74,17 +75,14 @@ class MergedModel(nn.Module):
         self.backbone = backbone
         self.task_vectors = task_vectors
         self.copy = copy if copy is not None else WholeCopy()
-        self.storage = self.copy.stored(storage)
+        self.choose_storage(storage)
         restore(backbone.network)  # from an earlier merged model
         tensors = backbone.tensors()
-        self._places: dict[str, Place] = {}  # of what is always there
+        self._contents: Contents = OneModel(task_vectors.base.__getitem__)  # of the copy
+        self._places: Mapping[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None
-        self._way_back: WayBack | None = None  # of the last merge, until its gradients are contracted
-        self._source: Callable[[str], Tensor] | None = None  # of blocks; merged when None
-        self._update_of: Update = parametrization.forward  # no module: it would be registered twice
         self._deltas_device: torch.device | None = None
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
-        self._astray: set[str] = set()  # buffers that hold something else for now
         refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
         refuse_unlike_leftovers(tensors, task_vectors.base, task_vectors.checkpoints)
         backbone.check_base(task_vectors.base)
@@ -101,33 +99,42 @@ class MergedModel(nn.Module):
         for holder in merged.values():
             kinds[holder.dtype] += holder.numel()
         self.dtype = kinds.most_common(1)[0][0]
-        """Of the merged copy; some networks keep a few small tensors in fp32 beside it."""
+        """Dtype of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
             passes.begin(backbone.network, self.copy)
-        self._passing = self.copy.passing(backbone.network, tensors)
-        for part in self._passing:
-            part.fetch, part.hand_on = self._fetch, self._hand_on
+        self._transient = self.copy.transient(backbone.network, tensors, self._fetch, self._hand_on)
         if self.copy.ready and not backbone.outlined:
             self.fill(task_vectors.base.__getitem__)
 
     @property
+    def storage(self) -> Storage:
+        """The storage of the deltas between merges, from the next time on that they are placed on a device."""
+        return self._storage
+
+    def choose_storage(self, storage: Storage | None) -> None:
+        """Decides where the deltas are between merges: as configured at first, then as a plan has chosen.
+
+        The one place that sets it. Deltas that are on a device already stay as they are.
+
+        Args:
+            storage: what fits, when None.
+
+        Raises:
+            ConfigError: the copy does not go with it.
+        """
+        self._storage = self.copy.storage_for(storage)
+
+    @property
     def device(self) -> torch.device:
-        """Where the coefficients are, and the copy with them."""
+        """The device of the coefficients, which the copy follows."""
         return next(self.parametrization.parameters()).device
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
-        """Fill the copy with whole tensors by name, such as the base's; an expert's by ``fill_expert``."""
-        self._place_copy()
-        self._source, self._way_back = source, None
-        with torch.no_grad():
-            for name, place in self._places.items():
-                place.forget()  # the gradient of a step that was thrown away
-                place.tensor.copy_(place.cut(source(name)), non_blocking=True)
-        self._astray = set(self.recalibrated)
-        torch.clear_autocast_cache()
+        """Fills the copy with whole tensors by name, such as the base's; an expert's by ``fill_expert``."""
+        self._hold(OneModel(source, self.recalibrated))
 
     def fill_expert(self, task: str) -> None:
-        """Fill the copy with one expert, its own buffers included; other tensors that are not merged stay the base's."""
+        """Fills the copy with one expert, its own buffers included; other tensors that are not merged stay the base's."""
         self._place_copy()
         base, expert = self.task_vectors.base, self.task_vectors.checkpoints[task]
         buffers = [
@@ -135,139 +142,120 @@ class MergedModel(nn.Module):
             for name, place in self._places.items()
             if not place.is_parameter and name in expert and expert.shape(name) == place.tensor.shape
         ]
-        self.fill(lambda name: (expert if name in self.task_vectors or name in buffers else base)[name])
-        self._astray.update(buffers)
+
+        def source(name: str) -> Tensor:
+            return (expert if name in self.task_vectors or name in buffers else base)[name]
+
+        self._hold(OneModel(source, (*self.recalibrated, *buffers)))
 
     def replace_buffers(self, values: Mapping[str, Tensor]) -> None:
-        """From the next merge on these buffers hold these values, by on-disk name, and all others the base's."""
-        self._astray.update(self.recalibrated, values)
+        """Has these buffers hold these values from the next merge on, by on-disk name, and all others the base's."""
+        self._contents.foreign |= {*self.recalibrated, *values}
         self.recalibrated = dict(values)
 
     def merge(
         self,
         draw: int | None = None,
         parameters: Sequence[nn.Parameter] | None = None,
-        way_back: WayBack | None = None,
+        gradients: MergeGradients | None = None,
     ) -> None:
-        """Refill the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
+        """Refills the merged tensors for the current coefficients; with grad enabled, ready for ``pull_back``.
 
         Args:
             draw: number of a search's merge, for parametrizations that are random there; None for what is saved.
             parameters: of the parametrization, that ``pull_back`` is for; all that are trained when None.
-            way_back: what remembers the way back to them, for whoever asks it and not ``pull_back``; a plain one when None.
+            gradients: what maps the gradients back to them, for whoever asks it and not ``pull_back``; a plain one when None.
         """
         self._place_deltas()
-        if way_back is None and torch.is_grad_enabled():
-            way_back = WayBack(self.trained() if parameters is None else parameters)
-        self._source, self._way_back = None, way_back
-        self._update_of = self.parametrization.forward if draw is None else self.parametrization.draw(draw)
+        if gradients is None and torch.is_grad_enabled():
+            gradients = MergeGradients(self.trained() if parameters is None else parameters)
         with torch.no_grad():
-            for name in self._astray:
+            for name in self._contents.foreign:
                 own = self.recalibrated.get(name)
                 self._places[name].tensor.copy_(self.task_vectors.base[name] if own is None else own)
-        self._astray = set()
+        update_of = None if draw is None else self.parametrization.draw(draw)
+        self._contents = Merge(self.task_vectors, self.parametrization, update_of, gradients)
         self._fetch(self._standing())
 
     def pull_back(self, loss: Tensor) -> Tensor:
-        """A scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
+        """Returns a scalar equal to ``loss`` whose backward gives the coefficients ``sum_e G[e] d(theta[e])/dw``, once.
 
         Args:
             loss: the detached value of what was back-propagated into the merged copy since ``merge()``.
         """
-        if self._way_back is None:
+        gradients = self._contents.gradients
+        if gradients is None:
             raise RuntimeError("pull_back needs a merge() with grad enabled since the last one")
-        way_back = self._way_back
-        scalar: Tensor = PullBack.apply(loss, partial(self._contract, way_back), *way_back.parameters)
+        scalar: Tensor = PullBack.apply(loss, partial(self._contract, gradients), *gradients.parameters)
         return scalar
 
     def gradients(self) -> list[Tensor]:
-        """What the way back that ``merge`` was given makes of the accumulated ``G``, which is then let go."""
-        if self._way_back is None:
+        """Returns what the last merge's ``gradients`` make of the accumulated ``G``, which is then let go."""
+        if self._contents.gradients is None:
             raise RuntimeError("gradients needs a merge() with grad enabled since the last ones")
-        return self._contract(self._way_back)
+        return self._contract(self._contents.gradients)
 
     def forward(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """What the network makes of preprocessed inputs of any mixture of tasks, with the weights of the last merge."""
+        """Returns what the network makes of preprocessed inputs of any mixture of tasks, with what the copy holds."""
         return self.backbone.encode(inputs, hidden)
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters of the parametrization that are not frozen."""
+        """Returns the parameters of the parametrization that are not frozen."""
         return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
 
     def _standing(self) -> dict[str, Place]:
-        """Merged tensors that are always there."""
+        """Returns the merged tensors that are always there."""
         return {name: place for name, place in self._places.items() if name in self.task_vectors}
 
+    def _hold(self, model: OneModel) -> None:
+        """Fills the copy with one model; blocks that come and go are filled with it when they run."""
+        self._place_copy()
+        self._contents = model
+        for place in self._places.values():
+            place.forget()  # the gradient of a step that was thrown away
+        model.fill(self._places)
+        torch.clear_autocast_cache()
+
     def _fetch(self, places: Mapping[str, Place]) -> None:
-        """Fill tensors of the copy; merged ones with the way back to the coefficients, where grad is enabled."""
-        # small ones first: what a processor needs to merge them is in its caches until a large one passes through
-        ordered = sorted(places.items(), key=lambda one: one[1].tensor.numel())
-        # of a block, only what the backward pass merges has a way back
-        way = self._way_back if torch.is_grad_enabled() else None
+        """Fills tensors of the copy with what it holds."""
         with exact(self.device):
-            # and before those, for all of them, what needs no values of deltas
-            merged = {
-                name: updates(
-                    self.parametrization, name, self.task_vectors[name], self._update_of, place.part, None, way
-                )
-                for name, place in ordered
-                if self._source is None and name in self.task_vectors
-            }
-            for name, place in ordered:
-                if name in merged:
-                    self._merge(place, self.task_vectors.base_tensor(name), merged.pop(name))
-                    place.forget()
-                    continue
-                source = self._source or self.task_vectors.base.__getitem__
-                with torch.no_grad():
-                    place.tensor.copy_(place.cut(source(name)), non_blocking=True)
+            self._contents.fill(places)
         # autocast caches casts of parameters by identity and would serve the previous merge
         torch.clear_autocast_cache()
 
-    def _merge(self, place: Place, base: Tensor, values: Iterator[tuple[slice, Tensor]]) -> None:
-        """Fill a tensor of the copy, or the part of one that is there, with base and update."""
-        target, base = place.tensor.detach(), place.cut(base).reshape(-1)
-        out = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
-        flat = out.view(-1)
-        for piece, own in values:
-            merged_tensor(base[piece], own, flat.dtype, out=flat[piece])
-        if out is not target:
-            target.copy_(out)
-
     def _hand_on(self, places: Mapping[str, Place]) -> None:
-        """Contract the gradients of a block before they go."""
-        if self._way_back is not None:
-            self._way_back.hand_on(places)
+        """Contracts the gradients of a block before they go."""
+        self._contents.hand_on(places)
 
-    def _contract(self, way_back: WayBack) -> list[Tensor]:
-        """``dL/dw`` of the parameters that a merge was for, from the accumulated ``G``; which is then let go."""
-        if way_back is not self._way_back:
+    def _contract(self, gradients: MergeGradients) -> list[Tensor]:
+        """Returns ``dL/dw`` of the parameters that a merge was for, from the accumulated ``G``; which is then let go."""
+        if gradients is not self._contents.gradients:
             raise RuntimeError(
                 "what this pull_back was of is gone: it has been pulled back, or merge() was called since"
             )
         standing = self._standing()
-        found = way_back.gradients(standing)
-        self._way_back = None
+        contracted = gradients.gradients(standing)
+        self._contents.gradients = None
         for place in standing.values():
             place.forget()
-        return found
+        return contracted
 
     @torch.inference_mode(False)  # else a first merge in validation would make parameters that cannot be trained
     def _place_copy(self) -> None:
-        """Bring the backbone to the coefficients' device, and find where its tensors are there."""
+        """Brings the backbone to the coefficients' device, and finds where its tensors are there."""
         if self._copy_device == self.device:
             return
-        for part in self._passing:
-            part.to(self.device)
+        for block in self._transient:
+            block.to(self.device)
         self.copy.move(self.backbone.network, self.device)
         self.backbone.move_heads(self.device)
-        passing = {name for part in self._passing for name in part.names}
-        standing = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in passing}
+        transient = {name for block in self._transient for name in block.names}
+        standing = {name: tensor for name, tensor in self.backbone.tensors().items() if name not in transient}
         self._places, self._copy_device = self.copy.places(self.backbone.network, standing, self.device), self.device
 
     @torch.inference_mode(False)
     def _place_deltas(self) -> None:
-        """Follow the coefficients to their device, and place the deltas for merges there."""
+        """Follows the coefficients to their device with the copy, and places the deltas for merges there."""
         self._place_copy()
         if self._deltas_device != self.device:
             self.task_vectors = self.storage.place(self.task_vectors, self.device)

@@ -17,7 +17,7 @@ from adamerge.errors import CheckpointError
 def refuse_other_network(
     network: str, tensors: Mapping[str, torch.Tensor], base: Checkpoint, ignores: Callable[[str], bool]
 ) -> None:
-    """Refuse a base whose tensors are not those of the network, by name and shape.
+    """Refuses a base whose tensors are not those of the network, by name and shape.
 
     Args:
         network: what it is called.
@@ -50,7 +50,7 @@ def refuse_other_network(
 
 
 def refuse_unlike_leftovers(names: Collection[str], base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
-    """Refuse experts that lack, or have otherwise, what is a leftover by its name, where the network has a place for it.
+    """Refuses experts that lack, or have otherwise, what is a leftover by its name, where the network has a place for it.
 
     Args:
         names: of the network's tensors.
@@ -66,7 +66,7 @@ def refuse_unlike_leftovers(names: Collection[str], base: Checkpoint, experts: M
 
 
 def refuse_half_ties(tied: Collection[str], experts: Mapping[str, Checkpoint]) -> None:
-    """Refuse adapters that change one of two places that share a weight: peft leaves the other as the base has it.
+    """Refuses adapters that change one of two places that share a weight: peft leaves the other as the base has it.
 
     Args:
         tied: on-disk names of tensors that the network uses in several places.
@@ -91,7 +91,7 @@ def refuse_half_ties(tied: Collection[str], experts: Mapping[str, Checkpoint]) -
 
 
 def refuse_untrainable(merged: Mapping[str, torch.Tensor], selected: Sequence[str], base: Checkpoint) -> None:
-    """Refuse to merge by gradients what takes none.
+    """Refuses to merge by gradients what takes none.
 
     Args:
         merged: the network's own tensors that are to be merged, by name.
@@ -120,7 +120,7 @@ def refuse_untrainable(merged: Mapping[str, torch.Tensor], selected: Sequence[st
 
 
 def refuse_shared_memory(tensors: Mapping[str, torch.Tensor], models: Mapping[str, Checkpoint]) -> None:
-    """Refuse models in memory that are the network's own tensors: each merge would overwrite what it reads.
+    """Refuses models in memory that are the network's own tensors: each merge would overwrite what it reads.
 
     Args:
         tensors: of the network.

@@ -1,22 +1,20 @@
-"""The way back: from gradients of merged tensors to those of the coefficients, each tensor contracted once."""
+"""The pullback: from gradients of merged tensors to those of the coefficients, each tensor contracted once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from adamerge.deltas.lazy_combination import Combination
 from adamerge.merging.copies import Place
 from adamerge.precision import exact
 
 
-class WayBack:
-    """Of one merge: how each merged tensor depends on the coefficients, and what has come back of them.
+class MergeGradients:
+    """Maps gradients of merged tensors to gradients of the coefficients, for one merge (a vector-Jacobian product).
 
     Args:
         parameters: of the parametrization, that gradients are for.
@@ -24,75 +22,73 @@ class WayBack:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        self._ways: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]] = {}
-        self._found: dict[int, Tensor] = {}  # by the parameter's place
+        self._noted: dict[str, tuple[GradientEdge, Callable[[Tensor], Tensor]]] = {}
+        self._sums: dict[int, Tensor] = {}  # by the parameter's number
 
-    def keep(self, name: str, update: Tensor | Combination) -> None:
-        """Remember how the update of a tensor was computed.
+    def note(self, name: str, end: Tensor, contract: Callable[[Tensor], Tensor]) -> None:
+        """Notes how the update of a tensor was computed; nothing of the tensor's size is kept for it.
 
         Args:
             name: of the tensor.
-            update: as computed, of as many elements; it is let go of, only its edge in autograd's graph stays. The gradient
-                of a combination is contracted before autograd is asked.
+            end: what autograd knows: the coefficients of a linear update, or an update itself.
+            contract: maps the gradient ``G`` of the merged tensor to the gradient of ``end``.
         """
-        if isinstance(update, Combination):
-            end, back = update.coefficients, update.contract
-        else:
-            end, back = update, partial(torch.reshape, shape=update.shape)
         if end.requires_grad:
-            self._ways[name] = get_gradient_edge(end), back
+            self._noted[name] = get_gradient_edge(end), contract
 
     def hand_on(self, places: Mapping[str, Place]) -> None:
-        """Contract the accumulated ``G`` of tensors with their task vectors, and add the result up.
+        """Contracts the accumulated ``G`` of tensors with their task vectors, and adds the result up.
 
         Args:
-            places: of the tensors, each of which comes once after it was kept.
+            places: of the tensors, each of which comes once after it was noted.
         """
-        found = [(name, *self._ways.pop(name), place.gradient) for name, place in places.items() if name in self._ways]
-        ways = [_Way(name, edge, back, gradient) for name, edge, back, gradient in found if gradient is not None]
-        if not ways:
+        noted = [
+            (name, *self._noted.pop(name), place.gradient) for name, place in places.items() if name in self._noted
+        ]
+        pulls = [_Pull(name, edge, contract, own) for name, edge, contract, own in noted if own is not None]
+        if not pulls:
             return
-        with exact(ways[0].gradient.device):
-            contracted = self._contracted(ways)
-        for place, own in enumerate(contracted):
+        with exact(pulls[0].gradient.device):
+            contracted = self._contracted(pulls)
+        for number, own in enumerate(contracted):
             if own is not None:
-                earlier = self._found.get(place)
-                self._found[place] = own if earlier is None else earlier + own
+                earlier = self._sums.get(number)
+                self._sums[number] = own if earlier is None else earlier + own
 
     def gradients(self, places: Mapping[str, Place]) -> list[Tensor]:
-        """``dL/dw`` of all that was handed on, and of these tensors; zeros where nothing depends on a parameter."""
+        """Returns ``dL/dw`` of all that was handed on, and of these tensors; zeros where nothing depends on a parameter."""
         self.hand_on(places)
-        found = [self._found.get(place) for place in range(len(self.parameters))]
-        return [self._nothing(p) if own is None else own for p, own in zip(self.parameters, found, strict=True)]
+        sums = [self._sums.get(number) for number in range(len(self.parameters))]
+        return [self._nothing(p) if own is None else own for p, own in zip(self.parameters, sums, strict=True)]
 
-    def _contracted(self, ways: Sequence[_Way]) -> Sequence[Tensor | None]:
-        gradients = [way.back(way.gradient) for way in ways]
-        return torch.autograd.grad([way.edge for way in ways], self.parameters, gradients, allow_unused=True)
+    def _contracted(self, pulls: Sequence[_Pull]) -> Sequence[Tensor | None]:
+        gradients = [pull.contract(pull.gradient) for pull in pulls]
+        return torch.autograd.grad([pull.edge for pull in pulls], self.parameters, gradients, allow_unused=True)
 
     def _nothing(self, parameter: Tensor) -> Tensor:
         return torch.zeros_like(parameter)
 
 
-class _Way(NamedTuple):
-    """From the gradient of one merged tensor to what its update was computed from."""
+class _Pull(NamedTuple):
+    """The gradient of one merged tensor, and how it becomes that of what its update was computed from."""
 
     name: str
     edge: GradientEdge
-    back: Callable[[Tensor], Tensor]
+    contract: Callable[[Tensor], Tensor]
     gradient: Tensor
 
 
-class Probes(WayBack):
+class Probes(MergeGradients):
     """Several gradients of one backward pass: of each, ``G`` is multiplied element by element by other numbers.
 
     The first is the gradient itself. What they have in common with those of a second pass tells, without any ``G`` being
-    kept, whether the gradients of the two passes have.
+    stored, whether the gradients of the two passes have.
 
     Args:
         parameters: of the parametrization, that gradients are for.
         count: gradients.
-        factors: gives the numbers: name of the tensor, place in the row of gradients from 1 on, and ``G``, to numbers of
-            ``G``'s shape.
+        factors: gives the numbers: name of the tensor, number of the gradient from 1 on, and ``G``, to numbers of ``G``'s
+            shape.
     """
 
     def __init__(
@@ -101,12 +97,14 @@ class Probes(WayBack):
         super().__init__(parameters)
         self.count, self.factors = count, factors
 
-    def _contracted(self, ways: Sequence[_Way]) -> Sequence[Tensor | None]:
-        edges, rows = [way.edge for way in ways], []
+    def _contracted(self, pulls: Sequence[_Pull]) -> Sequence[Tensor | None]:
+        edges, rows = [pull.edge for pull in pulls], []
         for number in range(self.count):
             gradients = [
-                way.back(way.gradient if number == 0 else way.gradient * self.factors(way.name, number, way.gradient))
-                for way in ways
+                pull.contract(
+                    pull.gradient if number == 0 else pull.gradient * self.factors(pull.name, number, pull.gradient)
+                )
+                for pull in pulls
             ]
             rows.append(
                 torch.autograd.grad(
@@ -127,11 +125,11 @@ class PullBack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: Callable[[], Sequence[Tensor]], *parameters: Tensor) -> Tensor:
-        """The value."""
+        """Returns the loss, as a number that depends on the parameters."""
         ctx.gradients = gradients
         return loss.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients, as often as the loss counts."""
+        """Returns the gradients of the parameters times the gradient of the loss."""
         return None, None, *(gradient * scale[0] for gradient in ctx.gradients())

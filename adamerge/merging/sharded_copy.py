@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 
 from adamerge.backbones.structure import owner, whole_modules
 from adamerge.errors import ConfigError
-from adamerge.merging.copies import Copy, Passing, Place
-from adamerge.merging.footprint import Held, Unit
+from adamerge.merging.block_copy import BlockCopy
+from adamerge.merging.copies import Copy, Place
+from adamerge.merging.footprint import Footprint, Unit
 from adamerge.merging.malloc import give_back_freed_memory
 from adamerge.task_vectors.storage import FP32, Disk, Storage
 
@@ -38,12 +39,8 @@ class ShardedCopy(Copy):
         """Whether the processes know each other, as they do once the trainer has started them."""
         return distributed.is_available() and distributed.is_initialized()
 
-    def passing(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Passing]:
-        """None."""
-        return []
-
     def move(self, network: nn.Module, device: torch.device) -> None:
-        """Bring what is not sharded to the device; what is goes there unit by unit."""
+        """Brings what is not sharded to the device; what is goes there unit by unit."""
         if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
             raise ConfigError(
                 "the network is sharded already, and cannot move or be sharded again",
@@ -57,7 +54,7 @@ class ShardedCopy(Copy):
                 tensor.data = tensor.data.to(device)
 
     def places(self, network: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Place]:
-        """Shard the network, and find its rows.
+        """Shards the network, and finds the rows of each tensor that this process has.
 
         Raises:
             ConfigError: there is one process alone; or a parameter holds several tensors, or one in another arrangement.
@@ -79,7 +76,7 @@ class ShardedCopy(Copy):
                     got=f"a parameter of shape {tuple(owner(tensor).shape)}",
                     todo="use model.copy=adamerge.BlockCopy in each process, or WholeCopy",
                 )
-        held = {name: holders.get(id(tensor)) for name, tensor in tensors.items()}
+        at = {name: holders.get(id(tensor)) for name, tensor in tensors.items()}
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         sharded = [_shard(unit, mesh, shared) for unit in units]
         # each is a root of its own: else what each has sent stays until the end of the whole backward pass
@@ -87,29 +84,29 @@ class ShardedCopy(Copy):
         if device.type == "cpu":
             give_back_freed_memory()  # what is gathered and let go would stay, and the whole network that was loaded
         return {
-            name: Place(tensor) if (at := held[name]) is None else Shard(cast(DTensor, getattr(*at)))
+            name: Place(tensor) if (holder := at[name]) is None else Shard(cast(DTensor, getattr(*holder)))
             for name, tensor in tensors.items()
         }
 
-    def held(self, units: Sequence[Unit], processes: int) -> Held:
-        """Rows in fp32 and their gradient, and all of what is shared; beside them what runs.
+    def footprint(self, units: Sequence[Unit], processes: int) -> Footprint:
+        """Returns the memory of rows in fp32 and their gradient, and of all that is shared; beside them of what runs.
 
         Of the unit that runs the weights are there, those of the next, the gradient, and what of it is being summed.
         """
         parted, shared = ([unit for unit in units if unit.shared is kind] for kind in (False, True))
 
-        def part(elements: int) -> int:
+        def shard(elements: int) -> int:
             return FP32 * -(-elements // processes)
 
-        return Held(
-            part(sum(unit.numel for unit in parted)) + sum(unit.nbytes for unit in shared),
-            part(sum(unit.merged for unit in parted)) + FP32 * sum(unit.merged for unit in shared),
+        return Footprint(
+            shard(sum(unit.numel for unit in parted)) + sum(unit.nbytes for unit in shared),
+            shard(sum(unit.merged for unit in parted)) + FP32 * sum(unit.merged for unit in shared),
             max((2 * unit.nbytes + 2 * FP32 * unit.merged for unit in parted), default=0),
             afterwards=True,
         )
 
-    def stored(self, storage: Storage | None) -> Storage:
-        """On disk, of which each process reads its part.
+    def storage_for(self, storage: Storage | None) -> Storage:
+        """Returns the storage on disk, of which each process reads its shard.
 
         Raises:
             ConfigError: it is another.
@@ -120,6 +117,10 @@ class ShardedCopy(Copy):
                 todo="set model.storage=Disk",
             )
         return Disk()
+
+    def alone(self) -> Copy:
+        """Returns a copy that exists block by block: one process may not have the memory of several."""
+        return BlockCopy()
 
 
 class Shard(Place):
@@ -139,7 +140,7 @@ class Shard(Place):
 
     @property
     def is_parameter(self) -> bool:
-        """Always."""
+        """Whether gradients can reach it, as they can any parameter."""
         return True
 
     @property
@@ -149,7 +150,7 @@ class Shard(Place):
         return None if gradient is None else cast(DTensor, gradient).to_local()
 
     def forget(self) -> None:
-        """Let the gradient go."""
+        """Lets the gradient go."""
         self.parameter.grad = None
 
 
@@ -157,7 +158,7 @@ class SumInPlace(ReduceScatter):
     """Gives each process the sum of its rows; gloo's own way would first copy all rows of all processes."""
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Ordinary memory."""
+        """Returns ordinary memory of this process."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(
@@ -168,15 +169,15 @@ class SumInPlace(ReduceScatter):
         op: Any,
         async_op: bool = False,
     ) -> None:
-        """Sum part after part into the process whose part it is; what was given is lost."""
-        parts = input_tensor.chunk(group.size())
-        for rank, part in enumerate(parts):
-            distributed.reduce(part, group=group, op=op, group_dst=rank)
-        output_tensor.copy_(parts[group.rank()])
+        """Sums shard after shard into the process whose shard it is; what was given is lost."""
+        shards = input_tensor.chunk(group.size())
+        for rank, shard in enumerate(shards):
+            distributed.reduce(shard, group=group, op=op, group_dst=rank)
+        output_tensor.copy_(shards[group.rank()])
 
 
 def _holders(units: list[nn.Module]) -> tuple[dict[int, tuple[nn.Module, str]], set[nn.Parameter]]:
-    """Where each parameter is that belongs to one unit, by its id; and those that belong to several."""
+    """Returns where each parameter is that belongs to one unit, by its id; and those that belong to several."""
     users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for unit in units:
         for module in unit.modules():

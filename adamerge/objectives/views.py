@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adamerge.backbones import Inputs
 from adamerge.errors import ConfigError
+from adamerge.parametrizations.splitmix64 import mixed
 
 TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
@@ -132,31 +133,19 @@ def seeds_of(seed: int, step: int, indices: Tensor, purpose: int = 0) -> Tensor:
     """One int64 seed per sample, ``(samples,)``, from the run's seed, the step and the samples' numbers."""
     seeds = torch.full_like(indices, seed)
     for part in (purpose, step, indices):
-        seeds = _mixed(seeds * 31 + part + 1)
+        seeds = mixed(seeds * 31 + part + 1)
     return seeds
 
 
 def uniform(seeds: Tensor, number: int) -> Tensor:
     """The ``number``-th random number of each seed, fp32 in [0, 1): the same on every device."""
-    bits = _mixed(seeds * 31 + number + 1)
+    bits = mixed(seeds * 31 + number + 1)
     return (bits & 0xFFFFFF).float() / 0x1000000
 
 
 def numbers_on(device: torch.device, seeds: Tensor, number: int) -> Tensor:
     """The ``number``-th random number of each seed, as ``uniform`` gives it, on the device."""
     return uniform(seeds, number).to(device, non_blocking=True)
-
-
-def _mixed(values: Tensor) -> Tensor:
-    """splitmix64's finaliser (Steele et al., 2014), on int64 that wraps around."""
-    values = (values ^ _shifted(values, 30)) * -4658895280553007687
-    values = (values ^ _shifted(values, 27)) * -7723592293110705685
-    return values ^ _shifted(values, 31)
-
-
-def _shifted(values: Tensor, places: int) -> Tensor:
-    """To the right, filled with zeros."""
-    return (values >> places) & ((1 << (64 - places)) - 1)
 
 
 def images_of(view: View, inputs: Inputs) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Groups
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 Update = Callable[[str, Deltas], Tensor]
@@ -33,42 +34,43 @@ class Parametrization(nn.Module, ABC):
     """In how many groups an expert has no coefficient that is learned, summed over experts."""
 
     def hold(self, held: Mapping[str, Tensor]) -> None:
-        """Remember what is held, for whoever looks at coefficients that are learned."""
+        """Remembers what is held, for whoever looks at coefficients that are learned."""
         self.held = dict(held)
         self.held_pairs = torch.stack([mask.all(dim=1).sum() for mask in held.values()]).sum() if held else 0.0
 
     @abstractmethod
     def forward(self, name: str, deltas: Deltas) -> Tensor:
-        """The update ``merged - base`` of tensor ``name``, of the tensor's shape."""
+        """Returns the update ``merged - base`` of tensor ``name``, of the tensor's shape."""
 
-    @property
-    def local(self) -> bool:
-        """Whether each element's update is linear in that element's deltas and depends on no other element.
+    def linear(self, name: str) -> tuple[Tensor, Groups] | None:
+        """Returns the coefficients ``c`` of tensor ``name``, ``(experts, count)``, and which elements use which.
 
-        Then ``forward`` is given the deltas of parts of tensors, and differentiated without the values of its result.
+        For updates that are ``sum_k c[k, g(e)] tau_k[e]`` and nothing else, which merges then sum and contract piece by
+        piece, without autograd; differentiable in the parameters. None where ``forward`` has another formula: it is called
+        with the deltas of the whole tensor then, and differentiated as it is.
         """
-        return False
+        return None
 
     @property
-    def kept(self) -> int:
-        """Bytes that contractions keep beside the parameters, from the first one on."""
+    def index_bytes(self) -> int:
+        """Bytes of indices that contractions keep beside the parameters, from the first one on."""
         return 0
 
     @property
-    def per_element(self) -> int:
-        """Bytes that a sum takes for a moment, for each element of what it goes through at once."""
+    def transient_per_element(self) -> int:
+        """Temporary bytes per element while tensors are summed."""
         return 0
 
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:
-        """Constrained coefficients, differentiable: group name to ``(experts, coefficients of the group)``."""
+        """Returns constrained coefficients, differentiable: group name to ``(experts, coefficients of the group)``."""
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
-        """Raw values before the constraint, detached views: group name to ``(experts, coefficients of the group)``."""
+        """Returns detached views of raw values: group name to ``(experts, coefficients of the group)``."""
 
     def load_values(self, values: Mapping[str, Tensor]) -> None:
-        """Set the raw values, in place.
+        """Sets the raw values, in place.
 
         Raises:
             KeyError: the groups are not exactly those of this parametrization.
@@ -77,11 +79,11 @@ class Parametrization(nn.Module, ABC):
         _copy(self.values(), values, "groups")
 
     def masks(self) -> dict[str, nn.Parameter]:
-        """Logits of a learned mask, tensor name to a parameter of the tensor's shape; none where there is no mask."""
+        """Returns the logits of a learned mask, tensor name to a parameter of its shape; none where there is no mask."""
         return {}
 
     def load_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Set the logits of the mask, in place.
+        """Sets the logits of the mask, in place.
 
         Raises:
             KeyError: the tensors are not exactly those of this parametrization's mask.
@@ -90,14 +92,14 @@ class Parametrization(nn.Module, ABC):
         _copy(self.masks(), masks, "masked tensors")
 
     def draw(self, number: int) -> Update:
-        """The updates in the ``number``-th merge of a search; those of this parametrization itself unless it is random.
+        """Returns the updates in the ``number``-th merge of a search: those of this parametrization unless it is random.
 
         What is evaluated, saved and exported is always the parametrization itself.
         """
         return self.forward
 
     def project_(self) -> None:
-        """Put the raw values back into the constraint's set, in place; called after each optimiser step."""
+        """Puts the raw values back into the constraint's set, in place; called after each optimiser step."""
         return
 
 

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.io.coefficient_file import read_coefficients
-from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update
+from adamerge.parametrizations.base import ParametrizationFactory, Update
 from adamerge.parametrizations.masks import Mask, SoftMask
+from adamerge.parametrizations.wrapper import Wrapper
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 Sample = Callable[[Tensor], Tensor]
 
 
-class Concrete(Parametrization):
+class Concrete(Wrapper):
     """``inner(tau) * m / mean(m)`` with one logit per weight, ``mean`` over the tensor; an empty mask gives no update.
 
     A search sees a fresh sample of the relaxed Bernoulli mask at each of its merges; what is evaluated, saved and
@@ -52,6 +53,7 @@ class Concrete(Parametrization):
         self,
         task_vectors: TaskVectors,
         inner: ParametrizationFactory,
+        *,
         temperature: float = 0.5,
         initial_logit: float = 0.0,
         mask: Mask | None = None,
@@ -60,12 +62,10 @@ class Concrete(Parametrization):
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ConfigError(f"Concrete: temperature must be positive, got {temperature}")
-        super().__init__()
-        self.inner = inner(task_vectors)
-        self.initial = self.inner.initial
+        super().__init__(task_vectors, inner)
         self.temperature, self.initial_logit, self.seed = temperature, initial_logit, seed
         self.mask = mask if mask is not None else SoftMask()
-        self._places = {name: place for place, name in enumerate(task_vectors)}  # names with dots name no parameter
+        self._numbers = {name: number for number, name in enumerate(task_vectors)}  # names with dots name no parameter
         self.logits = nn.ParameterList(
             torch.full(task_vectors.shape(name), initial_logit, dtype=torch.float32) for name in task_vectors
         )
@@ -75,49 +75,27 @@ class Concrete(Parametrization):
             self._take(Path(mask_from))
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
-        """The inner update under the declared mask."""
+        """Returns the update of ``inner`` under the declared mask."""
         return self._masked(self.inner, self.mask, name, deltas)
 
     def draw(self, number: int) -> Update:
-        """The inner update under the ``number``-th sample; under the declared mask when the logits are not learned."""
+        """Returns the update under the ``number``-th sample; under the declared mask when the logits are not learned."""
         mask = self.mask if self._constant else SoftMask(self.seed, number)
         return partial(self._masked, self.inner.draw(number), mask)
 
-    @property
-    def kept(self) -> int:
-        """As ``inner``."""
-        return self.inner.kept
-
-    @property
-    def per_element(self) -> int:
-        """As ``inner``."""
-        return self.inner.per_element
-
-    def coefficients(self) -> dict[str, Tensor]:
-        """Those of ``inner``."""
-        return self.inner.coefficients()
-
-    def values(self) -> dict[str, Tensor]:
-        """Those of ``inner``."""
-        return self.inner.values()
-
     def masks(self) -> dict[str, nn.Parameter]:
-        """The logits."""
-        return {name: self.logits[place] for name, place in self._places.items()}
-
-    def project_(self) -> None:
-        """As ``inner``: logits are free."""
-        self.inner.project_()
+        """Returns the logits; of this mask alone."""
+        return {name: self.logits[number] for name, number in self._numbers.items()}
 
     def _masked(self, inner: Update, mask: Mask, name: str, deltas: Deltas) -> Tensor:
-        logits, combine = self.logits[self._places[name]], partial(inner, name, deltas)
+        logits, combine = self.logits[self._numbers[name]], partial(inner, name, deltas)
 
         def sample(x: Tensor) -> Tensor:
             return mask(name, x.reshape(-1), self.temperature)
 
         masked: Tensor = _Masked.apply(combine(), logits.detach(), sample)
         if torch.is_grad_enabled() and logits.requires_grad:
-            masked = masked + _OfMask.apply(logits, combine, sample, mask, self.temperature)
+            masked = masked + _OfMask.apply(logits, combine, sample, partial(mask.slope, temperature=self.temperature))
         return masked
 
     def _take(self, path: Path) -> None:
@@ -159,25 +137,29 @@ class _OfMask(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, combine: Callable[[], Tensor], sample: Sample, mask: Mask, temperature: float
+        ctx: Any,
+        logits: Tensor,
+        combine: Callable[[], Tensor],
+        sample: Sample,
+        slope: Callable[[Tensor], Tensor | None],
     ) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.combine, ctx.sample, ctx.mask, ctx.temperature = combine, sample, mask, temperature
+        ctx.combine, ctx.sample, ctx.slope = combine, sample, slope
         return logits.new_zeros(()).expand(logits.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         m = ctx.sample(logits)
-        slope = ctx.mask.slope(m, ctx.temperature)
+        slope = ctx.slope(m)
         if slope is None:
-            return torch.zeros_like(logits), None, None, None, None
+            return torch.zeros_like(logits), None, None, None
         scale = _inverse(m.mean())
         with torch.no_grad():
             product = ctx.combine().reshape(-1).mul(gradients[0].reshape(-1))
         # d/dm_e of sum_f G_f T_f m_f / mean(m) = (G_e T_e - <G T, m> / sum(m)) / mean(m)
         centre = torch.dot(product, m) * scale / len(m)
-        return product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape), None, None, None, None
+        return product.sub_(centre).mul_(slope).mul_(scale).view(logits.shape), None, None, None
 
 
 def _inverse(mean: Tensor) -> Tensor:

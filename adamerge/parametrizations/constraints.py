@@ -27,7 +27,7 @@ class Constraint(ABC):
         """
 
     def project_(self, w: Tensor) -> None:
-        """Put ``w`` back into its set, in place, after an optimiser step; by default every ``w`` is in it."""
+        """Puts ``w`` back into its set, in place, after an optimiser step; by default every ``w`` is in it."""
         return
 
 

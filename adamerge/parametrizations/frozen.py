@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adamerge.deltas.base import Deltas
-from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
+from adamerge.deltas.groups import Groups
+from adamerge.parametrizations.base import ParametrizationFactory
+from adamerge.parametrizations.wrapper import Wrapper
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
-class Frozen(Parametrization):
+class Frozen(Wrapper):
     """The same updates, coefficients and file as ``inner``; no gradient reaches its parameters.
 
     A mask inside is constant, so that a search sees the declared one, too.
@@ -18,42 +20,22 @@ class Frozen(Parametrization):
 
     Args:
         task_vectors: handed on.
-        inner: what is kept constant.
+        inner: what stays constant.
     """
 
     def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
-        super().__init__()
-        self.inner = inner(task_vectors).requires_grad_(False)
-        self.initial = self.inner.initial
-
-    @property
-    def local(self) -> bool:
-        """As ``inner``."""
-        return self.inner.local
+        super().__init__(task_vectors, inner)
+        self.inner.requires_grad_(False)
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
-        """The inner update."""
+        """Returns the update of ``inner``."""
         update: Tensor = self.inner(name, deltas)
         return update
 
-    @property
-    def kept(self) -> int:
-        """As ``inner``."""
-        return self.inner.kept
+    def linear(self, name: str) -> tuple[Tensor, Groups] | None:
+        """Returns the constant coefficients of ``inner`` where its update is linear."""
+        return self.inner.linear(name)
 
-    @property
-    def per_element(self) -> int:
-        """As ``inner``."""
-        return self.inner.per_element
-
-    def coefficients(self) -> dict[str, Tensor]:
-        """Those of ``inner``."""
-        return self.inner.coefficients()
-
-    def values(self) -> dict[str, Tensor]:
-        """Those of ``inner``."""
-        return self.inner.values()
-
-    def masks(self) -> dict[str, nn.Parameter]:
-        """Those of ``inner``."""
-        return self.inner.masks()
+    def project_(self) -> None:
+        """Leaves the raw values as they are: no optimiser moves them."""
+        return

@@ -41,6 +41,7 @@ class ImportanceChunkWise(Linear):
         task_vectors: TaskVectors,
         init: float | None = 0.3,
         constraint: Constraint | None = None,
+        *,
         importance: str | dict[str, float] | None = None,
         budget: float = 1.0,
         kappa: float = 1.0,
@@ -62,11 +63,11 @@ class ImportanceChunkWise(Linear):
         super().__init__(task_vectors, init, constraint)
 
     def group(self, name: str) -> str | None:
-        """The tensor itself, when it has coefficients."""
+        """Returns the tensor's own name, when it has coefficients."""
         return name if self.allocation[name] > 0 else None
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """Contiguous chunks."""
+        """Returns contiguous chunks, as many as the allocation gives the tensor."""
         return Chunks(max(1, self.allocation[name]))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from adamerge.checkpoints.name_patterns import numbered_prefix
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Chunks, Groups, Whole
 from adamerge.errors import ConfigError
@@ -37,7 +37,7 @@ class Linear(Parametrization):
         super().__init__()
         self.init, self.constraint = init, constraint if constraint is not None else Free()
         self._groups: dict[str, Groups] = {name: self.groups(name, task_vectors) for name in task_vectors}
-        self._kept = sum(groups.kept(task_vectors.shape(name).numel()) for name, groups in self._groups.items())
+        self._index_bytes = sum(groups.index_bytes(task_vectors.shape(n).numel()) for n, groups in self._groups.items())
         self._columns: dict[str, slice] = {}
         self._group_of = {name: self.group(name) for name in task_vectors}
         total = 0
@@ -61,48 +61,47 @@ class Linear(Parametrization):
 
     @abstractmethod
     def group(self, name: str) -> str | None:
-        """Name of the group whose coefficients tensor ``name`` uses; None where they stay the initial one."""
+        """Returns the name of the group whose coefficients tensor ``name`` uses; None where they stay the initial one."""
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """How the elements of tensor ``name`` share its group's coefficients."""
+        """Returns how the elements of tensor ``name`` share its group's coefficients."""
         return Whole()
 
     def shares(self, name: str) -> tuple[Tensor, Groups]:
-        """The coefficients of tensor ``name``, ``(experts, count)``, differentiable, and which elements use which."""
+        """Returns the coefficients of tensor ``name``, ``(experts, count)``, differentiable, and which elements use which."""
         group = self._group_of[name]
         if group is None:
             return self.w.new_full((len(self.w), 1), self.initial), Whole()
         return self.constraint(self.w[:, self._columns[group]]), self._groups[name]
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
-        """``sum_k phi(w[k, g]) tau_k``."""
+        """Returns ``sum_k phi(w[k, g]) tau_k``."""
         return deltas.combine(*self.shares(name))
 
-    @property
-    def local(self) -> bool:
-        """Yes; not of a subclass with another formula, unless it says so."""
-        return type(self).forward is Linear.forward
+    def linear(self, name: str) -> tuple[Tensor, Groups] | None:
+        """Returns what ``forward`` sums by; None of a subclass whose ``forward`` is another, unless it says so itself."""
+        return self.shares(name) if type(self).forward is Linear.forward else None
 
     @property
-    def kept(self) -> int:
-        """Of elements that are strewn over tensors, which is whose."""
-        return self._kept
+    def index_bytes(self) -> int:
+        """Bytes of what says which coefficient each element uses, where elements are strewn over tensors."""
+        return self._index_bytes
 
     @property
-    def per_element(self) -> int:
-        """Of elements that are strewn over tensors, the largest."""
-        return max((groups.per_element for groups in self._groups.values()), default=0)
+    def transient_per_element(self) -> int:
+        """Temporary bytes per element while tensors are summed, of the groups that need most."""
+        return max((groups.transient_per_element for groups in self._groups.values()), default=0)
 
     def coefficients(self) -> dict[str, Tensor]:
-        """``phi(w)`` of each group."""
+        """Returns ``phi(w)`` of each group."""
         return {group: self.constraint(self.w[:, columns]) for group, columns in self._columns.items()}
 
     def values(self) -> dict[str, Tensor]:
-        """``w`` of each group."""
+        """Returns ``w`` of each group."""
         return {group: self.w.detach()[:, columns] for group, columns in self._columns.items()}
 
     def project_(self) -> None:
-        """Project ``w``."""
+        """Projects ``w`` into its constraint's set."""
         self.constraint.project_(self.w.detach())
 
 
@@ -114,7 +113,7 @@ class TaskWise(Linear):
     """
 
     def group(self, name: str) -> str:
-        """The one group."""
+        """Returns the name of the one group."""
         return "model"
 
 
@@ -122,9 +121,8 @@ class BlockWise(Linear):
     """One coefficient per expert and block: the name up to its first integer; what has none goes by its top module."""
 
     def group(self, name: str) -> str:
-        """``visual.transformer.resblocks.3`` for ``visual.transformer.resblocks.3.mlp.c_fc.weight``."""
-        numbered = re.match(r".*?\.\d+(?=\.|$)", name)
-        return numbered.group() if numbered else name.split(".")[0]
+        """Returns ``visual.transformer.resblocks.3`` for ``visual.transformer.resblocks.3.mlp.c_fc.weight``."""
+        return numbered_prefix(name) or name.split(".")[0]
 
 
 class LayerWise(Linear):
@@ -134,7 +132,7 @@ class LayerWise(Linear):
     """
 
     def group(self, name: str) -> str:
-        """The tensor itself."""
+        """Returns the tensor's own name."""
         return name
 
 
@@ -166,9 +164,9 @@ class ChunkWise(Linear):
         super().__init__(task_vectors, init, constraint)
 
     def group(self, name: str) -> str:
-        """The tensor itself."""
+        """Returns the tensor's own name."""
         return name
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """Contiguous chunks."""
+        """Returns contiguous chunks."""
         return Chunks(max(1, min(self.chunks, task_vectors.shape(name).numel())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import numpy
@@ -10,34 +9,27 @@ import torch
 from torch import Tensor
 
 from adamerge.deltas.groups import Groups, Ids
+from adamerge.deltas.tuning import HASHED_IDS
 from adamerge.errors import ConfigError
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear
+from adamerge.parametrizations.splitmix64 import GAMMA, mix_, start_of
 from adamerge.task_vectors.task_vectors import TaskVectors
-
-_STEP = 1 << 20  # elements hashed at a time, so that the hash takes little memory
 
 
 def partition_ids(seed: int, name: str, numel: int, parts: int) -> Tensor:
-    """The part of each element: a mix of the flat index and of ``sha256(seed, name)``, the same on every machine.
+    """Returns the part of each element: a mix of the flat index and of ``sha256(seed, name)``, the same on every machine.
 
     Returns:
         ``(numel,)`` on the CPU, in the smallest integer dtype that holds ``parts`` numbers.
-
-    Reference: the mix is that of splitmix64, Fast Splittable Pseudorandom Number Generators (Steele et al., 2014),
-    https://doi.org/10.1145/2660193.2660195.
     """
-    start = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+    start = start_of(f"{seed}/{name}")
     ids = torch.empty(numel, dtype=Ids.dtype(parts))
-    for first in range(0, numel, _STEP):
-        z = numpy.arange(first + 1, min(first + _STEP, numel) + 1, dtype=numpy.uint64)
-        z *= numpy.uint64(0x9E3779B97F4A7C15)
+    for first in range(0, numel, HASHED_IDS):
+        z = numpy.arange(first + 1, min(first + HASHED_IDS, numel) + 1, dtype=numpy.uint64)
+        z *= numpy.uint64(GAMMA)
         z += numpy.uint64(start)
-        z ^= z >> numpy.uint64(30)
-        z *= numpy.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> numpy.uint64(27)
-        z *= numpy.uint64(0x94D049BB133111EB)
-        z ^= z >> numpy.uint64(31)
+        mix_(z)
         # the upper half times the number of parts, and of that the upper half: as even as a division, and quicker
         z >>= numpy.uint64(32)
         z *= numpy.uint64(parts)
@@ -86,11 +78,11 @@ class RandomPartition(Linear):
         super().__init__(task_vectors, init, constraint)
 
     def group(self, name: str) -> str:
-        """The tensor itself."""
+        """Returns the tensor's own name."""
         return name
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """Parts by hash."""
+        """Returns parts by hash, as many as the tensor has elements at most."""
         numel = task_vectors.shape(name).numel()
         count = max(1, min(self.parts, numel))
         seed = self.seed

@@ -20,14 +20,14 @@ def held_names(held: Mapping[str, Tensor], experts: Sequence[str]) -> dict[str, 
         held: group name to booleans, ``(experts, coefficients of the group)``.
         experts: their names, in the order of the rows.
     """
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for group, mask in held.items():
         rows = [[place for place, own in enumerate(row) if own] for row in mask.tolist()]
         if all(row == rows[0] for row in rows):
-            found |= {group: rows[0]} if rows[0] else {}
+            named |= {group: rows[0]} if rows[0] else {}
         else:
-            found[group] = {expert: row for expert, row in zip(experts, rows, strict=True) if row}
-    return {HELD: found} if found else {}
+            named[group] = {expert: row for expert, row in zip(experts, rows, strict=True) if row}
+    return {HELD: named} if named else {}
 
 
 def held_masks(protocol: Mapping[str, Any], values: Mapping[str, Tensor], experts: Sequence[str]) -> dict[str, Tensor]:
@@ -39,12 +39,12 @@ def held_masks(protocol: Mapping[str, Any], values: Mapping[str, Tensor], expert
         experts: their names, in the order of the rows.
     """
     named = protocol.get(HELD)
-    found = {}
+    masks = {}
     for group, places in named.items() if isinstance(named, Mapping) else ():
         if group in values:
             mask = torch.zeros(values[group].shape, dtype=torch.bool)
             for row, expert in enumerate(experts):
                 own = places.get(expert, []) if isinstance(places, Mapping) else places
                 mask[row, [place for place in own if type(place) is int and 0 <= place < mask.shape[1]]] = True
-            found[group] = mask
-    return found
+            masks[group] = mask
+    return masks

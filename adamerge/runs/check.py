@@ -101,7 +101,7 @@ def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
         ]
         copy = WholeCopy() if model.get("copy") is None else make_part(model["copy"], Copy, "model.copy")
         storage = None if model.get("storage") is None else make_part(model["storage"], Storage, "model.storage")
-        storage = copy.stored(storage)
+        storage = copy.storage_for(storage)
         include, exclude = given.get("include") or (), given.get("exclude") or ()
         vectors = TaskVectors(pool.base, pool.good, transforms, include, exclude)
         with torch.device("meta"):  # a mask has a logit for every weight
@@ -115,9 +115,18 @@ def plan_of(config: Mapping[str, Any], pool: Pool) -> Plan | None:
     if model.get("objective"):
         _check_trainer(config.get("trainer") or {}, dtype, pool)
     device = _device(config)
-    neighbours, machines = _processes(config, device)
+    local_world_size, machines = _processes(config, device)
     units = units_by_name(vectors, dtype)
-    return Plan.of(vectors, parametrization, units, device, storage, copy, neighbours * machines, neighbours)
+    return Plan.of(
+        vectors,
+        parametrization,
+        units=units,
+        device=device,
+        storage=storage,
+        copy=copy,
+        processes=local_world_size * machines,
+        local_world_size=local_world_size,
+    )
 
 
 def _check_trainer(trainer: Mapping[str, Any], dtype: torch.dtype, pool: Pool) -> None:

@@ -156,7 +156,7 @@ def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dic
     if is_first_process():
         print_plan(plan, module.micro_batch)
     record = plan.record()
-    module.merged.storage = plan.chosen
+    module.merged.choose_storage(plan.chosen)
     settings.model.storage = Namespace(**describe(plan.chosen))
     return record
 

@@ -22,7 +22,6 @@ from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import COEFFICIENTS
 from adamerge.io.safetensors_file import read_json
-from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
@@ -96,7 +95,12 @@ class Scorer:
         """The backbone, which is this model's from now on and no earlier one's: its blocks obey one alone."""
         parametrization = coefficients.parametrization.to(self.device)
         return MergedModel(
-            self.backbone, coefficients.task_vectors, parametrization, Disk(), coefficients.buffers, self.copy
+            self.backbone,
+            coefficients.task_vectors,
+            parametrization,
+            Disk(),
+            buffers=coefficients.buffers,
+            copy=self.copy,
         )
 
     def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Scores:
@@ -248,8 +252,7 @@ def copy_for_scores(copies: Sequence[Copy]) -> Copy:
 
     One that was in parts over processes is block by block here.
     """
-    found = next((copy for copy in copies if not isinstance(copy, WholeCopy)), WholeCopy())
-    return BlockCopy() if found.collective else found
+    return next((copy for copy in copies if not copy.whole), WholeCopy()).alone()
 
 
 def _configuration(run: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Automatic: the storage that fits what is left of the memory."""
+"""Automatic storage: the fastest exact one that fits what is left of the memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from adamerge.errors import ConfigError
 from adamerge.task_vectors.memory import Available, Memory, Sizes
-from adamerge.task_vectors.storage import FP32, Disk, Pinned, Resident, Storage
+from adamerge.task_vectors.storage import FP32, MARGIN, Disk, Pinned, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 log = logging.getLogger(__name__)
@@ -27,24 +27,24 @@ class Automatic(Storage):
         ConfigError: margin is not in [0, 1).
     """
 
-    def __init__(self, margin: float = 0.2) -> None:
+    def __init__(self, margin: float = MARGIN) -> None:
         if not 0 <= margin < 1:
             raise ConfigError(f"Automatic: margin must be in [0, 1), got {margin}")
         self.margin = margin
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """As the first does that fits beside the gradient of the whole copy."""
+        """Places task vectors as the first storage does that fits beside the gradient of the whole copy."""
         chosen = self._now(Sizes.of(vectors), device)
         log.info("storage: %s", chosen)
         return chosen.place(vectors, device)
 
     def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
-        """The first that fits.
+        """Returns the first storage that fits.
 
         Args:
             sizes: of the task vectors.
             device: of the merges.
-            there: what is available.
+            there: memory that is available.
             beside: what else will be taken of it.
         """
         for storage in self.candidates(device):
@@ -53,16 +53,16 @@ class Automatic(Storage):
         return Disk()
 
     def candidates(self, device: torch.device) -> list[Storage]:
-        """The exact ones, the fastest first."""
+        """Returns the exact storages, the fastest first."""
         return [Resident(), Disk()] if device.type == "cpu" else [Resident(), Pinned(), Disk()]
 
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Of what would be chosen now."""
-        return self._now(sizes, device).held(sizes, device)
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns what stays in memory with the storage that would be chosen now."""
+        return self._now(sizes, device).footprint(sizes, device)
 
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Of what would be chosen now."""
-        return self._now(sizes, device).passing(sizes, device)
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns what one tensor needs for a moment with the storage that would be chosen now."""
+        return self._now(sizes, device).transient(sizes, device)
 
     def _now(self, sizes: Sizes, device: torch.device) -> Storage:
         return self.chosen(sizes, device, Available.on(device), Memory.of(FP32 * sizes.merged, device))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from adamerge.deltas.base import PIECE
+from adamerge.deltas.tuning import PIECE
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -27,7 +27,7 @@ class Memory:
 
     @classmethod
     def of(cls, nbytes: int, device: torch.device) -> Memory:
-        """Bytes on ``device``, which is the host itself when it is the CPU."""
+        """Returns bytes on ``device``, which is the host itself when it is the CPU."""
         return cls(host=nbytes) if device.type == "cpu" else cls(device=nbytes)
 
     def __add__(self, other: Memory) -> Memory:
@@ -53,21 +53,21 @@ class Available:
     device: int | None
 
     @classmethod
-    def on(cls, device: torch.device, processes: int | None = None) -> Available:
-        """What there is now.
+    def on(cls, device: torch.device, local_world_size: int | None = None) -> Available:
+        """Returns what there is now.
 
         Args:
             device: of the merges.
-            processes: that share this machine's memory; those of this run that are known of, when None.
+            local_world_size: processes that share this machine's memory; those of this run that are known of, when None.
         """
-        host = [found for found in (_free_host(PROC), _free_group(PROC, CGROUPS)) if found is not None]
-        share = min(host) // (processes or _processes()) if host else None
+        free = [nbytes for nbytes in (_free_host(PROC), _free_group(PROC, CGROUPS)) if nbytes is not None]
+        share = min(free) // (local_world_size or _local_world_size()) if free else None
         if device.type == "cpu":
             return cls(share, 0)
         if device.type != "cuda" or not torch.cuda.is_available():
             return cls(share, None)
-        free, _ = torch.cuda.mem_get_info(device)
-        return cls(share, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        unused, _ = torch.cuda.mem_get_info(device)
+        return cls(share, unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Sizes:
 
     @classmethod
     def of(cls, vectors: TaskVectors) -> Sizes:
-        """Those of task vectors, from headers; nothing is read and nothing learned."""
+        """Returns the sizes of task vectors, from headers; reads nothing and learns nothing."""
         tensors = {name: vectors.shape(name).numel() for name in vectors}
         deltas = {name: vectors.unlearned(name) for name in vectors}
         elements = {name: own.elements(len(vectors.experts)) for name, own in deltas.items()}
@@ -123,20 +123,20 @@ class Sizes:
         return max(self.tensors.values(), default=0)
 
     def read(self, device: torch.device) -> int:
-        """Elements of the most that is read at once for sums on ``device``, of each expert."""
+        """Returns the most elements that are read at once for sums on ``device``, of each expert."""
         return min(self.largest, PIECE) if self.divisible and device.type == "cpu" else self.largest
 
 
 def size(nbytes: int | None) -> str:
-    """Bytes for the eye."""
+    """Formats bytes for people, such as 1.50 GiB."""
     if nbytes is None:
         return "?"
-    unit = max(place for place in range(4) if nbytes >= 1024**place or place == 0)
+    unit = max(power for power in range(4) if nbytes >= 1024**power or power == 0)
     return f"{nbytes / 1024**unit:.{2 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
-def _processes() -> int:
-    """Processes of this run on this machine, as far as they have been told of each other."""
+def _local_world_size() -> int:
+    """Returns how many processes of this run are on this machine, as far as they have been told of each other."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     if local.isdecimal() and int(local) > 0:
         return int(local)
@@ -146,7 +146,7 @@ def _processes() -> int:
 
 
 def _free_host(proc: Path) -> int | None:
-    """``MemAvailable``: free, or in caches that can be dropped."""
+    """Returns ``MemAvailable``: free, or in caches that can be dropped."""
     for line in _lines(proc / "meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -154,8 +154,8 @@ def _free_host(proc: Path) -> int | None:
 
 
 def _free_group(proc: Path, root: Path) -> int | None:
-    """What the limits of this process's control group and of those around it leave; None where there are none."""
-    found = []
+    """Returns what the limits of this process's control group and of those around it leave; None where there are none."""
+    limits = []
     for line in _lines(proc / "self" / "cgroup"):
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -171,12 +171,12 @@ def _free_group(proc: Path, root: Path) -> int | None:
                 break
             left = _left(group, *names)
             if left is not None:
-                found.append(left)
-    return min(found, default=None)
+                limits.append(left)
+    return min(limits, default=None)
 
 
 def _left(group: Path, limit: str, usage: str, *caches: str) -> int | None:
-    """The limit of one control group less what it uses and cannot drop."""
+    """Returns the limit of one control group less what it uses and cannot drop."""
     most, used = _lines(group / limit), _lines(group / usage)
     if not most or not used or not most[0].isdecimal():
         return None  # "max", or no such file

@@ -1,4 +1,4 @@
-"""A conveyor: pinned memory that is taken in large pieces, and copies from it to a device while the device computes."""
+"""Pinned transfer: host memory taken in large pieces, and copies from it to a device while the device computes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-PIECE = 1 << 28
-"""Bytes of a piece of pinned memory: the allocator rounds each up to a power of two, so many small ones would waste half."""
+from adamerge.deltas.tuning import PINNED_PIECE
+
 ALIGNMENT = 64
 
 
@@ -23,18 +23,18 @@ class Arena:
 
     def __init__(self, total: int, largest: int, pinned: bool) -> None:
         self.left, self.pinned = total, pinned
-        self.piece = max(PIECE, 4 << max(largest - 1, 0).bit_length())
+        self.piece = max(PINNED_PIECE, 4 << max(largest - 1, 0).bit_length())
         self._free = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def put(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor."""
+        """Returns a copy of a tensor in this memory."""
         size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         if size > len(self._free):
             nbytes = max(size, min(self.piece, self.left))
             self._free = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=self.pinned)
-        place, self._free = self._free[: tensor.nbytes], self._free[size:]
+        own, self._free = self._free[: tensor.nbytes], self._free[size:]
         self.left -= size
-        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return own.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class Conveyor:
@@ -60,7 +60,7 @@ class Conveyor:
         self._turn = 0
 
     def __call__(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Each tensor on the device, good until the next one is asked for."""
+        """Yields each tensor on the device, good until the next one is asked for."""
         for tensor in tensors:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._buffers)
             self._stream.wait_event(self._done[turn])

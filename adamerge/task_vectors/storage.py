@@ -7,41 +7,66 @@ from abc import ABC, abstractmethod
 import torch
 
 from adamerge.deltas.base import Deltas, DenseDeltas
-from adamerge.deltas.quantized import Blockwise, Code, Floats, KeptDeltas
+from adamerge.deltas.quantized import Blockwise, Code, EncodedDeltas, Floats
 from adamerge.deltas.row_buffers import made_at_once, room
 from adamerge.errors import ConfigError
-from adamerge.task_vectors.memory import Memory, Sizes
+from adamerge.io.dtypes import torch_dtype
+from adamerge.task_vectors.memory import Available, Memory, Sizes
 from adamerge.task_vectors.pinned_transfer import Arena, Conveyor
 from adamerge.task_vectors.task_vectors import TaskVectors
 
-DTYPES = ("float32", "bfloat16", "float16")
 FP32 = 4  # bytes
 TRANSFORMED = 3
 """Tensors of every expert that a transform has in memory at once: what it takes, what is on the way, what it gives."""
 
 
-class Storage(ABC):
-    """How task vectors are held while coefficients are learned.
+MARGIN = 0.2
+"""Fraction of the available memory that stays free beside what a plan counts: what activations take is not known before."""
 
-    Factors of LoRA experts stay factors in fp32, whatever holds them. What is exported never depends on the storage: the
+
+class Storage(ABC):
+    """Where task vectors are while coefficients are learned, and in how many bits.
+
+    Factors of LoRA experts stay factors in fp32, whatever the storage. What is exported never depends on the storage: the
     export reads base and experts themselves.
+
+    Attributes:
+        margin: fraction of the available memory that a plan leaves free.
     """
+
+    margin: float = MARGIN
+
+    @property
+    def rounding(self) -> str:
+        """By how much a delta may be rounded, as tables write it."""
+        return "none"
 
     @abstractmethod
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """The same task vectors, for merges on ``device``."""
+        """Returns the same task vectors, for merges on ``device``."""
 
     @abstractmethod
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What stays in memory between merges."""
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns what stays in memory between merges."""
 
     @abstractmethod
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What one tensor needs for a moment, beside the gradient of the merged copy."""
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns what one tensor needs for a moment, beside the gradient of the merged copy."""
 
     def needs(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Both."""
-        return self.held(sizes, device) + self.passing(sizes, device)
+        """Returns the memory that stays plus the memory needed for a moment."""
+        return self.footprint(sizes, device) + self.transient(sizes, device)
+
+    def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
+        """Returns the storage that will be used: this one, unless it stands for several.
+
+        Args:
+            sizes: of the task vectors.
+            device: of the merges.
+            there: memory that is available.
+            beside: what else will be taken of it.
+        """
+        return self
 
     def __str__(self) -> str:
         given = ", ".join(str(value) for value in vars(self).values())
@@ -63,33 +88,39 @@ class Resident(Storage):
     """
 
     def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = _known(dtype)
+        _floats(dtype)  # refuses what is none
+        self.dtype = dtype
+
+    @property
+    def rounding(self) -> str:
+        """By how much a delta may be rounded, relative to itself."""
+        return _ROUNDING[self.dtype]
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Read everything once."""
-        return vectors.kept(device, self._keep, lambda base: base.to(device))
+        """Reads everything once, and stores it on the device."""
+        return vectors.in_memory(device, self._store, lambda base: base.to(device))
 
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Deltas and base; a base that is mapped from a file takes nothing on the CPU."""
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns the memory of deltas and base; a base that is mapped from a file takes nothing on the CPU."""
         return Memory.of(_dense(sizes, _floats(self.dtype)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What is widened of a few experts, where deltas are narrower; or what a transform needs when they are read once."""
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns the memory of a few experts' widened deltas, or that of a transform when they are read once."""
         if self.dtype == "float32":
             return Memory.of(_placing(sizes, sizes.read(device)), device)
         widened = FP32 * made_at_once(sizes.experts, device) * sizes.read(device)
         return Memory.of(max(widened, _placing(sizes, sizes.largest)), device)
 
-    def _keep(self, deltas: Deltas, count: int) -> Deltas:
+    def _store(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
-            return KeptDeltas.of(deltas, _floats(self.dtype), lambda row: row)
+            return EncodedDeltas.of(deltas, _floats(self.dtype), lambda row: row)
         numel = deltas.shape.numel()
         values = room([count, numel], torch.float32, deltas.device)
         for piece, opened in deltas.in_pieces():
             first = 0
-            for block in opened.blocks(torch.float32, piece):
-                values[first : first + len(block), piece] = block
-                first += len(block)
+            for rows in opened.row_batches(torch.float32, piece):
+                values[first : first + len(rows), piece] = rows
+                first += len(rows)
         return DenseDeltas(values.view(count, *deltas.shape))
 
 
@@ -114,19 +145,24 @@ class LowBit(Storage):
             raise ConfigError(f"LowBit: bits must be 8 or 4, got {bits}")
         self.bits = bits
 
+    @property
+    def rounding(self) -> str:
+        """By how much a delta may be rounded, relative to the largest of its block of 64."""
+        return f"1/{254 if self.bits == 8 else 14} of a block"
+
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Read and encode everything once."""
+        """Reads and encodes everything once."""
         code = Blockwise(self.bits)
-        return vectors.kept(
-            device, lambda deltas, _: KeptDeltas.of(deltas, code, lambda row: row), lambda base: base.to(device)
+        return vectors.in_memory(
+            device, lambda deltas, _: EncodedDeltas.of(deltas, code, lambda row: row), lambda base: base.to(device)
         )
 
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Integers and scales; and the base."""
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns the memory of integers and scales, and of the base."""
         return Memory.of(_dense(sizes, Blockwise(self.bits)) + FP32 * sizes.factors, device) + _base(sizes, device)
 
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """What is decoded of a few experts, and one's integers apart; or what a transform needs when they are read once."""
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns the memory of a few experts' decoded deltas and one's integers, or that of a transform at the one read."""
         decoded = (FP32 * made_at_once(sizes.experts, device) + 1) * sizes.read(device)
         return Memory.of(max(decoded, _placing(sizes, sizes.largest)), device)
 
@@ -144,69 +180,72 @@ class Pinned(Storage):
     """
 
     def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = _known(dtype)
+        _floats(dtype)  # refuses what is none
+        self.dtype = dtype
+
+    @property
+    def rounding(self) -> str:
+        """By how much a delta may be rounded, relative to itself."""
+        return _ROUNDING[self.dtype]
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Read everything once, into host memory."""
+        """Reads everything once, into host memory."""
         if device.type == "cpu":
             return Resident(self.dtype).place(vectors, device)
         return self.placed(vectors, device, pinned=True)
 
     def placed(self, vectors: TaskVectors, device: torch.device, pinned: bool) -> TaskVectors:
-        """The same, also for a device that needs no pinned memory."""
+        """Returns what ``place`` does, also for a device that needs no pinned memory."""
         sizes, code = Sizes.of(vectors), _floats(self.dtype)
         largest = code.nbytes(sizes.largest)
         arena = Arena(_dense(sizes, code) + sizes.base_bytes, largest, pinned)
         carry = Conveyor(device, largest)
-        return vectors.kept(device, lambda deltas, _: KeptDeltas.of(deltas, code, arena.put, carry), arena.put)
+        return vectors.in_memory(device, lambda deltas, _: EncodedDeltas.of(deltas, code, arena.put, carry), arena.put)
 
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Up to a quarter more than the deltas on the host; two tensors and the factors on the device."""
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns up to a quarter more than the deltas on the host; two tensors and the factors on the device."""
         if device.type == "cpu":
-            return Resident(self.dtype).held(sizes, device)
+            return Resident(self.dtype).footprint(sizes, device)
         code = _floats(self.dtype)
         there = _dense(sizes, code) + sizes.base_bytes
         return Memory(there + there // 4, 2 * code.nbytes(sizes.largest) + FP32 * sizes.factors)
 
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """As ``Resident``, and the base's tensor on its way."""
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns what ``Resident`` needs for a moment, and the memory of the base's tensor on its way."""
         base = Memory.of(0 if device.type == "cpu" else FP32 * sizes.largest, device)
-        return Resident(self.dtype).passing(sizes, device) + base
+        return Resident(self.dtype).transient(sizes, device) + base
 
 
 class Disk(Storage):
-    """Nothing is held: base and experts are memory-mapped, read and subtracted at each merge and each contraction.
+    """Nothing stays in memory: base and experts are memory-mapped, read and subtracted at each merge and each contraction.
 
     Exact. As many experts as the disk holds; as fast as the system's page cache or the disk.
     """
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Where they are."""
+        """Leaves the experts on disk; only sets the device."""
         return vectors.to(device)
 
-    def held(self, sizes: Sizes, device: torch.device) -> Memory:
-        """Nothing."""
+    def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns no memory, since nothing stays."""
         return Memory()
 
-    def passing(self, sizes: Sizes, device: torch.device) -> Memory:
-        """A few experts' deltas, and what is in no mapped file; of all, and what a transform makes of them, with one."""
+    def transient(self, sizes: Sizes, device: torch.device) -> Memory:
+        """Returns the memory of a few experts' deltas, or of all experts' where a transform looks across them."""
         copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
         copies += TRANSFORMED * sizes.experts if sizes.transformed else made_at_once(sizes.experts, device)
         return Memory.of(copies * FP32 * sizes.read(device), device)
 
 
-def _known(dtype: str) -> str:
-    if dtype not in DTYPES:
-        raise ConfigError(f"storage: there is no dtype '{dtype}'", expected=f"one of {list(DTYPES)}", got=dtype)
-    return dtype
+_ROUNDING = {"float32": "none", "bfloat16": "2^-8", "float16": "2^-11"}
 
 
 def _floats(dtype: str) -> Floats:
-    return Floats(getattr(torch, dtype))
+    return Floats(torch_dtype(dtype, "storage"))
 
 
 def _dense(sizes: Sizes, code: Code) -> int:
-    """Bytes of all dense deltas; each expert's tensor is encoded by itself."""
+    """Returns the bytes of all dense deltas; each expert's tensor is encoded by itself."""
     return sum(
         dense // numel * code.nbytes(numel)
         for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
@@ -215,12 +254,12 @@ def _dense(sizes: Sizes, code: Code) -> int:
 
 
 def _placing(sizes: Sizes, read: int) -> int:
-    """What a transform of so many elements takes while deltas are read once, beyond a gradient that is not there by then."""
+    """Returns the bytes that a transform takes while deltas are read once, beyond a gradient that is not there by then."""
     if not sizes.transformed:
         return 0
     return max(0, FP32 * (TRANSFORMED * sizes.experts * read - sizes.merged))
 
 
 def _base(sizes: Sizes, device: torch.device) -> Memory:
-    """What the base's merged tensors take where they are kept as they were opened, or moved to a device."""
+    """Returns the memory of the base's merged tensors, which stay as they were opened on a CPU, or are moved to a device."""
     return Memory() if device.type == "cpu" else Memory(device=sizes.base_bytes)

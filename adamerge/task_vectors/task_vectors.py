@@ -52,6 +52,7 @@ class TaskVectors(Mapping[str, Deltas]):
         transforms: Sequence[Transform] = (),
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        *,
         states: Sequence[State] | None = None,
     ) -> None:
         if not experts:
@@ -93,7 +94,7 @@ class TaskVectors(Mapping[str, Deltas]):
 
     @property
     def states(self) -> list[State]:
-        """What each transform learned from all tensors; learned at the first use."""
+        """Numbers that each transform learned from all tensors; learned at the first use."""
         if self._states is None:
             learned: list[State] = []
             with exact(self.device):
@@ -119,47 +120,47 @@ class TaskVectors(Mapping[str, Deltas]):
         return name in self._selected
 
     def shape(self, name: str) -> torch.Size:
-        """Shape of tensor ``name``, from the header."""
+        """Returns the shape of tensor ``name``, from the header."""
         return self.base.shape(name)
 
     def base_tensor(self, name: str) -> Tensor:
-        """The base's tensor, as stored, on ``device``."""
-        found = self._stored_base[name] if name in self._stored_base else self.base[name]
-        return found.to(self.device, non_blocking=True)
+        """Returns the base's tensor, as stored, on ``device``."""
+        tensor = self._stored_base[name] if name in self._stored_base else self.base[name]
+        return tensor.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> TaskVectors:
-        """The same task vectors, combined on ``device``; still read from where they are."""
+        """Returns the same task vectors, summed on ``device``; still read from where they are."""
         _ = self.states  # learned where the weights are, before anything moves
         moved = copy.copy(self)
         moved.device = torch.device(device)
         moved._stored, moved._stored_base = {}, {}
         return moved
 
-    def kept(
+    def in_memory(
         self,
         device: torch.device | str,
-        keep: Callable[[Deltas, int], Deltas],
-        keep_base: Callable[[Tensor], Tensor],
+        store: Callable[[Deltas, int], Deltas],
+        store_base: Callable[[Tensor], Tensor],
     ) -> TaskVectors:
-        """The same task vectors, combined on ``device`` and read from where they are no more.
+        """Returns the same task vectors, summed on ``device``, read once and from then on stored in memory.
 
         Args:
-            device: where combinations are computed.
-            keep: gives the kept deltas of dense ones, after the transforms, and their number of experts.
-            keep_base: gives what is kept of a tensor of the base.
+            device: where sums are computed.
+            store: gives the stored deltas of dense ones, after the transforms, and their number of experts.
+            store_base: gives what is stored of a tensor of the base.
         """
-        held = self.to(device)
-        held._stored_base = {name: keep_base(self.base[name]) for name in self._names}
-        with exact(held.device):
-            held._stored = {name: held._read(name, self.states).kept(keep, len(self.experts)) for name in self._names}
-        return held
+        stored, count = self.to(device), len(self.experts)
+        stored._stored_base = {name: store_base(self.base[name]) for name in self._names}
+        with exact(stored.device):
+            stored._stored = {name: stored._read(name, self.states).in_memory(store, count) for name in self._names}
+        return stored
 
     def unlearned(self, name: str) -> Deltas:
-        """The deltas of tensor ``name`` but for what transforms learn, which changes values alone; nothing is read."""
+        """Returns the deltas of tensor ``name`` but for what transforms learn, which changes values alone; reads nothing."""
         return self._read(name, [{} for _ in self.transforms])
 
     def check(self) -> None:
-        """Read every weight once.
+        """Reads every weight once, to see whether the models can be merged.
 
         Raises:
             CheckpointError: a weight is NaN or infinite, a file changed since it was opened, an expert equals the base
@@ -178,11 +179,11 @@ class TaskVectors(Mapping[str, Deltas]):
             seen[who] = model
 
     def models(self) -> dict[str, Checkpoint]:
-        """The base and the experts, by what messages call them."""
+        """Returns the base and the experts, by what messages call them."""
         return {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all models, by the same names; every weight is read for them, once."""
+        """Returns the fingerprints of base and experts, by what messages call them; reads every weight, once."""
         return {who: model.fingerprint for who, model in self.models().items()}
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
@@ -192,20 +193,20 @@ class TaskVectors(Mapping[str, Deltas]):
         return deltas
 
     def _raw(self, name: str) -> Deltas:
-        """The deltas before any transform: as factors where an expert has them, else read and subtracted."""
+        """Returns the deltas before any transform: as factors where an expert has them, else read and subtracted."""
         shape = self.shape(name)
-        parts: list[tuple[int, Deltas]] = []
+        kinds: list[tuple[int, Deltas]] = []
         experts = ((checkpoint, checkpoint.factors(name)) for checkpoint in self.checkpoints.values())
         for low_rank, run in groupby(experts, lambda expert: expert[1] is not None):
             members = list(run)
-            part: Deltas
+            kind: Deltas
             if low_rank:
-                part = LowRankDeltas.of([factors for _, factors in members if factors], shape, self.device)
+                kind = LowRankDeltas.of([factors for _, factors in members if factors], shape, self.device)
             else:
                 readers = [partial(checkpoint.__getitem__, name) for checkpoint, _ in members]
-                part = StreamedDeltas(partial(self.base_tensor, name), readers, shape, self.device)
-            parts.append((len(members), part))
-        return parts[0][1] if len(parts) == 1 else JoinedDeltas(parts)
+                kind = StreamedDeltas(partial(self.base_tensor, name), readers, shape, self.device)
+            kinds.append((len(members), kind))
+        return kinds[0][1] if len(kinds) == 1 else JoinedDeltas(kinds)
 
 
 def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:

@@ -119,7 +119,7 @@ class MergingModule(LightningModule, ABC):
         data = self._data()
         strategy = self.trainer.strategy
         # each process chooses by the memory it sees, and all must compute the same bits: the first one's choice is all's
-        self.merged.storage = strategy.broadcast(planned(self.merged, self.trainer).chosen)
+        self.merged.choose_storage(strategy.broadcast(planned(self.merged, self.trainer).chosen))
         if self.merged.copy.collective:
             self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
         check_same_models(self.merged.task_vectors)
@@ -242,11 +242,11 @@ class MergingModule(LightningModule, ABC):
         return Coefficients(
             self.merged.task_vectors.to("cpu"),
             self.merged.parametrization,
-            backbone.layout(),
-            self.merged.dtype,
-            step,
-            protocol,
-            self.merged.recalibrated,
+            layout=backbone.layout(),
+            dtype=self.merged.dtype,
+            step=step,
+            protocol=protocol,
+            buffers=self.merged.recalibrated,
         )
 
     def on_validation_epoch_start(self) -> None:

@@ -25,17 +25,17 @@ def planned(merged: MergedModel, trainer: Trainer) -> Plan:
     """What a run of this trainer will take, and which storage fits; nothing of the task vectors is read."""
     device = trainer.strategy.root_device
     units = units_of(merged.backbone.network, merged.backbone.tensors(), merged.task_vectors)
-    made = merged.copy.held(units, trainer.world_size).made
+    made = merged.copy.footprint(units, trainer.world_size).made
     return Plan.of(
         merged.task_vectors,
         merged.parametrization,
-        units,
-        device,
-        merged.storage,
-        merged.copy,
-        trainer.world_size,
-        trainer.num_devices,
-        Memory(host=made) if device.type == "cpu" else None,
+        units=units,
+        device=device,
+        storage=merged.storage,
+        copy=merged.copy,
+        processes=trainer.world_size,
+        local_world_size=trainer.num_devices,
+        taken=Memory(host=made) if device.type == "cpu" else None,
     )
 
 

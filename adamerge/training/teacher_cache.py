@@ -22,11 +22,11 @@ from adamerge.data.samples import Samples
 from adamerge.data.teacher_outputs import Kept, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
+from adamerge.io.dtypes import torch_dtype
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
 
 FORMAT = 1
-DTYPES = ("float32", "bfloat16", "float16")
 DIGESTS = "digests"
 
 
@@ -49,8 +49,8 @@ class TeacherCache:
             raise ConfigError(
                 f"{type(self).__name__}: top must be at least 2, got {top}: one class has no distribution"
             )
-        if dtype is not None and dtype not in DTYPES:
-            raise ConfigError(f"{type(self).__name__}: dtype", expected=f"one of {DTYPES}", got=dtype)
+        if dtype is not None:
+            torch_dtype(dtype, type(self).__name__)
         self.top, self.dtype = top, dtype
         self.forwards: dict[str, int] = {}
         self.found: dict[str, int] = {}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from adamerge.merging.copies import Place
 from adamerge.merging.merged_model import MergedModel
-from adamerge.merging.merged_tensor import updates
-from adamerge.merging.pullback import Probes, WayBack
+from adamerge.merging.merged_tensor import linear_update, updates
+from adamerge.merging.pullback import MergeGradients, Probes
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.precision import exact
@@ -167,18 +167,18 @@ def _probed(
 
 def _reach(merged: MergedModel, parameters: Sequence[nn.Parameter], draw: int, strategy: Strategy) -> list[Tensor]:
     """The gradients that random ``G`` of all tensors would have; 0 where no number of the model depends on a parameter."""
-    parametrization, way_back = merged.parametrization, WayBack(parameters)
+    parametrization, gradients = merged.parametrization, MergeGradients(parameters)
     update_of = parametrization.draw(draw)
     rank, processes = getattr(strategy, "global_rank", 0), getattr(strategy, "world_size", 1)
     for name in list(merged.task_vectors)[rank::processes]:  # each process reads its share of the deltas
         deltas = merged.task_vectors[name]
         with exact(merged.device):
-            values = updates(parametrization, name, deltas, update_of, way_back=way_back)
-            if not parametrization.local:  # those of others have their way back without being computed
+            values = updates(parametrization, name, deltas, update_of=update_of, gradients=gradients)
+            if linear_update(parametrization, name, update_of) is None:  # a linear one is noted without being computed
                 next(values)
         numbers = logistic((name, 0), deltas.shape.numel(), merged.device)
-        way_back.hand_on({name: _Given(numbers.view(deltas.shape))})
-    return [_summed(found, strategy) for found in way_back.gradients({})]
+        gradients.hand_on({name: _Given(numbers.view(deltas.shape))})
+    return [_summed(found, strategy) for found in gradients.gradients({})]
 
 
 class _Given(Place):

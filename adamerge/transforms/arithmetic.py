@@ -27,7 +27,7 @@ class Scale(Transform):
         self.factors = {name: float(factor) for name, factor in (factors or {}).items()}
 
     def experts(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The same."""
+        """Returns the experts' names, which stay as they are."""
         _refuse_unknown("Scale", self.factors, names)
         return tuple(names)
 

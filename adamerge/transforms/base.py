@@ -19,11 +19,11 @@ class Transform(ABC):
     """Gives new deltas for old ones, one tensor at a time; perhaps of fewer experts, with names of their own."""
 
     def prepare(self, vectors: Mapping[str, Deltas]) -> State:
-        """Look at all tensors once, one at a time, and return the few numbers that it needs at each read."""
+        """Looks at all tensors once, one at a time, and returns the few numbers that it needs at each read."""
         return {}
 
     def check_state(self, state: State, experts: int) -> None:
-        """See whether ``state`` is one that ``prepare`` could have returned for so many experts.
+        """Checks whether ``state`` is one that ``prepare`` could have returned for so many experts.
 
         Raises:
             ConfigError: it is not.

@@ -176,7 +176,7 @@ def test_what_a_network_keeps_in_fp32_is_exported_so(tmp_path):
     assert merged.dtype == torch.float16 and kept and all(".wo." in name for name in kept)
     with torch.no_grad():
         merged.merge()
-    made = Coefficients(vectors, merged.parametrization, backbone.layout(), merged.dtype)
+    made = Coefficients(vectors, merged.parametrization, backbone.layout(), dtype=merged.dtype)
     save_coefficients(made, tmp_path / "c.safetensors")
     export(load_coefficients(tmp_path / "c.safetensors"), tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -276,7 +276,7 @@ def test_non_finite_weights_are_refused_and_the_old_folder_stays(pool, tmp_path,
 
 
 def test_a_model_that_changes_meanwhile_is_refused(pool, tmp_path, monkeypatch):
-    import adamerge.artifacts.export  # noqa: F401  # the module is taken from sys.modules
+    from adamerge.artifacts import export as _  # noqa: F401  # the function; the module is taken from sys.modules
 
     module = sys.modules["adamerge.artifacts.export"]
     paths = copied(pool, tmp_path / "models")
@@ -353,7 +353,7 @@ from adamerge.artifacts.coefficients import Coefficients
 from adamerge.artifacts.export import export
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.storage import Disk, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 def anonymous():
     for line in open("/proc/self/status"):

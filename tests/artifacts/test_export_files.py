@@ -82,7 +82,7 @@ def test_nested_configurations_get_the_dtype_too(tmp_path):
     config["text_config"]["dtype"], config["vision_config"]["torch_dtype"] = "float32", "float16"
     file.write_text(json.dumps(config))
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
-    made = Coefficients(vectors, LayerWise(vectors), Layout(copied=["config.json"]), torch.bfloat16)
+    made = Coefficients(vectors, LayerWise(vectors), Layout(copied=["config.json"]), dtype=torch.bfloat16)
     found = json.loads((export(made, tmp_path / "out") / "config.json").read_text())
     assert found["dtype"] == found["text_config"]["dtype"] == found["vision_config"]["torch_dtype"] == "bfloat16"
 

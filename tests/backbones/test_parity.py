@@ -33,7 +33,7 @@ def asked(kind, dtype, folder):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     backbone.build_heads(TASKS, vectors.checkpoints)
     file = folder / "coefficients.safetensors"
-    made = Coefficients(vectors, merged.parametrization, backbone.layout(), merged.dtype, 3)
+    made = Coefficients(vectors, merged.parametrization, backbone.layout(), dtype=merged.dtype, step=3)
     save_coefficients(made, file)
     task = "two" if backbone.layout().heads else None
     export(load_coefficients(file), folder / "model", task=task)

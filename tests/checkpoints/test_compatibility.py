@@ -1,23 +1,15 @@
-"""Agreement: what an expert lacks or has too much is named, and so is the pattern that leaves it out."""
+"""Compatibility: what an expert lacks or has too much is named, and so is the pattern that leaves it out."""
 
 from fnmatch import fnmatchcase
 
 import pytest
 import torch
-import torchvision
 import transformers
-from pico import ENCODER, VISION, pico_pool, random_model
-from safetensors.torch import load_file
+from pico import ENCODER, VISION, random_model
 
 from adamerge.checkpoints.checkpoint import StateDict
 from adamerge.checkpoints.compatibility import refuse_extra, refuse_other
-from adamerge.checkpoints.hub_headers import RemoteCheckpoint
-from adamerge.checkpoints.lora import AdapterCheckpoint
-from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CheckpointError
-from adamerge.merging.merged_model import MergedModel
-from adamerge.merging.network_checks import refuse_untrainable
-from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
@@ -63,60 +55,3 @@ def test_all_that_differs_in_an_expert_is_left_out_by_one_advice():
     assert f"pass exclude={patterns}" in found.value.todo
     left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
     refuse_other("a", expert, base, left)
-
-
-def test_all_buffers_are_left_out_by_one_advice():
-    """The running statistics of a ResNet: two patterns, not forty rounds."""
-    network = torchvision.models.resnet18()
-    base = StateDict(network.state_dict())
-    merged = dict(network.named_parameters()) | {
-        name: value for name, value in network.named_buffers() if value.is_floating_point()
-    }
-    with pytest.raises(CheckpointError, match=r"'bn1.running_mean' \(and 39 more\) is a buffer") as found:
-        refuse_untrainable(merged, list(merged), base)
-    assert "pass exclude=['*.running_mean', '*.running_var']: buffers" in found.value.todo
-    left = {name: value for name, value in merged.items() if "running_" not in name}
-    refuse_untrainable(left, list(left), base)
-
-
-@pytest.fixture
-def tied(tmp_path):
-    """A model whose head is its embedding, and what makes an adapter of it that is a folder."""
-    import peft
-    import transformers
-
-    pool = pico_pool("gpt2", tmp_path / "pool")
-
-    def adapter(target, embeddings=False):
-        network = transformers.AutoModelForCausalLM.from_pretrained(pool["base"])
-        adapted = peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=[target]))
-        torch.nn.init.normal_(
-            next(value for name, value in adapted.named_parameters() if "lora_B" in name or "_B" in name)
-        )
-        adapted.save_pretrained(tmp_path / target, save_embedding_layers=embeddings)
-        return tmp_path / target
-
-    return pool, adapter
-
-
-def test_an_adapter_of_half_a_tie_is_refused(tied):
-    """Peft changes the embedding alone, and the network here has one tensor for it and the head."""
-    pool, adapter = tied
-    for target, refused in (("wte", True), ("c_attn", False)):
-        vectors = TaskVectors(pool["base"], {"a": adapter(target)})
-        backbone = pool["backbone"]()
-        assert backbone.tied() == {"transformer.wte.weight"}
-        if not refused:
-            MergedModel(backbone, vectors, LayerWise(vectors))
-            continue
-        with pytest.raises(CheckpointError, match="expert 'a' is an adapter of 'transformer.wte.weight', which"):
-            MergedModel(backbone, vectors, LayerWise(vectors))
-
-
-def test_an_adapters_copy_of_its_bases_embedding_is_one_also_where_the_base_cannot_be_read(tied):
-    pool, adapter = tied
-    folder, base = adapter("wte", embeddings=True), open_checkpoint(pool["base"])
-    assert any(".base_layer." in name for name in load_file(folder / "adapter_model.safetensors"))
-    remote = RemoteCheckpoint("org/base", {name: ("F32", tuple(base.shape(name))) for name in base})
-    for found in (AdapterCheckpoint(folder, base), AdapterCheckpoint(folder, remote)):
-        assert [*found.pairs] == ["transformer.wte.weight"] and found.factors("transformer.wte.weight").rank == 2

@@ -7,7 +7,7 @@ import torch
 import transformers
 from pico import ENCODER, VISION, random_model
 
-from adamerge.checkpoints.name_patterns import MOST, excluding, globs
+from adamerge.checkpoints.name_patterns import MOST, excluding, globs, numbered_prefix
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
@@ -70,3 +70,14 @@ def test_they_leave_exactly_what_is_missing(share):
     assert matched(patterns, missing) == missing and not matched(patterns, kept)
     vectors = TaskVectors(base, {"one": {name: base[name] for name in kept}}, exclude=patterns)
     assert sorted(vectors) == sorted(kept)
+
+
+def test_the_block_of_a_tensor_is_its_name_up_to_the_first_integer():
+    names = {
+        "visual.transformer.resblocks.3.mlp.c_fc.weight": "visual.transformer.resblocks.3",
+        "stages.1.layers.0.weight": "stages.1",
+        "prompts.12": "prompts.12",
+        "conv1.weight": None,
+        "3.weight": None,
+    }
+    assert {name: numbered_prefix(name) for name in names} == names

@@ -77,7 +77,7 @@ def test_scalars_and_empty_tensors(shape):
 def test_streamed_subtracts_in_fp32_whatever_is_stored(models, base_dtype, expert_dtype):
     base, experts = models[0].to(base_dtype), [e.to(expert_dtype) for e in models[1]]
     deltas = storages(base, experts)["streamed"]
-    found = torch.cat(list(deltas.blocks(torch.float32)))
+    found = torch.cat(list(deltas.row_batches(torch.float32)))
     expected = torch.stack([e.double() - base.double() for e in experts]).view(3, -1)
     # one rounding of the inputs to fp32 at most, one of the difference: far from a difference in half precision
     assert found.dtype == torch.float32 and (found.double() - expected).abs().max() < 4e-7
@@ -149,7 +149,7 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
         return rows
 
     deltas = TransformedDeltas(storages(base, experts)["streamed"], transform)
-    assert next(iter(deltas.blocks(torch.float64))).dtype == torch.float64
+    assert next(iter(deltas.row_batches(torch.float64))).dtype == torch.float64
     assert seen == [((3, 60), torch.float32)]
 
 
@@ -161,7 +161,7 @@ def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
         mapped = deltas.mapped(matrix)
         assert (mapped.dense().double() - wanted).abs().max() < 1e-6
         assert (
-            torch.equal(mapped.kept(lambda deltas, count: DenseDeltas(deltas.dense()), 2).dense(), mapped.dense())
+            torch.equal(mapped.in_memory(lambda deltas, count: DenseDeltas(deltas.dense()), 2).dense(), mapped.dense())
             and mapped.shape == SHAPE
         )
 
@@ -194,14 +194,26 @@ def test_a_part_takes_the_groups_of_the_whole(models, cut, kind, groups, edges, 
     coefficients = torch.randn(3, groups.count, requires_grad=True)
     slope = torch.zeros(60)
     slope[part] = torch.randn(edges[1] - edges[0])
-    own = deltas.within(part)
-    combined = own.combine(coefficients, groups)
-    assert torch.equal(combined, deltas.combine(coefficients, groups).flatten()[part])
-    (found,) = torch.autograd.grad(combined, coefficients, slope[part])
-    assert torch.allclose(found, deltas.contract(slope, groups), atol=1e-6)
-    inner = slice((edges[1] - edges[0]) // 3, (edges[1] - edges[0]) // 2)
-    assert torch.equal(own.within(inner).combine(coefficients, groups), combined[inner])
-    assert torch.equal(torch.cat(list(own.blocks(torch.float32))), deltas.dense().view(3, -1)[:, part])
+    whole = deltas.combine(coefficients, groups).flatten()
+    assert torch.equal(deltas.summed(coefficients.detach(), groups, part), whole[part])
+    assert torch.allclose(deltas.contract(slope[part], groups, part), deltas.contract(slope, groups), atol=1e-6)
+    (contracted,) = torch.autograd.grad(whole, coefficients, slope)
+    assert torch.allclose(deltas.contract(slope[part], groups, part), contracted, atol=1e-6)
+    assert torch.equal(torch.cat(list(deltas.row_batches(torch.float32, part))), deltas.dense().view(3, -1)[:, part])
+
+
+@pytest.mark.parametrize("kind", ["dense", "streamed"])
+@pytest.mark.parametrize("size", [None, 1, 5])
+@pytest.mark.parametrize("edges", [None, (13, 41)])
+def test_sums_come_in_pieces_of_the_asked_size_without_autograd(kind, size, edges):
+    deltas = storages(torch.randn(SHAPE), [torch.randn(SHAPE) for _ in range(3)])[kind]
+    coefficients, part = torch.randn(3, 7, requires_grad=True), None if edges is None else slice(*edges)
+    pieces = list(deltas.sums(coefficients.detach(), Chunks(7), part, size))
+    wanted = deltas.combine(coefficients, Chunks(7)).detach().reshape(-1)[part or slice(None)]
+    assert len(pieces) == (1 if size is None else -(-len(wanted) // size))
+    assert not any(values.requires_grad for _, values in pieces)
+    assert torch.equal(torch.cat([values for _, values in pieces]), wanted)
+    assert all(torch.equal(wanted[piece], values) for piece, values in pieces)
 
 
 def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, cut):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adamerge.deltas.base import DenseDeltas
-from adamerge.deltas.groups import SEGMENT, Chunks, Ids, Whole
+from adamerge.deltas.groups import Chunks, Ids, Whole
+from adamerge.deltas.tuning import SEGMENT
 
 CPU = torch.device("cpu")
 

@@ -1,13 +1,12 @@
-"""Sums: the same bits wherever rows are cut, and over many elements as exact as over few."""
+"""Kernels: the same bits wherever rows are cut, and over many elements as exact as over few."""
 
 import pytest
 import torch
 
-from adamerge.deltas import kernels as sums
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.groups import Chunks, Whole
-from adamerge.deltas.kernels import BAG, FEWEST, _adds_one_by_one, _bags_add_one_by_one, sum_rows
-from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.kernels import sum_rows
+from adamerge.deltas.tuning import BAG, FEW, FEWEST
 
 CPU = torch.device("cpu")
 
@@ -33,7 +32,7 @@ def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(
     """Whichever library adds as if one by one: none is used where it does not."""
     for asked in ("_bags_add_one_by_one", "_adds_one_by_one"):
         if asked != alike:
-            monkeypatch.setattr(f"adamerge.deltas.kernels.{asked}", lambda: False)
+            monkeypatch.setattr(f"adamerge.deltas.cpu_sums.{asked}", lambda: False)
     rows, coefficients = torch.randn(experts, numel), torch.randn(experts, 1)
     whole = DenseDeltas(rows).summed(coefficients, Whole())
     one_by_one = torch.mul(rows[0], coefficients[0])
@@ -44,38 +43,9 @@ def test_an_elements_sum_is_the_same_bits_wherever_a_tensor_is_cut_and_rows_are(
         assert torch.equal(DenseDeltas(rows).summed(coefficients, Whole(), slice(start, stop)), whole[start:stop])
 
 
-@pytest.mark.skipif(not _bags_add_one_by_one(), reason="this processor's lookup adds in another order")
-def test_all_rows_are_added_at_once_where_they_are_read_from(monkeypatch):
-    """Of a part of wider rows, of one row several times, of columns side by side: the same, and no row by row."""
-    rows, coefficients = torch.randn(FEW, 4 * BAG), torch.randn(FEW, 1)
-    given = {
-        "a part": rows[:, BAG : 2 * BAG + FEWEST],
-        "rows that end early": rows[:, :FEWEST],
-        "every other row": rows.repeat_interleave(2, dim=0)[::2],
-        "one row": rows[:1].expand(FEW, -1),
-        "nothing": rows[:, :0],
-        "columns": rows.t().contiguous().t(),
-    }
-    adds = []
-    real = sums._add_each
-    monkeypatch.setattr(sums, "_add_each", lambda *arguments: adds.append(1) or real(*arguments))
-    monkeypatch.setattr(sums, "_adds_one_by_one", lambda: False)
-    for what, own in given.items():
-        wanted = (coefficients.double() * own.double()).sum(dim=0)
-        assert torch.allclose(sum_rows(own, coefficients[:, 0]).double(), wanted, atol=1e-5), what
-        assert bool(adds) == (what in {"nothing", "columns"}), what
-        adds.clear()
-
-
 @pytest.mark.parametrize("experts", [FEW, 9])
 def test_a_row_that_is_not_finite_stays_so(experts):
     rows = torch.randn(experts, BAG)
     rows[1, 5], rows[2, 6] = torch.inf, torch.nan
     found = sum_rows(rows, torch.ones(experts))
     assert found[5] == torch.inf and found[6].isnan() and int(found.isfinite().sum()) == BAG - 2
-
-
-def test_the_libraries_are_asked_on_the_cpu_whatever_the_default_device_is():
-    with torch.device("meta"):
-        assert isinstance(_adds_one_by_one.__wrapped__(), bool)
-        assert isinstance(_bags_add_one_by_one.__wrapped__(), bool)

@@ -75,7 +75,7 @@ def columns_of(groups, numel):
 @pytest.mark.parametrize("groups", [Whole(), Chunks(1), Chunks(4)], ids=["whole", "1", "4"])
 def test_combine_and_its_transpose_are_the_formula(shape, groups, kind, held):
     deltas, tau = both(shape)[kind]
-    deltas = deltas.kept(keep_dense, len(tau)) if held else deltas
+    deltas = deltas.in_memory(keep_dense, len(tau)) if held else deltas
     assert torch.allclose(deltas.dense().double(), tau.view(-1, *shape), atol=1e-6)
     coefficients = torch.randn(len(tau), groups.count, requires_grad=True)
     slope = torch.randn(shape)
@@ -97,9 +97,9 @@ def test_held_and_read_give_the_same_bits(kind):
     """Training holds factors, export reads them."""
     deltas, tau = both((12, 7))[kind]
     coefficients = torch.randn(len(tau), 1)
-    held = deltas.kept(keep_dense, len(tau))
+    held = deltas.in_memory(keep_dense, len(tau))
     assert torch.equal(deltas.combine(coefficients, Whole()), held.combine(coefficients, Whole()))
-    for one, two in zip(deltas.blocks(torch.float32), held.blocks(torch.float32), strict=True):
+    for one, two in zip(deltas.row_batches(torch.float32), held.row_batches(torch.float32), strict=True):
         assert torch.equal(one, two)
 
 
@@ -149,7 +149,7 @@ def test_whole_tensors_are_never_dense_per_expert():
 
 def test_chunks_make_one_expert_dense_at_a_time():
     deltas = LowRankDeltas.of(experts((60, 50)), torch.Size((60, 50)), CPU)
-    assert [block.shape for block in deltas.blocks(torch.float32)] == [(1, 3000)] * 3
+    assert [block.shape for block in deltas.row_batches(torch.float32)] == [(1, 3000)] * 3
 
 
 def test_an_untouched_tensor_of_any_shape_adds_nothing():
@@ -172,7 +172,7 @@ def test_mapped_is_the_sum_of_experts(kind, shape):
         mapped = deltas.mapped(matrix)
         wanted = (matrix.double() @ tau).view(-1, *shape)
         assert torch.allclose(mapped.dense().double(), wanted, atol=2e-6)
-        assert torch.allclose(mapped.kept(keep_dense, len(matrix)).dense().double(), wanted, atol=2e-6)
+        assert torch.allclose(mapped.in_memory(keep_dense, len(matrix)).dense().double(), wanted, atol=2e-6)
         coefficients = torch.randn(len(matrix), 1)
         found = mapped.combine(coefficients, Whole()).double()
         assert torch.allclose(

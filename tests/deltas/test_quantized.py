@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.groups import Chunks, Ids, Whole
-from adamerge.deltas.quantized import BLOCK, Blockwise, Code, Floats, KeptDeltas
-from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.quantized import BLOCK, Blockwise, Code, EncodedDeltas, Floats
 from adamerge.deltas.streamed import StreamedDeltas
+from adamerge.deltas.tuning import FEW
 from adamerge.errors import ConfigError
 
 CODES = {
@@ -105,7 +105,7 @@ def test_what_float16_cannot_hold_is_refused():
     ids=lambda groups: type(groups).__name__,
 )
 def test_sums_and_contractions_are_the_formula_on_the_decoded_numbers(name, groups):
-    deltas = KeptDeltas.of(DenseDeltas(torch.randn(3, 4, 15)), CODES[name], lambda row: row)
+    deltas = EncodedDeltas.of(DenseDeltas(torch.randn(3, 4, 15)), CODES[name], lambda row: row)
     tau = deltas.dense().double().view(3, 60)
     assert deltas.dense().dtype == torch.float32 and deltas.dense().shape == (3, 4, 15)
     columns = torch.arange(60) % 3 if isinstance(groups, Ids) else torch.arange(60) * groups.count // 60
@@ -124,7 +124,7 @@ def test_sums_and_contractions_are_the_formula_on_the_decoded_numbers(name, grou
 @pytest.mark.parametrize("name", CODES)
 def test_sums_are_in_fp32_also_where_numbers_are_not(name):
     """256 experts of 1 and a coefficient of 1 + 2^-12: a sum in bfloat16 would stop at 256, one in half at 2048."""
-    deltas = KeptDeltas.of(DenseDeltas(torch.ones(300, 4096)), CODES[name], lambda row: row)
+    deltas = EncodedDeltas.of(DenseDeltas(torch.ones(300, 4096)), CODES[name], lambda row: row)
     coefficients = torch.full((300, 1), 1 + 2.0**-12)
     assert torch.allclose(deltas.combine(coefficients, Whole()), torch.full((4096,), 300 * (1 + 2.0**-12)), rtol=1e-5)
     found = deltas.contract(torch.full((4096,), 1 + 2.0**-12), Whole())
@@ -151,7 +151,7 @@ class Peak(TorchDispatchMode):
 )
 @pytest.mark.parametrize("name", [name for name in CODES if name != "float32"])
 def test_no_more_than_a_few_experts_are_widened_at_once(name, groups):
-    deltas = KeptDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)
+    deltas = EncodedDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)
     with Peak() as peak:
         deltas.contract(deltas.combine(torch.randn(10, groups.count), groups), groups)
     assert FEW * 6400 <= peak.largest <= FEW * 6400 + BLOCK * 16
@@ -160,7 +160,7 @@ def test_no_more_than_a_few_experts_are_widened_at_once(name, groups):
 @pytest.mark.parametrize(("name", "most"), [("bfloat16", 30), ("float16", 30), ("8 bits", 41), ("4 bits", 61)])
 def test_operations_are_those_stated(name, most):
     """Ten experts, merged and contracted."""
-    deltas = KeptDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)
+    deltas = EncodedDeltas.of(DenseDeltas(torch.randn(10, 6400)), CODES[name], lambda row: row)
     with Peak() as peak:
         deltas.contract(deltas.combine(torch.randn(10, 1), Whole()), Whole())
     assert most - 2 <= peak.elements / 6400 <= most + 0.1, peak.elements / 6400
@@ -172,8 +172,8 @@ def test_encoded_in_pieces_it_is_the_same_bits(monkeypatch, code, experts):
     """And each expert has memory of its own, although what is read of them is read into the same."""
     rows, base = numbers(experts, 5000).clamp(-1e4, 1e4), torch.zeros(5000)
     deltas = StreamedDeltas(lambda: base, [lambda row=row: row for row in rows], base.shape, base.device)
-    whole = KeptDeltas.of(deltas, code, lambda held: held)
+    whole = EncodedDeltas.of(deltas, code, lambda held: held)
     monkeypatch.setattr("adamerge.deltas.quantized.PIECE", 700)  # 704: pieces are of whole blocks
-    cut = KeptDeltas.of(deltas, code, lambda held: held)
-    for one, other, row in zip(whole.held, cut.held, rows, strict=True):
+    cut = EncodedDeltas.of(deltas, code, lambda held: held)
+    for one, other, row in zip(whole.encoded, cut.encoded, rows, strict=True):
         assert torch.equal(one, other) and torch.equal(one, encoded(code, row))

@@ -1,9 +1,10 @@
-"""Rows: memory that holds what was asked for, and is used again for the experts after the first few."""
+"""Row buffers: memory that holds what was asked for, and is used again for the experts after the first few."""
 
 import pytest
 import torch
 
-from adamerge.deltas.row_buffers import FEW, filled, made_at_once, room
+from adamerge.deltas.row_buffers import filled, made_at_once, room
+from adamerge.deltas.tuning import FEW
 
 CPU = torch.device("cpu")
 

@@ -2,11 +2,10 @@
 
 import torch
 
-from adamerge.deltas.base import PIECE
 from adamerge.deltas.groups import Chunks, Whole
-from adamerge.deltas.quantized import Floats, KeptDeltas
-from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.quantized import EncodedDeltas, Floats
 from adamerge.deltas.streamed import StreamedDeltas
+from adamerge.deltas.tuning import FEW, PIECE
 
 
 def streamed(base, experts):
@@ -31,8 +30,7 @@ def test_nothing_of_the_tensors_size_is_made_to_contract_or_to_sum_in_parts(cut)
     slope, coefficients = torch.ones(numel), torch.full((4, 3), 0.5)
     streamed(torch.zeros(1), [torch.ones(1)]).summed(torch.ones(1, 1), Whole())  # asks the library, once, how it adds
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        parts = [deltas.within(part) for part in deltas.pieces()]
-        total = sum(float(part.summed(coefficients, Chunks(3)).double().sum()) for part in parts)
+        total = sum(float(values.double().sum()) for _, values in deltas.sums(coefficients, Chunks(3)))
         found = deltas.contract(slope, Whole())
     assert total == 2 * numel and found.tolist() == [[numel]] * 4
     sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -51,9 +49,7 @@ def test_files_are_opened_once_for_several_reads_in_a_row(cut):
     found = deltas.summed(torch.ones(3, 1), Whole())
     assert reads == ["base", 0, 1, 2]
     opened = deltas.opened()
-    assert torch.equal(
-        torch.cat([opened.within(part).summed(torch.ones(3, 1), Whole()) for part in deltas.pieces()]), found
-    )
+    assert torch.equal(torch.cat([opened.summed(torch.ones(3, 1), Whole(), part) for part in deltas.pieces()]), found)
     deltas.contract(torch.ones(60), Whole())
     assert reads == ["base", 0, 1, 2] * 3
 
@@ -61,7 +57,7 @@ def test_files_are_opened_once_for_several_reads_in_a_row(cut):
 def test_a_few_experts_of_a_piece_are_in_memory_at_a_time():
     deltas = streamed(torch.randn(60), [torch.randn(60) for _ in range(2 * FEW + 1)])
     places, counts = set(), []
-    for block in deltas.blocks(torch.float32, slice(10, 20)):
+    for block in deltas.row_batches(torch.float32, slice(10, 20)):
         places.add(block.data_ptr())
         counts.append(len(block))
     assert counts == [FEW, FEW, 1] and len(places) == 1
@@ -74,7 +70,7 @@ def test_all_rows_at_once_are_those_of_all_blocks():
     deltas = streamed(base, experts)
     assert torch.equal(deltas.rows(torch.float32), wanted)
     assert torch.equal(deltas.mapped(torch.eye(2 * FEW + 1).flip(0)).rows(torch.float32), wanted.flip(0))
-    kept = KeptDeltas.of(deltas, Floats(torch.bfloat16), lambda row: row)
+    kept = EncodedDeltas.of(deltas, Floats(torch.bfloat16), lambda row: row)
     assert torch.equal(kept.rows(torch.float32), wanted.bfloat16().float())
 
 

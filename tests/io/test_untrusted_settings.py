@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import build_open_clip_folder
 from running import child
 from safetensors.torch import load_file, save_file
@@ -166,7 +165,7 @@ def test_a_tokenizer_of_the_folder_is_used_and_exported(folder, tmp_path):
     moved = {name: value + 1 for name, value in weights.items() if name.startswith("visual.")}
     save_file(moved, tmp_path / "expert.safetensors")
     vectors = TaskVectors(str(folder), {"one": str(tmp_path / "expert.safetensors")}, include=["visual.*"])
-    export(Coefficients(vectors, TaskWise(vectors), backbone.layout(), torch.float32), tmp_path / "merged")
+    export(Coefficients(vectors, TaskWise(vectors), backbone.layout()), tmp_path / "merged")
     shutil.rmtree(folder)
     (tmp_path / "load.py").write_text(LOADS)
     done = child([tmp_path / "load.py", tmp_path / "merged"], tmp_path, timeout=100)

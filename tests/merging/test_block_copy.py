@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_those_of_the_whole_copy(kind, pool_of):
     # networks in float64: gradients of what several blocks use are summed in another order, which fp32 would show
     double = kind != "qwen3_moe"  # its grouped products know no float64
     whole, blocks = (model_of(pool, copy, double=double) for copy in (WholeCopy(), BlockCopy()))
-    assert len(blocks._passing) >= 2
+    assert len(blocks._transient) >= 2
     loss, right = gradients(whole, pool)
     other, found = gradients(blocks, pool)
     assert other == pytest.approx(loss, rel=1e-6)
@@ -145,18 +145,18 @@ def test_gradients_under_autocast_are_those_of_the_whole_copy(pool_of):
 def test_weights_and_gradients_exist_only_while_they_run(pool_of):
     pool = pool_of("llama")
     merged = model_of(pool, BlockCopy())
-    names = {name for block in merged._passing for name in block.names}
+    names = {name for block in merged._transient for name in block.names}
     assert {name.split(".")[2] for name in names} == {"0", "1"}
     assert set(merged._places) == {
         "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
     }  # fmt: skip
-    owners = [parameter for block in merged._passing for parameter in block.parameters]
+    owners = [parameter for block in merged._transient for parameter in block.parameters]
     seen: list[int] = []
 
     def live() -> int:
         return sum(tensor.untyped_storage().nbytes() > 4 for tensor in owners)
 
-    for block in merged._passing:
+    for block in merged._transient:
         block.forward = _watched(block.forward, lambda: seen.append(live()))
     assert live() == 0
     gradients(merged, pool)
@@ -171,17 +171,17 @@ def test_an_error_in_a_block_leaves_no_weights(pool_of):
     def broken(*_, **__):
         raise ValueError("no")
 
-    merged._passing[1].forward = broken
+    merged._transient[1].forward = broken
     merged.merge()
     inputs = stack([merged.backbone.preprocess(sample) for sample in pool["samples"]["one"]])
     with pytest.raises(ValueError, match="no"):
         merged(inputs)
-    assert all(p.untyped_storage().nbytes() <= 4 for block in merged._passing for p in block.parameters)
+    assert all(p.untyped_storage().nbytes() <= 4 for block in merged._transient for p in block.parameters)
 
 
 def test_a_network_without_blocks_is_refused(pool_of):
     with pytest.raises(ConfigError, match="Linear has no blocks"):
-        BlockCopy().passing(nn.Linear(2, 2), {})
+        BlockCopy().transient(nn.Linear(2, 2), {}, print, print)
 
 
 def test_what_is_shared_between_blocks_is_always_there():
@@ -195,7 +195,7 @@ def test_what_is_shared_between_blocks_is_always_there():
 
     network = Network()
     assert outermost(network) == [*network.layers[:2], network.layers[2][0], network.layers[2][1]["x"]]
-    blocks = BlockCopy().passing(network, dict(network.named_parameters()))
+    blocks = BlockCopy().transient(network, dict(network.named_parameters()), print, print)
     assert [block.names for block in blocks] == [
         ("layers.0.bias",), ("layers.1.bias",), ("layers.2.0.weight", "layers.2.0.bias"),
         ("layers.2.1.x.weight", "layers.2.1.x.bias"),

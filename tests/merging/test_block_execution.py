@@ -103,7 +103,7 @@ def test_the_next_merged_model_of_a_network_has_its_own_way(copy, pool_of):
     passes = Passes(compiled=True, checkpointed=copy is None)
     merged = model_of(pool_of("llama"), copy, passes=passes)
     blocks = outermost(merged.backbone.network)
-    ways = [block.forward for block in blocks] if copy is None else [part.forward for part in merged._passing]
+    ways = [block.forward for block in blocks] if copy is None else [part.forward for part in merged._transient]
     assert len(ways) >= 2 and all(isinstance(way, Run) for way in ways)
     MergedModel(merged.backbone, merged.task_vectors, merged.parametrization)
     assert [block.forward.__func__ for block in blocks] == [type(block).forward for block in blocks]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adamerge.backbones.structure import outermost, owner
+from adamerge.backbones.structure import owner
+from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import Place, WholeCopy
+from adamerge.merging.sharded_copy import ShardedCopy
 
 
 def test_a_view_finds_its_gradient_in_its_owners():
@@ -41,7 +43,7 @@ def test_a_part_is_cut_out_of_the_flattened_tensor():
 def test_a_whole_copy_is_always_there():
     network = nn.Linear(2, 2)
     copy, tensors = WholeCopy(), dict(network.named_parameters())
-    assert copy.ready and not copy.collective and copy.passing(network, tensors) == []
+    assert copy.ready and not copy.collective and not copy.transient(network, tensors, print, print)
     assert {name: place.tensor for name, place in copy.places(network, tensors, torch.device("cpu")).items()} == tensors
 
 
@@ -51,13 +53,15 @@ def test_a_whole_copy_moves_all_of_the_network():
     assert all(tensor.is_meta for tensor in network.state_dict().values())
 
 
-def test_a_list_of_lists_is_as_its_members_are_called():
-    parts = [nn.Linear(1, 1) for _ in range(4)]
-    stages = nn.ModuleList([nn.ModuleList(parts[:2]), nn.ModuleDict({"x": parts[2]}), parts[3]])
-    assert outermost(nn.Sequential(stages)) == parts
+def test_a_copy_says_whether_all_weights_stay_and_how_it_exists_alone():
+    """What activation checkpointing asks, and what one process that scores a run of several asks."""
+    copies = {type(copy): copy for copy in (WholeCopy(), BlockCopy(), ShardedCopy())}
+    assert [copy.whole for copy in copies.values()] == [True, False, False]
+    assert [type(copy.alone()) for copy in copies.values()] == [WholeCopy, BlockCopy, BlockCopy]
 
 
-def test_blocks_are_members_of_the_outermost_lists():
-    inner = nn.ModuleList([nn.Linear(1, 1)])
-    network = nn.Sequential(nn.ModuleList([nn.Sequential(inner), nn.Linear(1, 1)]), nn.ModuleDict({"x": inner}))
-    assert outermost(network) == [network[0][0], network[0][1], inner[0]]
+def test_a_place_takes_its_part_of_a_whole_tensor_without_a_graph():
+    place = Place(nn.Parameter(torch.zeros(2, 3)))
+    place.part = slice(6, 12)
+    place.fill(torch.arange(12.0).view(4, 3))
+    assert place.tensor.tolist() == [[6, 7, 8], [9, 10, 11]] and place.tensor.grad_fn is None

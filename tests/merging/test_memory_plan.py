@@ -30,7 +30,15 @@ LOTS = Available(1 << 40, 1 << 40)
 def planned(vectors, kind=LayerWise, device=CPU, storage=None, there=LOTS, copy=None, processes=1, units=None):
     merged = sum(vectors.shape(name).numel() for name in vectors)
     units = [Unit(1000, 250, merged)] if units is None else units
-    found = Plan.of(vectors, kind(vectors), units, CPU, storage or Automatic(), copy, processes)
+    found = Plan.of(
+        vectors,
+        kind(vectors),
+        units=units,
+        device=CPU,
+        storage=storage or Automatic(),
+        copy=copy,
+        processes=processes,
+    )
     return replace(found, device=device, there=there)
 
 
@@ -87,9 +95,9 @@ def test_ids_of_a_random_partition_are_kept(tmp_path):
 
 
 def test_what_this_process_has_taken_counts_as_available(tmp_path, monkeypatch):
-    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(5000, None)))
+    monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, local_world_size=None: cls(5000, None)))
     vectors = files(tmp_path, 2, 16)
-    plan = Plan.of(vectors, LayerWise(vectors), [], CPU, Automatic(), taken=Memory(host=1000))
+    plan = Plan.of(vectors, LayerWise(vectors), units=[], device=CPU, storage=Automatic(), taken=Memory(host=1000))
     assert plan.there == Available(6000, None)
 
 
@@ -119,8 +127,8 @@ def test_of_a_block_copy_what_is_in_no_block_and_the_largest_block(tmp_path):
     one, other, rest, shared, last = split(vectors)
     plan = planned(vectors, copy=BlockCopy(), units=[one, other, rest, shared, last])
     always = rest.numel + shared.numel + last.numel
-    assert plan.held.weights == plan.held.made == 2 * always and plan.held.gradient == 4 * always
-    assert plan.held.running == (2 + 4) * other.numel
+    assert plan.footprint.weights == plan.footprint.made == 2 * always and plan.footprint.gradient == 4 * always
+    assert plan.footprint.running == (2 + 4) * other.numel
     beside = 6 * always + 6 * other.numel + 20 * 15
     assert plan.beside == Memory(host=beside)
     assert plan.peak(Disk()) == Memory(host=beside + 3 * 4 * 32 * 64)
@@ -135,8 +143,8 @@ def test_of_a_sharded_copy_a_part_and_what_is_gathered(tmp_path):
     for processes in (2, 7):
         plan = planned(vectors, storage=Disk(), copy=ShardedCopy(), processes=processes, units=units, device=CUDA)
         rows = -(-parted // processes)
-        assert plan.held.weights == 4 * rows + 2 * 20 and plan.held.gradient == 4 * rows + 4 * 20
-        assert plan.held.running == (2 + 2 + 4 + 4) * largest
+        assert plan.footprint.weights == 4 * rows + 2 * 20 and plan.footprint.gradient == 4 * rows + 4 * 20
+        assert plan.footprint.running == (2 + 2 + 4 + 4) * largest
         # contracted when the backward pass is over, so what runs and what is read from disk are never there together
         most = 8 * rows + 6 * 20 + max(12 * largest, 3 * 4 * 32 * 64)
         assert plan.peak(plan.chosen) == Memory(device=most + 20 * 15)
@@ -207,7 +215,7 @@ def test_a_parametrization_without_numbers_gives_the_same_plan(tmp_path, kind):
         empty = kind(vectors)
     assert all(parameter.is_meta for parameter in empty.parameters())
     real = kind(vectors)
-    one, other = (Plan.of(vectors, made, [Unit(7, 1, 1)], CPU, Disk()) for made in (empty, real))
+    one, other = (Plan.of(vectors, made, units=[Unit(7, 1, 1)], device=CPU, storage=Disk()) for made in (empty, real))
     assert one.record()["predicted_peak"] == other.record()["predicted_peak"]
     assert (one.coefficients, one.groups, one.logits) == (other.coefficients, other.groups, other.logits)
     assert empty.initial == real.initial
@@ -235,7 +243,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.merging.memory_plan import Plan
 from adamerge.task_vectors.storage import Disk, LowBit, Resident
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.merging.footprint import units_of
 from transformers import AutoModelForCausalLM
 
@@ -266,7 +274,7 @@ else:
     inputs["predicted"] = torch.ones(1, 4, dtype=torch.bool)
 parametrization = LayerWise(vectors)
 units = units_of(backbone.network, backbone.tensors(), vectors)
-plan = Plan.of(vectors, parametrization, units, torch.device("cpu"), storage)
+plan = Plan.of(vectors, parametrization, units=units, device=torch.device("cpu"), storage=storage)
 merged = MergedModel(backbone, vectors, parametrization, storage)
 thread.start()
 for _ in range(2):

@@ -22,7 +22,7 @@ def test_every_copy_is_told_in_words(tmp_path, capsys):
         assert record["copy"] == str(copy) and record["processes"] == processes
         for key in ("merged_copy", "gradient", "running"):
             assert not record[key] or size(record[key]) in text
-        assert record["running"] == plan.held.running and (str(copy) in text) == (type(copy) is not WholeCopy)
+        assert record["running"] == plan.footprint.running and (str(copy) in text) == (type(copy) is not WholeCopy)
         assert ("in each of 3 processes" in text) == (processes == 3)
         assert ("before that the network is loaded" in text) == (type(copy) is not WholeCopy)
 

@@ -21,10 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from adamerge.backbones import Backbone, Encoded
 from adamerge.deltas.base import Deltas
+from adamerge.deltas.groups import Groups
+from adamerge.deltas.streamed import StreamedDeltas
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise
+from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise, Update
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
@@ -686,8 +688,8 @@ def test_one_merge_and_one_contraction_whatever_the_micro_batches(monkeypatch):
     merged = make()
     merged.merge()
     reads = []
-    blocks = DenseDeltas.blocks
-    monkeypatch.setattr(DenseDeltas, "blocks", lambda *read: reads.append(1) or blocks(*read))
+    row_batches = DenseDeltas.row_batches
+    monkeypatch.setattr(DenseDeltas, "row_batches", lambda *read: reads.append(1) or row_batches(*read))
     pulled_back(merged, [x for _ in range(4) for x in batches()])
     assert len(reads) == 2 * len(merged.task_vectors)
 
@@ -745,7 +747,7 @@ from adamerge.backbones import OpenClipClassifier
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.storage import Disk
-from adamerge.task_vectors import TaskVectors
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -808,22 +810,84 @@ def test_state_dict_order_does_not_matter():
     assert list(one) == list(two)
 
 
-class Twice(LayerWise):
-    """A formula of its own that says it is local: its updates are no bare combinations."""
+def test_the_storage_is_chosen_in_one_place_until_deltas_are_placed():
+    merged = make()
+    with pytest.raises(AttributeError):
+        merged.storage = Disk()
+    merged.choose_storage(Disk())
+    merged.merge()
+    assert isinstance(merged.storage, Disk) and isinstance(merged.task_vectors["blocks.0.weight"], StreamedDeltas)
+    merged.choose_storage(Resident())
+    merged.merge()  # on the same device: the deltas are where they are
+    assert isinstance(merged.task_vectors["blocks.0.weight"], StreamedDeltas)
 
-    local = True
+
+def test_a_copy_that_holds_an_expert_or_the_base_has_nothing_to_pull_back():
+    merged, task = make(), "task0"
+    merged.merge()
+    merged.fill_expert(task)
+    expert = merged.task_vectors.checkpoints[task]["blocks.0.weight"]
+    assert torch.equal(merged.backbone.network.blocks[0].weight, expert)
+    with pytest.raises(RuntimeError, match="needs a merge"):
+        merged.pull_back(torch.zeros(()))
+    with torch.no_grad():
+        merged.merge()
+    with pytest.raises(RuntimeError, match="with grad enabled"):
+        merged.gradients()
+
+
+class Twice(LayerWise):
+    """A formula of its own, differentiated as it is."""
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         return 2 * super().forward(name, deltas)
 
 
-def test_a_local_formula_around_a_combination_has_its_values_and_gradients():
+class SaidTwice(Twice):
+    """The same, which says that it is linear."""
+
+    def linear(self, name: str) -> tuple[Tensor, Groups]:
+        coefficients, groups = self.shares(name)
+        return 2 * coefficients, groups
+
+
+class SaidAlone(LayerWise):
+    """A linear formula whose forward pass would be another: it is not asked."""
+
+    def forward(self, name: str, deltas: Deltas) -> Tensor:
+        raise AssertionError(f"the update of {name} was computed at once")
+
+    def linear(self, name: str) -> tuple[Tensor, Groups]:
+        return self.shares(name)
+
+
+def test_a_formula_that_says_it_is_linear_has_the_values_and_gradients_of_its_forward_pass():
     vectors, found = TaskVectors(**models()), {}
-    for kind, init in ((Twice, 0.2), (LayerWise, 0.4)):
+    for kind, init in ((Twice, 0.2), (SaidTwice, 0.2), (SaidAlone, 0.4), (LayerWise, 0.4)):
         merged = MergedModel(Mlp(), vectors, kind(vectors, init=init))
         merged.merge()
         objective(merged(batches()[0]).features).sum().backward()
         merged.pull_back(torch.zeros(())).backward()
         found[kind] = merged.backbone.network.blocks[0].weight.detach().clone(), merged.parametrization.w.grad
-    assert torch.allclose(found[Twice][0], found[LayerWise][0], atol=1e-6)
-    assert torch.allclose(found[Twice][1], 2 * found[LayerWise][1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[SaidAlone][0], found[LayerWise][0])
+    assert torch.equal(found[SaidAlone][1], found[LayerWise][1])
+    for kind in (Twice, SaidTwice):
+        assert torch.allclose(found[kind][0], found[LayerWise][0], atol=1e-6)
+        assert torch.allclose(found[kind][1], 2 * found[LayerWise][1], rtol=1e-4, atol=1e-6)
+
+
+class Drawn(LayerWise):
+    """A search sees updates of its own, though the formula that is saved is linear."""
+
+    def draw(self, number: int) -> Update:
+        return lambda name, deltas: number * self.forward(name, deltas)
+
+
+def test_a_draw_with_a_formula_of_its_own_is_not_taken_for_the_linear_one():
+    vectors = TaskVectors(**models())
+    merged = MergedModel(Mlp(), vectors, Drawn(vectors, init=0.2))
+    base = vectors.base["blocks.0.weight"]
+    merged.merge()
+    update = merged.backbone.network.blocks[0].weight.detach() - base
+    merged.merge(draw=3)
+    assert torch.allclose(merged.backbone.network.blocks[0].weight.detach() - base, 3 * update, atol=1e-6)

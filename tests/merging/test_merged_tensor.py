@@ -1,4 +1,4 @@
-"""Merging: the formula in fp32 with one rounding, and updates in parts that are the whole one bit for bit."""
+"""Merged tensors: the formula in fp32 with one rounding, and updates in parts that are the whole one bit for bit."""
 
 from __future__ import annotations
 

@@ -49,5 +49,5 @@ def test_a_search_sees_the_declared_mask_of_what_is_frozen():
 def test_what_contractions_keep_is_kept_of_what_is_frozen_too():
     vectors = TaskVectors({"a": torch.zeros(30)}, {"one": {"a": torch.ones(30)}})
     frozen = Frozen(vectors, partial(RandomPartition, parts=3))
-    assert frozen.kept == RandomPartition(vectors, parts=3).kept == 30, "a byte an element"
-    assert frozen.per_element == frozen.inner.per_element > 0
+    assert frozen.index_bytes == RandomPartition(vectors, parts=3).index_bytes == 30, "a byte an element"
+    assert frozen.transient_per_element == frozen.inner.transient_per_element > 0

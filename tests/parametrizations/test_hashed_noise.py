@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from adamerge.parametrizations import noise as module
+from adamerge.parametrizations import hashed_noise as module
 from adamerge.parametrizations.hashed_noise import logistic
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_the_ends_are_never_reached(monkeypatch):
 
 def test_pieces_change_nothing(monkeypatch):
     whole = logistic((1, "x"), 1001, CPU)
-    monkeypatch.setattr(module, "STEP", 64)
+    monkeypatch.setattr(module, "HASHED_NOISE", 64)
     assert torch.equal(logistic((1, "x"), 1001, CPU), whole)
 
 

@@ -132,4 +132,4 @@ def test_processes_on_one_machine_share(system, monkeypatch):
     assert Available.on(CPU).host == 8 << 30
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Available.on(CPU).host == 2 << 30
-    assert Available.on(CPU, processes=8).host == 1 << 30
+    assert Available.on(CPU, local_world_size=8).host == 1 << 30

@@ -14,8 +14,8 @@ import adamerge.task_vectors.automatic_storage
 import adamerge.task_vectors.storage
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.low_rank import LowRankDeltas
-from adamerge.deltas.quantized import KeptDeltas
-from adamerge.deltas.row_buffers import FEW
+from adamerge.deltas.quantized import EncodedDeltas
+from adamerge.deltas.tuning import FEW
 from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ChunkWise, LayerWise, RandomPartition
@@ -149,7 +149,7 @@ def test_factors_stay_factors_in_fp32(tmp_path, storage):
 @pytest.mark.parametrize("tasks", [2, 4, 8])
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_cost_is_linear_in_tasks_whatever_holds_them(tmp_path, storage, tasks):
-    """(3T + 2) P of stored floats, also narrow ones; the codes of few bits as KeptDeltas states them, and 1 P to add."""
+    """(3T + 2) P of stored floats, also narrow ones; the codes of few bits as EncodedDeltas states them, and 1 P to add."""
     most = {Disk: 5 * tasks + 2, LowBit: {8: 4, 4: 8}.get(getattr(storage, "bits", 0), 0) * tasks + 2.1}
     if isinstance(storage, Conveyed):
         most[Conveyed] = 5 * tasks + 2  # the copies to the device count here
@@ -178,8 +178,8 @@ def live(placed: TaskVectors) -> int:
     found = 0
     for name in placed:
         deltas = placed[name]
-        if isinstance(deltas, KeptDeltas):
-            found += sum(one.nbytes for one in deltas.held)
+        if isinstance(deltas, EncodedDeltas):
+            found += sum(one.nbytes for one in deltas.encoded)
         elif isinstance(deltas, LowRankDeltas):
             found += sum(factor.nbytes for factor in deltas.read())
         else:
@@ -191,7 +191,7 @@ def live(placed: TaskVectors) -> int:
 @pytest.mark.parametrize("adapters", [False, True], ids=["dense", "lora"])
 def test_what_is_held_is_what_was_predicted(tmp_path, storage, adapters):
     vectors = lora_files(tmp_path, 3, 32) if adapters else files(tmp_path, 3, 32)
-    predicted = storage.held(Sizes.of(vectors), CPU)
+    predicted = storage.footprint(Sizes.of(vectors), CPU)
     assert predicted == Memory(host=live(storage.place(vectors, CPU)))
     if not adapters:
         bits = {"float32": 32, "bfloat16": 16, "float16": 16}.get(getattr(storage, "dtype", ""), 0)
@@ -205,13 +205,15 @@ def test_predictions_for_a_device_by_hand(tmp_path):
     vectors = files(tmp_path, 3, 32)
     sizes = Sizes.of(vectors)
     size, largest = sizes.merged, 4 * 64 * 32
-    assert Resident().held(sizes, CUDA) == Memory(device=3 * 4 * size + 4 * size)
-    assert Resident("bfloat16").held(sizes, CUDA) == Memory(device=3 * 2 * size + 4 * size)
-    pinned = Pinned().held(sizes, CUDA)
+    assert Resident().footprint(sizes, CUDA) == Memory(device=3 * 4 * size + 4 * size)
+    assert Resident("bfloat16").footprint(sizes, CUDA) == Memory(device=3 * 2 * size + 4 * size)
+    pinned = Pinned().footprint(sizes, CUDA)
     assert pinned == Memory(host=4 * 4 * size + 4 * size, device=2 * largest)
-    assert Disk().held(sizes, CUDA) == Memory() and Disk().passing(sizes, CUDA) == Memory(device=3 * largest)
-    assert Disk().passing(sizes, CPU) == Memory(host=3 * largest)  # as many as are added at once, at most
-    assert Resident().passing(sizes, CPU) == Memory() and Resident("float16").passing(sizes, CPU).host == 3 * largest
+    assert Disk().footprint(sizes, CUDA) == Memory() and Disk().transient(sizes, CUDA) == Memory(device=3 * largest)
+    assert Disk().transient(sizes, CPU) == Memory(host=3 * largest)  # as many as are added at once, at most
+    assert (
+        Resident().transient(sizes, CPU) == Memory() and Resident("float16").transient(sizes, CPU).host == 3 * largest
+    )
 
 
 def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
@@ -220,8 +222,8 @@ def test_a_transform_needs_room_when_deltas_are_read(tmp_path):
     largest, merged = 72, 2 * 72 + 12 + 6 + 1
     assert (sizes.largest, sizes.merged) == (largest, merged)
     for storage in (Resident(), Resident("bfloat16"), LowBit(8)):
-        assert storage.passing(sizes, CPU).host == 4 * (3 * 8 * largest - merged)
-    assert Disk().passing(sizes, CPU).host == 4 * 3 * 8 * largest
+        assert storage.transient(sizes, CPU).host == 4 * (3 * 8 * largest - merged)
+    assert Disk().transient(sizes, CPU).host == 4 * 3 * 8 * largest
 
 
 def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
@@ -230,11 +232,11 @@ def test_what_is_read_in_pieces_needs_room_for_a_piece(tmp_path, monkeypatch):
     for transform, read in ((Ties(keep=0.5), 10), (Magnitude(), 72)):
         sizes = Sizes.of(TaskVectors(**models(8), transforms=[transform]))
         assert (sizes.largest, sizes.read(CPU), sizes.read(CUDA)) == (72, read, 72)
-        assert Disk().passing(sizes, CPU).host == 4 * 3 * 8 * read
-        assert Resident().passing(sizes, CPU).host == max(0, 4 * (3 * 8 * read - sizes.merged))
-        assert Resident("bfloat16").passing(sizes, CPU).host == 4 * (3 * 8 * 72 - sizes.merged)
+        assert Disk().transient(sizes, CPU).host == 4 * 3 * 8 * read
+        assert Resident().transient(sizes, CPU).host == max(0, 4 * (3 * 8 * read - sizes.merged))
+        assert Resident("bfloat16").transient(sizes, CPU).host == 4 * (3 * 8 * 72 - sizes.merged)
     plain = Sizes.of(TaskVectors(**models(8)))
-    assert Disk().passing(plain, CPU).host == Resident("float16").passing(plain, CPU).host == FEW * 4 * 10
+    assert Disk().transient(plain, CPU).host == Resident("float16").transient(plain, CPU).host == FEW * 4 * 10
 
 
 # refusals and names --------------------------------------------------------------------------------------------------
@@ -267,7 +269,6 @@ def test_a_storage_says_what_it_is():
 
 def test_the_recipe_does_not_know_the_storage(tmp_path):
     from adamerge.artifacts.coefficients import Coefficients, save_coefficients
-    from adamerge.io.model_folder import Layout
 
     written = []
     for storage in (Resident("bfloat16"), LowBit(4), Disk()):
@@ -275,7 +276,7 @@ def test_the_recipe_does_not_know_the_storage(tmp_path):
         merged = MergedModel(Mlp(Net(16)), vectors, LayerWise(vectors), storage)
         merged.merge()
         path = tmp_path / f"{storage}.safetensors"
-        found = Coefficients(merged.task_vectors.to("cpu"), merged.parametrization, Layout(), merged.dtype)
+        found = Coefficients(merged.task_vectors.to("cpu"), merged.parametrization, dtype=merged.dtype)
         save_coefficients(found, path)
         written.append(path.read_bytes())
         exact = found.task_vectors["blocks.0.weight"].dense()
