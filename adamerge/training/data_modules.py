@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import new_class
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class DataModule(Calibration, LightningDataModule):
     """Calibration data under Lightning; in public ``adamerge.Calibration``, which a user's own data derive from."""
 
     def __post_init__(self) -> None:
-        """Makes the data module before the data: theirs are plain classes, which do not call it."""
+        """Begins as Lightning's data module and as calibration data: a plain class does not call Lightning's constructor."""
         LightningDataModule.__init__(self)
         super().__post_init__()
 
@@ -71,8 +72,7 @@ def of(kind: type[Calibration]) -> type[DataModule]:
     if issubclass(kind, DataModule):
         return kind
     named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    made: Any = type(kind)(kind.__name__, (kind, DataModule), {**named, "_plain": kind})
-    return made
+    return new_class(kind.__name__, (kind, DataModule), exec_body=lambda body: body.update(named, _plain=kind))
 
 
 def _empty(plain: type[Calibration]) -> DataModule:
