@@ -112,6 +112,18 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "save_coefficients": "artifacts.coefficients",
 }
 
+_DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
+    "Calibration",
+    "ImageCalibration",
+    "ImageTextCalibration",
+    "LanguageCalibration",
+    "NoData",
+    "TestbedImages",
+    "TestbedLanguage",
+    "TestbedText",
+    "TextCalibration",
+}
+
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
@@ -214,4 +226,5 @@ def __getattr__(name: str) -> Any:
     # lazily, so that `adamerge --help` imports no torch, and `export` no Lightning
     if name not in _HOMES:
         raise AttributeError(f"module 'adamerge' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"adamerge.{_HOMES[name]}"), name)
+    part = getattr(importlib.import_module(f"adamerge.{_HOMES[name]}"), name)
+    return importlib.import_module("adamerge.training.data_modules").of(part) if name in _DATA_MODULES else part

@@ -19,7 +19,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import adamerge
 from adamerge.backbones.transformers import outlined
-from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.public_names import PREFIX, current_name, is_public, private_names, renewed
 from adamerge.io.versions import WRITTEN_BY
@@ -28,6 +27,7 @@ from adamerge.runs.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
 from adamerge.runs.signatures import class_named
 from adamerge.training import MergingModule
+from adamerge.training.data_modules import DataModule
 
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
 RENEWED = "yaml with today's names"
@@ -54,7 +54,7 @@ class ConfigCLI(LightningCLI):
         try:
             super().__init__(
                 search_of(args),
-                Calibration,
+                DataModule,
                 subclass_mode_data=True,
                 save_config_callback=None,
                 auto_configure_optimizers=False,

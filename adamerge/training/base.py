@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from adamerge.artifacts.coefficients import Coefficients, load_values
 from adamerge.backbones import Backbone, Batch
 from adamerge.data import Calibration
+from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
 from adamerge.merging.block_execution import Passes
 from adamerge.merging.copies import Copy
@@ -279,7 +280,7 @@ class MergingModule(LightningModule, ABC):
 
     def _first_gradient(self, data: Calibration) -> None:
         """The backward pass of the first step."""
-        batch: dict[str, Batch] = data.transfer_batch_to_device(data.steps()[0], self.device, 0)
+        batch: dict[str, Batch] = on_device(data.steps()[0], self.device)
         self.backward_pass()(self.first_batch(batch))
 
     def _data(self) -> Calibration:
