@@ -170,11 +170,14 @@ def _check_search(search: Search, merging: Merging, batch_size: int, fit: FitSet
     kind = type(search).__name__
     if fit.clipped and not search.automatic:
         raise ConfigError(
-            f"trainer.gradient_clip_val is not for {kind}, whose steps have other gradients than one", todo="leave it out"
+            f"trainer.gradient_clip_val is not for {kind}, whose steps have other gradients than one",
+            todo="leave it out",
         )
     if merging.penalty is not None and not search.penalised:
         raise ConfigError(
-            f"model.penalty: {kind} minimises the objective alone", got=type(merging.penalty).__name__, todo="leave it out"
+            f"model.penalty: {kind} minimises the objective alone",
+            got=type(merging.penalty).__name__,
+            todo="leave it out",
         )
     search.check(fit.steps, batch_size)
 
