@@ -128,6 +128,11 @@ class ConfigCLI(LightningCLI):
             del experts[task]
         self.config.leave_out = None  # done: the run's own configuration names the experts that are left
 
+    def instantiate_classes(self) -> None:
+        """Everything but the trainer; the module of what is merged."""
+        super().instantiate_classes()
+        self.model = MergingModule(self.model)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Later, with ``trainer_with``: callbacks must know the run's folder."""
         return None  # type: ignore[return-value]
@@ -177,7 +182,6 @@ class FitCLI(ConfigCLI):
         runs = model.get("objective") is not None or model.get("recalibrate_buffers")
         with nullcontext() if runs else outlined():
             super().instantiate_classes()
-            self.model = MergingModule(self.model)
 
 
 class Parsed(ConfigCLI):

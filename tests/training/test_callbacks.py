@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CLASSES
+from lightning import LightningModule
 from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.backbones import OpenClipClassifier, Output
@@ -15,6 +16,7 @@ from adamerge.errors import CollapsedError, ConfigError
 from adamerge.objectives import Entropy
 from adamerge.training import MergingModule
 from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+from adamerge.training.objective_gradient import Evaluation
 
 
 @pytest.fixture
@@ -124,6 +126,16 @@ class Given:
         self.marginal_entropy = lambda: torch.tensor(spread, device=device)
 
 
+class Module(MergingModule):
+    """Stands for a module whose last evaluation is given."""
+
+    def __init__(self, spread, data) -> None:
+        LightningModule.__init__(self)
+        self.evaluation, self.given = Evaluation({}, spread), data
+
+    data = property(lambda self: self.given)
+
+
 class Fit:
     """Stands for a trainer whose metrics are given."""
 
@@ -135,7 +147,7 @@ class Fit:
     def step(self, guard: CollapseGuard, device: str = "cpu", **tasks: tuple[float, float]) -> None:
         self.global_step += 1
         spread = {task: Given(*given, device) for task, given in tasks.items()}
-        guard.on_train_batch_end(self, SimpleNamespace(spread=spread), None, {}, self.global_step - 1)
+        guard.on_train_batch_end(self, Module(spread, self.datamodule), None, {}, self.global_step - 1)
 
 
 GOOD, GONE = (0.3, 0.9), (1.0, 0.01)

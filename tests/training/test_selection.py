@@ -238,7 +238,7 @@ def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folder
                 "parametrization": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.0}},
                 "objective": "adamerge.objectives.CrossEntropy",
                 "task_weights": {"colours": -1.0},
-                "lr": 0.2,
+                "search": {"lr": 0.2},
             },
             "data": {"labelled": True},
             "trainer": {
