@@ -89,9 +89,8 @@ class MergingModule(LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, Calibration):
-            raise ConfigError(
-                "no calibration data: pass a Calibration data module to the trainer", got=type(data).__name__
-            )
+            kind = type(data).__name__
+            raise ConfigError("no calibration data: pass a Calibration data module to the trainer", got=kind)
         return data
 
     def preflight(self, data: Calibration, fit: FitSettings) -> None:
@@ -135,15 +134,12 @@ class MergingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves which coefficients are held, which is decided once for a run, and the search's state."""
         checkpoint["held"] = self.held.state(self.named_parameters())
-        state = self.search.state_dict()
-        if state:
-            checkpoint["search"] = state
+        checkpoint["search"] = self.search.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes both up again; a run of a version that held none goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
-        if "search" in checkpoint:
-            self.search.load_state_dict(checkpoint["search"])
+        self.search.load_state_dict(checkpoint.get("search", {}))
 
     def on_fit_start(self) -> None:
         """Runs the experts on the samples of the fit, when the objective is taught: before the loader's workers start.
@@ -160,8 +156,8 @@ class MergingModule(LightningModule):
             folder = Path(self.trainer.default_root_dir)
             self.teachers.fill(self.merged, steps, objective.hidden, batch_size, self.trainer.strategy, folder)
             data.teach(self.teachers)
-        asked = objective is not None and self.search.uses_gradients
-        run = partial(self._first_gradient, data) if asked else None
+        differentiated = objective is not None and self.search.uses_gradients
+        run = partial(self._first_gradient, data) if differentiated else None
         self.held.begin(run, self.device, self.trainer.strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -201,22 +197,25 @@ class MergingModule(LightningModule):
 
     def coefficients(self) -> Coefficients:
         """Returns the current coefficients with everything that gives them meaning."""
-        backbone, experts = self.merged.backbone, self.merged.task_vectors.experts
-        choice, protocol = self.result.choice, dict[str, Any]()
+        merged, choice = self.merged, self.result.choice
+        protocol: dict[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self.data.protocol | ({"selection": choice} if choice else {})
-        protocol = {**protocol, **self.result.recalibration, **held_names(self.merged.parametrization.held, experts)}
-        step = self.global_step if self._trainer is not None else 0
-        if choice.get("step") is not None:
-            step = choice["step"]
+        protocol = {
+            **protocol,
+            **self.result.recalibration,
+            **held_names(merged.parametrization.held, merged.task_vectors.experts),
+        }
+        last = self.global_step if self._trainer is not None else 0
+        step = last if choice.get("step") is None else choice["step"]
         return Coefficients(
-            self.merged.task_vectors.to("cpu"),
-            self.merged.parametrization,
-            backbone.layout(),
-            self.merged.dtype,
+            merged.task_vectors.to("cpu"),
+            merged.parametrization,
+            merged.backbone.layout(),
+            merged.dtype,
             step,
             protocol,
-            self.merged.recalibrated,
+            merged.recalibrated,
         )
 
     def on_validation_epoch_start(self) -> None:

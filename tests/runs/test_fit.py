@@ -401,7 +401,7 @@ def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sen
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):
     """What was logged before the checkpoint that a run resumes from must be in the file when the process dies."""
     code = (
-        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge import summary\n"
+        "import os, sys\nimport lightning\nfrom adamerge.cli import main\nfrom adamerge.runs import summary\n"
         "def die(self, trainer, module, *_):\n    trainer.global_step == 7 and os.kill(os.getpid(), 9)\n"
         "summary.Summary.on_train_batch_end = die\nmain(sys.argv[1:])"
     )

@@ -70,7 +70,7 @@ def test_a_timer_of_a_session_remembers_nothing():
 
 
 def test_a_callback_of_the_users_ends_a_fit(pool_file, capfd):
-    callback = "--trainer.callbacks=[{class_path: test_summary.StopsAtThree}]"
+    callback = f"--trainer.callbacks=[{{class_path: {StopsAtThree.__module__}.StopsAtThree}}]"
     outcome = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", callback, steps=9))
     found = summary(Path("runs/n/a"))
     assert outcome.code == 0 and "stopped by a callback after 3 of 9 steps" in outcome.out
