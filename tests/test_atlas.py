@@ -59,7 +59,8 @@ def sgd(parameters):
 
 def module_of(beta: dict[str, float], penalty: Penalty | None = None, optimizer=sgd, **arguments) -> MergingModule:
     return descending(
-        ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), CrossEntropy(), LR, optimizer, penalty, beta, **arguments
+        ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), CrossEntropy(), LR, optimizer,
+        penalty=penalty, task_weights=beta, **arguments,
     )  # fmt: skip
 
 

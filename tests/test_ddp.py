@@ -22,14 +22,10 @@ from functools import partial
 import torch
 from lightning import Trainer
 from torch.optim import SGD
-from adamerge import TaskVectors
-from adamerge.backbones import OpenClipClassifier
-from adamerge.data import ImageCalibration, ImageTask
-from modules import descending
-from adamerge.objectives import Entropy
-from adamerge.parametrizations import LayerWise
-from adamerge.penalties import DistanceToInitial
-from adamerge.storage import Disk, Resident
+from adamerge import (
+    Descent, DistanceToInitial, Disk, Entropy, ImageCalibration, ImageTask, LayerWise, Merging, MergingModule,
+    OpenClipClassifier, Resident, TaskVectors,
+)
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -38,10 +34,11 @@ tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in given["i
 data = ImageCalibration(tasks, batch_size=given["batch_size"])
 vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
 penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
-module = descending(
-    OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), 0.5, partial(SGD, lr=1.0), penalty,
-    micro_batch=given["micro_batch"], storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
-)
+module = MergingModule(Merging(
+    backbone=OpenClipClassifier(pool["base"]), task_vectors=vectors, parametrization=LayerWise, objective=Entropy(),
+    search=Descent(partial(SGD, lr=1.0), 0.5), penalty=penalty, micro_batch=given["micro_batch"],
+    storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
+))
 parallel = {"devices": 2, "strategy": "ddp"} if given["devices"] == 2 else {"devices": 1}
 trainer = Trainer(
     max_steps=4, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=0,
@@ -112,21 +109,21 @@ from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from modules import bilevel
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.training.search_step import SearchStep
 
 torch.set_num_threads(1)
 found = []
 module = bilevel(
-    ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), 1.0, 0.2,
-    partial(SGD, lr=1.0), partial(SGD, lr=1.0), micro_batch=3,
+    ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), lr=1.0, inner_lr=0.2,
+    optimizer=partial(SGD, lr=1.0), inner_optimizer=partial(SGD, lr=1.0), micro_batch=3,
 )
-pull_back = module._pull_back
+gradients = SearchStep.gradients
 
-def watched(batch, draw, parameters):
-    done = pull_back(batch, draw, parameters)
+def watched(step, evaluation, parameters):
+    gradients(step, evaluation, parameters)
     found.append([parameter.grad.clone() for parameter in parameters])
-    return done
 
-module._pull_back = watched
+SearchStep.gradients = watched
 parallel = {"devices": 2, "strategy": "ddp"} if sys.argv[3] == "2" else {"devices": 1}
 trainer = Trainer(**QUIET, max_steps=2, max_epochs=1, **parallel)
 trainer.fit(module, ToyPoints(batch_size=12))
@@ -291,7 +288,7 @@ from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from modules import descending
 from adamerge.objectives import PseudoLabel, Unchanged
 from adamerge.parametrizations import LayerWise
-from adamerge.selection import HighestScore, KeepBest
+from adamerge import HighestScore, KeepBest
 
 torch.set_num_threads(1)
 objective = PseudoLabel(strong=Unchanged())

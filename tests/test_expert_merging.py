@@ -87,8 +87,8 @@ def module_of(optimizer=PLAIN, lr=0.5, schedule=None, micro_batch=None, summed=F
     objective = Sum([LogitAlignment(TEMPERATURE), hidden], [1.0, HIDDEN])
     parametrization = partial(LayerWise, init=PRIOR, constraint=Sigmoid())
     return descending(
-        ToyLanguage(), toy_vectors(TASKS), parametrization, objective, lr, optimizer, DistanceToInitial(GAMMA), BETA,
-        micro_batch, schedule=schedule,
+        ToyLanguage(), toy_vectors(TASKS), parametrization, objective, lr, optimizer, schedule,
+        penalty=DistanceToInitial(GAMMA), task_weights=BETA, micro_batch=micro_batch,
     )  # fmt: skip
 
 

@@ -137,9 +137,10 @@ class MergingModule(LightningModule):
         checkpoint["search"] = self.search.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes both up again; a run of a version that held none goes on so."""
+        """Takes both up again; a run that held none goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
-        self.search.load_state_dict(checkpoint.get("search", {}))
+        if "search" in checkpoint:  # earlier versions wrote none
+            self.search.load_state_dict(checkpoint["search"])
 
     def on_fit_start(self) -> None:
         """Runs the experts on the samples of the fit, when the objective is taught: before the loader's workers start.

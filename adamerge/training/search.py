@@ -84,5 +84,5 @@ class Search(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a ``state_dict``, after ``begin``; it is empty where a checkpoint of an earlier version has none."""
+        """Goes on from a ``state_dict``; called after ``begin``, and only where a checkpoint has one."""
         return
