@@ -22,13 +22,10 @@ from functools import partial
 import torch
 from lightning import Trainer
 from torch.optim import SGD
-from adamerge import ImageCalibration, ImageTask, TaskVectors
-from adamerge.backbones import OpenClipClassifier
-from adamerge.training import AdaptiveMerging
-from adamerge.objectives import Entropy
-from adamerge.parametrizations import LayerWise
-from adamerge.objectives.penalties import DistanceToInitial
-from adamerge.task_vectors.storage import Disk, Resident
+from adamerge import (
+    Descent, DistanceToInitial, Disk, Entropy, ImageCalibration, ImageTask, LayerWise, Merging, MergingModule,
+    OpenClipClassifier, Resident, TaskVectors,
+)
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -37,10 +34,11 @@ tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in given["i
 data = ImageCalibration(tasks=tasks, batch_size=given["batch_size"])
 vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
 penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
-module = AdaptiveMerging(
-    OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), 0.5, partial(SGD, lr=1.0), penalty,
-    micro_batch=given["micro_batch"], storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
-)
+module = MergingModule(Merging(
+    backbone=OpenClipClassifier(pool["base"]), task_vectors=vectors, parametrization=LayerWise, objective=Entropy(),
+    search=Descent(partial(SGD, lr=1.0), 0.5), penalty=penalty, micro_batch=given["micro_batch"],
+    storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
+))
 parallel = {"devices": 2, "strategy": "ddp"} if given["devices"] == 2 else {"devices": 1}
 trainer = Trainer(
     max_steps=4, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=0,
@@ -108,24 +106,24 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.training import BilevelMerging
+from modules import bilevel
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.training.search_step import SearchStep
 
 torch.set_num_threads(1)
 found = []
-module = BilevelMerging(
-    ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), 1.0, 0.2,
-    partial(SGD, lr=1.0), partial(SGD, lr=1.0), micro_batch=3,
+module = bilevel(
+    ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), lr=1.0, inner_lr=0.2,
+    optimizer=partial(SGD, lr=1.0), inner_optimizer=partial(SGD, lr=1.0), micro_batch=3,
 )
-pull_back = module._pull_back
+gradients = SearchStep.gradients
 
-def watched(batch, draw, parameters):
-    done = pull_back(batch, draw, parameters)
+def watched(step, evaluation, parameters):
+    gradients(step, evaluation, parameters)
     found.append([parameter.grad.clone() for parameter in parameters])
-    return done
 
-module._pull_back = watched
+SearchStep.gradients = watched
 parallel = {"devices": 2, "strategy": "ddp"} if sys.argv[3] == "2" else {"devices": 1}
 trainer = Trainer(**QUIET, max_steps=2, max_epochs=1, **parallel)
 trainer.fit(module, ToyPoints(batch_size=12))
@@ -167,7 +165,7 @@ def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     """One folder, one lock, one set of files, though each process runs the same command."""
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    sgd = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5", "--data.batch_size=6"]
+    sgd = ["--model.search.optimizer=torch.optim.SGD", "--model.search.lr=0.5", "--data.batch_size=6"]
     sharded = [*parallel, "--model.copy=ShardedCopy"]
     shown = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1.0"]
     for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel), ("sharded", sharded)):
@@ -265,7 +263,7 @@ def test_a_staged_method_with_teachers_in_two_processes(pool, image_folders, tmp
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
     method = Path(__file__).parents[1] / "configs" / "methods" / "expert_merging_plusplus"
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    shared = ["--model.optimizer=torch.optim.SGD", "--model.lr_scheduler=null", "--model.lr=0.5"]
+    shared = ["--model.search.optimizer=torch.optim.SGD", "--model.search.schedule=null", "--model.search.lr=0.5"]
     words = ["fit", *fit_words(file, *shared, "--data.batch_size=6", "--name=staged", method=method, steps=4)]
     for name, more in (("alone", []), ("both", parallel)):
         done = child(["-m", "adamerge", *words, *more, f"--id={name}"], tmp_path, timeout=300)
@@ -287,14 +285,14 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from lightning import Trainer
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.training import AdaptiveMerging
+from modules import descending
 from adamerge.objectives import PseudoLabel, Unchanged
 from adamerge.parametrizations import LayerWise
-from adamerge.training.selection import HighestScore, KeepBest
+from adamerge import HighestScore, KeepBest
 
 torch.set_num_threads(1)
 objective = PseudoLabel(strong=Unchanged())
-module = AdaptiveMerging(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective, 0.05)
+module = descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective, 0.05)
 trainer = Trainer(**QUIET, max_steps=12, max_epochs=1, devices=2, strategy="ddp", callbacks=[KeepBest(HighestScore(), 3)])
 trainer.fit(module, ToyPoints(batch_size=9))
 found = module.coefficients().protocol["selection"]

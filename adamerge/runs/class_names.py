@@ -10,7 +10,7 @@ import adamerge
 from adamerge.errors import ConfigError
 from adamerge.runs.class_descriptions import kinds_of
 
-NOUNS = {"MergingModule": "search", "Calibration": "data class", "TeacherCache": "cache of teachers"}
+NOUNS = {"Calibration": "data class", "TeacherCache": "cache of teachers"}
 """What classes are called whose names do not say it."""
 
 

@@ -12,7 +12,7 @@ from adamerge.errors import ConfigError
 from adamerge.runs.config_files import overlaid, overridden, read_config, stages_of
 from adamerge.runs.help import near_key
 
-TOP = ("model", "data", "trainer", "search", "tasks", "leave_out", "runs", "name", "id", "seed_everything")
+TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "seed_everything")
 """First parts of every key that a configuration may have."""
 
 

@@ -13,17 +13,16 @@ from adamerge.errors import ConfigError
 from adamerge.runs.command_line import TOP, told_apart, unknown_key
 from adamerge.runs.config_files import config_files, overlaid, overridden, read_config
 from adamerge.runs.signatures import argument_fault, fault
-from adamerge.training import MergingModule
+from adamerge.training.merging import Merging
 
 
-def first_fault(arguments: Sequence[str], search: type[MergingModule]) -> ConfigError | None:
+def first_fault(arguments: Sequence[str]) -> ConfigError | None:
     """Finds what is wrong with the arguments by the types of what they set; None where it is something else.
 
     The parser's own words name every alternative that it tried, and seldom the key first.
 
     Args:
         arguments: ``--config FILE`` and overrides, which the parser has refused.
-        search: takes the arguments of ``model``.
     """
     config: dict[str, Any] = {}
     try:
@@ -37,7 +36,7 @@ def first_fault(arguments: Sequence[str], search: type[MergingModule]) -> Config
         return None  # a file of its own
     return (
         next((unknown_key(str(key), f"'{key}'") for key in config if key not in TOP), None)
-        or argument_fault("model", search, groups["model"])
+        or argument_fault("model", Merging, groups["model"])
         or (fault("data", config["data"], Calibration) if config.get("data") is not None else None)
         or argument_fault("trainer", Trainer, groups["trainer"])
         or next((one for key in ("tasks", "leave_out") if (one := fault(key, config.get(key), list[str] | None))), None)

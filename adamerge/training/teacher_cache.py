@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from lightning.pytorch.strategies import Strategy
 
 from adamerge.artifacts.recipe import describe
 from adamerge.backbones import Teacher
@@ -25,6 +24,9 @@ from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.dtypes import torch_dtype
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 FORMAT = 1
 DIGESTS = "digests"

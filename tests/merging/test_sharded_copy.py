@@ -31,7 +31,7 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from adamerge import CausalLM, ChunkWise, Concrete, Entropy, LanguageCalibration, LanguageTask, LayerWise
-from adamerge import AdaptiveMerging, RandomPartition, ShardedCopy, TaskVectors, WholeCopy
+from adamerge import Descent, Merging, MergingModule, RandomPartition, ShardedCopy, TaskVectors, WholeCopy
 from adamerge.transforms import Ties
 
 given = json.loads(sys.argv[1])
@@ -45,10 +45,10 @@ vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"
 data = LanguageCalibration(tasks={t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
 data.calibration_fraction = 0.8
 copy = ShardedCopy() if given["sharded"] else WholeCopy()
-module = AdaptiveMerging(
-    CausalLM(pool["base"]), vectors, parts[given["part"]], Entropy(), 0.5, partial(SGD, lr=1.0),
-    micro_batch=given["micro_batch"], copy=copy,
-)
+module = MergingModule(Merging(
+    backbone=CausalLM(pool["base"]), task_vectors=vectors, parametrization=parts[given["part"]], objective=Entropy(),
+    search=Descent(partial(SGD, lr=1.0), 0.5), micro_batch=given["micro_batch"], copy=copy,
+))
 parallel = {"devices": 2, "strategy": "ddp"} if given["sharded"] else {"devices": 1}
 trainer = Trainer(
     max_steps=3, max_epochs=1, accelerator="cpu", use_distributed_sampler=False, logger=False, limit_val_batches=1,

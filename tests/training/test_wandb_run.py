@@ -66,7 +66,7 @@ def test_two_fits_of_one_process_have_a_run_each(pool_file, tmp_path, offline, m
     for name in ("one", "two"):  # runs whose last name is the same
         lr = 0.5 if name == "one" else 0.25
         outcome = command(
-            capfd, "fit", *fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.lr={lr}")
+            capfd, "fit", *fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.search.lr={lr}")
         )
         assert outcome.code == 0, outcome.err[-2000:]
     assert len(files_of(tmp_path)) == 2 and wandb.run is None
@@ -88,10 +88,10 @@ def twice(tmp_path):
     """A method of two stages."""
     entropy = {"class_path": "adamerge.objectives.Entropy"}
     layer_wise = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
-    model = {"parametrization": layer_wise, "objective": entropy, "lr": 0.05}
+    model = {"parametrization": layer_wise, "objective": entropy, "search": {"lr": 0.05}}
     for name, lr in (("1_first", 0.05), ("2_second", 0.02)):
         trainer = {"max_steps": 2, "log_every_n_steps": 1}
-        write_yaml(tmp_path / "twice" / f"{name}.yaml", {"model": {**model, "lr": lr}, "trainer": trainer})
+        write_yaml(tmp_path / "twice" / f"{name}.yaml", {"model": {**model, "search": {"lr": lr}}, "trainer": trainer})
     return tmp_path / "twice"
 
 
