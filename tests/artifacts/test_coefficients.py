@@ -384,7 +384,7 @@ def test_values_that_do_not_belong_are_a_coefficients_error(saved, tmp_path, val
 CANARY = """
 from pathlib import Path
 Path(__file__).with_suffix(".sang").touch()
-from adamerge.constraints import Free
+from adamerge.parametrizations.constraints import Free
 from adamerge.transforms import Elementwise
 class Canary(Elementwise):
     def apply(self, name, deltas, state):
