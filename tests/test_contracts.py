@@ -513,8 +513,12 @@ def test_coefficient_file_keeps_everything(files, transform, kind, constraint, t
     protocol = {"calibration_split": "none", "numbers": [1, 2.5, None, True]}
     layout = Layout("w.safetensors", {"a.json": "{}"})
     first, second, third = (tmp_path / f"{number}.safetensors" for number in range(3))
-    save_coefficients(Coefficients(vectors, parametrization, layout, dtype=torch.bfloat16, step=17, protocol=protocol), first)
-    save_coefficients(Coefficients(vectors, parametrization, layout, dtype=torch.bfloat16, step=17, protocol=protocol), second)
+    save_coefficients(
+        Coefficients(vectors, parametrization, layout, dtype=torch.bfloat16, step=17, protocol=protocol), first
+    )
+    save_coefficients(
+        Coefficients(vectors, parametrization, layout, dtype=torch.bfloat16, step=17, protocol=protocol), second
+    )
     assert first.read_bytes() == second.read_bytes()
     # the file decides the order of experts, whatever order they are pointed to in
     moved = dict(reversed(files["experts"].items()))

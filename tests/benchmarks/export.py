@@ -120,7 +120,8 @@ def write_pool(folder: Path, size: str, experts: int) -> list[Path]:
     vectors = TaskVectors(models[0], {model.name: model for model in models[1:]})
     layout = Layout(copied=["config.json"])
     save_coefficients(
-        Coefficients(vectors, TaskWise(vectors, WEIGHT), layout, dtype=torch.bfloat16), folder / "coefficients.safetensors"
+        Coefficients(vectors, TaskWise(vectors, WEIGHT), layout, dtype=torch.bfloat16),
+        folder / "coefficients.safetensors",
     )
     entries = "".join(f"  - model: {model}\n    parameters: {{weight: {WEIGHT}}}\n" for model in models[1:])
     (folder / "mergekit.yaml").write_text(

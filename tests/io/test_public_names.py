@@ -126,7 +126,9 @@ def test_a_configuration_of_former_homes_is_that_of_todays(tmp_path, monkeypatch
         "Disk",
         "BlockCopy",
     ]
-    monkeypatch.setattr("adamerge.io.public_names.FORMER", {f"adamerge.gone.{name}": f"adamerge.{name}" for name in names})
+    monkeypatch.setattr(
+        "adamerge.io.public_names.FORMER", {f"adamerge.gone.{name}": f"adamerge.{name}" for name in names}
+    )
     old = {
         "model": {
             "backbone": {"class_path": "adamerge.gone.OpenClipClassifier", "init_args": {"architecture": "ViT-B-32"}},
