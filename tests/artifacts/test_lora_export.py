@@ -180,5 +180,6 @@ def test_on_the_command_line(lora, tmp_path, capsys):
     assert (tmp_path / "adapter" / WEIGHTS).is_file() and "exported: " in capsys.readouterr().out
     assert main(["export", str(file), str(tmp_path / "dense")]) == 0
     assert (tmp_path / "dense" / "model.safetensors").is_file()
-    with pytest.raises(SystemExit):
-        main(["export", str(file), str(tmp_path / "other"), "--adapter", "--dtype", "float16"])
+    for words in (["--adapter", "--dtype", "float16"], ["--adapter", "--shard-size", "1"], ["--dtype", "float64"]):
+        assert main(["export", str(file), str(tmp_path / "other"), *words]) == 2
+        assert f"error: {words[0]}" in capsys.readouterr().err and not (tmp_path / "other").exists()
