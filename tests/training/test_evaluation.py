@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamerge.backbones import IGNORED, Batch, Encoded, Output
-from adamerge.backbones.losses import token_losses
-from adamerge.data.metrics import Accuracy, TokenLoss
+from adamerge.backbones import Batch, Encoded, Output
+from adamerge.data.metrics import Accuracy
 from adamerge.errors import DataError
 from adamerge.training.evaluation import Spread, average, gap_closed, means, paired_step, score
 
@@ -127,20 +126,3 @@ def test_spread_counts_the_positions_that_count():
     mask = torch.tensor([[True, False], [False, True]])
     entropy, share = prediction_spread(logits, mask)
     assert float(entropy) == pytest.approx(0.0, abs=1e-6) and float(share) == 1.0
-
-
-def test_token_loss_by_hand():
-    # p(label) is 3/4, then 1/2; the third position does not count
-    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [9.0, 0.0]], [[0.0, 0.0]] * 3])
-    labels = torch.tensor([[1, 0, IGNORED], [IGNORED] * 3])
-    expected = [(math.log(4 / 3) + math.log(2)) / 2, 0.0]
-    assert token_losses(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
-    mask = labels != IGNORED
-    longer = torch.cat([logits, torch.full((2, 2, 2), 7.0)], dim=1)  # padding that another task's samples asked for
-    output = Output(longer, Encoded(longer, mask=torch.nn.functional.pad(mask, (0, 2))))
-    assert TokenLoss()(output, labels).tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_best_score_depends_on_the_metric():
-    scores = {0.1: 0.5, 0.2: 0.7, 0.3: 0.6}
-    assert Accuracy().best(scores) == 0.2 and TokenLoss().best(scores) == 0.1
