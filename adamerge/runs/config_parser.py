@@ -53,7 +53,7 @@ class ConfigCLI(LightningCLI):
         try:
             super().__init__(
                 MergingModule,
-                Calibration,
+                DataModule,
                 subclass_mode_data=True,
                 save_config_callback=None,
                 auto_configure_optimizers=False,

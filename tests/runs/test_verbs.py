@@ -84,7 +84,8 @@ def test_what_can_be_known_is_told_before_a_library_loads(tmp_path):
     told = [
         *([verb, *both, "gone.yaml"] for verb in ("fit", "check", "compare")),
         *([verb, *both, "--2.model.search.lr=1"] for verb in ("fit", "check", "compare")),
-        ["fit", *both, "twice.yaml"], ["fit", *both, "trainner.yaml"], ["fit", *both, "model.search.lr=3"], ["fit", str(pool)],
+        ["fit", *both, "twice.yaml"], ["fit", *both, "trainner.yaml"], ["fit", *both, "model.search.lr=3"],
+        ["fit", str(pool)],
         ["check", str(LAYER_WISE)], ["compare", *both, "--trainner.max_steps=3"],
     ]  # fmt: skip
     helped = [["fit", "--help"], ["fit"], ["fit", "--model.backbone.help=CausalLM"], ["fit", "--data.help"]]
