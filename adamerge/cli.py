@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adamerge.errors import AdamergeError
+from adamerge.errors import AdamergeError, did_you_mean
 from adamerge.merging.malloc import keep_freed_memory
 from adamerge.runs.verbs import check, compare, fit, import_from_here
 
@@ -175,11 +175,8 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     if words[0] not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(words[0], VERBS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        print(f"error: there is no verb '{words[0]}'{hint}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
+        what = f"there is no verb '{words[0]}'{did_you_mean(words[0], VERBS)}"
+        print(f"error: {what}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     VERBS[words[0]](words[1:])
     return 0
