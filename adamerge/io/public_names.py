@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,13 +125,22 @@ def is_public(name: str) -> bool:
     return name.startswith(PREFIX) and name.removeprefix(PREFIX) in adamerge.__all__
 
 
-def public_part(name: str) -> Any:
-    """Returns what ``adamerge`` offers under this full name or a former one; nothing else of the package is imported.
+def find(name: str) -> Any:
+    """Returns what a full name stands for, today's or a former one; of ``adamerge`` its public names alone are imported.
 
     Raises:
-        LookupError: it offers nothing under it.
+        LookupError: there is nothing of that name, or its module cannot be imported.
     """
     current = current_name(name)
-    if not is_public(current):
-        raise LookupError(f"adamerge {adamerge.__version__} has no part of this name")
-    return getattr(adamerge, current.removeprefix(PREFIX))
+    if current.startswith(PREFIX):
+        if not is_public(current):
+            raise LookupError(f"adamerge {adamerge.__version__} has no part of this name")
+        return getattr(adamerge, current.removeprefix(PREFIX))
+    module, _, last = current.rpartition(".")
+    try:
+        holder = importlib.import_module(module)
+    except Exception as error:  # whatever a module does when it is imported
+        raise LookupError(str(error)) from error
+    if not hasattr(holder, last):
+        raise LookupError(f"module '{module}' has no attribute '{last}'")
+    return getattr(holder, last)

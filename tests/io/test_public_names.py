@@ -14,7 +14,7 @@ from running import LAYER_WISE, write_yaml
 
 import adamerge
 from adamerge.errors import ConfigError
-from adamerge.io.public_names import FORMER, current_name, is_public, public_name, public_part, renewed
+from adamerge.io.public_names import FORMER, current_name, is_public, public_name, find, renewed
 from adamerge.runs.config_files import overridden, read_config
 from adamerge.runs.config_parser import Parsed, search_of
 
@@ -60,7 +60,7 @@ def test_every_part_has_a_public_name():
     for name, kind in parts.items():
         if name not in NOT_FOR_FILES:
             assert getattr(adamerge, name) is kind and public_name(kind) == f"adamerge.{name}"
-            assert public_part(f"adamerge.{name}") is kind
+            assert find(f"adamerge.{name}") is kind
 
 
 def test_type_checkers_see_the_same_names():
@@ -81,7 +81,7 @@ def test_former_names_are_those_of_what_is_there():
         "adamerge.modules.AdaptiveMerging",
         "adamerge.testbed.data.TestbedText",
     ):
-        assert public_name(public_part(former)) == FORMER[former]
+        assert public_name(find(former)) == FORMER[former]
     for former in ("adamerge.parametrizations.linear.LayerWise", "adamerge.parametrizations.LayerWise"):
         assert FORMER[former] == "adamerge.LayerWise"
 
@@ -92,7 +92,7 @@ def test_former_names_are_those_of_what_is_there():
 def test_nothing_else_has_a_public_name(name):
     assert not is_public(name) and current_name(name) == name
     with pytest.raises(LookupError, match="no part of this name"):
-        public_part(name)
+        find(name)
 
 
 def test_a_class_of_someone_elses_goes_by_its_full_name():
