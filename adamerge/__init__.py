@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _HOMES = {  # public name to the module that holds it; files name parts by these names alone
-    "AdaptiveMerging": "training",
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
-    "BilevelMerging": "training",
+    "Bilevel": "training",
     "BinaryMask": "parametrizations",
     "BlockCopy": "merging.block_copy",
     "BlockWise": "parametrizations",
@@ -31,6 +30,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "CosineRestarts": "training",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
+    "Descent": "training",
     "DisjointMean": "transforms",
     "Disk": "task_vectors.storage",
     "DistanceToInitial": "objectives.penalties",
@@ -59,6 +59,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "Magnitude": "transforms",
     "Mask": "parametrizations",
     "MergedModel": "merging.merged_model",
+    "Merging": "training",
     "MergingModule": "training",
     "NoData": "data",
     "Objective": "objectives",
@@ -75,6 +76,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
     "Schedule": "training",
+    "Search": "training",
     "Selection": "training.selection",
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
@@ -182,12 +184,14 @@ if TYPE_CHECKING:
     from adamerge.task_vectors.task_vectors import TaskVectors
     from adamerge.testbed.data import TestbedImages, TestbedLanguage, TestbedText
     from adamerge.training import (
-        AdaptiveMerging,
-        BilevelMerging,
+        Bilevel,
         CosineDecay,
         CosineRestarts,
+        Descent,
+        Merging,
         MergingModule,
         Schedule,
+        Search,
         TeacherCache,
         TeacherFiles,
     )

@@ -16,7 +16,7 @@ HELP = """adamerge: learn how to merge models
 
 usage: adamerge VERB [arguments]      adamerge VERB --help
 
-  fit      learn merging coefficients     POOL METHOD [--model.lr=... --trainer.max_steps=...]
+  fit      learn merging coefficients     POOL METHOD [--model.search.lr=... --trainer.max_steps=...]
            or go on with a run            --resume RUN
   test     score on labelled data         RUN_OR_FILE [--config POOL]
   export   write the merged model         RUN_OR_FILE FOLDER

@@ -26,8 +26,8 @@ from adamerge.io.versions import WRITTEN_BY
 from adamerge.runs.config_files import NO_DATA, config_files, data_first, read_config
 from adamerge.runs.help import DEFAULT_SEARCH, RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
-from adamerge.runs.signatures import class_named
-from adamerge.training import MergingModule
+from adamerge.training.merging import Merging
+from adamerge.training.module import MergingModule
 
 WIDEST_LINE = 400  # characters of a library's own message that are worth repeating
 RENEWED = "yaml with today's names"
@@ -53,7 +53,7 @@ class ConfigCLI(LightningCLI):
         _load_named(args)
         try:
             super().__init__(
-                search_of(args),
+                MergingModule,
                 Calibration,
                 subclass_mode_data=True,
                 save_config_callback=None,
@@ -72,9 +72,15 @@ class ConfigCLI(LightningCLI):
             raise self._readable(error) from error
         refuse_private(self.config.as_dict())
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is merged, the data, and the trainer."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+        parser.add_class_arguments(Merging, "model", fail_untyped=False, instantiate=True, sub_configs=True)
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run's folder is, and defaults that suit a fit of one pass over its steps."""
-        parser.add_argument("--search", default=DEFAULT_SEARCH, help=RUN_KEYS["search"])
         parser.add_argument("--tasks", type=list[str] | None, default=None, help=RUN_KEYS["tasks"])
         parser.add_argument("--leave_out", type=list[str] | None, default=None, help=RUN_KEYS["leave_out"])
         parser.add_argument("--runs", default="runs", help=RUN_KEYS["runs"])
@@ -88,6 +94,7 @@ class ConfigCLI(LightningCLI):
                 "trainer.use_distributed_sampler": False,
                 "trainer.enable_model_summary": False,
                 "data": {"class_path": NO_DATA},
+                "model.search": {"class_path": DEFAULT_SEARCH},
             }
         )
 
@@ -157,7 +164,7 @@ class ConfigCLI(LightningCLI):
             if isinstance(seen, AdamergeError):
                 return seen
             seen = seen.__cause__ or seen.__context__
-        found = first_fault(self._given, search_of(self._given))
+        found = first_fault(self._given)
         return found if found is not None else ConfigError(f"configuration: {_short(str(error))}")
 
 
@@ -170,6 +177,7 @@ class FitCLI(ConfigCLI):
         runs = model.get("objective") is not None or model.get("recalibrate_buffers")
         with nullcontext() if runs else outlined():
             super().instantiate_classes()
+            self.model = MergingModule(self.model)
 
 
 class Parsed(ConfigCLI):
@@ -197,26 +205,6 @@ def refuse_private(config: Any) -> None:
             f"adamerge has no part '{name}'",
             todo=f"name it {PREFIX}{last}" if is_public(PREFIX + last) else "only its public names can be given",
         )
-
-
-def search_of(arguments: Sequence[str]) -> type[MergingModule]:
-    """The module that the last ``search`` names; it decides which keys ``model`` has, so it is read before them.
-
-    Raises:
-        ConfigError: it is no such class.
-    """
-    named = [read_config(Path(path)).get("search") for path in config_files(arguments)]
-    words = list(arguments)
-    for i, word in enumerate(words):
-        if word.startswith("--search="):
-            named.append(word.partition("=")[2])
-        elif word == "--search" and i + 1 < len(words):
-            named.append(words[i + 1])
-    path = current_name(str(next((name for name in reversed(named) if name is not None), DEFAULT_SEARCH)))
-    found = class_named("search", path, MergingModule)
-    if not (isinstance(found, type) and issubclass(found, MergingModule)):
-        raise ConfigError(f"search: {path} is no MergingModule", expected=f"such as {DEFAULT_SEARCH}")
-    return found
 
 
 def trainer_help() -> str:

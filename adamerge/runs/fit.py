@@ -43,10 +43,10 @@ from adamerge.runs.run_folders import (
     summary_of,
 )
 from adamerge.runs.summary import Summary
-from adamerge.training import MergingModule
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
+from adamerge.training.module import MergingModule
 from adamerge.training.run_checkpoints import AtomicCheckpoints, SessionTimer, StepCheckpoints
 from adamerge.training.tracker import hand_over
 from adamerge.training.wandb_run import environment_variable
@@ -81,7 +81,7 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     data: Calibration = cli.datamodule
     settings = cli.config
     module.merged.task_vectors.check()  # reads every weight
-    if (module.objective is not None or module.recalibrate_buffers) and is_first_process():
+    if (module.objective is not None or module.merging.recalibrate_buffers) and is_first_process():
         for line in data.notices(module.merged.task_vectors.checkpoints):
             print(line)
     if settings.trainer.fast_dev_run:
@@ -154,7 +154,7 @@ def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dic
     """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
     plan = planned(module.merged, trainer)
     if is_first_process():
-        print_plan(plan, module.micro_batch)
+        print_plan(plan, module.merging.micro_batch)
     record = plan.record()
     module.merged.storage = plan.chosen
     settings.model.storage = Namespace(**describe(plan.chosen))
@@ -227,7 +227,7 @@ def _write_initial(
     module: MergingModule, data: Calibration, folder: Path, begin: Callable[[], None], loggers: Any
 ) -> None:
     """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
-    module.finish(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
+    module.result.recalibrate(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
         return
     coefficients = module.coefficients()

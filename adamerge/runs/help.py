@@ -9,7 +9,7 @@ from functools import cache
 
 from adamerge.runs.class_descriptions import Argument, Description, described, kinds_of
 
-DEFAULT_SEARCH = "adamerge.AdaptiveMerging"
+DEFAULT_SEARCH = "adamerge.Descent"
 WIDTH = 118
 USAGE = """usage: adamerge fit POOL METHOD [--key=value ...]
        adamerge fit --resume RUN [--allow-resume-difference]
@@ -25,7 +25,6 @@ RUN_KEYS = {
     "runs": "folder of all runs",
     "name": "of the run; by default the configs' names",
     "id": "of this run of that name; by default the time",
-    "search": "class that says how; its arguments are `model`",
 }
 """Keys of a run itself, and what they say."""
 TRAINER_KEYS = {
@@ -42,7 +41,7 @@ TRAINER_KEYS = {
 }
 """Lightning's that most fits need."""
 ELSEWHERE = {
-    "learning_rate": "model.lr",
+    "learning_rate": "model.search.lr",
     "steps": "trainer.max_steps",
     "epochs": "trainer.max_steps",
     "num_train_epochs": "trainer.max_steps",
@@ -50,7 +49,7 @@ ELSEWHERE = {
     "output_dir": "runs",
     "output": "runs",
     "seed": "seed_everything",
-    "scheduler": "model.lr_scheduler",
+    "scheduler": "model.search.schedule",
     "models": "model.task_vectors.experts",
     "experts": "model.task_vectors.experts",
     "base": "model.task_vectors.base",
@@ -84,7 +83,8 @@ def near_key(key: str, among: Sequence[str] = ()) -> str | None:
 def all_keys() -> list[str]:
     """Full names of the keys of a fit that are ours, and those of Lightning's that most fits need."""
     groups = {
-        "model": described(DEFAULT_SEARCH),
+        "model": described("Merging"),
+        "model.search": described(DEFAULT_SEARCH),
         "data": described("Calibration"),
         "model.task_vectors": described("TaskVectors"),
     }
@@ -107,14 +107,17 @@ def _names(path: str) -> list[str]:
 
 def fit_help(search: str = DEFAULT_SEARCH) -> str | None:
     """The keys of a fit under this search; None where the package does not define it."""
-    about, data = described(search), described("Calibration")
-    if about is None or data is None:
+    merging, about, data = described("Merging"), described(search), described("Calibration")
+    if merging is None or about is None or data is None:
         return None
     return "\n".join(
         [
             USAGE,
-            f"how it is merged and learned ({about.name})",
-            *(_line(f"model.{one.name}", one) for one in about.arguments),
+            "how it is merged and learned",
+            *(_line(f"model.{one.name}", one) for one in merging.arguments),
+            "",
+            f"the search ({about.name})",
+            *(_line(f"model.search.{one.name}", one) for one in about.arguments),
             "",
             "data",
             *_wrapped(
@@ -158,7 +161,7 @@ def help_of(flag: str) -> str | None:
 def _kind_of(key: str) -> str | None:
     """The class of the package that a key takes, found along its parts."""
     group, *parts = key.split(".")
-    kinds = {"model": ["AdaptiveMerging", "BilevelMerging"], "data": ["Calibration"]}.get(group, [])
+    kinds = {"model": ["Merging"], "data": ["Calibration"]}.get(group, [])
     for part in parts:
         owners = [about for kind in kinds for name in [kind, *kinds_of(kind)] if (about := described(name)) is not None]
         kinds = list({one.part: None for about in owners for one in about.arguments if one.name == part and one.part})

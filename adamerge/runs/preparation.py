@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adamerge.data import Calibration, NoData
-from adamerge.errors import ConfigError
 from adamerge.runs.config_parser import FitCLI
 from adamerge.runs.trainer_settings import check_length
-from adamerge.training import MergingModule
+from adamerge.training.fit_checks import FitSettings
+from adamerge.training.module import MergingModule
 from adamerge.training.selection import KeepBest
 
 
@@ -23,29 +22,11 @@ def prepared(arguments: Sequence[str]) -> FitCLI:
     """
     cli = FitCLI(arguments)
     module: MergingModule = cli.model
-    data: Calibration = cli.datamodule
     trainer = cli.config.trainer
-    learns = module.objective is not None
-    if isinstance(data, NoData) and (learns or module.recalibrate_buffers):
-        what = f"model.objective={type(module.objective).__name__}" if learns else "model.recalibrate_buffers"
-        raise ConfigError(
-            f"{what} needs data, and there are none",
-            expected="a data section in the pool",
-            got="data: null",
-            todo="add one, or leave out what needs it: a method without an objective merges base and experts alone",
-        )
-    if learns:
+    if module.objective is not None:
         check_length(vars(trainer))
-        if trainer.gradient_clip_val and not module.automatic_optimization:
-            raise ConfigError(
-                "trainer.gradient_clip_val is not for a search with two gradients in a step", todo="leave it out"
-            )
-        module.check_rates(trainer.max_steps)
-        module.check(data, str(trainer.precision))
-    if learns or module.recalibrate_buffers:
-        data.check(module.merged.backbone, learns and _validates(cli))
-    if learns:
-        module.check_data(data)
+    settings = FitSettings(trainer.max_steps, str(trainer.precision), bool(trainer.gradient_clip_val), _validates(cli))
+    module.preflight(cli.datamodule, settings)
     module.coefficients().check()  # what cannot be written after the fit is known before it
     return cli
 

@@ -68,7 +68,7 @@ def refuse_ended(folder: Path) -> None:
     if status in {"diverged", "collapsed"}:
         raise ConfigError(
             f"{folder} has {status}, and would again",
-            todo="start a new run, with fewer steps or a lower --model.lr",
+            todo="start a new run, with fewer steps or a lower --model.search.lr",
         )
 
 

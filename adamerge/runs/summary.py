@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Timer
 from adamerge.errors import AdamergeError, CollapsedError, DivergedError
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
-from adamerge.training import MergingModule
 from adamerge.training.evaluation import average
+from adamerge.training.module import MergingModule
 
 
 class Summary(Callback):
@@ -50,8 +50,11 @@ class Summary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that it is done, and which step is the result."""
-        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
-            self._choose(trainer, pl_module)
+        if not isinstance(pl_module, MergingModule):
+            return
+        pl_module.finish()  # in every process
+        if trainer.is_global_zero:
+            self._choose(pl_module)
             if pl_module.objective is not None and pl_module.objective.taught:
                 self._content["teachers"] = pl_module.teachers.report()
             if trainer.global_step < trainer.max_steps:
@@ -68,8 +71,10 @@ class Summary(Callback):
         if trainer.is_global_zero and self._content:  # else the fit had not begun, and there is no run
             if not asked:
                 self._content["error"] = exception.what if isinstance(exception, AdamergeError) else repr(exception)
-            if isinstance(pl_module, MergingModule) and pl_module.choice:
-                self._choose(trainer, pl_module)
+            if isinstance(pl_module, MergingModule):
+                pl_module.result.choose(trainer)
+                if pl_module.result.choice:
+                    self._choose(pl_module)
             self._write(trainer, status)
 
     def _go_on(self, trainer: Trainer, before: dict[str, Any]) -> None:
@@ -84,12 +89,12 @@ class Summary(Callback):
         if lengths:
             self._content["lengths"] = lengths
 
-    def _choose(self, trainer: Trainer, module: MergingModule) -> None:
+    def _choose(self, module: MergingModule) -> None:
         """The protocol, and the validation figures of the coefficients that were written."""
         self._content["protocol"] = module.coefficients().protocol
-        scores = module.choice.get("scores", {})
+        scores = module.result.choice.get("scores", {})
         if scores:
-            name = trainer.datamodule.metric.name  # type: ignore[attr-defined]
+            name = module.data.metric.name
             self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
             self._chosen[f"validation/{name}"] = average(scores)
 

@@ -58,7 +58,7 @@ def _help_of_fit(words: Words) -> str | None:
     """What the flags ask for; None where they ask for nothing, or a library's own parser must answer."""
     for flag in words.flags:
         if flag in {"-h", "--help"}:
-            search = [word.partition("=")[2] for word in words.overrides if word.startswith("--search=")]
+            search = [word.partition("=")[2] for word in words.overrides if word.startswith("--model.search=")]
             return fit_help(*search[-1:])
         if flag == "--trainer.help":
             from adamerge.runs.config_parser import trainer_help

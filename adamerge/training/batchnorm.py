@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -19,6 +18,9 @@ from adamerge.data import Calibration
 from adamerge.data.batch_order import Steps
 from adamerge.errors import DivergedError
 from adamerge.merging.merged_model import MergedModel
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 MOST_BATCHES = 40
 """So many batches of ``data.eval_batch_size`` samples are looked at, or all calibration samples where that is less."""

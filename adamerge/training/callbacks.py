@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.artifacts.heatmap import draw_heatmap
 from adamerge.errors import CollapsedError, ConfigError, DivergedError
-from adamerge.training import MergingModule
-from adamerge.training.evaluation import Spread
+from adamerge.training.module import MergingModule
 from adamerge.training.tracker import hand_over
 
 FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
@@ -47,9 +46,10 @@ class CoefficientFile(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish, write, draw and log; also when a resumed run finds that all its steps are done."""
-        if isinstance(pl_module, MergingModule):
-            pl_module.finish(trainer.datamodule, trainer.strategy)  # type: ignore[attr-defined]
-        if trainer.is_global_zero and isinstance(pl_module, MergingModule):
+        if not isinstance(pl_module, MergingModule):
+            return
+        pl_module.finish()  # in every process
+        if trainer.is_global_zero:
             coefficients = pl_module.coefficients()
             save_coefficients(coefficients, self.path)
             heatmap = self.path.with_name("heatmap.png")
@@ -60,6 +60,7 @@ class CoefficientFile(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the last good coefficients."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule) and trainer.global_step > 0:
+            pl_module.result.choose(trainer)
             save_coefficients(pl_module.coefficients(), self.path)
 
 
@@ -94,11 +95,10 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up; look now and then."""
-        spreads: dict[str, Spread] = getattr(pl_module, "spread", {})
         # a sample or two are always of one class
-        if trainer.datamodule.batch_size >= FEWEST_SAMPLES:  # type: ignore[attr-defined]
-            for task, found in spreads.items():
-                both = torch.stack([found.top_class_share(), found.marginal_entropy()])
+        if isinstance(pl_module, MergingModule) and pl_module.data.batch_size >= FEWEST_SAMPLES:
+            for task, predictions in pl_module.evaluation.spread.items():
+                both = torch.stack([predictions.top_class_share(), predictions.marginal_entropy()])
                 # of a checkpoint, they are on the CPU
                 self._sums[task] = self._sums.get(task, torch.zeros_like(both)).to(both.device) + both
         self._steps += 1
@@ -115,7 +115,7 @@ class CollapseGuard(Callback):
                         f"step {trainer.global_step}: predictions for task '{task}' collapsed onto one class",
                         expected=f"a largest class below {self.share:.0%} of a batch",
                         got=f"{share:.0%}, marginal entropy {spread:.3f} of log(classes)",
-                        todo="use fewer steps, a lower model.lr, model.penalty, or normalise the entropy",
+                        todo="use fewer steps, a lower model.search.lr, model.penalty, or normalise the entropy",
                     )
 
 
@@ -166,7 +166,7 @@ class RunawayGuard(Callback):
         group = list(sizes)[int(at)]
         expert = module.merged.task_vectors.experts[int(groups[group].abs().amax(dim=1).argmax())]
         what = f"step {step}: a coefficient ran away: of expert '{expert}' for '{group}', {size:.4g} in size"
-        todo = "lower model.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in trainer.callbacks"
+        todo = "lower model.search.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in trainer.callbacks"
         if size > self.STOP * self.bound:
             raise DivergedError(what, expected=f"at most {self.bound:g}", got=f"{size:.4g}", todo=todo)
         if not self._told:

@@ -1,16 +1,16 @@
-"""What is checked of a fit before anything is written: that model, objective, data and precision go together, and fit."""
+"""What is checked of a fit before anything is written: that model, search, objective, data and precision go together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Trainer
 from torch import distributed
 
 from adamerge.checkpoints.name_patterns import excluding
-from adamerge.data import Calibration
+from adamerge.data import Calibration, NoData
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.merging.footprint import units_of
 from adamerge.merging.memory_plan import Plan
@@ -19,6 +19,8 @@ from adamerge.objectives import Objective
 from adamerge.precision import check_precision
 from adamerge.task_vectors.memory import Memory
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.merging import Merging
+from adamerge.training.search import Search
 
 
 def planned(merged: MergedModel, trainer: Trainer) -> Plan:
@@ -39,56 +41,80 @@ def planned(merged: MergedModel, trainer: Trainer) -> Plan:
     )
 
 
-def check_fit(
-    merged: MergedModel,
-    objective: Objective | None,
-    task_weights: Mapping[str, float],
-    data: Calibration,
-    precision: str,
-) -> None:
-    """See whether they fit together.
+class FitSettings(NamedTuple):
+    """What the checks of a fit ask of its trainer, which need not be there yet.
+
+    Attributes:
+        steps: of the fit.
+        precision: as Lightning names it.
+        clipped: whether gradients are clipped.
+        validated: whether the validation split is scored.
+    """
+
+    steps: int
+    precision: str
+    clipped: bool
+    validated: bool
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> FitSettings:
+        """Returns those of a trainer."""
+        clipped, validated = bool(trainer.gradient_clip_val), trainer.limit_val_batches != 0
+        return cls(trainer.max_steps, str(trainer.precision), clipped, validated)
+
+
+def preflight(merged: MergedModel, merging: Merging, search: Search, data: Calibration, fit: FitSettings) -> None:
+    """Asks everything that can be known of a fit before it begins, but for its processes: the one list of these checks.
 
     Args:
         merged: what is trained.
-        objective: what drives it; None when nothing is learned.
-        task_weights: as configured.
-        data: the calibration data.
-        precision: of the trainer.
+        merging: whose objective, penalty, task weights and buffers are asked about.
+        search: begun.
+        data: on which it is learned; a sample of every task is looked at.
+        fit: of the trainer.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: the parts do not go together.
+        DataError: the data cannot be read.
     """
-    check_precision(precision, merged.dtype)
-    _check_heads(merged)
-    if objective is not None:
-        _check_objective(merged, objective, data)
-    unknown = [task for task in merged.task_vectors.experts if task not in data.tasks]
-    if unknown and data.only is None:
+    objective = merging.objective
+    learns = objective is not None
+    if isinstance(data, NoData) and (learns or merging.recalibrate_buffers):
+        what = f"model.objective={type(objective).__name__}" if learns else "model.recalibrate_buffers"
         raise ConfigError(
-            f"expert '{unknown[0]}' has no data",
-            expected=f"a task of {list(data.tasks)}",
-            got=unknown,
-            todo="if its coefficients shall be learned on other tasks' data, name these in data.only",
+            f"{what} needs data, and there are none",
+            expected="a data section in the pool",
+            got="data: null",
+            todo="add one, or leave out what needs it: a method without an objective merges base and experts alone",
         )
-    strange = sorted(task_weights.keys() - set(data.fitted))
-    if strange:
-        raise ConfigError(f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange)
+    if objective is not None:
+        _check_search(search, merging, data.batch_size, fit)
+        check_precision(fit.precision, merged.dtype)
+        _check_heads(merged)
+        _check_objective(merged, objective, data)
+        _check_tasks(merged, merging.task_weights or {}, data)
+    if learns or merging.recalibrate_buffers:
+        data.check(merged.backbone, learns and fit.validated)
+    if objective is not None:
+        for task in data.fitted:
+            objective.check(task, data.samples(task, "calibration"), len(data.tasks[task].classnames))
 
 
-def check_steps(merged: MergedModel, micro_batch: int | None, batch_size: int, trainer: Trainer | None) -> None:
-    """See whether the trainer's steps can be taken.
+def check_processes(
+    merged: MergedModel, search: Search, micro_batch: int | None, batch_size: int, trainer: Trainer
+) -> None:
+    """Asks what only the trainer knows: whether its processes, as many as they are, can take the fit's steps.
 
     Args:
         merged: what is trained.
+        search: begun.
         micro_batch: samples per forward pass; all when None.
         batch_size: samples per task and step, over all processes.
-        trainer: None while there is none.
+        trainer: of the fit.
 
     Raises:
         ConfigError: they cannot.
     """
-    if trainer is None:
-        return
     if trainer.accumulate_grad_batches != 1:
         raise ConfigError(
             "trainer.accumulate_grad_batches would shorten the fit: a step takes its whole batch",
@@ -97,7 +123,9 @@ def check_steps(merged: MergedModel, micro_batch: int | None, batch_size: int, t
             todo="set model.micro_batch to save memory",
         )
     processes = trainer.world_size
-    if processes > 1 and trainer._accelerator_connector.use_distributed_sampler:
+    if processes == 1:
+        return
+    if trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
             "trainer.use_distributed_sampler: each process takes its part of every step's batch by itself, and a sampler "
             "of the trainer's would take steps away",
@@ -113,6 +141,7 @@ def check_steps(merged: MergedModel, micro_batch: int | None, batch_size: int, t
             got=batch_size,
             todo=f"set data.batch_size={processes * max(1, round(batch_size / processes))}",
         )
+    search.check(trainer.max_steps, batch_size, processes)
 
 
 def check_same_models(vectors: TaskVectors) -> None:
@@ -123,17 +152,46 @@ def check_same_models(vectors: TaskVectors) -> None:
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, vectors.fingerprints())
-    for rank, own in enumerate(found):
-        for who in sorted(own.keys() | found[0].keys()):
-            if own.get(who) != found[0].get(who):
+    read: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(read, vectors.fingerprints())
+    for rank, own in enumerate(read):
+        for who in sorted(own.keys() | read[0].keys()):
+            if own.get(who) != read[0].get(who):
                 raise CheckpointError(
                     f"process {rank} has another {who.removeprefix('the ')} than process 0",
-                    expected=f"fingerprint {str(found[0].get(who))[:16]}…",
+                    expected=f"fingerprint {str(read[0].get(who))[:16]}…",
                     got=f"{str(own.get(who))[:16]}…",
                     todo="give all machines the same files, or name a Hub id with its @revision",
                 )
+
+
+def _check_search(search: Search, merging: Merging, batch_size: int, fit: FitSettings) -> None:
+    """The search's own numbers, and what only some searches do."""
+    kind = type(search).__name__
+    if fit.clipped and not search.automatic:
+        raise ConfigError(
+            f"trainer.gradient_clip_val is not for {kind}, whose steps have other gradients than one", todo="leave it out"
+        )
+    if merging.penalty is not None and not search.penalised:
+        raise ConfigError(
+            f"model.penalty: {kind} minimises the objective alone", got=type(merging.penalty).__name__, todo="leave it out"
+        )
+    search.check(fit.steps, batch_size)
+
+
+def _check_tasks(merged: MergedModel, task_weights: Mapping[str, float], data: Calibration) -> None:
+    """Every expert has data, and every weight a task."""
+    unknown = [task for task in merged.task_vectors.experts if task not in data.tasks]
+    if unknown and data.only is None:
+        raise ConfigError(
+            f"expert '{unknown[0]}' has no data",
+            expected=f"a task of {list(data.tasks)}",
+            got=unknown,
+            todo="if its coefficients shall be learned on other tasks' data, name these in data.only",
+        )
+    strange = sorted(task_weights.keys() - set(data.fitted))
+    if strange:
+        raise ConfigError(f"model.task_weights names '{strange[0]}'", expected=f"tasks of {data.fitted}", got=strange)
 
 
 def _check_heads(merged: MergedModel) -> None:

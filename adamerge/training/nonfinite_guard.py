@@ -54,13 +54,17 @@ class Guard:
         return optimizer
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """If a gradient is not finite, remember it on the device and let the gradient be zero."""
+        """If a gradient is not finite, remember it on the device and let the gradient be zero.
+
+        A search without gradients judges by itself what it evaluates.
+        """
         parameters = _parameters(optimizer)
         given = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in given if p.grad is not None]
         # the gradients are those of all processes; a loss that is not finite has made them so
-        finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
-        bad = ~finite if self._bad is None else self._bad | ~finite
+        finite = [torch.isfinite(gradient).all() for gradient in gradients]
+        bad = ~torch.stack(finite).all() if finite else torch.zeros((), dtype=torch.bool, device=parameters[0].device)
+        bad = bad if self._bad is None else self._bad | bad
         self._bad = self._flag = bad
         if bad.is_cuda:
             self._flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
@@ -114,14 +118,14 @@ def _stop_if_bad(step: _Step) -> None:
         step.copied.synchronize()
     if step.bad is None or not bool(step.bad):
         return
-    found = {task: float(loss) for task, loss in step.losses.items()}
-    guilty = [task for task, loss in found.items() if not torch.isfinite(torch.tensor(loss))]
+    losses = {task: float(loss) for task, loss in step.losses.items()}
+    guilty = [task for task, loss in losses.items() if not torch.isfinite(torch.tensor(loss))]
     raise DivergedError(
         f"step {step.number}: the {'loss' if guilty else 'gradient'} is not finite"
         + (f" for task '{guilty[0]}'" if guilty else ""),
         expected="finite numbers",
-        got=f"losses {found}",
-        todo="lower model.lr, or look at the samples of that step, which changed nothing that is kept",
+        got=f"losses {losses}",
+        todo="lower model.search.lr, or look at the samples of that step, which changed nothing that is kept",
     )
 
 

@@ -1,12 +1,12 @@
-"""The backward pass: every task's batch through the merged copy in micro-batches, its gradients added up there."""
+"""The objective over a step's batch, evaluated in micro-batches on the merged copy; its gradient is a second call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from adamerge.backbones import Batch, Encoded, Inputs, Output
@@ -16,12 +16,33 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.training.evaluation import Spread
 
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
-class BackwardPass:
-    """One evaluation of the objective and its gradient ``G = dL/dtheta`` on the merged copy.
+
+class Evaluation(NamedTuple):
+    """What an objective makes of a batch of every task, over the samples of all processes.
+
+    Attributes:
+        losses: each task's weighted mean of the objective, times the task's weight; detached.
+        spread: of each task's predictions.
+    """
+
+    losses: Mapping[str, Tensor]
+    spread: Mapping[str, Spread]
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the losses, a scalar."""
+        return torch.stack(list(self.losses.values())).sum()
+
+
+class BatchObjective:
+    """The objective over a batch of every task, with the merged copy's weights: its value, and its gradient.
 
     Args:
-        merged: merged with grad enabled; its ``pull_back`` takes ``G`` to the coefficients afterwards.
+        merged: merged before either call; with grad enabled for ``backward``, whose ``G = dL/dtheta`` its ``pull_back``
+            takes to the coefficients afterwards.
         objective: one loss per sample.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
         micro_batch: samples per forward pass, of whatever task; all at once when None.
@@ -38,22 +59,31 @@ class BackwardPass:
     ) -> None:
         self.merged, self.objective, self.task_weights = merged, objective, task_weights
         self.micro_batch, self.strategy = micro_batch, strategy
-        self.spread: dict[str, Spread] = {}
 
-    def __call__(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Add the batch's gradients to those of the merged copy, and its predictions to ``spread``.
-
-        Returns:
-            Each task's weighted mean of the objective over all its samples, of all processes; detached.
+    @torch.no_grad()
+    def evaluate(self, batch: Mapping[str, Batch]) -> Evaluation:
+        """Returns the objective's value; nothing is remembered for a gradient.
 
         Raises:
             ConfigError: the objective does not return one loss per sample.
         """
+        return self._run(batch, lambda loss: None)
+
+    def backward(self, batch: Mapping[str, Batch]) -> Evaluation:
+        """Returns the objective's value, and adds its gradient to that of the merged copy.
+
+        Raises:
+            ConfigError: the objective does not return one loss per sample.
+        """
+        return self._run(batch, torch.Tensor.backward)
+
+    def _run(self, batch: Mapping[str, Batch], send_back: Callable[[Tensor], None]) -> Evaluation:
+        """Goes through the micro-batches, and hands each one's share of the loss on before the next is run."""
         batch = {task: self.objective.prepare(task, part, partial(self._predict, task)) for task, part in batch.items()}
         scales = self._scales(batch)
         device = self.merged.device
         losses = {task: torch.zeros((), device=device) for task in batch}
-        self.spread = {task: Spread() for task in batch}
+        spread = {task: Spread() for task in batch}
         for encoded, parts in self._forward(batch):
             loss = torch.zeros((), device=device)
             for task, places, samples in parts:
@@ -68,22 +98,25 @@ class BackwardPass:
                     )
                 task_loss = (per_sample * scale).sum()
                 losses[task] += task_loss.detach()
-                self.spread[task].update(output.logits.detach(), output.mask)
+                spread[task].update(output.logits.detach(), output.mask)
                 loss = loss + task_loss
-            loss.backward()
-        return self._of_all_processes(losses)
+            send_back(loss)
+        return self._of_all_processes(Evaluation(losses, spread))
 
-    def _of_all_processes(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _of_all_processes(self, own: Evaluation) -> Evaluation:
         """The losses and the spread of all processes' samples, in one reduction; each process had its own part."""
         processes = getattr(self.strategy, "world_size", 1)
         if processes == 1:
-            return losses
-        parts = [torch.stack(list(losses.values())) / processes, *(found.sums() for found in self.spread.values())]
+            return own
+        losses = torch.stack(list(own.losses.values())) / processes
+        parts = [losses, *(spread.sums() for spread in own.spread.values())]
         sums = self.strategy.reduce(torch.cat(parts), reduce_op="sum")
         assert isinstance(sums, Tensor)
         total, *spreads = sums.split([len(part) for part in parts])
-        self.spread = {task: Spread(found) for task, found in zip(self.spread, spreads, strict=True)}
-        return dict(zip(losses, total.unbind(), strict=True))
+        return Evaluation(
+            dict(zip(own.losses, total.unbind(), strict=True)),
+            {task: Spread(part) for task, part in zip(own.spread, spreads, strict=True)},
+        )
 
     def _scales(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Of each sample's loss in the sum over tasks of weighted means over all processes' samples."""

@@ -109,7 +109,7 @@ def scheduled(optimizer: Optimizer, schedule: Schedule | Scheduler, steps: int, 
         optimizer: at the rate that the fit begins with.
         schedule: one of ours, or what makes one of torch's.
         steps: of the fit.
-        setting: what it is called: ``model.lr_scheduler``.
+        setting: what it is called: ``model.search.schedule``.
 
     Raises:
         ConfigError: it cannot be what it says in a fit of this length at this rate.
@@ -118,11 +118,11 @@ def scheduled(optimizer: Optimizer, schedule: Schedule | Scheduler, steps: int, 
         return FollowedSchedule(optimizer, schedule, steps)
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
-        found = schedule(optimizer)
+        scheduler = schedule(optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{setting}: {error}") from error
-    _refuse_misfit(found, min(rates), steps, setting)
-    return found
+    _refuse_misfit(scheduler, min(rates), steps, setting)
+    return scheduler
 
 
 def check_schedule(

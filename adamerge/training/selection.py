@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from adamerge.data import Calibration
 from adamerge.data.metrics import Metric
 from adamerge.errors import ConfigError
-from adamerge.training import MergingModule
+from adamerge.merging.merged_model import MergedModel
 from adamerge.training.evaluation import average, means, score
+from adamerge.training.module import MergingModule
+from adamerge.training.result import Chooser
 
 
 class Look(NamedTuple):
@@ -111,7 +112,7 @@ def _ratio(metric: Metric, found: float, reference: float) -> float:
     return above / below if below else 1.0 + above
 
 
-class KeepBest(Callback):
+class KeepBest(Callback, Chooser):
     """Looks at the validation split now and then, and lets the best step's coefficients be the fit's result.
 
     It looks before the first step, so that a fit never ends worse than it began, after each ``every`` steps and after the
@@ -139,7 +140,7 @@ class KeepBest(Callback):
         """Nothing of an earlier fit counts; and there is something to look at."""
         if stage == "fit":
             self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
-            module, data = _parts(trainer, pl_module)
+            data, weights = _merging(pl_module).data, _merging(pl_module).merging.task_weights or {}
             lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
             if lacking:
                 raise ConfigError(
@@ -147,7 +148,7 @@ class KeepBest(Callback):
                     "with labels",
                     todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
                 )
-            self.selection.check(data.fitted, module.task_weights)
+            self.selection.check(data.fitted, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -167,70 +168,65 @@ class KeepBest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score base and experts, and the coefficients that the fit starts from."""
         if self._looks == 0:
-            module, data = _parts(trainer, pl_module)
-            merged = module.merged
+            module = _merging(pl_module)
+            merged, data = module.merged, module.data
             merged.fill(merged.task_vectors.base.__getitem__)
-            self._base = self._scores(trainer, pl_module, data.fitted)
+            self._base = self._scores(module, data.fitted)
             for task in data.fitted:
                 if task in merged.task_vectors.checkpoints:
                     merged.fill_expert(task)
-                    self._experts |= self._scores(trainer, pl_module, [task])
-            self._look(trainer, pl_module)
+                    self._experts |= self._scores(module, [task])
+            self._look(_merging(pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look; before the step's checkpoint is written, so that a resumed run chooses among the same steps."""
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self._look(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the best step's coefficients in place."""
-        self._settle(trainer, pl_module)
+            self._look(_merging(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The best so far are the result of a fit that ends early, too."""
-        if self._looks:
-            self._settle(trainer, pl_module)
+        if isinstance(pl_module, MergingModule):
+            pl_module.result.choose(trainer)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, data = _parts(trainer, pl_module)
-        with torch.no_grad():
-            module.merged.merge()
-        scores = self._scores(trainer, pl_module, data.fitted)
-        value = self.selection.value(Look(scores, self._base, self._experts, module.task_weights, data.metric))
-        self._looks += 1
-        if value is not None and math.isfinite(value) and (not self._best or value > self._best["value"]):
-            self._best = {"step": trainer.global_step, "value": value, "scores": scores}
-            state = module.merged.parametrization.state_dict()
-            self._values = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-    def _scores(self, trainer: Trainer, pl_module: LightningModule, tasks: list[str]) -> dict[str, float]:
-        module, data = _parts(trainer, pl_module)
-        loaders = {task: data.eval_dataloader(task, "validation") for task in tasks}
-        with trainer.precision_plugin.val_step_context():
-            return means({task: score(module.merged, task, found, data.metric) for task, found in loaders.items()})
-
-    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, _ = _parts(trainer, pl_module)
+    def choose(self, merged: MergedModel) -> dict[str, Any]:
+        """Puts the best step's coefficients in place; where no step may be chosen, the last one's stand."""
+        if not self._looks:
+            return {}
         if not self._best:
             warnings.warn(f"{type(self.selection).__name__}: no step may be chosen; the last one stands", stacklevel=2)
         else:
-            module.merged.parametrization.load_state_dict(self._values)
-        module.choice = {
+            merged.parametrization.load_state_dict(self._values)
+        return {
             "rule": type(self.selection).__name__,
             "split": "validation, labels read",
             "looks": self._looks,
             **(self._best or {"step": None}),
         }
 
+    def _look(self, module: MergingModule) -> None:
+        data, weights = module.data, module.merging.task_weights or {}
+        with torch.no_grad():
+            module.merged.merge()
+        scores = self._scores(module, data.fitted)
+        value = self.selection.value(Look(scores, self._base, self._experts, weights, data.metric))
+        self._looks += 1
+        if value is not None and math.isfinite(value) and (not self._best or value > self._best["value"]):
+            self._best = {"step": module.global_step, "value": value, "scores": scores}
+            state = module.merged.parametrization.state_dict()
+            self._values = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-def _parts(trainer: Trainer, module: LightningModule) -> tuple[MergingModule, Calibration]:
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(module, MergingModule) or not isinstance(data, Calibration):
+    def _scores(self, module: MergingModule, tasks: list[str]) -> dict[str, float]:
+        data = module.data
+        loaders = {task: data.eval_dataloader(task, "validation") for task in tasks}
+        with module.trainer.precision_plugin.val_step_context():
+            return means({task: score(module.merged, task, loader, data.metric) for task, loader in loaders.items()})
+
+
+def _merging(module: LightningModule) -> MergingModule:
+    if not isinstance(module, MergingModule):
         raise ConfigError(
-            "KeepBest chooses among merging coefficients",
-            expected="a MergingModule and Calibration data",
-            got=f"{type(module).__name__} and {type(data).__name__}",
+            "KeepBest chooses among merging coefficients", expected="a MergingModule", got=type(module).__name__
         )
-    return module, data
+    return module

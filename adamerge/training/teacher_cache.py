@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from lightning.pytorch.strategies import Strategy
 
 from adamerge.artifacts.recipe import describe
 from adamerge.backbones import Teacher
@@ -24,6 +23,9 @@ from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 FORMAT = 1
 DTYPES = ("float32", "bfloat16", "float16")

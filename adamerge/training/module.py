@@ -1,0 +1,254 @@
+"""The Lightning module: a merged model whose only parameters are the coefficients, moved by a search."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adamerge.artifacts.coefficients import Coefficients, load_values
+from adamerge.backbones import Batch
+from adamerge.data import Calibration
+from adamerge.errors import ConfigError
+from adamerge.merging.merged_model import MergedModel
+from adamerge.parametrizations.untrained import held_names
+from adamerge.training.batchnorm import normalisations
+from adamerge.training.fit_checks import FitSettings, check_processes, check_same_models, planned, preflight
+from adamerge.training.merging import Merging
+from adamerge.training.nonfinite_guard import Guard
+from adamerge.training.objective_gradient import BatchObjective, Evaluation
+from adamerge.training.result import Result
+from adamerge.training.search_step import SearchStep
+from adamerge.training.split_scores import SplitScores
+from adamerge.training.teacher_cache import TeacherCache
+from adamerge.training.untrained import Held
+
+
+class MergingModule(LightningModule):
+    """A merged model under Lightning; its only parameters are the coefficients.
+
+    Args:
+        merging: what is merged, how, and what drives it.
+
+    Attributes:
+        evaluation: of the last step; empty before the first one.
+        result: what the fit ends with.
+
+    Raises:
+        ConfigError: the search has nothing to learn, or there are no running statistics to recalibrate.
+        CheckpointError: base, experts and backbone do not fit together.
+        CoefficientsError: ``init_from`` does not fit.
+        DivergedError: during the fit: a loss or gradient became non-finite.
+    """
+
+    def __init__(self, merging: Merging) -> None:
+        backbone, task_vectors = merging.backbone, merging.task_vectors
+        if merging.recalibrate_buffers and not normalisations(backbone):
+            raise ConfigError(
+                f"model.recalibrate_buffers: {type(backbone).__name__} has no running statistics to recompute",
+                expected="a network with batch normalisation",
+                got=type(backbone.network).__name__,
+                todo="leave it out",
+            )
+        super().__init__()
+        self.merging = merging
+        self.merged = MergedModel(
+            backbone,
+            task_vectors,
+            merging.parametrization(task_vectors),
+            merging.storage,
+            copy=merging.copy,
+            passes=merging.passes,
+        )
+        self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
+        self.teachers = merging.teachers if merging.teachers is not None else TeacherCache()
+        if merging.init_from is not None:
+            load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
+        self.guard = Guard(self.merged.parametrization.project_)
+        self.held = Held(self.merged, self.guard, merging.hold)
+        self.result = Result(self.merged, merging.recalibrate_buffers)
+        self.evaluation = Evaluation({}, {})
+        self.search = copy.copy(merging.search)
+        self.search.begin(self.merged)
+        self.automatic_optimization = self.search.automatic
+        self._passed: Calibration | None = None  # data of a preflight that no fit has followed yet
+        self._scores = SplitScores(self.merged)
+
+    @property
+    def data(self) -> Calibration:
+        """The trainer's data.
+
+        Raises:
+            ConfigError: they are no calibration data.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, Calibration):
+            raise ConfigError(
+                "no calibration data: pass a Calibration data module to the trainer", got=type(data).__name__
+            )
+        return data
+
+    def preflight(self, data: Calibration, fit: FitSettings) -> None:
+        """Asks everything that can be known of a fit before it begins; the next fit on these data does not ask again.
+
+        Raises:
+            ConfigError: the parts do not go together.
+            DataError: the data cannot be read.
+        """
+        preflight(self.merged, self.merging, self.search, data, fit)
+        self._passed = data
+
+    def setup(self, stage: str) -> None:
+        """Checks, and makes the heads from the base's weights."""
+        data, strategy = self.data, self.trainer.strategy
+        # each process chooses by the memory it sees, and all must compute the same bits: the first one's choice is all's
+        self.merged.storage = strategy.broadcast(planned(self.merged, self.trainer).chosen)
+        if self.merged.copy.collective:
+            self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
+        check_same_models(self.merged.task_vectors)
+        if stage == "fit":
+            self.result.begin()
+            if self._passed is not data:
+                self.preflight(data, FitSettings.of(self.trainer))
+            self._passed = None
+            check_processes(self.merged, self.search, self.merging.micro_batch, data.batch_size, self.trainer)
+            if self.objective is not None:
+                self.objective.begin(data.course())
+        self.merged.fill(self.merged.task_vectors.base.__getitem__)
+        self.merged.backbone.build_heads(data.tasks, self.merged.task_vectors.checkpoints)
+
+    def configure_optimizers(self) -> Any:
+        """Returns the search's optimisers, with the constraint's projection and the guard hooked to their steps."""
+        made = self.search.optimizers(self.trainer.max_steps)
+        optimizers = [self.guard.watch(optimizer) for optimizer, _ in made]
+        schedulers = [scheduler for _, scheduler in made if scheduler is not None]
+        if not self.search.automatic:
+            return optimizers, schedulers
+        return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in schedulers]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves which coefficients are held, which is decided once for a run, and the search's state."""
+        checkpoint["held"] = self.held.state(self.named_parameters())
+        state = self.search.state_dict()
+        if state:
+            checkpoint["search"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes both up again; a run of a version that held none goes on so."""
+        self.held.load(checkpoint.get("held", {}), self.named_parameters())
+        if "search" in checkpoint:
+            self.search.load_state_dict(checkpoint["search"])
+
+    def on_fit_start(self) -> None:
+        """Runs the experts on the samples of the fit, when the objective is taught: before the loader's workers start.
+
+        Then decides which coefficients are held.
+        """
+        self.guard.forget()
+        self.evaluation = Evaluation({}, {})
+        data, objective = self.data, self.objective
+        data.teach(None)
+        if objective is not None and objective.taught:
+            steps = data.steps()
+            batch_size = self.merging.micro_batch or steps.batch_size
+            folder = Path(self.trainer.default_root_dir)
+            self.teachers.fill(self.merged, steps, objective.hidden, batch_size, self.trainer.strategy, folder)
+            data.teach(self.teachers)
+        asked = objective is not None and self.search.uses_gradients
+        run = partial(self._first_gradient, data) if asked else None
+        self.held.begin(run, self.device, self.trainer.strategy)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Stops when the step before was not finite: its update was undone, so the last good coefficients stand."""
+        self.guard.poll(self.global_step, self.evaluation.losses)
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
+        """Lets the search take one step.
+
+        Raises:
+            RuntimeError: a search that moves the coefficients itself has not done so in exactly one step that counts.
+        """
+        step = SearchStep(self, self.merged, self._batch_objective(), self.guard, self.merging.penalty)
+        total = self.search.step(step, batch)
+        self.evaluation = step.evaluation
+        if not self.search.automatic and self.global_step != step.number + 1:
+            kind, moves = type(self.search).__name__, self.global_step - step.number
+            raise RuntimeError(f"{kind}.step must call SearchStep.count once, and did so {moves} times")
+        return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keeps a gradient that is not finite from moving anything."""
+        self.guard.before_step(optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Stops when the last step was not finite: it has no next batch."""
+        self.guard.wait(self.global_step, self.evaluation.losses)
+
+    def on_fit_end(self) -> None:
+        """Settles the result, also where no callback asks for it."""
+        self.finish()
+
+    def finish(self) -> None:
+        """Settles what the fit has come to: a step is chosen, and its buffers recomputed; once, whoever asks first."""
+        self.result.choose(self.trainer)
+        self.result.recalibrate(self.data, self.trainer.strategy)
+
+    def coefficients(self) -> Coefficients:
+        """Returns the current coefficients with everything that gives them meaning."""
+        backbone, experts = self.merged.backbone, self.merged.task_vectors.experts
+        choice, protocol = self.result.choice, dict[str, Any]()
+        if self._trainer is not None and self.objective is not None:
+            protocol = self.data.protocol | ({"selection": choice} if choice else {})
+        protocol = {**protocol, **self.result.recalibration, **held_names(self.merged.parametrization.held, experts)}
+        step = self.global_step if self._trainer is not None else 0
+        if choice.get("step") is not None:
+            step = choice["step"]
+        return Coefficients(
+            self.merged.task_vectors.to("cpu"),
+            self.merged.parametrization,
+            backbone.layout(),
+            self.merged.dtype,
+            step,
+            protocol,
+            self.merged.recalibrated,
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Merges for the current coefficients, once for all tasks."""
+        self._scores.begin(self.data, "validation")
+
+    def on_test_epoch_start(self) -> None:
+        """Merges for the current coefficients, once for all tasks."""
+        self._scores.begin(self.data, "test")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Scores the batch."""
+        self._scores.update(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Scores the batch."""
+        self._scores.update(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the score per task and on average."""
+        self._scores.log(self)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the score per task and on average."""
+        self._scores.log(self)
+
+    def _batch_objective(self) -> BatchObjective:
+        assert self.objective is not None
+        weights, micro_batch = self.merging.task_weights or {}, self.merging.micro_batch
+        return BatchObjective(self.merged, self.objective, weights, micro_batch, self.trainer.strategy)
+
+    def _first_gradient(self, data: Calibration) -> None:
+        """Sends back the gradient that the first step begins with."""
+        batch: Mapping[str, Batch] = data.transfer_batch_to_device(data.steps()[0], self.device, 0)
+        self._batch_objective().backward(self.search.first_batch(batch))
