@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -80,10 +81,18 @@ def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
     return dict(yaml.safe_load(text) or {})
 
 
-def print_help_of(flag: str) -> None:
-    """Prints what a library's class takes, for ``--KEY.help=CLASS``, and ends."""
-    parser_of({}).parse_args([flag.replace(".help=", ".help ").split(" ")[0], *flag.partition("=")[2:]])
-    sys.exit(0)
+def help_by_parser(flag: str) -> str:
+    """Returns what a class from elsewhere takes, for ``--KEY.help=CLASS``.
+
+    Raises:
+        ConfigError: there is no such class or key.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        try:
+            parser_of({}).parse_args([renewed_key(flag)])
+        except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
+            raise readable(error) from error
+    return printed.getvalue()
 
 
 def trainer_help() -> str:

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.errors import CheckpointError, ConfigError, ExportError
 from adamerge.io.safetensors_file import read_json
-from adamerge.runs.config_files import config_files
-from adamerge.training.run_checkpoints import AtomicCheckpoints
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 CONFIG = "config.yaml"
 STAGES = "stages.json"
 
 
-def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
+def run_folder(settings: Any, files: Sequence[str]) -> Path:
     """``RUNS/NAME/ID``, with names and ids that are not given made up.
+
+    Args:
+        settings: of the run.
+        files: of its configuration; they give it a name where it has none.
 
     Raises:
         ConfigError: a name or id leads elsewhere.
@@ -36,7 +37,7 @@ def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
             raise ConfigError(
                 f"{key}: '{word}' is no name of a folder", expected="no slash; --runs says where", got=word
             )
-    return Path(settings.runs) / (settings.name or _name(arguments)) / identity
+    return Path(settings.runs) / (settings.name or _name(files)) / identity
 
 
 def started(folder: Path) -> bool:
@@ -79,6 +80,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def is_first_process() -> bool:
     """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # late: what is refused is told without Lightning
+
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -136,13 +139,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def step_of(checkpoint: Path) -> int:
     """Steps that a checkpoint was written after."""
+    from adamerge.training.run_checkpoints import AtomicCheckpoints
+
     step: int = AtomicCheckpoints().load_checkpoint(checkpoint)["global_step"]
     return step
 
 
-def _name(arguments: Sequence[str]) -> str:
+def _name(files: Sequence[str]) -> str:
     """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
-    paths = [Path(path) for path in config_files(arguments)]
+    paths = [Path(path) for path in files]
     paths.sort(key=lambda path: path.parent.name != "pools")  # the pool first, in whatever order they were given
     return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"
 
