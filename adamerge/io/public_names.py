@@ -80,10 +80,18 @@ _VERSION_0_1 = {
 }
 """Module of version 0.1 to the parts that files could name there."""
 
+_VERSION_0_2 = {"AdaptiveMerging": "Descent", "BilevelMerging": "Bilevel"}
+"""Public name until version 0.2, when a search was the module itself, to today's."""
+
 FORMER = {
-    f"{PREFIX}{module}.{name}": f"{PREFIX}{name}" for module, names in _VERSION_0_1.items() for name in names.split()
+    **{
+        f"{PREFIX}{module}.{name}": f"{PREFIX}{_VERSION_0_2.get(name, name)}"
+        for module, names in _VERSION_0_1.items()
+        for name in names.split()
+    },
+    **{former: f"{PREFIX}{name}" for own, name in _VERSION_0_2.items() for former in (own, f"{PREFIX}{own}")},
 }
-"""Former full name to today's."""
+"""Former name to today's full one."""
 
 
 def public_name(part: Any) -> str:

@@ -29,6 +29,7 @@ from adamerge.runs.preparation import waiting
 from adamerge.runs.trainer_settings import whole_number
 from adamerge.task_vectors.memory import size
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.fit_checks import check_learned
 
 
 def check(stages: Sequence[Configuration]) -> None:
@@ -122,6 +123,8 @@ def plan_of(settings: Namespace, parts: Parts, pool: Pool) -> Plan:
     vectors = TaskVectors(pool.base, pool.good, given["transforms"], given["include"], given["exclude"])
     with torch.device("meta"):  # a mask has a logit for every weight
         parametrization = method.parametrization(vectors)
+    if method.objective is not None:
+        check_learned(method.search, parametrization)
     copy = WholeCopy() if method.copy is None else method.copy
     dtype = getattr(torch, str(arguments_of(settings.model.backbone).get("dtype") or "float32"), torch.float32)
     device = _device(settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adamerge.errors import AdamergeError, ConfigError
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS
 from adamerge.runs.command_line import Words, stage_of, told_apart
 from adamerge.runs.config_files import read_config, stages_of
 from adamerge.runs.former_keys import renewed_key, renewed_keys
@@ -19,8 +20,6 @@ TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "
 """First parts of every key that a configuration may have."""
 DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
 """Classes where none is named."""
-BEFORE = ("{previous}", "{importance}")
-"""What stands for files of the stage before."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ class Configuration:
         config: dict[str, Any] = {}
         for file in self.files:
             config = overlaid(config, renewed_keys(_opened(read_config(file))))
-        config = _opened(overridden(config, [f"--{renewed_key(word[2:].partition('=')[0])}={word.partition('=')[2]}" for word in self.words], read))
+        words = [word[2:].partition("=") for word in self.words]
+        config = _opened(overridden(config, [f"--{renewed_key(key)}={value}" for key, _, value in words], read))
         return _replaced(_with_defaults(config), dict(self.places))
 
 
@@ -109,7 +109,7 @@ def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[
     if words.flags and not words.files:
         return every
     first = every[0].plain
-    marks = [mark for mark in BEFORE if mark in str(first)]
+    marks = [mark for mark in (PREVIOUS, IMPORTANCE) if mark in str(first)]
     if marks:
         where = f"{every[0].file}: the first stage" if words.folders else f"{marks[0]}: a method without stages"
         raise ConfigError(f"{where} has no stage before it", expected="no {previous}, no {importance}")

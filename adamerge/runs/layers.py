@@ -11,6 +11,7 @@ import yaml
 
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import PREFIX, current_name, find, renewed
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN
 from adamerge.runs.class_descriptions import described
 
 OWN = ("class_path", "init_args", "dict_kwargs")
@@ -53,6 +54,8 @@ def as_text(text: str) -> Any:
 
 def as_yaml(text: str) -> Any:
     """Returns the value of a word as YAML has it, with today's names of classes."""
+    if text in {PREVIOUS, IMPORTANCE, RUN}:  # a mapping to YAML
+        return text
     try:
         return renewed(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,8 +114,10 @@ def _instantiated(parser: ArgumentParser, given: Namespace) -> Any:
 
 
 def _check_start(method: Method) -> None:
-    path = method.init_from
-    if path is not None and not is_unwritten(path) and not Path(path).expanduser().is_file():
+    if method.init_from is None or is_unwritten(method.init_from):
+        return
+    path = os.path.abspath(os.path.expanduser(method.init_from))
+    if not os.path.isfile(path):
         raise CoefficientsError(
             f"model.init_from: '{path}': no such file",
             todo="name the coefficients.safetensors of a run, or leave it out",
@@ -126,8 +127,7 @@ def _check_start(method: Method) -> None:
 def _check_folders(settings: Namespace) -> None:
     """What is written as a path is there: of other names a library knows more."""
     for task, source in (arguments_of(settings.data).get("tasks") or {}).items():
-        place = source.get("dataset") if isinstance(source, dict | Namespace) else None
-        if isinstance(place, str) and place.startswith((".", "/", "~")) and not os.path.exists(os.path.expanduser(place)):
-            raise DataError(
-                f"task '{task}': there is no folder {place}", todo=f"correct data.tasks.{task}.dataset"
-            )
+        place = source.get("init_args", source).get("dataset") if isinstance(source, Namespace) else None
+        is_path = isinstance(place, str) and place.startswith((".", "/", "~"))
+        if is_path and not os.path.exists(os.path.expanduser(place)):
+            raise DataError(f"task '{task}': there is no folder {place}", todo=f"correct data.tasks.{task}.dataset")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.data import Calibration, NoData
@@ -15,6 +17,7 @@ from adamerge.merging.footprint import units_of
 from adamerge.merging.memory_plan import Plan
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
+from adamerge.parametrizations import Parametrization
 from adamerge.precision import check_precision
 from adamerge.task_vectors.memory import Memory
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -82,11 +85,7 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
     check_method(merging, merged.task_vectors.experts, merged.dtype, data, tuple(data.tasks), fit)
     if objective is not None:
         _check_heads(merged)
-        if not merged.trained():
-            raise ConfigError(
-                f"{type(merged.parametrization).__name__}: nothing is left to learn",
-                todo="leave out Frozen or mask_from, or the objective",
-            )
+        check_learned(merging.search, merged.parametrization)
     if objective is not None or merging.recalibrate_buffers:
         data.check(merged.backbone, objective is not None and fit.validated)
     if objective is not None:
@@ -130,6 +129,32 @@ def check_method(
     check_precision(fit.precision, dtype)
     _check_objective(method, objective, experts, data, tasks)
     _check_tasks(method, experts, data, tasks)
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """A parametrization without a network, for a search that only looks at what it would learn."""
+
+    parametrization: Parametrization
+
+    def trained(self) -> list[nn.Parameter]:
+        """Returns the parameters that are not frozen."""
+        return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
+
+
+def check_learned(search: Search, parametrization: Parametrization) -> None:
+    """Asks whether a parametrization, which may have no storage, has what a search learns.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    parameters = _Parameters(parametrization)
+    if not parameters.trained():
+        raise ConfigError(
+            f"{type(parametrization).__name__}: nothing is left to learn",
+            todo="leave out Frozen or mask_from, or the objective",
+        )
+    copy.copy(search).begin(parameters)
 
 
 def check_processes(
