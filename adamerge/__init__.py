@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_HOMES = {  # public name to the module that holds it; files name parts by these names alone
+HOMES = {  # public name to the module that holds it; files name parts by these names alone
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
     "Bilevel": "training",
@@ -111,7 +111,19 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "save_coefficients": "artifacts.coefficients",
 }
 
-__all__ = ["__version__", *_HOMES]
+_DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
+    "Calibration",
+    "ImageCalibration",
+    "ImageTextCalibration",
+    "LanguageCalibration",
+    "NoData",
+    "TestbedImages",
+    "TestbedLanguage",
+    "TestbedText",
+    "TextCalibration",
+}
+
+__all__ = ["__version__", *HOMES]
 
 if TYPE_CHECKING:
     from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
@@ -210,6 +222,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # lazily, so that `adamerge --help` imports no torch, and `export` no Lightning
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'adamerge' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"adamerge.{_HOMES[name]}"), name)
+    part = getattr(importlib.import_module(f"adamerge.{HOMES[name]}"), name)
+    return importlib.import_module("adamerge.training.data_modules").of(part) if name in _DATA_MODULES else part

@@ -36,7 +36,7 @@ class Paper:
         self.data = ToyPoints()
         self.data.serve(ToyClassifier())
         samples = {task: self.data.samples(task, "calibration") for task in TASKS}
-        self.steps = Steps(samples, None, self.data.batch_size, 0, 99)
+        self.steps = Steps(samples, None, batch_size=self.data.batch_size, seed=0, total=99)
 
     def loss(self, w: Tensor, step: int, disturb: Disturb = undisturbed) -> Tensor:
         coefficients = (w.clamp(0, 1) if self.clamped else w).expand(-1, len(self.names))

@@ -35,7 +35,7 @@ class Paper:
         self.data.serve(ToyClassifier())
         samples = {task: self.data.samples(task, "calibration") for task in TASKS}
         labels = {task: self.data.labels(task, "calibration") for task in TASKS}
-        self.steps = Steps(samples, labels, self.data.batch_size, 0, 99)
+        self.steps = Steps(samples, labels, batch_size=self.data.batch_size, seed=0, total=99)
 
     def loss(self, w: Tensor, step: int, disturb: Disturb = undisturbed) -> Tensor:
         merged = {

@@ -692,14 +692,13 @@ def fitted(pool: dict, folders: dict, optimizer: type) -> Tensor:
     """Coefficients after three steps of a real trainer."""
     from lightning import Trainer
 
+    from adamerge import ImageCalibration, ImageTask
     from adamerge.backbones import OpenClipClassifier
-    from adamerge.data import ImageCalibration
-    from adamerge.data.images import ImageTask
     from adamerge.objectives import Entropy
     from adamerge.training import AdaptiveMerging
 
     tasks = {t: ImageTask(f, ["a picture of {}"], classnames=NAMES[t]) for t, f in folders.items()}
-    data = ImageCalibration(tasks, batch_size=3, calibration_fraction=0.3)
+    data = ImageCalibration(tasks=tasks, batch_size=3, calibration_fraction=0.3)
     module = AdaptiveMerging(
         OpenClipClassifier(pool["base"]), TaskVectors(**pool), LayerWise, Entropy(), lr=0.05, optimizer=optimizer
     )

@@ -22,9 +22,8 @@ from functools import partial
 import torch
 from lightning import Trainer
 from torch.optim import SGD
-from adamerge import TaskVectors
+from adamerge import ImageCalibration, ImageTask, TaskVectors
 from adamerge.backbones import OpenClipClassifier
-from adamerge.data import ImageCalibration, ImageTask
 from adamerge.modules import AdaptiveMerging
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise
@@ -35,7 +34,7 @@ given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 pool = given["pool"]
 tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in given["images"].items()}
-data = ImageCalibration(tasks, batch_size=given["batch_size"])
+data = ImageCalibration(tasks=tasks, batch_size=given["batch_size"])
 vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
 penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
 module = AdaptiveMerging(

@@ -49,7 +49,10 @@ class Paper:
         from adamerge.data.batch_order import Steps
 
         samples = self.data.samples(task, "calibration")
-        return [samples[i] for i in Steps({task: samples}, None, self.data.batch_size, 0, 99).indices(task, step)]
+        return [
+            samples[i]
+            for i in Steps({task: samples}, None, batch_size=self.data.batch_size, seed=0, total=99).indices(task, step)
+        ]
 
     def loss(self, w: Tensor, step: int, disturb: Disturb = undisturbed) -> Tensor:
         alpha = 1 / (1 + torch.exp(-w))

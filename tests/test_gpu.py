@@ -17,16 +17,15 @@ pytestmark = [
 def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from lightning import Trainer
 
+    from adamerge import ImageCalibration, ImageTask
     from adamerge.backbones import OpenClipClassifier
-    from adamerge.data import ImageCalibration
-    from adamerge.data.images import ImageTask
     from adamerge.merging.merged_model import MergedModel
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
     from adamerge.task_vectors.task_vectors import TaskVectors
     from adamerge.training import AdaptiveMerging
 
-    data = ImageCalibration({t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
+    data = ImageCalibration(tasks={t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
     vectors = TaskVectors(**pool)
     module = AdaptiveMerging(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, storage=storage)
     devices = []

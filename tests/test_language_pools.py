@@ -165,7 +165,7 @@ def test_prompts_are_made_of_glues_columns(name):
 def test_answers_reach_no_unlabelled_calibration(name):
     """Not even those that are numbers."""
     tasks = {task: LanguageTask(**settings) for task, settings in tasks_of(name).items()}
-    data = LanguageCalibration(tasks)
+    data = LanguageCalibration(tasks=tasks)
     assert all(isinstance(data.read(task, "calibration", GLUE[task]), str) for task in tasks)
 
 

@@ -10,8 +10,8 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 
+from adamerge import Calibration
 from adamerge.backbones import Backbone, Encoded, Inputs
-from adamerge.data import Calibration
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.io.model_folder import Layout
 from adamerge.task_vectors.task_vectors import TaskVectors

@@ -10,9 +10,10 @@ import torch
 from lightning import Trainer
 from torch import Tensor, nn
 
+from adamerge import Calibration
 from adamerge.backbones import Backbone, Encoded, Inputs
 from adamerge.backbones.hidden_states import state_number
-from adamerge.data import Calibration, Vocabulary
+from adamerge.data import Vocabulary
 from adamerge.io.model_folder import Layout
 from adamerge.task_vectors.task_vectors import TaskVectors
 
@@ -118,7 +119,7 @@ class ToyTexts(Calibration):
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        super().__init__(batch_size, seed, workers=workers)
+        super().__init__(batch_size=batch_size, seed=seed, workers=workers)
         self.names, self.rows_each = tuple(names), rows
 
     @property

@@ -18,12 +18,12 @@ from adamerge.errors import ConfigError
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything printable; the same on every machine and in every process."""
+    """Returns a 63-bit seed from anything printable; the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
 class Steps(Dataset[dict[str, Batch]]):
-    """Step number to the batch of that step: a slice of every task's samples, in an order made of (seed, step) alone.
+    """Maps a step number to the batch of that step: a slice of every task's samples, in an order made of (seed, step) alone.
 
     Args:
         samples: of each task.
@@ -43,6 +43,7 @@ class Steps(Dataset[dict[str, Batch]]):
         self,
         samples: Mapping[str, Samples],
         labels: Mapping[str, Labels] | None,
+        *,
         batch_size: int,
         seed: int,
         total: int,
@@ -76,10 +77,10 @@ class Steps(Dataset[dict[str, Batch]]):
         return batch
 
     def indices(self, task: str, step: int) -> list[int]:
-        """Sample numbers of a step: consecutive places in an endless row of shuffled passes over the samples."""
+        """Returns the sample numbers of a step: epochs are shuffled without replacement, and batches may span them."""
         first, count = step * self.batch_size, len(self.samples[task])
-        places = range(first, first + self.batch_size)
-        return [int(self._order(task, place // count)[place % count]) for place in places]
+        drawn = range(first, first + self.batch_size)  # counted from the first sample of the first epoch
+        return [int(self._order(task, number // count)[number % count]) for number in drawn]
 
     def _order(self, task: str, epoch: int) -> Tensor:
         if (task, epoch) not in self._orders:
@@ -121,5 +122,5 @@ class Labelled(Dataset[tuple[Inputs, Tensor]]):
 
 
 def labelled_batch(items: list[tuple[Inputs, Tensor]]) -> Batch:
-    """Items of ``Labelled`` to a batch."""
+    """Makes a batch of items of ``Labelled``."""
     return Batch(stack([inputs for inputs, _ in items]), stack_tensors([label for _, label in items], IGNORED))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import datasets
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adamerge.data.row_numbers import described
 from adamerge.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 LABEL = "label"
 """Column of the classes, after a data module has arranged its columns."""
@@ -73,7 +74,7 @@ def classes_of(rows: datasets.Dataset, where: LabelPlace) -> list[int]:
 def _refuse_two_readings(
     labels: Sequence[Any], numbers: dict[Any, int], rows: datasets.Dataset, where: LabelPlace
 ) -> None:
-    """Refuse a number or truth value that is one class by its place and, as it is spelled, the name of another."""
+    """Refuses a number or truth value that is one class by its place and, as it is spelled, the name of another."""
     for i, label in enumerate(labels):
         if isinstance(label, int) and numbers.get(str(label), int(label)) != int(label):
             raise DataError(
@@ -86,7 +87,7 @@ def _refuse_two_readings(
 
 
 def begins_at_one(rows: datasets.Dataset, where: LabelPlace) -> bool:
-    """Whether a split's labels are numbers of which none is 0 and one is the number of classes."""
+    """Returns whether a split's labels are numbers of which none is 0 and one is the number of classes."""
     labels = rows.select_columns([LABEL])[LABEL] if LABEL in rows.column_names else []
     numbers = [label for label in labels if isinstance(label, int) and not isinstance(label, bool)]
     return bool(numbers) and len(numbers) == len(labels) and min(numbers) >= 1 and max(numbers) == len(where.classnames)
@@ -129,7 +130,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _advice(labels: Sequence[Any], names: Sequence[str]) -> str:
-    """What such labels most likely are."""
+    """Returns what to do about such labels, by what they most likely are."""
     numbers = [label for label in labels if isinstance(label, int) and not isinstance(label, bool)]
     words = [label for label in labels if isinstance(label, str)]
     if len(numbers) == len(labels) and names and min(numbers) >= 1 and max(numbers) == len(names):

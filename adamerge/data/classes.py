@@ -6,9 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamerge.backbones import Task
 from adamerge.backbones.zero_shot_head import check_words
@@ -16,6 +14,9 @@ from adamerge.data.class_labels import LABEL
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -47,11 +48,11 @@ class ClassTable(Table, ABC):
     @property
     @abstractmethod
     def inputs(self) -> dict[str, str]:
-        """The data set's columns that make a sample, and what we call them."""
+        """The data set's columns that make a sample, by the names that they have here."""
 
     @property
     def words(self) -> Vocabulary:
-        """What the configuration says of class names and templates; empty where it leaves them to the data set."""
+        """What a configuration says of class names and templates; empty where it leaves them to the data set."""
         known = load_vocabulary(self.vocabulary) if self.vocabulary is not None else Vocabulary((), ())
         return Vocabulary(
             tuple(self.classnames) or known.classnames,
@@ -60,28 +61,27 @@ class ClassTable(Table, ABC):
         )
 
 
-class ClassCalibration(TableCalibration):
+ClassSource = TypeVar("ClassSource", bound=ClassTable)
+"""Where the rows of each classification task of a kind of data are."""
+
+
+class ClassCalibration(TableCalibration[ClassSource]):
     """Classification tasks by name."""
 
-    sources: Mapping[str, ClassTable]  # type: ignore[assignment]
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """Class names of the configuration, or else of the data sets."""
-        return {
-            task: Vocabulary(self._classnames(task), source.words.templates) for task, source in self.sources.items()
-        }
+    def words(self, task: str) -> Task:
+        """Returns the class names of the configuration, or else of the data set, and the templates of the configuration."""
+        return Vocabulary(self._classnames(task), self.sources[task].words.templates)
 
     def columns(self, task: str) -> tuple[str, ...]:
-        """The columns that make a sample."""
+        """Returns the names of the columns that make a sample of a task."""
         return tuple(self.sources[task].inputs.values())
 
     def label_column(self, task: str) -> str:
-        """The column of the labels, as the data set calls it."""
+        """Returns the name of the column of a task's labels, as its data set calls it."""
         return self.sources[task].label_column
 
     def read(self, task: str, split: str, value: Any) -> Any:
-        """The value, or a mapping of both texts.
+        """Returns the value of the one column, or a mapping of both texts.
 
         Raises:
             DataError: it is null.
@@ -92,7 +92,7 @@ class ClassCalibration(TableCalibration):
         return value
 
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
-        """Rename the sample's columns and the label's; labels may lack where they are never read."""
+        """Renames the sample's columns and the label's; labels may lack where they are never read."""
         source = self.sources[task]
         names = {**source.inputs, source.label_column: LABEL}
         source.need(task, split, rows, list(names if split == source.test else source.inputs))
@@ -101,10 +101,12 @@ class ClassCalibration(TableCalibration):
         return rows
 
     def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
-        """Refuse class names that cannot belong to the labels, as far as the data set names its classes."""
+        """Refuses class names that cannot belong to the labels, as far as the data set names its classes."""
+        from datasets import ClassLabel
+
         words = self.sources[task].words
         feature, given = rows.features.get(LABEL), words.classnames
-        if not given or not isinstance(feature, datasets.ClassLabel):
+        if not given or not isinstance(feature, ClassLabel):
             return
         if len(given) != len(feature.names):
             what = f"task '{task}': {len(given)} class names for the classes of {self.sources[task].dataset}"
@@ -113,20 +115,22 @@ class ClassCalibration(TableCalibration):
             [re.sub(r"[\W_]+", " ", name).strip().lower() for name in names] for names in (given, feature.names)
         )
         if ours != theirs and sorted(ours) == sorted(theirs) and not words.as_trained:
-            place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+            label = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
             raise DataError(
                 f"task '{task}': {self.sources[task].dataset} has these classes in another order",
-                expected=f"label {place}: '{feature.names[place]}'",
-                got=f"'{given[place]}'",
+                expected=f"label {label}: '{feature.names[label]}'",
+                got=f"'{given[label]}'",
                 todo="list classnames in the data set's order, or say as_trained: true if the expert has these rows",
             )
 
     def _classnames(self, task: str) -> tuple[str, ...]:
+        from datasets import ClassLabel
+
         given = self.sources[task].words.classnames
         if given:
             return given
         feature = self.rows(task, "test").features[LABEL]
-        if not isinstance(feature, datasets.ClassLabel):
+        if not isinstance(feature, ClassLabel):
             raise DataError(
                 f"task '{task}': the data set names no classes", todo="list classnames in the configuration"
             )

@@ -7,14 +7,15 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import datasets
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adamerge.data.file_faults import OPENERS, cause, fault_of
 from adamerge.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 SYNONYMS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -32,10 +33,9 @@ KINDS = {
 """Endings of data files, in upper or lower case, to how they are read."""
 
 DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-PICTURES = frozenset(ImageFolder.EXTENSIONS)
 
 
-class Found(NamedTuple):
+class DataFiles(NamedTuple):
     """The data files of a folder.
 
     Attributes:
@@ -48,7 +48,7 @@ class Found(NamedTuple):
 
 
 def kind_of(path: Path) -> tuple[str, str] | None:
-    """How a data file is read, and what separates its columns; None for other files. Compressed ones end twice."""
+    """Returns how a data file is read, and what separates its columns; None for other files. Compressed ones end twice."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
@@ -57,8 +57,8 @@ def kind_of(path: Path) -> tuple[str, str] | None:
     return KINDS[suffixes[-1]], "\t" if suffixes[-1] == ".tsv" else ","
 
 
-def find_files(folder: Path, own: Collection[str], where: str) -> Found:
-    """The data files of a folder by split: of their own names, or else of the folders they are in.
+def find_files(folder: Path, own: Collection[str], where: str) -> DataFiles:
+    """Returns the data files of a folder by split: of their own names, or else of the folders they are in.
 
     A name belongs to a split when one of its words is the split's, as of ``my_valid.csv``, ``calib-00000-of-00002.parquet``
     or ``test/part1.jsonl``. Where no file is named so, all are ``train``. Of a folder with pictures only such files as
@@ -74,7 +74,7 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
     """
     everything = _files(folder)
     tables = [path for path in everything if kind_of(path) is not None and path.name not in DESCRIPTIONS]
-    pictures = any(path.suffix.lower() in PICTURES for path in everything)
+    pictures = any(path.suffix.lower() in _picture_endings() for path in everything)
     if pictures:
         tables = [path for path in tables if path.parent == folder and kind_of(path) != ("text", ",")]
     splits: dict[str, list[Path]] = {}
@@ -86,7 +86,7 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
     unread = [path for path in tables if path not in given]
     if not splits:
         if pictures:
-            return Found({}, [])
+            return DataFiles({}, [])
         kinds = {kind_of(path) for path in tables}
         if len(kinds) > 1:  # a note beside the data
             tables = [path for path in tables if kind_of(path) != ("text", ",")]
@@ -99,11 +99,11 @@ def find_files(folder: Path, own: Collection[str], where: str) -> Found:
                 got=sorted(str(path.relative_to(folder)) for path in files)[:6],
                 todo="keep one of them, or name one file as the data set",
             )
-    return Found(splits, unread)
+    return DataFiles(splits, unread)
 
 
 def read_files(files: Sequence[Path], where: str) -> datasets.Dataset:
-    """The rows of data files of one kind.
+    """Reads the rows of data files of one kind.
 
     Raises:
         DataError: one cannot be read; it says which, where in it, and why.
@@ -118,7 +118,9 @@ def read_files(files: Sequence[Path], where: str) -> datasets.Dataset:
 
 
 def read_pictures(folder: Path, where: str) -> dict[str, datasets.Dataset]:
-    """The splits of a folder of images or other files that the library knows, subfolders by our names of splits too."""
+    """Reads the splits of a folder of images or other files that the library knows, subfolders by our names of splits too."""
+    import datasets
+
     if not _files(folder):
         raise DataError(f"{where}: the data set {folder} is an empty folder", todo="give a folder or file of data")
     named = {path.name: SYNONYMS.get(path.name.lower()) for path in sorted(folder.iterdir()) if path.is_dir()}
@@ -137,7 +139,7 @@ def read_pictures(folder: Path, where: str) -> dict[str, datasets.Dataset]:
 
 
 def refuse_irregular(path: Path, where: str) -> None:
-    """Refuse what is no regular file of a kind that is read.
+    """Refuses what is no regular file of a kind that is read.
 
     Raises:
         DataError: it is not.
@@ -155,6 +157,8 @@ def refuse_irregular(path: Path, where: str) -> None:
 
 
 def _loaded(files: Sequence[Path]) -> datasets.Dataset:
+    import datasets
+
     kind = kind_of(files[0])
     assert kind is not None
     arguments: dict[str, Any] = {"sep": kind[1]} if kind[0] == "csv" else {}
@@ -166,7 +170,7 @@ def _loaded(files: Sequence[Path]) -> datasets.Dataset:
 
 
 def _blamed(files: Sequence[Path], error: BaseException) -> tuple[Path, str]:
-    """The file that an error is of, and what is wrong with it."""
+    """Returns the file that an error is of, and what is wrong with it."""
     kind = kind_of(files[0])
     assert kind is not None
     if len(files) == 1:
@@ -183,18 +187,26 @@ def _blamed(files: Sequence[Path], error: BaseException) -> tuple[Path, str]:
     return files[-1], f"it does not go with the others of its split: {cause(error)}"
 
 
+@cache
+def _picture_endings() -> frozenset[str]:
+    """Returns the endings of pictures, as the library that reads folders of them knows them."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    return frozenset(ImageFolder.EXTENSIONS)
+
+
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder in the order of their names; hidden ones are left out, links are followed once."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
+    """Returns all files below a folder in the order of their names; hidden ones are left out, links are followed once."""
+    files, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        found += [Path(place, name) for name in sorted(names) if not name.startswith((".", "__"))]
-    return found
+        files += [Path(parent, name) for name in sorted(names) if not name.startswith((".", "__"))]
+    return files
 
 
 def _split_of(path: Path, own: Collection[str], where: str) -> str | None:

@@ -19,7 +19,7 @@ LONGEST = 300  # characters of a library's own message that are worth repeating
 
 
 def fault_of(path: Path, kind: str, error: BaseException) -> str:
-    """What is wrong with a data file that a library could not read, with the number of the line where it can be told.
+    """Returns what is wrong with a data file that a library could not read, with the number of the line where it can be told.
 
     Args:
         path: of the file.
@@ -38,7 +38,7 @@ def fault_of(path: Path, kind: str, error: BaseException) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """What a library's error says of its cause: the innermost message, where the library has not covered it by another."""
+    """Returns what a library's error says of its cause: the innermost message that no other of the library's covers."""
     chain: list[BaseException] = []
     seen: BaseException | None = error
     while seen is not None:
@@ -109,7 +109,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _number(text: str) -> Any:
-    """What a field of a CSV file holds; None where it is empty."""
+    """Returns what a field of a CSV file holds; None where it is empty."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -119,7 +119,7 @@ def _number(text: str) -> Any:
 
 
 def _change(rows: Iterator[tuple[int, dict[str, Any]]], told: str) -> str | None:
-    """The first line whose columns, or the kind of a column's value, differ from those before it, if the library said so."""
+    """Returns the first line whose columns, or a value's kind, differ from those before it, if the library said so."""
     columns, values = "column names" in told, "parse string" in told or "truncated" in told
     kinds: dict[str, tuple[int, type]] = {}
     start = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.data.classes import ClassCalibration, ClassTable
 from adamerge.data.picture_paths import as_pictures
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -33,75 +34,29 @@ class ImageTask(ClassTable):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The image."""
+        """The column of the image, by the name that it has here."""
         return {self.image_column: "image"}
 
     def read(self, task: str) -> dict[str, datasets.Dataset]:
-        """The splits, pictures by path opened when they are needed.
+        """Returns the splits; pictures by path are opened when they are needed.
 
         Raises:
             DataError: the data set cannot be read, or a picture is not there.
         """
         return {
-            split: as_pictures(rows, self.image_column, partial(self.roots, task, split), task, self.dataset)
+            split: as_pictures(
+                rows, self.image_column, partial(self.roots, task, split), task=task, dataset=self.dataset
+            )
             for split, rows in super().read(task).items()
         }
 
 
-class ImageCalibration(ClassCalibration):
+@dataclass(eq=False, kw_only=True)
+class ImageCalibration(ClassCalibration[ImageTask]):
     """Image tasks by name.
 
     Args:
         tasks: task name to its data.
-        batch_size: samples per task and step, over all processes.
-        seed: of the order of batches and of splits that are drawn.
-        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
-        labelled: hand the labels to the objective.
-        calibration_samples: use so many of each task's calibration samples; all when None.
-        eval_batch_size: samples per batch in validation and test.
-        workers: processes that decode; 0 decodes in the main process.
-        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
-        validation_fraction: likewise.
-        test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
-        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
-        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
-        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
-
-    Raises:
-        ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
-        DataError: a data set cannot be read, lacks a column, or orders the same classes differently.
     """
 
-    def __init__(
-        self,
-        tasks: dict[str, ImageTask],
-        batch_size: int = 16,
-        seed: int = 0,
-        transductive: bool = False,
-        labelled: bool = False,
-        calibration_samples: int | None = None,
-        eval_batch_size: int = 256,
-        workers: int = 0,
-        calibration_fraction: float = 0.1,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        shots: int | None = None,
-        only: Sequence[str] | None = None,
-        unusable_share: float = 0.05,
-    ) -> None:
-        super().__init__(
-            tasks,
-            batch_size,
-            seed,
-            transductive,
-            labelled,
-            calibration_samples,
-            eval_batch_size,
-            workers,
-            calibration_fraction,
-            validation_fraction,
-            test_fraction,
-            shots,
-            only,
-            unusable_share,
-        )
+    tasks: dict[str, ImageTask] = field(repr=False)

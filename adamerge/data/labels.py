@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import islice
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from adamerge.backbones import Backbone, Inputs
-from adamerge.data.class_labels import LABEL, LabelPlace, classes_of, oddity
+from adamerge.data.class_labels import LABEL, LabelPlace, begins_at_one, classes_of, oddity
 from adamerge.data.metrics import Accuracy, Metric, TokenLoss
 from adamerge.data.samples import Samples
-from adamerge.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Classes(Dataset[Tensor]):
@@ -63,15 +64,23 @@ class Labelling(ABC):
 
     @abstractmethod
     def has(self, rows: datasets.Dataset) -> bool:
-        """Whether these rows say what should be predicted."""
+        """Returns whether these rows say what should be predicted."""
 
     @abstractmethod
     def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
-        """See whether all rows can be scored, from their labels alone: no sample is decoded.
+        """Checks that all rows can be scored, from their labels alone: no sample is decoded.
 
         Raises:
             DataError: one cannot.
         """
+
+    def check_numbering(self, rows: datasets.Dataset, where: LabelPlace) -> None:
+        """Refuses labels of another split of the task that are numbered in another way than those that are scored.
+
+        Raises:
+            DataError: they are.
+        """
+        return
 
     def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
         """Returns what to tell of labels that are scored by, and stops no fit; None where nothing is odd."""
@@ -81,7 +90,7 @@ class Labelling(ABC):
     def of(
         self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
-        """The labels in the order of the rows.
+        """Returns the labels in the order of the rows.
 
         Args:
             rows: of one split, those that are samples.
@@ -100,21 +109,26 @@ class ClassLabels(Labelling):
     metric = Accuracy()
 
     def has(self, rows: datasets.Dataset) -> bool:
-        """Whether there is that column."""
+        """Returns whether the rows have a column of labels."""
         return LABEL in rows.column_names
 
     def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
-        """See whether every label is one of the classes."""
+        """Checks that every label is one of the classes."""
         classes_of(rows, where)
 
+    def check_numbering(self, rows: datasets.Dataset, where: LabelPlace) -> None:
+        """Refuses numbers from 1 on: where few rows lack the last class, only another split tells that they begin at 1."""
+        if self.has(rows) and begins_at_one(rows, where):
+            classes_of(rows, where)
+
     def oddity(self, rows: datasets.Dataset, where: LabelPlace) -> str | None:
-        """A label that is no class, or a class without a row."""
+        """Returns which label is no class, or which class has no row; None where nothing is odd."""
         return oddity(rows, where)
 
     def of(
         self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
-        """The column, as numbers of classes."""
+        """Returns the column of labels, as numbers of classes."""
         return Classes(classes_of(rows, where))
 
 
@@ -124,54 +138,16 @@ class TokenLabels(Labelling):
     metric = TokenLoss()
 
     def has(self, rows: datasets.Dataset) -> bool:
-        """Always."""
+        """Returns True: every text has tokens."""
         return True
 
     def check(self, rows: datasets.Dataset, where: LabelPlace) -> None:
-        """They are what the samples are made of: what cannot be predicted is no sample."""
+        """Does nothing: tokens are what the samples are made of, and what cannot be predicted is no sample."""
         return
 
     def of(
         self, rows: datasets.Dataset, samples: Callable[[], Samples], backbone: Backbone | None, where: LabelPlace
     ) -> Labels:
-        """The tokens that the backbone counts, of every sample."""
+        """Returns the tokens that the backbone counts, of every sample."""
         assert backbone is not None  # else there were no samples
         return Tokens(samples(), backbone.labels)
-
-
-def shots(
-    labels: Sequence[int],
-    classes: int,
-    each: int,
-    generator: torch.Generator,
-    where: str,
-    usable: Callable[[int], bool] = lambda number: True,
-) -> list[int]:
-    """Numbers of ``each`` rows of every class, class by class, drawn at random.
-
-    Args:
-        labels: of the rows.
-        classes: number of them.
-        each: rows of a class.
-        generator: of the order that they are drawn in.
-        where: for errors.
-        usable: whether a row can be a sample; another is drawn in place of one that cannot.
-
-    Raises:
-        DataError: a class has too few rows.
-    """
-    by_class: list[list[int]] = [[] for _ in range(classes)]
-    for number in torch.randperm(len(labels), generator=generator).tolist():
-        by_class[labels[number]].append(number)
-    chosen: list[int] = []
-    for label, drawn in enumerate(by_class):
-        of_class = list(islice(filter(usable, drawn), each))
-        if len(of_class) < each:
-            raise DataError(
-                f"{where}: class {label} has fewer samples than shots",
-                expected=f"at least {each}",
-                got=len(of_class),
-                todo="lower data.shots, or give more calibration samples",
-            )
-        chosen += of_class
-    return chosen

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
 from adamerge.data.tables import Table, TableCalibration
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -45,7 +46,7 @@ class LanguageTask(Table):
     response_is_input: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse templates that cannot be filled, before any data set is opened.
+        """Refuses templates that cannot be filled, before any data set is opened.
 
         Raises:
             ConfigError: one cannot, or they name no column.
@@ -75,7 +76,7 @@ class LanguageTask(Table):
             )
 
     def sample(self, row: Mapping[str, Any], responds: bool = True) -> Any:
-        """What the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``.
+        """Returns what the backbone preprocesses: a text, ``{"prompt", "response"}``, or ``{"messages"}``.
 
         Args:
             row: of the data set.
@@ -89,7 +90,7 @@ class LanguageTask(Table):
         return {"prompt": self.text.format_map(named), "response": self.response.format_map(named)}
 
     def fields(self) -> list[str]:
-        """The data set's columns that a sample is made of."""
+        """Returns the names of the data set's columns that a sample is made of."""
         if self.messages is not None:
             return [self.messages]
         names = [*_names(self.text), *_names(self.response or "")]
@@ -97,7 +98,7 @@ class LanguageTask(Table):
 
 
 def _names(template: str) -> list[str]:
-    """What stands in the braces of a template."""
+    """Returns what stands in the braces of a template."""
     return [name for _, name, _, _ in Formatter().parse(template) if name]
 
 
@@ -120,85 +121,34 @@ class _Row(dict[str, Any]):
         return words[number]
 
 
-class LanguageCalibration(TableCalibration):
+@dataclass(eq=False, kw_only=True)
+class LanguageCalibration(TableCalibration[LanguageTask]):
     """Texts of causal and of sequence-to-sequence models, by task.
 
     Args:
         tasks: task name to its data.
-        batch_size: samples per task and step, over all processes.
-        seed: of the order of batches and of splits that are drawn.
-        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
-        labelled: hand the labels to the objective.
-        calibration_samples: use so many of each task's calibration samples; all when None.
-        eval_batch_size: samples per batch in validation and test.
-        workers: processes that decode; 0 decodes in the main process.
-        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
-        validation_fraction: likewise.
-        test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
-        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
-        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
-        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
-
-    Raises:
-        ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
-        DataError: a data set cannot be read, lacks a column, or orders the same classes differently.
     """
 
-    def __init__(
-        self,
-        tasks: dict[str, LanguageTask],
-        batch_size: int = 16,
-        seed: int = 0,
-        transductive: bool = False,
-        labelled: bool = False,
-        calibration_samples: int | None = None,
-        eval_batch_size: int = 256,
-        workers: int = 0,
-        calibration_fraction: float = 0.1,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        shots: int | None = None,
-        only: Sequence[str] | None = None,
-        unusable_share: float = 0.05,
-    ) -> None:
-        super().__init__(
-            tasks,
-            batch_size,
-            seed,
-            transductive,
-            labelled,
-            calibration_samples,
-            eval_batch_size,
-            workers,
-            calibration_fraction,
-            validation_fraction,
-            test_fraction,
-            shots,
-            only,
-            unusable_share,
-        )
-
-    sources: Mapping[str, LanguageTask]  # type: ignore[assignment]
+    tasks: dict[str, LanguageTask] = field(repr=False)  # type: ignore[assignment]
     labelling = TokenLabels()
 
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """The tasks; a language model needs no words for its heads."""
-        return {task: Vocabulary((), ()) for task in self.sources}
+    def words(self, task: str) -> Task:
+        """Returns no words: a language model needs none for its heads."""
+        return Vocabulary((), ())
 
     def columns(self, task: str) -> tuple[str, ...]:
-        """The columns that make a sample."""
+        """Returns the names of the columns that make a sample of a task."""
         return tuple(self.sources[task].fields())
 
     def read(self, task: str, split: str, value: Any) -> Any:
-        """Fill the templates; without labels, no response is calibrated on that is not the task's input."""
+        """Fills the templates; without labels, no response is calibrated on that is not the task's input."""
         source = self.sources[task]
         responds = split != "calibration" or self.labelled or source.response_is_input
         return source.sample(value if len(self.columns(task)) > 1 else {self.columns(task)[0]: value}, responds)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """As of all data; and of which tasks the responses were read as text, where labels were not."""
+        """Which data a run used, and of which tasks the responses were read as text, where labels were not."""
         sources = {task: self.sources[task] for task in self.fitted}
         read = [
             task
@@ -208,6 +158,6 @@ class LanguageCalibration(TableCalibration):
         return super().protocol | ({"responses_read_as_text": read} if read and not self.labelled else {})
 
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
-        """The columns as they are."""
+        """Returns the rows with their columns as they are, which the templates name."""
         self.sources[task].need(task, split, rows, self.sources[task].fields())
         return rows

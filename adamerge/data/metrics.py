@@ -28,10 +28,10 @@ class Metric(ABC):
 
     @abstractmethod
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Score of each sample; ``(samples,)``."""
+        """Returns the score of each sample, ``(samples,)``."""
 
     def best(self, scores: Mapping[float, float]) -> float:
-        """The key whose score is best."""
+        """Returns the key whose score is best."""
         return (max if self.higher_is_better else min)(scores, key=lambda key: scores[key])
 
 
@@ -41,7 +41,7 @@ class Accuracy(Metric):
     name, unit, factor, higher_is_better = "accuracy", "%", 100.0, True
 
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Logits ``(samples, classes)`` and classes ``(samples,)``."""
+        """Scores logits ``(samples, classes)`` by classes ``(samples,)``."""
         return (output.logits.argmax(dim=-1) == labels).float()
 
 
@@ -51,5 +51,5 @@ class TokenLoss(Metric):
     name, unit, higher_is_better = "token_loss", "nats", False
 
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Logits ``(samples, positions, classes)`` and tokens ``(samples, positions)``."""
+        """Scores logits ``(samples, positions, classes)`` by tokens ``(samples, positions)``."""
         return token_losses(output.cropped(labels.shape[1]), labels)

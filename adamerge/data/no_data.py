@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.backbones import Task
 from adamerge.data.base import Calibration
 from adamerge.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class NoData(Calibration):
@@ -16,11 +18,11 @@ class NoData(Calibration):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """None."""
+        """No task at all."""
         return {}
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
-        """Nothing.
+        """Refuses to load: there are no data.
 
         Raises:
             DataError: always.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
-from datasets.fingerprint import Hasher
+from typing import TYPE_CHECKING, Any
 
 from adamerge.data.base import Calibration
 
+if TYPE_CHECKING:
+    import datasets
+
 
 def overlap(data: Calibration, split: str) -> dict[str, int]:
-    """Task to the number of its samples in ``split`` that are calibration data too; tasks without any are not in it.
+    """Returns the number of samples in ``split`` that are calibration data too, of each task that has any.
 
     Splits that are drawn from one another share no row, yet two rows may hold the same, and splits that a data set brings
     may share rows. The columns that make a sample are compared as they are stored; class labels are not among them.
@@ -22,7 +22,7 @@ def overlap(data: Calibration, split: str) -> dict[str, int]:
         data: the tasks.
         split: ``test`` or ``validation``.
     """
-    found = {}
+    counts = {}
     for task in data.fitted:
         if not all(data.splits(task).get(name) for name in ("calibration", split)):
             continue
@@ -30,23 +30,28 @@ def overlap(data: Calibration, split: str) -> dict[str, int]:
         calibrated = set(_contents(data.rows(task, "calibration"), columns)) - {None}
         shared = sum(content in calibrated for content in _contents(data.rows(task, split), columns))
         if shared:
-            found[task] = shared
-    return found
+            counts[task] = shared
+    return counts
 
 
 def contents(data: Calibration) -> dict[str, str]:
-    """Task to a hash of what its calibration rows hold, in their order: other data are told by it, whatever their number."""
+    """Returns a hash of each task's calibration rows, in their order: other data are told by it, whatever their number."""
+    from datasets.fingerprint import Hasher
+
     return {
         task: Hasher.hash(list(_contents(data.rows(task, "calibration"), data.columns(task)))) for task in data.fitted
     }
 
 
 def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str | None]:
-    """A hash of each row's columns; None of a row that no sample can be made of."""
+    """Yields a hash of each row's columns; None for a row that no sample can be made of."""
+    from datasets import Image
+    from datasets.fingerprint import Hasher
+
     rows = rows.select_columns(list(columns))
     for name, feature in list(rows.features.items()):
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
     for row in rows:
         try:
             yield Hasher.hash([_stored(row[column]) for column in columns])
@@ -55,7 +60,7 @@ def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str | 
 
 
 def _stored(value: Any) -> Any:
-    """What a file that a row names holds; other values as they are."""
+    """Returns what a file that a row names holds; other values as they are."""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
     return value

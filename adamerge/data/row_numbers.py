@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy
+
+if TYPE_CHECKING:
+    import datasets
 
 _NUMBER = "adamerge: row of "
 """Begins the name of the column that holds rows' numbers; it ends with the name of the split that was read."""
@@ -29,14 +32,16 @@ def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -
         index: of the row among them.
         columns: of which those that hold pictures are told by the path of their file, where there is one.
     """
+    from datasets import Image
+
     column = next((name for name in rows.column_names if is_number(name)), None)
     told = f"row {index}"
     if column is not None:
         number = rows.select_columns([column])[index][column]
         told = f"row {number} (counted from 0) of split '{column.removeprefix(_NUMBER)}'"
     for name in columns:
-        if isinstance(rows.features[name], datasets.Image):
-            stored = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False))[index][name]
+        if isinstance(rows.features[name], Image):
+            stored = rows.select_columns([name]).cast_column(name, Image(decode=False))[index][name]
             if stored is not None and stored["path"]:
                 told += f", picture {stored['path']}"
     return told

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from adamerge.backbones import Inputs
 from adamerge.data.row_numbers import described
 from adamerge.errors import AdamergeError, DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 KEPT_AHEAD = 1 << 30
 """Bytes of a split that are kept from the first look at all rows: 7,000 pictures of 224 x 224. What is beyond is read again
@@ -49,6 +51,7 @@ class Samples(Dataset[Inputs]):
         columns: Sequence[str],
         preprocess: Callable[[Any], Inputs],
         where: str,
+        *,
         workers: int = 0,
         unusable_share: float = 0.05,
     ) -> None:
@@ -86,22 +89,22 @@ class Samples(Dataset[Inputs]):
 
     def _read_all(self, workers: int, share: float) -> None:
         kept, shape = 0, None
-        for number, found in enumerate(self._read(workers)):
-            if isinstance(found, _Unusable):
-                self.skipped[number] = found.reason
+        for number, decoded in enumerate(self._read(workers)):
+            if isinstance(decoded, _Unusable):
+                self.skipped[number] = decoded.reason
                 if len(self.skipped) > share * len(self.rows):
-                    raise self._too_many(number + 1, share, found.todo)
+                    raise self._too_many(number + 1, share, decoded.todo)
                 continue
-            if isinstance(found, Tensor):
-                self._check_shape(number, found, shape)
-                shape = found.shape
+            if isinstance(decoded, Tensor):
+                self._check_shape(number, decoded, shape)
+                shape = decoded.shape
                 if workers and self._shared is None:
-                    values = torch.empty(len(self.rows), *shape, dtype=found.dtype).share_memory_()
+                    values = torch.empty(len(self.rows), *shape, dtype=decoded.dtype).share_memory_()
                     self._shared = values, torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
             self.numbers.append(number)
             if kept < KEPT_AHEAD:
-                self._keep(len(self.numbers) - 1, found)
-                kept += sum(part.nbytes for part in ([found] if isinstance(found, Tensor) else found.values()))
+                self._keep(len(self.numbers) - 1, decoded)
+                kept += sum(part.nbytes for part in ([decoded] if isinstance(decoded, Tensor) else decoded.values()))
         if not self.numbers:
             raise self._too_many(len(self.rows), share, None)
 
@@ -112,11 +115,13 @@ class Samples(Dataset[Inputs]):
         # a generator of its own: a loader draws from the global one
         reading: Any = _Reading(self)
         generator = torch.Generator()
-        for found in DataLoader(reading, batch_size=None, num_workers=workers, generator=generator, collate_fn=_as_is):
-            if isinstance(found, dict):  # each tensor of another process keeps a file open
-                yield {name: part.clone() for name, part in found.items()}
+        for decoded in DataLoader(
+            reading, batch_size=None, num_workers=workers, generator=generator, collate_fn=_as_is
+        ):
+            if isinstance(decoded, dict):  # each tensor of another process keeps a file open
+                yield {name: part.clone() for name, part in decoded.items()}
             else:
-                yield found.clone() if isinstance(found, Tensor) else found
+                yield decoded.clone() if isinstance(decoded, Tensor) else decoded
 
     def _keep(self, index: int, decoded: Inputs) -> None:
         if self._shared is not None and isinstance(decoded, Tensor):
@@ -165,7 +170,7 @@ def skipped_lines(read: Mapping[tuple[str, str], Samples]) -> list[str]:
 def can_be_used(
     rows: datasets.Dataset, columns: Sequence[str], preprocess: Callable[[Any], Inputs], number: int
 ) -> bool:
-    """Whether a row can be a sample, of these columns and so preprocessed."""
+    """Returns whether a row can be a sample, of these columns and so preprocessed."""
     return not isinstance(_decoded(rows.select_columns(list(columns)), number, columns, preprocess), _Unusable)
 
 
@@ -209,5 +214,5 @@ class _Reading(Dataset[Any]):
         return self.samples._decode(number)
 
 
-def _as_is(found: Any) -> Any:
-    return found
+def _as_is(decoded: Any) -> Any:
+    return decoded

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.data.file_faults import cause
 from adamerge.errors import CheckpointError, DataError
 from adamerge.io.safetensors_file import read_json
 
+if TYPE_CHECKING:
+    import datasets
+
 
 def tells_itself(folder: Path, config: str | None) -> bool:
-    """Whether a folder was saved whole, or has a ``README.md`` whose head lists configurations, or one is asked for."""
+    """Returns whether a folder was saved whole, its ``README.md`` lists configurations in its head, or one is asked for."""
     if config is not None or (folder / "dataset_dict.json").is_file() or _is_one_split(folder):
         return True
     try:
@@ -24,11 +26,13 @@ def tells_itself(folder: Path, config: str | None) -> bool:
 
 
 def read_saved(folder: Path, config: str | None, where: str) -> dict[str, datasets.Dataset]:
-    """The splits of such a folder; one that was saved alone is ``train``.
+    """Returns the splits of a folder that tells itself how it is read; one that was saved alone is ``train``.
 
     Raises:
         DataError: they cannot be read.
     """
+    import datasets
+
     try:
         if (folder / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(str(folder)))
@@ -49,12 +53,12 @@ def _is_one_split(folder: Path) -> bool:
 
 
 def _empty_splits(folder: Path) -> list[str]:
-    """Splits of a saved data set that have no rows; the library that wrote them cannot read them."""
-    found = []
+    """Returns the splits of a saved data set that have no rows; the library that wrote them cannot read them."""
+    empty = []
     for state in sorted(folder.glob("*/state.json")):
         try:
             if not read_json(state).get("_data_files"):
-                found.append(state.parent.name)
+                empty.append(state.parent.name)
         except CheckpointError:  # damaged: that is another reason
             continue
-    return found
+    return empty

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import datasets
-
+from adamerge.backbones import Task
 from adamerge.data.base import Calibration
 from adamerge.data.batch_order import seed_of
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
@@ -20,6 +19,9 @@ from adamerge.data.row_numbers import is_number, numbered
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.errors import ConfigError, DataError
 from adamerge.io.hub_ids import is_hub_id, missing
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -40,13 +42,13 @@ class Table:
     train: str = field(default="train", kw_only=True)
 
     def read(self, task: str) -> dict[str, datasets.Dataset]:
-        """The splits as they are, by their own names; ``valid``, ``dev`` and the like are ``validation``.
+        """Returns the splits as they are, by their own names; ``valid``, ``dev`` and the like are ``validation``.
 
         Raises:
             DataError: the data set cannot be read.
         """
         where = f"task '{task}'"
-        splits = self._from_hub(where) if is_hub_id(self.dataset) else self._from_place(where)
+        splits = self._from_hub(where) if is_hub_id(self.dataset) else self._from_path(where)
         for name in [name for name in splits if name not in self._own]:
             ours = SYNONYMS.get(name.lower(), name)
             if ours not in splits:
@@ -54,53 +56,55 @@ class Table:
         return splits
 
     def unread(self, task: str) -> list[str]:
-        """Data files of the folder that belong to no split, while others do."""
-        if is_hub_id(self.dataset) or not self.place.is_dir() or tells_itself(self.place, self.config):
+        """Returns the data files of the folder that belong to no split, while others do."""
+        if is_hub_id(self.dataset) or not self.path.is_dir() or tells_itself(self.path, self.config):
             return []
-        found = find_files(self.place, self._own, f"task '{task}'").unread
-        return [str(path.relative_to(self.place)) for path in found]
+        unread = find_files(self.path, self._own, f"task '{task}'").unread
+        return [str(path.relative_to(self.path)) for path in unread]
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """Path of the data set, where it is on this machine."""
         return Path(os.path.expanduser(self.dataset))
 
     def roots(self, task: str, split: str) -> list[Path]:
-        """Folders that relative paths in the rows may start from; none for a data set of the Hub."""
+        """Returns the folders that relative paths in the rows may start from; none for a data set of the Hub."""
         if is_hub_id(self.dataset):
             return []
-        if not self.place.is_dir():
-            return [self.place.parent]
-        if tells_itself(self.place, self.config):
-            return [self.place]
-        files = find_files(self.place, self._own, f"task '{task}'").splits.get(split, ())
-        return list(dict.fromkeys([*(path.parent for path in files), self.place]))
+        if not self.path.is_dir():
+            return [self.path.parent]
+        if tells_itself(self.path, self.config):
+            return [self.path]
+        files = find_files(self.path, self._own, f"task '{task}'").splits.get(split, ())
+        return list(dict.fromkeys([*(path.parent for path in files), self.path]))
 
     @property
     def _own(self) -> set[str]:
         return {self.test, self.train}
 
-    def _from_place(self, where: str) -> dict[str, datasets.Dataset]:
-        place = self.place
+    def _from_path(self, where: str) -> dict[str, datasets.Dataset]:
+        path = self.path
         try:
-            os.stat(place)
+            os.stat(path)
         except (OSError, ValueError) as error:
             gone = isinstance(error, FileNotFoundError | NotADirectoryError)
             raise DataError(
                 f"{where}: the data set {self.dataset} cannot be read: {missing(self.dataset) if gone else error}",
                 todo="give a folder or file that exists, or a Hub id, which is org/name",
             ) from error
-        if not place.is_dir():
-            refuse_irregular(place, where)
-            return {"train": read_files([place], where)}
-        if tells_itself(place, self.config):
-            return read_saved(place, self.config, where)
-        files = find_files(place, self._own, where).splits
+        if not path.is_dir():
+            refuse_irregular(path, where)
+            return {"train": read_files([path], where)}
+        if tells_itself(path, self.config):
+            return read_saved(path, self.config, where)
+        files = find_files(path, self._own, where).splits
         if not files:
-            return read_pictures(place, where)
+            return read_pictures(path, where)
         return {split: read_files(paths, f"{where}, {split} split") for split, paths in files.items()}
 
     def _from_hub(self, where: str) -> dict[str, datasets.Dataset]:
+        import datasets
+
         name, _, revision = self.dataset.partition("@")
         try:
             return dict(datasets.load_dataset(name, self.config, revision=revision or None))
@@ -111,7 +115,7 @@ class Table:
             ) from error
 
     def need(self, task: str, split: str, rows: datasets.Dataset, columns: list[str]) -> None:
-        """See whether a split has these columns.
+        """Checks that a split has these columns.
 
         Raises:
             DataError: it lacks one.
@@ -125,67 +129,73 @@ class Table:
                 )
 
 
-class TableCalibration(Calibration):
+Source = TypeVar("Source", bound=Table)
+"""Where the rows of each task of a kind of data are."""
+
+
+@dataclass(eq=False, kw_only=True)
+class TableCalibration(Calibration, Generic[Source]):
     """Tasks whose rows are in tables.
 
     The splits ``calibration``, ``validation`` and ``test`` that a data set has are taken as they are. Those that it lacks
     are drawn from ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by
     construction.
+
+    Args:
+        calibration_fraction: share of ``train`` that is drawn, where the data set has no split of that name.
+        validation_fraction: likewise.
+        test_fraction: likewise, and at most what the others leave; labelled as far as ``train`` is.
+
+    Attributes:
+        sources: task to where its rows are, as ``tasks`` was given.
+
+    Raises:
+        ConfigError: no tasks, an unknown vocabulary, or fractions out of range.
+        DataError: a data set cannot be read, lacks a column, or orders the same classes differently.
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, Table],
-        batch_size: int = 16,
-        seed: int = 0,
-        transductive: bool = False,
-        labelled: bool = False,
-        calibration_samples: int | None = None,
-        eval_batch_size: int = 256,
-        workers: int = 0,
-        calibration_fraction: float = 0.1,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        shots: int | None = None,
-        only: Sequence[str] | None = None,
-        unusable_share: float = 0.05,
-    ) -> None:
-        super().__init__(
-            batch_size,
-            seed,
-            transductive,
-            labelled,
-            calibration_samples,
-            eval_batch_size,
-            workers,
-            shots,
-            only,
-            unusable_share,
-        )
-        if not sources:
+    calibration_fraction: float = 0.1
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuses fractions out of range and data without tasks, before any data set is opened."""
+        super().__post_init__()
+        if not self.sources:
             raise ConfigError("data: tasks is empty", expected="a mapping {task: {dataset, ...}}", got="{}")
-        if min(calibration_fraction, validation_fraction) <= 0 or calibration_fraction + validation_fraction >= 1:
+        fractions = self.calibration_fraction, self.validation_fraction
+        if min(fractions) <= 0 or sum(fractions) >= 1:
             raise ConfigError(
                 "data: calibration_fraction and validation_fraction must be positive and sum to less than 1",
-                got=f"{calibration_fraction} and {validation_fraction}",
+                got=f"{self.calibration_fraction} and {self.validation_fraction}",
             )
-        if not 0 < test_fraction < 1:
-            raise ConfigError(f"data: test_fraction must be between 0 and 1, got {test_fraction}")
-        self.sources = dict(sources)
-        self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
-        self.test_fraction = test_fraction
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError(f"data: test_fraction must be between 0 and 1, got {self.test_fraction}")
         self._drawn: dict[str, dict[str, int]] = {}
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Class names and templates of every task; what is given for it says where their rows are."""
+        return {task: self.words(task) for task in self.sources}
+
+    @tasks.setter
+    def tasks(self, sources: dict[str, Source]) -> None:
+        self.sources = dict(sources)
+
+    @abstractmethod
+    def words(self, task: str) -> Task:
+        """Returns class names and templates of a task."""
 
     @abstractmethod
     def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
-        """The rows of one split with columns of our names.
+        """Returns the rows of one split with columns of our names.
 
         Raises:
             DataError: a column lacks, or does not hold what it should.
         """
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
-        """Read the data set, arrange its columns, and draw what splits it lacks."""
+        """Reads the data set, arranges its columns, and draws what splits it lacks."""
         source = self.sources[task]
         splits: dict[str, Any] = {
             split: self.arrange(task, split, numbered(rows, split)) for split, rows in source.read(task).items()
@@ -215,18 +225,18 @@ class TableCalibration(Calibration):
         return splits
 
     def drawn(self, task: str) -> dict[str, int]:
-        """Split to the number of rows that were drawn for it, and ``of`` how many; empty where nothing was."""
+        """Returns the number of rows that were drawn for each split, and as ``of`` of how many; empty where none were."""
         self.splits(task)
         return self._drawn.get(task, {})
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """As of all data; and how many rows of which splits were drawn from ``train``, by ``seed``."""
-        drawn = {task: found for task in self.fitted if (found := self.drawn(task))}
+        """Which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
+        drawn = {task: counts for task in self.fitted if (counts := self.drawn(task))}
         return super().protocol | ({"drawn_from_train": drawn} if drawn else {})
 
     def notices(self, experts: Collection[str] = ()) -> list[str]:
-        """As of all data; and which files were not read."""
+        """Returns what a fit tells of its data before it begins, a line each, and which files of folders were not read."""
         lines = super().notices(experts)
         for task in self.fitted:
             unread = self.sources[task].unread(task)
@@ -235,7 +245,7 @@ class TableCalibration(Calibration):
         return lines
 
     def origin(self, task: str, split: str) -> str:
-        """Whether a split was drawn or given."""
+        """Returns whether a split was drawn or given, for people."""
         drawn = self.drawn(task)
         if split not in drawn:
             return "given"

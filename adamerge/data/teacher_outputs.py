@@ -20,7 +20,7 @@ Kept = dict[str, Tensor]
 
 
 def compact(output: Output, top: int | None, dtype: str | None) -> list[Kept]:
-    """What is kept of each sample of a batch, on the CPU."""
+    """Returns what is kept of each sample of a batch, on the CPU."""
     logits, classes = output.logits.detach(), None
     if top is not None and top < logits.shape[-1]:
         logits, classes = logits.topk(top, dim=-1)
@@ -39,7 +39,7 @@ def compact(output: Output, top: int | None, dtype: str | None) -> list[Kept]:
 
 
 def expanded(kept: Kept) -> Teacher:
-    """One sample with zeros at the positions that do not count, up to the last that does."""
+    """Returns one sample with zeros at the positions that do not count, up to the last that does."""
     hidden = [f"hidden.{i}" for i in range(len(kept)) if f"hidden.{i}" in kept]
     classes = _spread(kept["classes"], kept.get("mask")) if "classes" in kept else None
     states = tuple(_spread(kept[name], kept.get("hidden_mask")) for name in hidden)
@@ -47,7 +47,7 @@ def expanded(kept: Kept) -> Teacher:
 
 
 def stack_teachers(teachers: Sequence[Teacher]) -> Teacher:
-    """Of samples to that of a batch; positions are padded at their end, with zeros, to the longest."""
+    """Makes a batch's teacher from those of its samples; positions are padded at their end, with zeros, to the longest."""
     classes = [teacher.classes for teacher in teachers if teacher.classes is not None]
     hidden = zip(*(teacher.hidden for teacher in teachers), strict=True)
     return Teacher(
@@ -58,32 +58,32 @@ def stack_teachers(teachers: Sequence[Teacher]) -> Teacher:
 
 
 def digest_of(inputs: Inputs) -> str:
-    """Of names, dtypes, shapes and values."""
-    found = hashlib.sha256()
+    """Returns a hash of a sample: of the names, dtypes, shapes and values of its tensors."""
+    digest = hashlib.sha256()
     for name, value in sorted(({"": inputs} if isinstance(inputs, Tensor) else inputs).items()):
-        found.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:32]
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _on_host(parts: Mapping[str, Tensor], mask: Tensor | None, name: str) -> list[Kept]:
-    """Each sample's values at the positions of ``mask``, and ``mask`` itself up to its last position."""
+    """Returns each sample's values at the positions of ``mask``, and ``mask`` itself up to its last position."""
     host = {key: value.cpu() for key, value in parts.items()}
     if mask is None:
         samples = len(next(iter(host.values()))) if host else 0
         return [{key: value[i].clone() for key, value in host.items()} for i in range(samples)]
     kept = []
-    for i, places in enumerate(mask.cpu()):
-        counted = places.nonzero()[:, 0]
+    for i, counts in enumerate(mask.cpu()):
+        counted = counts.nonzero()[:, 0]
         last = int(counted[-1]) + 1 if len(counted) else 0
-        kept.append({**{key: value[i][counted] for key, value in host.items()}, name: places[:last].clone()})
+        kept.append({**{key: value[i][counted] for key, value in host.items()}, name: counts[:last].clone()})
     return kept
 
 
-def _spread(values: Tensor, places: Tensor | None) -> Tensor:
-    """``(counted, ...)`` to ``(positions, ...)`` with zeros where ``places``, bool ``(positions,)``, is False."""
-    if places is None:
+def _spread(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Spreads ``(counted, ...)`` to ``(positions, ...)`` with zeros where ``mask``, bool ``(positions,)``, is False."""
+    if mask is None:
         return values
-    full = values.new_zeros(len(places), *values.shape[1:])
-    full[places] = values
+    full = values.new_zeros(len(mask), *values.shape[1:])
+    full[mask] = values
     return full

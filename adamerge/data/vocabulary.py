@@ -30,13 +30,13 @@ class Vocabulary:
 
 
 def vocabularies() -> list[str]:
-    """Names that ``load_vocabulary`` knows; each is a file of ``adamerge/data/vocabularies`` that names its sources."""
+    """Returns the names that ``load_vocabulary`` knows: files of ``adamerge/data/vocabularies``, each with its sources."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
 @cache
 def load_vocabulary(name: str) -> Vocabulary:
-    """Class names and templates of a public task.
+    """Returns class names and templates of a public task.
 
     Raises:
         ConfigError: there is none of this name.

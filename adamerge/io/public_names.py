@@ -136,6 +136,8 @@ def is_public(name: str) -> bool:
 def find(name: str) -> Any:
     """Returns what a full name stands for, today's or a former one; of ``adamerge`` its public names alone are imported.
 
+    Of data it is the plain class, of which ``adamerge`` offers a data module that brings Lightning with it.
+
     Raises:
         LookupError: there is nothing of that name, or its module cannot be imported.
     """
@@ -143,7 +145,8 @@ def find(name: str) -> Any:
     if current.startswith(PREFIX):
         if not is_public(current):
             raise LookupError(f"adamerge {adamerge.__version__} has no part of this name")
-        return getattr(adamerge, current.removeprefix(PREFIX))
+        module, _, last = held_name(current).rpartition(".")
+        return getattr(importlib.import_module(module), last)
     module, _, last = current.rpartition(".")
     try:
         holder = importlib.import_module(module)
@@ -152,3 +155,9 @@ def find(name: str) -> Any:
     if not hasattr(holder, last):
         raise LookupError(f"module '{module}' has no attribute '{last}'")
     return getattr(holder, last)
+
+
+def held_name(name: str) -> str:
+    """Returns the full name, by the module that holds it, of what ``adamerge`` offers under this public name."""
+    last = name.removeprefix(PREFIX)
+    return f"{PREFIX}{adamerge.HOMES[last]}.{last}"

@@ -46,7 +46,7 @@ class Description:
     Attributes:
         name: of the class.
         told: the docstring before its sections.
-        arguments: in order.
+        arguments: in order, those that must be given first.
     """
 
     name: str
@@ -78,7 +78,7 @@ def described(path: str) -> Description | None:
         summary[0].strip(),
         tuple(
             Argument(one.name, one.kind, one.default, told.get(one.name, ""))
-            for one in arguments.values()
+            for one in sorted(arguments.values(), key=lambda one: one.default is not None)  # what must be given first
             if one.name not in later
         ),
     )

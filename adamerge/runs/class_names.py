@@ -27,8 +27,8 @@ def class_named(key: str, name: str, kind: type) -> Any:
     """
     if "." not in name:
         known = _subclasses(kind)
-        if name in adamerge.__all__:
-            return getattr(adamerge, name)
+        if name in adamerge.HOMES:
+            return find(f"{PREFIX}{name}")
         if name in known:
             return known[name]
         raise _no_class(key, name, kind, [*known, *kinds_of(kind.__name__)])

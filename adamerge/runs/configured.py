@@ -12,11 +12,13 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from adamerge.backbones import Backbone
+from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.runs.class_names import class_named
 from adamerge.runs.parser import read_first, short
 from adamerge.runs.parts import Parts, arguments_made, checked_parts, made_subclass
 from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.data_modules import DataModule, of
 from adamerge.training.merging import Merging
 from adamerge.training.module import MergingModule
 
@@ -43,7 +45,7 @@ class Configured:
         if settings.seed_everything is not False:
             given = None if settings.seed_everything is True else settings.seed_everything
             seed_everything(given, workers=True)
-        self.settings, self.datamodule = settings, parts.data
+        self.settings, self.datamodule = settings, _data_module(settings)
         method = parts.method
         spec = settings.model.task_vectors
         kind = class_named("model.task_vectors", spec.class_path, TaskVectors)
@@ -81,6 +83,12 @@ class Configured:
             return Trainer(**{**self._trainer, **changes, "callbacks": [*own, *added]})
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {short(str(error))}") from error
+
+
+def _data_module(settings: Namespace) -> DataModule:
+    kind: Any = of(class_named("data", settings.data.class_path, Calibration))
+    made: DataModule = kind(**arguments_made(kind, settings.data.get("init_args") or Namespace()))
+    return made
 
 
 def _quieten() -> None:

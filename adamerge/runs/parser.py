@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 import adamerge
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
+from adamerge.io.public_names import PREFIX, current_name, find, held_name, is_public
 from adamerge.runs.config_files import refuse_private
 from adamerge.runs.configuration import Configuration, configurations
 from adamerge.runs.help import RUN_KEYS
@@ -39,10 +40,12 @@ def read(configuration: Configuration) -> Namespace:
     with configuration.named():
         content = configuration.content
         _load_named(content)
+        content["data"] = plain_data(content["data"])
         try:
             settings = parser_of(content).parse_object(content)
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
             raise readable(error, configuration.plain) from error
+        settings.data.class_path = current_name(settings.data.class_path)
         refuse_private(settings.as_dict())
         _narrow(settings)
         return settings
@@ -137,6 +140,17 @@ def short(message: str) -> str:
     return line if len(line) <= WIDEST_LINE else line[:WIDEST_LINE] + " …"
 
 
+def plain_data(spec: Any) -> Any:
+    """Returns a class of data in a configuration, by the name under which the plain one is held: it needs no Lightning."""
+    if isinstance(spec, str | None):
+        spec = {"class_path": spec}
+    name = current_name(str(spec.get("class_path"))) if isinstance(spec, Mapping | Namespace) else ""
+    full = name if "." in name else f"{PREFIX}{name}"
+    if not is_public(full):
+        return spec
+    return type(spec)(**{**dict(vars(spec) if isinstance(spec, Namespace) else spec), "class_path": held_name(full)})
+
+
 def _narrow(settings: Namespace) -> None:
     """Leaves of experts and data what ``tasks`` names and ``leave_out`` does not."""
     experts = settings.get("model.task_vectors.init_args.experts") or {}
@@ -171,6 +185,6 @@ def _load_named(content: Any) -> None:
     """Loads the public classes that go by their short names: the parser knows those that are there."""
     values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
     for value in values:
-        if isinstance(value, str) and value in adamerge.__all__:
-            getattr(adamerge, value)
+        if isinstance(value, str) and value in adamerge.HOMES:
+            find(f"{PREFIX}{value}")
         _load_named(value)

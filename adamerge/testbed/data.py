@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.backbones import Task
 from adamerge.data import Calibration, Vocabulary
 from adamerge.data.labels import TokenLabels
-from adamerge.testbed.causal_tasks import CAUSAL_TASKS, load_causal_task
-from adamerge.testbed.image_tasks import IMAGE_TASKS, load_image_task
-from adamerge.testbed.text_tasks import TEXT_TASKS, load_text_task
+
+if TYPE_CHECKING:
+    import datasets
+
+# what makes the tasks is imported where it is used: it loads libraries that reading a configuration does not need
 
 
 class TestbedImages(Calibration):
@@ -22,10 +23,14 @@ class TestbedImages(Calibration):
     @property
     def tasks(self) -> Mapping[str, Task]:
         """Class names and templates of every task."""
+        from adamerge.testbed.image_tasks import IMAGE_TASKS
+
         return IMAGE_TASKS
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
-        """The task's four splits, disjoint by construction."""
+        """Returns the task's four splits, disjoint by construction."""
+        from adamerge.testbed.image_tasks import load_image_task
+
         return load_image_task(task)
 
 
@@ -37,14 +42,18 @@ class TestbedText(Calibration):
     @property
     def tasks(self) -> Mapping[str, Task]:
         """Class names and templates of every task."""
+        from adamerge.testbed.text_tasks import TEXT_TASKS
+
         return TEXT_TASKS
 
     def columns(self, task: str) -> tuple[str, ...]:
-        """The text."""
+        """Returns the name of the one column that makes a sample."""
         return ("text",)
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
-        """The task's four splits, disjoint by construction."""
+        """Returns the task's four splits, disjoint by construction."""
+        from adamerge.testbed.text_tasks import load_text_task
+
         return load_text_task(task)
 
 
@@ -57,12 +66,16 @@ class TestbedLanguage(Calibration):
     @property
     def tasks(self) -> Mapping[str, Task]:
         """The domains; a language model needs no words for its heads."""
+        from adamerge.testbed.causal_tasks import CAUSAL_TASKS
+
         return {task: Vocabulary((), ()) for task in CAUSAL_TASKS}
 
     def columns(self, task: str) -> tuple[str, ...]:
-        """The text."""
+        """Returns the name of the one column that makes a sample."""
         return ("text",)
 
     def load(self, task: str) -> Mapping[str, datasets.Dataset]:
-        """The domain's four splits, disjoint by construction."""
+        """Returns the domain's four splits, disjoint by construction."""
+        from adamerge.testbed.causal_tasks import load_causal_task
+
         return load_causal_task(task)

@@ -149,4 +149,4 @@ def _steps(data: Calibration, strategy: Strategy) -> Steps:
     most, most_at_once = max(map(len, samples.values())), max(1, data.eval_batch_size // len(samples))
     total = min(MOST_BATCHES, math.ceil(most / most_at_once))
     size = max(processes, min(most_at_once, math.ceil(most / total)))
-    return Steps(samples, None, size, data.seed, total, rank, processes)
+    return Steps(samples, None, batch_size=size, seed=data.seed, total=total, rank=rank, world_size=processes)

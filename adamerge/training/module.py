@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from adamerge.artifacts.coefficients import Coefficients, load_values
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
+from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
@@ -251,5 +252,5 @@ class MergingModule(LightningModule):
 
     def _first_gradient(self, data: Calibration) -> None:
         """Sends back the gradient that the first step begins with."""
-        batch: Mapping[str, Batch] = data.transfer_batch_to_device(data.steps()[0], self.device, 0)
+        batch: Mapping[str, Batch] = on_device(data.steps()[0], self.device)
         self._batch_objective().backward(self.search.first_batch(batch))

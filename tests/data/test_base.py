@@ -1,6 +1,8 @@
 """Calibration data: the order of batches, ranks, decoding once, splits, the protocol, and errors."""
 
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -9,8 +11,8 @@ from conftest import CLASSES, noise_images
 from lightning import LightningModule, Trainer
 from torchvision.transforms.functional import pil_to_tensor
 
+from adamerge import Calibration
 from adamerge.backbones import Batch
-from adamerge.data import Calibration
 from adamerge.data.batch_order import Steps, StepSampler, seed_of
 from adamerge.errors import ConfigError, DataError
 
@@ -67,7 +69,7 @@ def served(pictures, **arguments) -> Noise:
 
 def steps(data: Noise, total: int, rank: int = 0, world: int = 1) -> Steps:
     samples = {task: data.samples(task, "calibration") for task in data.tasks}
-    return Steps(samples, None, data.batch_size, data.seed, total, rank, world)
+    return Steps(samples, None, batch_size=data.batch_size, seed=data.seed, total=total, rank=rank, world_size=world)
 
 
 class Idle(LightningModule):
@@ -101,6 +103,19 @@ def batches_of(data: Noise, total: int) -> list[dict[str, Batch]]:
     trainer = Trainer(max_steps=total, max_epochs=1, accelerator="cpu", limit_val_batches=0, **quiet)
     trainer.fit(module, data)
     return module.seen
+
+
+def test_a_kind_of_data_is_known_without_trainers_networks_and_data_sets():
+    heavy = ["lightning", "torchmetrics", "datasets", "transformers", "open_clip", "torchvision"]
+    code = (
+        "import sys, adamerge.data as data, adamerge.testbed.data as testbed\n"
+        "tasks = {'one': data.LanguageTask('lines.txt')}\n"
+        "kinds = [data.LanguageCalibration(tasks=tasks, batch_size=2), data.NoData(), testbed.TestbedImages(), "
+        "data.ImageCalibration(tasks={'one': data.ImageTask('x')}), data.TextCalibration(tasks={'one': data.TextTask('x')})]\n"
+        f"print([name for name in {heavy} if name in sys.modules], 'torch' in sys.modules, list(kinds[0].tasks))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.strip() == "[] True ['one']"
 
 
 def test_seeds_are_the_same_in_every_process():

@@ -26,7 +26,7 @@ def rows():
 
 def test_labels_of_language_are_the_next_tokens_and_padding_is_ignored(rows):
     samples = Samples(rows, ["text"], letters, "letters")
-    steps = Steps({"letters": samples}, {"letters": Tokens(samples, following)}, 3, 0, 5)
+    steps = Steps({"letters": samples}, {"letters": Tokens(samples, following)}, batch_size=3, seed=0, total=5)
     batch = steps[0]["letters"]
     order = batch.indices.tolist()
     assert sorted(order) == [0, 1, 2] and batch.step == 0 and steps[4]["letters"].step == 4
@@ -37,7 +37,7 @@ def test_labels_of_language_are_the_next_tokens_and_padding_is_ignored(rows):
 
 
 def test_unlabelled_steps_have_none(rows):
-    steps = Steps({"letters": Samples(rows, ["text"], letters, "letters")}, None, 2, 0, 1)
+    steps = Steps({"letters": Samples(rows, ["text"], letters, "letters")}, None, batch_size=2, seed=0, total=1)
     assert steps[0]["letters"].labels is None
 
 

@@ -25,9 +25,11 @@ def test_the_same_classes_in_another_order_are_refused(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["x"], "label": [0]}, features)
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "pets")
     with pytest.raises(DataError, match="has these classes in another order"):
-        TextCalibration({"pets": TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"])}).rows("pets", "train")
+        TextCalibration(tasks={"pets": TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"])}).rows(
+            "pets", "train"
+        )
     as_trained = TextTask(str(tmp_path / "pets"), classnames=["dog", "cat"], as_trained=True)
-    data = TextCalibration({"pets": as_trained})
+    data = TextCalibration(tasks={"pets": as_trained})
     assert len(data.rows("pets", "train")) == 1 and data.tasks["pets"].classnames == ("dog", "cat")
 
 
@@ -49,4 +51,4 @@ def test_labels_are_told_by_the_columns_own_name(tmp_path):
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "pets")
     task = TextTask(str(tmp_path / "pets"), classnames=["cat", "dog"], label_column="kind")
     with pytest.raises(DataError, match=r"column 'kind' holds 'cow' in row 1 \(counted from 0\) of split 'test'"):
-        TextCalibration({"pets": task}).labels("pets", "test")
+        TextCalibration(tasks={"pets": task}).labels("pets", "test")

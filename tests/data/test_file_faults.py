@@ -87,7 +87,7 @@ def test_of_several_files_the_one_is_named(tmp_path):
 def test_a_fault_reaches_the_user_with_task_and_split(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(LINES + ("{" if split == "test" else ""))
-    data = TextCalibration({"greek": TextTask(str(tmp_path), classnames=["a", "b"])})
+    data = TextCalibration(tasks={"greek": TextTask(str(tmp_path), classnames=["a", "b"])})
     with pytest.raises(
         DataError, match=r"^task 'greek', test split: the data file .*test\.jsonl cannot be read: line 41"
     ):

@@ -24,7 +24,7 @@ def calibration(tmp_path):
 
 
 def samples(task):
-    data = ImageTextCalibration({"vqa": task})
+    data = ImageTextCalibration(tasks={"vqa": task})
     rows = data.rows("vqa", "calibration")
     return [data.read("vqa", "calibration", row) for row in rows.select_columns(list(data.columns("vqa")))]
 
@@ -60,7 +60,7 @@ def test_saved_data_sets_keep_their_splits(tmp_path):
     made = datasets.Dataset.from_dict(rows, features)
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
     task = ImageTextTask(str(tmp_path / "saved"), response="{answer}", image_column="picture")
-    data = ImageTextCalibration({"vqa": task})
+    data = ImageTextCalibration(tasks={"vqa": task})
     assert [len(data.rows("vqa", split)) for split in ("calibration", "validation", "test")] == [1, 1, 10]
     sample = data.read("vqa", "test", data.rows("vqa", "test")[0])
     assert sample["question"] == "q" and sample["response"] == "a" and sample["image"].size == (2, 2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adamerge.data.class_labels import LabelPlace
-from adamerge.data.labels import ClassLabels, TokenLabels, shots
+from adamerge.data.labels import ClassLabels, TokenLabels
 from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.data.samples import Samples
 from adamerge.errors import DataError
@@ -52,16 +52,11 @@ def test_tokens_are_the_labels_of_every_text(rows):
     assert len(labels) == 3 and labels[2].tolist() == [7, -100]
 
 
-def test_shots_are_so_many_of_each_class():
-    labels = [0, 1, 1, 0, 2, 2, 2, 0]
-
-    def drawn(seed, usable=lambda number: True):
-        return shots(labels, 3, 2, torch.Generator().manual_seed(seed), "task 't'", usable)
-
-    assert [labels[i] for i in drawn(0)] == [0, 0, 1, 1, 2, 2]
-    assert drawn(0) == drawn(0) and len({tuple(drawn(seed)) for seed in range(9)}) > 1
-    with pytest.raises(DataError, match="class 1 has fewer samples than shots"):
-        shots(labels, 3, 3, torch.Generator(), "task 't'")
-    # in place of one that cannot be used another of its class is drawn, and the rest stay
-    first = drawn(0)[0]
-    assert drawn(0, lambda number: number != first) == [drawn(0)[1], *({0, 3, 7} - set(drawn(0)[:2])), *drawn(0)[2:]]
+def test_labels_that_begin_at_one_are_told_by_any_split():
+    rows, where = datasets.Dataset.from_dict({"label": [1, 2, 3]}), LabelPlace("t", "train", ("a", "b", "c"))
+    with pytest.raises(DataError, match="none of the classes"):
+        ClassLabels().check_numbering(rows, where)
+    for fine in ([1, 2], [0, 1, 2], [1, 4]):  # the last is told where it is scored
+        ClassLabels().check_numbering(datasets.Dataset.from_dict({"label": fine}), where)
+    ClassLabels().check_numbering(datasets.Dataset.from_dict({"text": ["x"]}), where)
+    TokenLabels().check_numbering(rows, where)

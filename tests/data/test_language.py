@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def test_the_whole_text_counts_without_a_response(folder):
-    data = LanguageCalibration({"one": LanguageTask(folder, "<{premise}>")})
+    data = LanguageCalibration(tasks={"one": LanguageTask(folder, "<{premise}>")})
     data.serve(READER)
     assert [len(data.rows("one", split)) for split in ("calibration", "validation", "train", "test")] == [2, 2, 16, 20]
     labels = data.labels("one", "test")
@@ -49,7 +49,7 @@ def test_the_whole_text_counts_without_a_response(folder):
 
 def test_prompts_responses_and_words_for_numbers(folder):
     task = LanguageTask(folder, "q {premise} a ", response="{label}", words={"label": ["no", "yes"]})
-    data = LanguageCalibration({"one": task})
+    data = LanguageCalibration(tasks={"one": task})
     data.serve(READER)
     assert task.fields() == ["label", "premise"]
     assert task.sample({"premise": "p", "label": 1}) == {"prompt": "q p a ", "response": "yes"}
@@ -68,7 +68,7 @@ def test_responses_reach_no_unlabelled_calibration(folder, response, words, said
         (False, "test", whole),
         (True, "calibration", whole),
     ):
-        assert LanguageCalibration({"one": task}, labelled=labelled).read("one", split, row) == expected
+        assert LanguageCalibration(tasks={"one": task}, labelled=labelled).read("one", split, row) == expected
 
 
 def test_responses_that_are_input_are_read_and_the_protocol_says_so(folder):
@@ -76,15 +76,15 @@ def test_responses_that_are_input_are_read_and_the_protocol_says_so(folder):
     read = LanguageTask(folder, "{premise}", "{label}", response_is_input=True)
     chat = LanguageTask(folder, messages="premise")
     row = {"premise": "p", "label": 1}
-    data = LanguageCalibration({"plain": plain, "read": read, "chat": chat})
+    data = LanguageCalibration(tasks={"plain": plain, "read": read, "chat": chat})
     assert data.read("plain", "calibration", row) == "p"
     assert data.read("read", "calibration", row) == {"prompt": "p", "response": "1"}
     assert data.protocol["responses_read_as_text"] == ["read", "chat"]
-    assert "responses_read_as_text" not in LanguageCalibration({"plain": plain}).protocol
-    assert "responses_read_as_text" not in LanguageCalibration({"read": read}, labelled=True).protocol
-    assert LanguageCalibration({"read": read, "chat": chat}, only=["read"]).protocol["responses_read_as_text"] == [
-        "read"
-    ]
+    assert "responses_read_as_text" not in LanguageCalibration(tasks={"plain": plain}).protocol
+    assert "responses_read_as_text" not in LanguageCalibration(tasks={"read": read}, labelled=True).protocol
+    assert LanguageCalibration(tasks={"read": read, "chat": chat}, only=["read"]).protocol[
+        "responses_read_as_text"
+    ] == ["read"]
 
 
 @pytest.mark.parametrize("number", [-1, 2, None, 0.5])
@@ -127,13 +127,13 @@ def test_chats_are_handed_on():
 def test_files_of_json_lines(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"number {number}"}) for number in range(10)))
-    data = LanguageCalibration({"one": LanguageTask(str(path))}, calibration_fraction=0.3)
+    data = LanguageCalibration(tasks={"one": LanguageTask(str(path))}, calibration_fraction=0.3)
     assert len(data.rows("one", "calibration")) == 3
 
 
 def test_a_column_that_lacks_is_named(folder):
     with pytest.raises(DataError, match="task 'one': split '.*' of .* has no column 'hypothesis'"):
-        LanguageCalibration({"one": LanguageTask(folder, "{hypothesis}")}).rows("one", "test")
+        LanguageCalibration(tasks={"one": LanguageTask(folder, "{hypothesis}")}).rows("one", "test")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
@@ -141,13 +141,13 @@ def test_an_empty_or_broken_file_is_named(tmp_path, content):
     path = tmp_path / "texts.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match="task 'one'.*"):
-        LanguageCalibration({"one": LanguageTask(str(path))}).rows("one", "calibration")
+        LanguageCalibration(tasks={"one": LanguageTask(str(path))}).rows("one", "calibration")
 
 
 def test_labelled_batches_hold_the_tokens(folder):
-    data = LanguageCalibration({"one": LanguageTask(folder, "{premise}")}, batch_size=3, labelled=True)
+    data = LanguageCalibration(tasks={"one": LanguageTask(folder, "{premise}")}, batch_size=3, labelled=True)
     data.serve(READER)
-    data.trainer = SimpleNamespace(max_steps=2, global_rank=0, world_size=1, global_step=0, lightning_module=None)
+    data.loop = SimpleNamespace(max_steps=2, global_rank=0, world_size=1, global_step=0)
     batch = next(iter(data.train_dataloader()))["one"]
     for ids, labels in zip(batch.inputs["input_ids"], batch.labels, strict=True):
         length = int((ids != 0).sum())

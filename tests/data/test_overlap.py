@@ -26,7 +26,7 @@ def texts(folder, calibration: list[str], test: list[str], pairs: list[str] | No
         "test": rows(test, 1),
     }
     datasets.DatasetDict(splits).save_to_disk(folder)
-    return TextCalibration({"one": TextTask(str(folder), pair_column="other" if pairs else None)})
+    return TextCalibration(tasks={"one": TextTask(str(folder), pair_column="other" if pairs else None)})
 
 
 def test_nothing_is_shared(tmp_path):
@@ -50,7 +50,7 @@ def test_only_what_is_calibrated_on_counts(tmp_path):
 
 
 def test_without_calibration_data_there_is_nothing_to_share():
-    data = TextCalibration({"one": TextTask("nowhere", classnames=["a"])})
+    data = TextCalibration(tasks={"one": TextTask("nowhere", classnames=["a"])})
     data.load = lambda task: {"test": datasets.Dataset.from_dict({"text": ["a"], "label": [0]})}
     assert overlap(data, "test") == {} and overlap(data, "validation") == {}
 
@@ -68,7 +68,7 @@ def test_images_are_compared_as_files_hold_them(embedded, tmp_path):
         return datasets.Dataset.from_dict({"image": images, "label": [0] * len(names)}, features)
 
     splits = {"calibration": rows("a", "c"), "validation": rows("d"), "test": rows("b", "d")}
-    data = ImageCalibration({"one": ImageTask("nowhere", ["{}"])})
+    data = ImageCalibration(tasks={"one": ImageTask("nowhere", ["{}"])})
     data.load = lambda task: splits
     assert overlap(data, "test") == {"one": 1}
     assert overlap(data, "validation") == {}
@@ -80,5 +80,5 @@ def test_other_contents_are_told_by_their_hash(tmp_path):
     for word in ("one", "two", "one"):
         path = tmp_path / f"{len(found)}.jsonl"
         path.write_text("".join(json.dumps({"text": f"{word} {n}"}) + "\n" for n in range(40)))
-        found.append(contents(LanguageCalibration({"a": LanguageTask(str(path))})))
+        found.append(contents(LanguageCalibration(tasks={"a": LanguageTask(str(path))})))
     assert found[0] == found[2] != found[1] and found[0].keys() == {"a"}

@@ -41,7 +41,7 @@ def test_a_table_of_paths_is_a_table_of_pictures(tmp_path, ending):
         place.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         datasets.Dataset.from_list(rows).to_parquet(place)
-    data = ImageCalibration({"one": task(place)})
+    data = ImageCalibration(tasks={"one": task(place)})
     read = {split: values(data.rows("one", split)) for split in ("calibration", "validation", "test", "train")}
     assert sorted(chain(*read.values())) == list(range(20)) and list(map(len, read.values())) == [2, 2, 4, 12]
     assert [int(label) for label in data.labels("one", "test")] == [value % 2 for value in read["test"]]
@@ -64,7 +64,7 @@ def test_tables_by_split_beside_their_pictures(tmp_path):
     for number, split in enumerate(("train", "calibration", "valid", "test")):
         (tmp_path / f"{split}.csv").write_text(f"image,label\npictures/{number}.png,0\n")
     (tmp_path / "train.txt").write_text("pictures/0\n")
-    data = ImageCalibration({"one": task(tmp_path)})
+    data = ImageCalibration(tasks={"one": task(tmp_path)})
     assert [values(data.rows("one", split)) for split in ("train", "calibration", "validation", "test")] == [
         [0],
         [1],
@@ -124,6 +124,8 @@ def test_pictures_that_are_not_there(tmp_path, cell, said):
 def test_numbers_and_a_data_set_without_a_folder_hold_no_pictures():
     numbers = datasets.Dataset.from_dict({"image": [1, 2]})
     with pytest.raises(DataError, match="task 'one': here: column 'image' holds no pictures"):
-        as_pictures(numbers, "image", lambda: [], "one", "here")
+        as_pictures(numbers, "image", lambda: [], task="one", dataset="here")
     with pytest.raises(DataError, match="task 'one': org/name: column 'image' holds no pictures"):
-        as_pictures(datasets.Dataset.from_dict({"image": ["a.png"]}), "image", lambda: [], "one", "org/name")
+        as_pictures(
+            datasets.Dataset.from_dict({"image": ["a.png"]}), "image", lambda: [], task="one", dataset="org/name"
+        )

@@ -108,7 +108,7 @@ def test_files_of_sixteen_bits_reach_every_network_scaled(tmp_path):
             for n in range(10):
                 deep = Image.fromarray(np.full((4, 4), (100 + n) * 257, dtype=np.uint16))
                 deep.save(tmp_path / split / name / f"{n}.{'png' if name == 'cat' else 'tiff'}")
-    data = ImageCalibration({"pets": ImageTask(str(tmp_path), ["a {}"])})
+    data = ImageCalibration(tasks={"pets": ImageTask(str(tmp_path), ["a {}"])})
     data.serve(type("Pictures", (), {"preprocess": staticmethod(pil_to_tensor)})())
     seen = {int(data.samples("pets", "test")[i].unique()) for i in range(20)}
     assert seen == set(range(100, 110)) and isinstance(data.rows("pets", "test").features["image"], datasets.Image)

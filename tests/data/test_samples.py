@@ -67,7 +67,7 @@ def test_processes_that_read_change_nothing(read):
     """The same samples and reasons, and no number of the global generator is drawn."""
     texts = [*"abcdefghij", "loud!", *"klmnopqrst"]
     state = torch.get_rng_state()
-    alone, helped = (Samples(table(texts), ["text"], read, "t", workers) for workers in (0, 2))
+    alone, helped = (Samples(table(texts), ["text"], read, "t", workers=workers) for workers in (0, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert alone.numbers == helped.numbers == [*range(10), *range(11, 21)] and alone.skipped == helped.skipped
     for one, other in zip(map(alone.__getitem__, range(20)), map(helped.__getitem__, range(20)), strict=True):

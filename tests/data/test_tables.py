@@ -28,7 +28,7 @@ def lines(path, count: int, start: int = 0):
 
 
 def calibration(dataset, table=(), **arguments) -> TextCalibration:
-    return TextCalibration({"greek": TextTask(str(dataset), classnames=["a", "b"], **dict(table))}, **arguments)
+    return TextCalibration(tasks={"greek": TextTask(str(dataset), classnames=["a", "b"], **dict(table))}, **arguments)
 
 
 def numbers(data, split) -> list[int]:

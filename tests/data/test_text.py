@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def test_sentences(folder):
     task = TextTask(folder, ["about {}"], text_column="sentence", label_column="y", test="validation_matched")
-    data = TextCalibration({"one": task})
+    data = TextCalibration(tasks={"one": task})
     assert data.columns("one") == ("text",) and data.rows("one", "test")["text"][0] == "s100"
     assert data.tasks["one"].classnames == ("no", "yes") and data.tasks["one"].templates == ("about {}",)
     assert [len(data.rows("one", split)) for split in ("calibration", "validation", "train")] == [4, 4, 32]
@@ -36,17 +36,17 @@ def test_sentences(folder):
 
 def test_pairs(folder):
     task = TextTask(folder, text_column="sentence", pair_column="other", label_column="y", test="validation_matched")
-    data = TextCalibration({"one": task})
+    data = TextCalibration(tasks={"one": task})
     assert data.columns("one") == ("text", "pair")
     assert data.rows("one", "test").select_columns(["text", "pair"])[0] == {"text": "s100", "pair": "o100"}
 
 
 def test_a_column_that_lacks_is_named(folder):
     with pytest.raises(DataError, match="has no column 'text'"):
-        TextCalibration({"one": TextTask(folder)}).rows("one", "train")
+        TextCalibration(tasks={"one": TextTask(folder)}).rows("one", "train")
 
 
 def test_class_names_of_the_configuration_must_be_as_many(folder):
     task = TextTask(folder, classnames=["a", "b", "c"], text_column="sentence", label_column="y")
     with pytest.raises(DataError, match="3 class names for the classes"):
-        TextCalibration({"one": task}).rows("one", "train")
+        TextCalibration(tasks={"one": task}).rows("one", "train")

@@ -54,7 +54,7 @@ def pets(tmp_path):
 
 def of_pets(folder, **arguments):
     """Calibrated on its one split, all of it, in its order."""
-    return ImageCalibration({"pets": ImageTask(str(folder), ["a {}"])}, transductive=True, **arguments)
+    return ImageCalibration(tasks={"pets": ImageTask(str(folder), ["a {}"])}, transductive=True, **arguments)
 
 
 def test_broken_pictures_are_skipped_by_their_paths(pets):
@@ -87,7 +87,7 @@ def test_a_drawn_row_is_told_by_its_number_in_the_file(tmp_path):
     texts[23] = ""
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": text, "label": 0}) for text in texts))
     task = TextTask(str(tmp_path / "rows.jsonl"), classnames=["a", "b"])
-    data = TextCalibration({"one": task}, calibration_fraction=0.8, unusable_share=0.1)
+    data = TextCalibration(tasks={"one": task}, calibration_fraction=0.8, unusable_share=0.1)
 
     class Words(Pictures):
         def preprocess(self, text):
@@ -117,7 +117,7 @@ def saved(tmp_path):
 def test_texts_of_encoders(pool_of, saved):
     backbone = pool_of("bert")["backbone"]()
     folder = saved(text=TEXTS, label=[n % 2 for n in range(8)])
-    data = TextCalibration({"one": TextTask(folder, classnames=["a", "b"])}, unusable_share=0.5)
+    data = TextCalibration(tasks={"one": TextTask(folder, classnames=["a", "b"])}, unusable_share=0.5)
     data.check(backbone)
     assert list(data.samples("one", "calibration").skipped.items()) == [
         (1, "the text is empty"), (2, "there is no text in it"), (3, "the text is empty"),
@@ -130,12 +130,12 @@ def test_texts_of_encoders(pool_of, saved):
 def test_texts_and_responses_of_language_models(pool_of, saved):
     backbone = pool_of("llama")["backbone"]()
     folder = saved(text=TEXTS, answer=["yes", "no", "yes", "no", None, "", "yes", "no"])
-    whole = LanguageCalibration({"one": LanguageTask(folder)}, unusable_share=0.5)
+    whole = LanguageCalibration(tasks={"one": LanguageTask(folder)}, unusable_share=0.5)
     whole.check(backbone)
     assert set(whole.samples("one", "calibration").skipped) >= {1, 2}
     backbone.max_length = 12
     answered = LanguageCalibration(
-        {"one": LanguageTask(folder, "{text}:", "{answer}")}, labelled=True, unusable_share=0.9
+        tasks={"one": LanguageTask(folder, "{text}:", "{answer}")}, labelled=True, unusable_share=0.9
     )
     answered.check(backbone)
     reasons = answered.samples("one", "calibration").skipped
@@ -147,7 +147,7 @@ def test_texts_and_responses_of_language_models(pool_of, saved):
 def test_blank_lines_of_a_text_file(pool_of, tmp_path):
     lines = [f"a line of text {n}" if n % 20 else "" for n in range(100)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
-    data = LanguageCalibration({"one": LanguageTask(str(tmp_path / "lines.txt"))}, calibration_fraction=0.8)
+    data = LanguageCalibration(tasks={"one": LanguageTask(str(tmp_path / "lines.txt"))}, calibration_fraction=0.8)
     data.unusable_share = 0.1
     data.check(pool_of("llama")["backbone"]())
     samples = data.samples("one", "calibration")
@@ -161,7 +161,7 @@ def test_questions_about_pictures_that_are_broken(tmp_path):
     (tmp_path / "2.png").write_bytes(b"")
     rows = [{"image_path": f"{n}.png", "question": "what?"} for n in range(4)]
     (tmp_path / "vqa.json").write_text(json.dumps(rows))
-    data = ImageTextCalibration({"vqa": ImageTextTask(str(tmp_path / "vqa.json"))}, unusable_share=0.3)
+    data = ImageTextCalibration(tasks={"vqa": ImageTextTask(str(tmp_path / "vqa.json"))}, unusable_share=0.3)
     data.check(Pictures())
     (told,) = data.samples("vqa", "calibration").skipped.values()
     assert "identify" in told and "\n".join(data.notices()).count(f"picture {tmp_path / '2.png'}") == 1

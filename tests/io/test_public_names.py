@@ -13,10 +13,12 @@ import yaml
 from running import LAYER_WISE, write_yaml
 
 import adamerge
+from adamerge.data import Calibration
 from adamerge.errors import ConfigError
-from adamerge.io.public_names import FORMER, current_name, is_public, public_name, find, renewed
+from adamerge.io.public_names import FORMER, current_name, find, is_public, public_name, renewed
 from adamerge.runs.config_files import overridden, read_config
 from adamerge.runs.config_parser import Parsed, search_of
+from adamerge.training.data_modules import of
 
 ROOT = Path(__file__).parents[2]
 KINDS = [
@@ -42,7 +44,7 @@ def all_parts() -> list[type]:
         for found in pkgutil.walk_packages(adamerge.__path__, "adamerge.")
         if not found.name.endswith("__main__")
     ]
-    kinds = (Callback, *(getattr(adamerge, kind) for kind in KINDS))
+    kinds = (Callback, Calibration, *(getattr(adamerge, kind) for kind in KINDS))
     classes = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
     return [
         kind
@@ -59,7 +61,8 @@ def test_every_part_has_a_public_name():
     assert not missing, f"{missing}: give them a line each in the table of adamerge/__init__.py"
     for name, kind in parts.items():
         if name not in NOT_FOR_FILES:
-            assert getattr(adamerge, name) is kind and public_name(kind) == f"adamerge.{name}"
+            part = of(kind) if issubclass(kind, Calibration) else kind
+            assert getattr(adamerge, name) is part and public_name(part) == public_name(kind) == f"adamerge.{name}"
             assert find(f"adamerge.{name}") is kind
 
 

@@ -42,7 +42,7 @@ parts = {
     "mask": partial(Concrete, inner=LayerWise),
 }
 vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"] else [])
-data = LanguageCalibration({t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
+data = LanguageCalibration(tasks={t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
 data.calibration_fraction = 0.8
 copy = ShardedCopy() if given["sharded"] else WholeCopy()
 module = AdaptiveMerging(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import adamerge.testbed
+from adamerge import TestbedImages
 from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import DataError
-from adamerge.testbed.data import TestbedImages
 from adamerge.testbed.image_tasks import IMAGE_TASKS, task_images
 
 BASE = Path(adamerge.testbed.__file__).parent / "checkpoints" / "images" / "base"
@@ -35,7 +35,7 @@ def backbone():
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr("adamerge.testbed.data.IMAGE_TASKS", TWO)
+    monkeypatch.setattr("adamerge.testbed.image_tasks.IMAGE_TASKS", TWO)
 
 
 def served(backbone, kind=TestbedImages, **arguments) -> TestbedImages:

@@ -20,12 +20,11 @@ from torch.nn import functional
 from torch.optim import SGD
 from toy_points import INPUTS, QUIET, WIDTH, ToyClassifier, ToyPoints, fit_toy, vectors_of, weights_of
 
-from adamerge import LayerWise, TaskVectors
+from adamerge import ImageCalibration, ImageTask, LayerWise, TaskVectors
 from adamerge.artifacts.coefficients import load_coefficients, save_coefficients
 from adamerge.artifacts.export import export
 from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.backbones import Encoded
-from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.objectives import Entropy
@@ -290,7 +289,7 @@ def resnet(tmp_path_factory):
 
 def images(tasks):
     found = {task: ImageTask(folder, ["{}"]) for task, folder in tasks.items()}
-    return ImageCalibration(found, batch_size=4, eval_batch_size=20, calibration_fraction=0.8)
+    return ImageCalibration(tasks=found, batch_size=4, eval_batch_size=20, calibration_fraction=0.8)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,9 @@ def by_hand(pool, folders, steps: int, fresh: bool, inner_lr: float, lr: float):
     backbone, vectors = module.merged.backbone, module.merged.task_vectors
     data.serve(backbone)
     backbone.build_heads(data.tasks, {})
-    batches = Steps({task: data.samples(task, "calibration") for task in data.tasks}, None, 6, 0, steps)
+    batches = Steps(
+        {task: data.samples(task, "calibration") for task in data.tasks}, None, batch_size=6, seed=0, total=steps
+    )
     network = copy.deepcopy(backbone.network).double().requires_grad_(False)
     noise = {
         (draw, name): logistic((0, draw, name), vectors.shape(name).numel(), torch.device("cpu")).double()

@@ -9,9 +9,8 @@ from lightning import Trainer
 from rounding import gamma, roundings_of
 from torch.optim import SGD, Adam
 
-from adamerge import TaskVectors
+from adamerge import ImageCalibration, ImageTask, TaskVectors
 from adamerge.backbones import OpenClipClassifier
-from adamerge.data import ImageCalibration, ImageTask
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.objectives import Entropy
 from adamerge.objectives.penalties import DistanceToInitial
@@ -32,7 +31,7 @@ QUIET = {
 
 def images(folders, **arguments) -> ImageCalibration:
     tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in folders.items()}
-    return ImageCalibration(tasks, **{"batch_size": 5, **arguments})
+    return ImageCalibration(tasks=tasks, **{"batch_size": 5, **arguments})
 
 
 def sgd(parameters):
@@ -112,7 +111,9 @@ def test_the_gradient_is_that_of_the_formula_in_float64(pool, image_folders, pla
     backbone.build_heads(data.tasks, {})
     from adamerge.data.batch_order import Steps
 
-    batch = Steps({task: data.samples(task, "calibration") for task in data.tasks}, None, 5, 0, 1)[0]
+    batch = Steps(
+        {task: data.samples(task, "calibration") for task in data.tasks}, None, batch_size=5, seed=0, total=1
+    )[0]
     network = copy.deepcopy(backbone.network).double()
     vectors = module.merged.task_vectors
     base = {name: value.double() for name, value in vectors.base.items()}

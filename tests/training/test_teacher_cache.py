@@ -249,7 +249,9 @@ def test_two_processes_share_the_samples_without_overlap():
     samples.serve(ToyLanguage())
 
     def steps(rank):
-        return Steps({"one": samples.samples("one", "calibration")}, None, 4, 0, 9, rank, 2)
+        return Steps(
+            {"one": samples.samples("one", "calibration")}, None, batch_size=4, seed=0, total=9, rank=rank, world_size=2
+        )
 
     shares = [TeacherFiles()._wanted("one", steps(rank)) for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == list(range(10)) and abs(len(shares[0]) - len(shares[1])) <= 1
@@ -283,7 +285,7 @@ def test_a_sample_of_an_earlier_fit_under_the_same_number_is_not_taken_for_this_
         data = kind()
         data.serve(module.merged.backbone)
         module.merged.backbone.build_heads(data.tasks, module.merged.task_vectors.checkpoints)
-        steps = Steps({"one": data.samples("one", "calibration")}, None, 4, 0, 9, 0, 2)
+        steps = Steps({"one": data.samples("one", "calibration")}, None, batch_size=4, seed=0, total=9, world_size=2)
         for rank in (1, 0):
             steps.rank = rank
             cache = TeacherFiles(folder=tmp_path)

@@ -1,0 +1,23 @@
+"""The data protocol: which data a run used, as its summary, its coefficient file and the model's card record it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adamerge.data.base import Calibration
+
+
+def protocol(data: Calibration) -> dict[str, Any]:
+    """Returns splits, labels, numbers of samples and the seed of a run's data."""
+    source = "test" if data.transductive else "calibration"
+    return {
+        "calibration_split": f"{source}, {'labelled' if data.labelled else 'labels never read'}",
+        "transductive": data.transductive,
+        "labelled": data.labelled,
+        "shots": data.shots,
+        "calibration_samples": {task: data.count(task, "calibration") for task in data.fitted},
+        "test_samples": {task: data.count(task, "test") for task in data.tasks if "test" in data.splits(task)},
+        "seed": data.seed,
+        **({"skipped_rows": skipped} if (skipped := data.skipped("calibration")) else {}),
+    }
