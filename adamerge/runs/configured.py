@@ -87,7 +87,7 @@ class Configured:
 
 def _data_module(settings: Namespace) -> DataModule:
     kind: Any = of(class_named("data", settings.data.class_path, Calibration))
-    made: DataModule = kind(**arguments_made(kind, settings.data.get("init_args") or Namespace()))
+    made: DataModule = kind(**arguments_made(kind, settings.data.init_args))
     return made
 
 

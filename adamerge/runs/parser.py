@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import re
 import warnings
@@ -17,9 +18,11 @@ from jsonargparse import ArgumentParser, Namespace
 import adamerge
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.io.public_names import PREFIX, current_name, find, held_name, is_public
+from adamerge.io.public_names import PREFIX, find, public_name
+from adamerge.runs.class_names import class_named, such_as
 from adamerge.runs.config_files import refuse_private
-from adamerge.runs.configuration import Configuration, configurations
+from adamerge.runs.configuration import DEFAULTS, Configuration, configurations
+from adamerge.runs.former_keys import renewed_key
 from adamerge.runs.help import RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
 from adamerge.runs.trainer_keys import OURS, Trainer, names_classes
@@ -40,12 +43,11 @@ def read(configuration: Configuration) -> Namespace:
     with configuration.named():
         content = configuration.content
         _load_named(content)
-        content["data"] = plain_data(content["data"])
         try:
+            content["data"] = {"class_path": public_name(_data_class(content)), **_data_arguments(content)}
             settings = parser_of(content).parse_object(content)
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
             raise readable(error, configuration.plain) from error
-        settings.data.class_path = current_name(settings.data.class_path)
         refuse_private(settings.as_dict())
         _narrow(settings)
         return settings
@@ -66,7 +68,9 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
     parser.add_class_arguments(trainer, "trainer", fail_untyped=False, instantiate=False)
     parser.set_defaults({f"trainer.{key}": value for key, value in OURS.items()})
     parser.add_class_arguments(Merging, "model", fail_untyped=False)
-    parser.add_subclass_arguments(Calibration, "data", fail_untyped=False, required=True)
+    # the class itself and not any of its kind: looking for those, the parser would come upon Lightning's data modules
+    parser.add_argument("--data.class_path", type=str)
+    parser.add_class_arguments(_data_class(content), "data.init_args", fail_untyped=False, instantiate=False)
     for key in ("tasks", "leave_out"):
         parser.add_argument(f"--{key}", type=list[str] | None, default=None, help=RUN_KEYS[key])
     parser.add_argument("--runs", type=str, default="runs", help=RUN_KEYS["runs"])
@@ -90,6 +94,8 @@ def help_by_parser(flag: str) -> str:
     Raises:
         ConfigError: there is no such class or key.
     """
+    if flag.startswith("--data.help="):
+        return str(parser_of({"data": flag.partition("=")[2]}).format_help())
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         try:
             parser_of({}).parse_args([renewed_key(flag)])
@@ -140,15 +146,25 @@ def short(message: str) -> str:
     return line if len(line) <= WIDEST_LINE else line[:WIDEST_LINE] + " …"
 
 
-def plain_data(spec: Any) -> Any:
-    """Returns a class of data in a configuration, by the name under which the plain one is held: it needs no Lightning."""
-    if isinstance(spec, str | None):
-        spec = {"class_path": spec}
-    name = current_name(str(spec.get("class_path"))) if isinstance(spec, Mapping | Namespace) else ""
-    full = name if "." in name else f"{PREFIX}{name}"
-    if not is_public(full):
-        return spec
-    return type(spec)(**{**dict(vars(spec) if isinstance(spec, Namespace) else spec), "class_path": held_name(full)})
+def _data_class(content: Mapping[str, Any]) -> Any:
+    """Returns the plain class of the data.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    spec = content.get("data")
+    name = spec.get("class_path") if isinstance(spec, Mapping) else spec
+    kind = class_named("data", str(name or DEFAULTS["data"]), Calibration)
+    if not (isinstance(kind, type) and issubclass(kind, Calibration)):
+        raise ConfigError(f"data: {name} is no Calibration", expected=such_as(Calibration))
+    if inspect.isabstract(kind):
+        raise ConfigError("data: it is not said which Calibration", expected=such_as(Calibration))
+    return kind
+
+
+def _data_arguments(content: Mapping[str, Any]) -> dict[str, Any]:
+    spec = content.get("data")
+    return {key: value for key, value in spec.items() if key != "class_path"} if isinstance(spec, Mapping) else {}
 
 
 def _narrow(settings: Namespace) -> None:

@@ -14,7 +14,7 @@ from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, DataError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.runs.class_names import class_named
-from adamerge.runs.parser import plain_data, readable
+from adamerge.runs.parser import readable
 from adamerge.runs.trainer_settings import check_length
 from adamerge.training.fit_checks import FitSettings, check_method
 from adamerge.training.merging import Method
@@ -45,7 +45,8 @@ def checked_parts(settings: Namespace) -> Parts:
     model = vars(settings.model)
     given = {name: value for name, value in model.items() if name not in {"backbone", "task_vectors"}}
     method: Method = made(Method, Namespace(**given))
-    data: Calibration = made_subclass(Calibration, plain_data(settings.data))
+    kind = class_named("data", settings.data.class_path, Calibration)
+    data: Calibration = made(kind, settings.data.init_args)
     backbone = arguments_of(settings.model.backbone)
     if settings.model.backbone is not None:
         class_named("model.backbone", settings.model.backbone.class_path, Backbone).refuse_early(backbone)
