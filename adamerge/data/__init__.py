@@ -1,11 +1,13 @@
 """Data: splits, batches, labels and metrics of the tasks that coefficients are learned and scored on.
 
-Read ``base`` first: ``Calibration`` is what all kinds of data share, from a task's name to the batches of a fit. It loads no
-trainer and no library of data sets until rows are read; ``adamerge.training.data_modules`` makes of it what Lightning takes.
+Read ``settings`` and ``base`` first: ``Calibration`` is what all kinds of data share, from a task's name to a fit's batches.
+It loads no trainer, and no library of data sets until rows are read; ``adamerge.training.data_modules`` makes of it what
+Lightning takes.
 
-- What a sample is: ``tables`` (data sets, files and folders, found by ``data_files``, ``saved_sets``, ``picture_paths``;
-  ``drawn_splits`` draws what splits they lack), ``classes`` with ``vocabulary``, ``class_labels`` and ``labels``, and one
-  file a kind of data: ``images``, ``text``, ``language``, ``image_text``, ``no_data``.
+- What a sample is: ``tables`` (data sets, files and folders, found by ``data_files``, ``saved_sets``, ``picture_paths``),
+  ``table_calibration`` (with ``drawn_splits`` for the splits that they lack), ``classes`` with ``vocabulary``,
+  ``class_labels`` and ``labels``, and one file a kind of data: ``images``, ``text``, ``language``, ``image_text``,
+  ``no_data``.
 - How a sample becomes a batch: ``pictures``, ``samples``, ``shots``, ``batch_order``, ``teacher_outputs``, ``loaders``.
 - What is told and refused: ``checks``, ``notices``, ``protocol``, ``overlap``, ``row_numbers``, ``file_faults``.
 - How a sample is scored: ``metrics``.

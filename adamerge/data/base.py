@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,16 +11,17 @@ from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
 from adamerge.data.batch_order import Steps, seed_of
-from adamerge.data.checks import check, check_arguments
+from adamerge.data.checks import check
 from adamerge.data.class_labels import LABEL, LabelPlace
 from adamerge.data.drawn_splits import draw_some, needed
 from adamerge.data.labels import ClassLabels, Labelling, Labels
-from adamerge.data.loaders import TrainingLoop, eval_loader, train_loader
+from adamerge.data.loaders import TrainingLoop, eval_loader, running, train_loader
 from adamerge.data.metrics import Metric
 from adamerge.data.notices import notices
 from adamerge.data.pictures import with_eight_bits
 from adamerge.data.protocol import protocol
 from adamerge.data.samples import Samples, can_be_used, skipped_lines
+from adamerge.data.settings import CalibrationSettings
 from adamerge.data.shots import draw_shots
 from adamerge.data.teacher_outputs import Teach
 from adamerge.errors import ConfigError
@@ -31,46 +31,21 @@ if TYPE_CHECKING:
     import datasets
 
 
-@dataclass(eq=False, kw_only=True)
-class Calibration(ABC):
+class Calibration(CalibrationSettings, ABC):
     """Unlabelled batches of every task for fitting; labelled validation and test splits for reporting.
 
-    Args:
-        batch_size: samples per task and step, over all processes.
-        seed: of the order of batches and of splits that are drawn.
-        transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
-        labelled: hand the labels to the objective; needed by labelled objectives, refused by the others.
-        calibration_samples: use so many of each task's calibration samples; all when None.
-        eval_batch_size: samples per batch in validation and test.
-        workers: processes that decode; 0 decodes in the main process.
-        shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
-        only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
-        unusable_share: of a split's rows that may be skipped because nothing can be made of them.
+    A kind of data says which tasks there are and loads their splits; what else it may say has a default.
 
     Attributes:
         labelling: where the labels of the samples are.
         loop: that draws the batches of a fit; None while there is no fit.
-
-    Raises:
-        ConfigError: a number is out of range, or shots of data whose labels may not be read.
     """
 
     labelling: ClassVar[Labelling] = ClassLabels()
 
-    batch_size: int = 16
-    seed: int = 0
-    transductive: bool = False
-    labelled: bool = False
-    calibration_samples: int | None = None
-    eval_batch_size: int = 256
-    workers: int = 0
-    shots: int | None = None
-    only: list[str] | None = None
-    unusable_share: float = 0.05
-
     def __post_init__(self) -> None:
-        """Refuses numbers out of range, before any data set is opened."""
-        check_arguments(self)
+        """Begins with nothing loaded, nothing to serve and no fit."""
+        super().__post_init__()
         self.loop: TrainingLoop | None = None
         self._splits: dict[str, dict[str, datasets.Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
@@ -144,27 +119,11 @@ class Calibration(ABC):
         self._teach = teach
 
     def check(self, backbone: Backbone, validated: bool = True) -> None:
-        """Reads all that a fit of this backbone is going to read, before anything is written.
-
-        The labels of the calibration split are read if they are the objective's, those of the validation split if it is
-        scored, and those of the test split never: they do not change a fit, and so do not stop it.
-
-        Args:
-            backbone: that preprocesses the samples.
-            validated: whether the fit scores the validation split.
-
-        Raises:
-            ConfigError: class names or templates cannot be used.
-            DataError: a split is missing or empty, too many of its rows cannot be used, or a label is no class.
-        """
+        """Reads all that a fit of this backbone is going to read, as ``adamerge.data.checks`` says, and refuses faults."""
         check(self, backbone, validated)
 
     def notices(self, experts: Collection[str] = ()) -> list[str]:
-        """Returns what a fit tells of its data before it begins, a line each: what was drawn, left out, or cannot be used.
-
-        Args:
-            experts: names of those that are merged; a task that has none of its own is told of.
-        """
+        """Returns what a fit of these experts tells of its data before it begins, as ``adamerge.data.notices`` says."""
         return notices(self, experts)
 
     def splits(self, task: str) -> dict[str, datasets.Dataset]:
@@ -240,12 +199,9 @@ class Calibration(ABC):
 
     def labelled_tasks(self, split: str) -> list[str]:
         """Returns the tasks whose split of this name has rows and labels; of the validation split, those that are fitted."""
-        labelled = []
-        for task in self.fitted if split == "validation" else self.tasks:
-            rows = self.splits(task).get(split)
-            if rows is not None and len(rows) > 0 and self.labelling.has(rows):
-                labelled.append(task)
-        return labelled
+        tasks = self.fitted if split == "validation" else self.tasks
+        splits = {task: self.splits(task).get(split) for task in tasks}
+        return [task for task, rows in splits.items() if rows is not None and len(rows) and self.labelling.has(rows)]
 
     def labels(self, task: str, split: str) -> Labels:
         """Returns the labels of a split's samples, in their order; of all its rows while there is no backbone.
@@ -261,10 +217,9 @@ class Calibration(ABC):
 
     def course(self) -> Course:
         """Returns what the loop's fit is going to see, without labels."""
-        assert self.loop is not None
         samples = {task: self.samples(task, "calibration") for task in self.fitted}
         classes = {task: len(self.tasks[task].classnames) for task in self.fitted}
-        return Course(samples, classes, self.loop.max_steps, self.batch_size)
+        return Course(samples, classes, running(self.loop).max_steps, self.batch_size)
 
     def steps(self) -> Steps:
         """Returns the batches of the loop's fit.
@@ -272,26 +227,21 @@ class Calibration(ABC):
         Raises:
             ConfigError: there is no loop, or it has no length.
         """
-        if self.loop is None or self.loop.max_steps < 1:
-            raise ConfigError(
-                "trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}"
-            )
+        loop = running(self.loop)
         return Steps(
             {task: self.samples(task, "calibration") for task in self.fitted},
             {task: self.labels(task, "calibration") for task in self.fitted} if self.labelled else None,
             batch_size=self.batch_size,
             seed=self.seed,
-            total=self.loop.max_steps,
-            rank=self.loop.global_rank,
-            world_size=self.loop.world_size,
+            total=loop.max_steps,
+            rank=loop.global_rank,
+            world_size=loop.world_size,
             teach=self._teach,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Batch]]:
         """Returns a loader of one batch of every task per step, from the first step that is not done."""
-        steps = self.steps()
-        assert self.loop is not None
-        return train_loader(steps, self.loop, self.workers)
+        return train_loader(self.steps(), running(self.loop), self.workers)
 
     def eval_dataloader(self, task: str, split: str) -> DataLoader[Any]:
         """Returns a loader of labelled batches of one task, in the order of its rows."""

@@ -1,40 +1,21 @@
-"""Checks: what a fit asks of its data before anything is written: numbers in range, labels and samples that can be used."""
+"""Checks: all that a fit is going to read of its data, read before anything is written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adamerge.errors import ConfigError, DataError
+from adamerge.errors import DataError
 
 if TYPE_CHECKING:
     from adamerge.backbones import Backbone
     from adamerge.data.base import Calibration
 
 
-def check_arguments(data: Calibration) -> None:
-    """Refuses arguments out of range, before any data set is opened.
-
-    Raises:
-        ConfigError: a number is out of range, or shots of data whose labels may not be read.
-    """
-    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
-        if getattr(data, name) < least:
-            raise ConfigError(f"data: {name} must be at least {least}, got {getattr(data, name)}")
-    for name in ("calibration_samples", "shots"):
-        if getattr(data, name) is not None and getattr(data, name) < 1:
-            raise ConfigError(f"data: {name} must be at least 1, got {getattr(data, name)}")
-    if data.shots is not None and not data.labelled:
-        raise ConfigError(
-            "data: shots are chosen by their labels, which an unlabelled objective may not use",
-            expected="labelled: true, or calibration_samples instead of shots",
-            got="labelled: false",
-        )
-    if not 0 <= data.unusable_share <= 1:
-        raise ConfigError(f"data: unusable_share must be from 0 to 1, got {data.unusable_share}")
-
-
 def check(data: Calibration, backbone: Backbone, validated: bool) -> None:
-    """Reads what a fit reads: words, labels where they are used, and every sample of the splits that it draws from.
+    """Reads all that a fit of this backbone is going to read, before anything is written.
+
+    The labels of the calibration split are read if they are the objective's, those of the validation split if it is
+    scored, and those of the test split never: they do not change a fit, and so do not stop it.
 
     Args:
         data: of the fit.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adamerge.backbones import Task
 from adamerge.backbones.zero_shot_head import check_words
 from adamerge.data.class_labels import LABEL
-from adamerge.data.tables import Table, TableCalibration
+from adamerge.data.table_calibration import TableCalibration
+from adamerge.data.tables import Table
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import DataError
 

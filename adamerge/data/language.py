@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from adamerge.backbones import Task
 from adamerge.data.labels import TokenLabels
-from adamerge.data.tables import Table, TableCalibration
+from adamerge.data.table_calibration import TableCalibration
+from adamerge.data.tables import Table
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.errors import ConfigError, DataError
 

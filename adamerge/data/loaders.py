@@ -13,6 +13,7 @@ from adamerge.backbones import Batch
 from adamerge.data.batch_order import Labelled, Steps, StepSampler, labelled_batch
 from adamerge.data.labels import Labels
 from adamerge.data.samples import Samples
+from adamerge.errors import ConfigError
 
 BLOCKING = ("cpu", "mps")
 """Kinds of devices to which a copy is waited for, as Lightning does: unfinished values could be read there."""
@@ -36,6 +37,17 @@ class TrainingLoop(Protocol):
     @property
     def world_size(self) -> int:
         """Number of processes."""
+
+
+def running(loop: TrainingLoop | None) -> TrainingLoop:
+    """Returns the loop of a fit that has a length.
+
+    Raises:
+        ConfigError: there is no loop, or it has no length.
+    """
+    if loop is None or loop.max_steps < 1:
+        raise ConfigError("trainer.max_steps is not set: how long should the fit be?", todo="trainer: {max_steps: 500}")
+    return loop
 
 
 def train_loader(steps: Steps, loop: TrainingLoop, workers: int) -> DataLoader[dict[str, Batch]]:

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 
-from adamerge.data.checks import check, check_arguments
-from adamerge.errors import ConfigError, DataError
+from adamerge.data.checks import check
+from adamerge.errors import DataError
 
 from .test_base import Noise, Pictures
 
@@ -48,14 +48,6 @@ def test_samples_of_the_splits_that_are_used_are_read():
         check(data, pictures, validated)
         assert {split for _, split in data._samples} == splits
         assert sum(pictures.decoded.values()) == 2 * sum(data.sizes[split] for split in splits)
-
-
-def test_arguments_are_looked_at_together():
-    data = Noise()
-    check_arguments(data)
-    data.shots = 2
-    with pytest.raises(ConfigError, match="shots are chosen by their labels"):
-        check_arguments(data)
 
 
 def test_a_split_without_rows_is_refused():

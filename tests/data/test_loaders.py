@@ -3,17 +3,27 @@
 from types import SimpleNamespace
 
 import datasets
+import pytest
 import torch
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.data.batch_order import Steps
 from adamerge.data.labels import Classes
-from adamerge.data.loaders import eval_loader, on_device, train_loader
+from adamerge.data.loaders import eval_loader, on_device, running, train_loader
 from adamerge.data.samples import Samples
+from adamerge.errors import ConfigError
 
 SAMPLES = Samples(
     datasets.Dataset.from_dict({"text": list("abcde")}), ["text"], lambda text: torch.tensor([ord(text)]), "letters"
 )
+
+
+def test_a_fit_has_a_loop_and_a_length():
+    for loop in (None, SimpleNamespace(max_steps=-1), SimpleNamespace(max_steps=0)):
+        with pytest.raises(ConfigError, match="max_steps is not set"):
+            running(loop)
+    loop = SimpleNamespace(max_steps=1)
+    assert running(loop) is loop
 
 
 def test_a_fit_goes_on_with_the_step_that_is_not_done():
