@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from modules import descending
 from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import SGD, Adam
@@ -16,7 +17,7 @@ from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Clamp, Constraint, Projection
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 from adamerge.transforms import Ties
 
 LR, KEEP = 0.05, 0.4
@@ -69,11 +70,11 @@ def sgd(parameters):
     return SGD(parameters, 1.0)
 
 
-def module_of(kind, plusplus: bool, constraint: Constraint, optimizer) -> tuple[AdaptiveMerging, Tensor]:
+def module_of(kind, plusplus: bool, constraint: Constraint, optimizer) -> tuple[MergingModule, Tensor]:
     """The engine's, off its start; and that start in float64."""
     vectors = TaskVectors(*weights_of(), transforms=[Ties(KEEP)] if plusplus else [])
     parametrization = partial(kind, init=0.3, constraint=constraint)
-    module = AdaptiveMerging(ToyClassifier(), vectors, parametrization, Entropy(), LR, optimizer)
+    module = descending(ToyClassifier(), vectors, parametrization, Entropy(), LR, optimizer)
     w = module.merged.parametrization.w
     with torch.no_grad():
         w += 0.1 * torch.randn(w.shape, generator=torch.Generator().manual_seed(3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
-ORDER = (
-    "errors io precision checkpoints deltas backbones transforms task_vectors parametrizations merging artifacts objectives "
-    "data training runs cli testbed"
-).split()
+ORDER = [
+    "errors",
+    "io",
+    "precision",
+    "checkpoints",
+    "deltas",
+    "backbones",
+    "transforms",
+    "task_vectors",
+    "parametrizations",
+    "merging",
+    "artifacts",
+    "objectives",
+    "data",
+    "training",
+    "runs",
+    "cli",
+    "testbed",
+]
 """Rooms and root files: each imports only what stands before it."""
 ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]
 PLAIN = ORDER[: ORDER.index("artifacts") + 1]

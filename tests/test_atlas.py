@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from modules import descending
 from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import SGD, AdamW
@@ -17,7 +18,7 @@ from adamerge.data.batch_order import Steps
 from adamerge.objectives import CrossEntropy
 from adamerge.objectives.penalties import CoefficientNorm, Penalty
 from adamerge.parametrizations import LayerWise
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 
 LR, DECAY, CLIP = 0.05, 0.1, 1.0
 
@@ -56,13 +57,13 @@ def sgd(parameters):
     return SGD(parameters, 1.0)
 
 
-def module_of(beta: dict[str, float], penalty: Penalty | None = None, optimizer=sgd, **arguments) -> AdaptiveMerging:
-    return AdaptiveMerging(
+def module_of(beta: dict[str, float], penalty: Penalty | None = None, optimizer=sgd, **arguments) -> MergingModule:
+    return descending(
         ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), CrossEntropy(), LR, optimizer, penalty, beta, **arguments
     )  # fmt: skip
 
 
-def moved(module: AdaptiveMerging) -> Tensor:
+def moved(module: MergingModule) -> Tensor:
     """Off 0, where the penalty has no slope; the start in float64."""
     w = module.merged.parametrization.w
     with torch.no_grad():
@@ -112,7 +113,7 @@ def test_three_steps_of_the_few_shot_schedule():
     """A large rate on a cosine to 0."""
     schedule = partial(CosineAnnealingLR, T_max=3)
     beta = dict.fromkeys(TASKS, 1.0)
-    paper, module = Paper(beta), module_of(beta, None, partial(AdamW, weight_decay=DECAY), lr_scheduler=schedule)
+    paper, module = Paper(beta), module_of(beta, None, partial(AdamW, weight_decay=DECAY), schedule=schedule)
     w = moved(module)
     rates = [LR * (1 + float(torch.cos(torch.tensor(torch.pi * step / 3)))) / 2 for step in range(3)]
     fit_toy(module, ToyPoints(labelled=True), 3, gradient_clip_val=CLIP)

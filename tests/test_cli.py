@@ -33,7 +33,7 @@ def run(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     without_pictures(monkeypatch)
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
-    return fit(fit_words(file, "--name=n", "--id=a", "--model.lr=0.05"))
+    return fit(fit_words(file, "--name=n", "--id=a", "--model.search.lr=0.05"))
 
 
 def loaded_by(tmp_path: Path, code: str) -> set[str]:
@@ -88,7 +88,7 @@ def test_every_verb_explains_itself(verb, capfd):
 def test_help_of_fit_is_the_docstrings(capfd):
     text = " ".join(command(capfd, "fit", "--help").out.split())
     for words in (
-        "--model.lr", "learning rate, of every parameter group",
+        "--model.search.lr", "learning rate, of every parameter group",
         "--model.micro_batch", "samples per forward pass, of whatever task",
         "--model.init_from", "a coefficient file of the same groups and experts to start from",
         "--model.objective", "what drives the coefficients", "--model.task_weights", "--resume", "--runs", "--name", "--id",
@@ -98,7 +98,7 @@ def test_help_of_fit_is_the_docstrings(capfd):
 
 def test_fit_without_arguments_shows_its_help(capfd):
     outcome = command(capfd, "fit")
-    assert outcome.code == 0 and "--model.lr" in outcome.out
+    assert outcome.code == 0 and "--model.search.lr" in outcome.out
 
 
 @pytest.mark.parametrize("verb", ["test", "export", "inspect", "compare"])

@@ -691,15 +691,15 @@ NAMES = {"colours": ["red", "green", "blue"], "shapes": ["circle", "square", "st
 def fitted(pool: dict, folders: dict, optimizer: type) -> Tensor:
     """Coefficients after three steps of a real trainer."""
     from lightning import Trainer
+    from modules import descending
 
     from adamerge import ImageCalibration, ImageTask
     from adamerge.backbones import OpenClipClassifier
     from adamerge.objectives import Entropy
-    from adamerge.training import AdaptiveMerging
 
     tasks = {t: ImageTask(f, ["a picture of {}"], classnames=NAMES[t]) for t, f in folders.items()}
     data = ImageCalibration(tasks=tasks, batch_size=3, calibration_fraction=0.3)
-    module = AdaptiveMerging(
+    module = descending(
         OpenClipClassifier(pool["base"]), TaskVectors(**pool), LayerWise, Entropy(), lr=0.05, optimizer=optimizer
     )
     quiet = {

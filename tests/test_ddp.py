@@ -24,7 +24,7 @@ from lightning import Trainer
 from torch.optim import SGD
 from adamerge import ImageCalibration, ImageTask, TaskVectors
 from adamerge.backbones import OpenClipClassifier
-from adamerge.modules import AdaptiveMerging
+from modules import descending
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise
 from adamerge.penalties import DistanceToInitial
@@ -37,7 +37,7 @@ tasks = {task: ImageTask(folder, ["a photo of {}"]) for task, folder in given["i
 data = ImageCalibration(tasks=tasks, batch_size=given["batch_size"])
 vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
 penalty = DistanceToInitial(0.5, 2.0) if given["penalty"] else None
-module = AdaptiveMerging(
+module = descending(
     OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), 0.5, partial(SGD, lr=1.0), penalty,
     micro_batch=given["micro_batch"], storage=Disk() if "LOCAL_RANK" in os.environ else Resident(),
 )
@@ -108,13 +108,13 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.modules import BilevelMerging
+from modules import bilevel
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, LayerWise
 
 torch.set_num_threads(1)
 found = []
-module = BilevelMerging(
+module = bilevel(
     ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), Entropy(), 1.0, 0.2,
     partial(SGD, lr=1.0), partial(SGD, lr=1.0), micro_batch=3,
 )
@@ -167,7 +167,7 @@ def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     """One folder, one lock, one set of files, though each process runs the same command."""
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    sgd = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5", "--data.batch_size=6"]
+    sgd = ["--model.search.optimizer=torch.optim.SGD", "--model.search.lr=0.5", "--data.batch_size=6"]
     sharded = [*parallel, "--model.copy=ShardedCopy"]
     shown = ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1.0"]
     for name, words in (("one", ["--trainer.devices=1", *parallel[:1]]), ("two", parallel), ("sharded", sharded)):
@@ -265,7 +265,7 @@ def test_a_staged_method_with_teachers_in_two_processes(pool, image_folders, tmp
     file = write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
     method = Path(__file__).parents[1] / "configs" / "methods" / "expert_merging_plusplus"
     parallel = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    shared = ["--model.optimizer=torch.optim.SGD", "--model.lr_scheduler=null", "--model.lr=0.5"]
+    shared = ["--model.search.optimizer=torch.optim.SGD", "--model.search.schedule=null", "--model.search.lr=0.5"]
     words = ["fit", *fit_words(file, *shared, "--data.batch_size=6", "--name=staged", method=method, steps=4)]
     for name, more in (("alone", []), ("both", parallel)):
         done = child(["-m", "adamerge", *words, *more, f"--id={name}"], tmp_path, timeout=300)
@@ -287,14 +287,14 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from lightning import Trainer
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
-from adamerge.modules import AdaptiveMerging
+from modules import descending
 from adamerge.objectives import PseudoLabel, Unchanged
 from adamerge.parametrizations import LayerWise
 from adamerge.selection import HighestScore, KeepBest
 
 torch.set_num_threads(1)
 objective = PseudoLabel(strong=Unchanged())
-module = AdaptiveMerging(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective, 0.05)
+module = descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective, 0.05)
 trainer = Trainer(**QUIET, max_steps=12, max_epochs=1, devices=2, strategy="ddp", callbacks=[KeepBest(HighestScore(), 3)])
 trainer.fit(module, ToyPoints(batch_size=9))
 found = module.coefficients().protocol["selection"]

@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from modules import descending
 from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import LBFGS, SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from torch.optim.schedule import CosineAnnealingWarmRestarts
 from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, toy_weights
 
 from adamerge.backbones import Batch, Teacher
@@ -20,8 +21,8 @@ from adamerge.objectives import HiddenAlignment, LogitAlignment, Sum, SummedHidd
 from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import ChunkWise, LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Free, Sigmoid
-from adamerge.training import AdaptiveMerging
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training import MergingModule
+from adamerge.training.objective_gradient import BatchObjective
 
 TASKS, PRIOR, TEMPERATURE, HIDDEN, GAMMA = ("one", "two"), 0.1, 2.0, 0.7, 0.8
 BETA = {"one": 1.5, "two": 0.5}
@@ -82,15 +83,15 @@ class Paper:
 PLAIN = partial(SGD, lr=1.0)
 
 
-def module_of(optimizer=PLAIN, lr=0.5, lr_scheduler=None, micro_batch=None, summed=False) -> AdaptiveMerging:
+def module_of(optimizer=PLAIN, lr=0.5, schedule=None, micro_batch=None, summed=False) -> MergingModule:
     hidden = (
         SummedHiddenAlignment([0.5, -1]) if summed else HiddenAlignment([1, -1])
     )  # two blocks: the middle is state 1
     objective = Sum([LogitAlignment(TEMPERATURE), hidden], [1.0, HIDDEN])
     parametrization = partial(LayerWise, init=PRIOR, constraint=Sigmoid())
-    return AdaptiveMerging(
+    return descending(
         ToyLanguage(), toy_vectors(TASKS), parametrization, objective, lr, optimizer, DistanceToInitial(GAMMA), BETA,
-        micro_batch, lr_scheduler=lr_scheduler,
+        micro_batch, schedule=schedule,
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def start(paper: Paper) -> Tensor:
     return torch.full((2, len(paper.names)), PRIOR, dtype=torch.float64).logit()
 
 
-def moved(module: AdaptiveMerging) -> AdaptiveMerging:
+def moved(module: MergingModule) -> MergingModule:
     """Off the prior, where the penalty has no slope."""
     w = module.merged.parametrization.w
     with torch.no_grad():
@@ -202,7 +203,7 @@ def test_planted_coefficients_are_recovered(kind, objective):
         w.grad = None
         with torch.enable_grad():
             merged.merge()
-            losses = BackwardPass(merged, objective, {}, None, strategy)(batch)
+            losses = BatchObjective(merged, objective, {}, None, strategy).backward(batch).losses
             (1e4 * merged.pull_back(losses["one"])).backward()
         return 1e4 * losses["one"]
 
@@ -236,9 +237,9 @@ def test_planted_coefficients_are_recovered(kind, objective):
 def test_an_expert_that_alone_counts_is_recovered_by_a_fit():
     """All weight on one task: its expert's coefficient goes to 1 and the other's to 0, in the whole pipeline."""
     schedule = partial(CosineAnnealingWarmRestarts, T_0=100)
-    module = AdaptiveMerging(
+    module = descending(
         ToyLanguage(), toy_vectors(TASKS), partial(TaskWise, init=0.3), LogitAlignment(), 0.1,
-        task_weights={"two": 0.0}, lr_scheduler=schedule,
+        task_weights={"two": 0.0}, schedule=schedule,
     )  # fmt: skip
     toy_fit(module, ToyTexts(TASKS, batch_size=10), 100)
     assert (module.merged.parametrization.w.flatten() - torch.tensor([1.0, 0.0])).abs().max() < 1e-3

@@ -16,6 +16,7 @@ pytestmark = [
 )
 def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from lightning import Trainer
+    from modules import descending
 
     from adamerge import ImageCalibration, ImageTask
     from adamerge.backbones import OpenClipClassifier
@@ -23,11 +24,10 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
     from adamerge.objectives import Entropy
     from adamerge.parametrizations import LayerWise
     from adamerge.task_vectors.task_vectors import TaskVectors
-    from adamerge.training import AdaptiveMerging
 
     data = ImageCalibration(tasks={t: ImageTask(f, ["a {}"]) for t, f in image_folders.items()}, batch_size=4)
     vectors = TaskVectors(**pool)
-    module = AdaptiveMerging(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, storage=storage)
+    module = descending(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), lr=0.05, storage=storage)
     devices = []
     step = module.training_step
 

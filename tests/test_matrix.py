@@ -35,7 +35,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Frozen, LayerWise, Parametrization, constraints
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training.objective_gradient import BatchObjective
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 BACKBONES = ["open_clip", *KINDS]
@@ -186,7 +186,7 @@ class Engine:
 def gradients(engine: Engine, parametrization: Parametrization, objective: Objective) -> list[Tensor]:
     merged = engine.merged(parametrization)
     merged.merge()
-    losses = BackwardPass(merged, objective, {}, None, ALONE)(engine.for_objective(objective))
+    losses = BatchObjective(merged, objective, {}, None, ALONE).backward(engine.for_objective(objective)).losses
     assert all(torch.isfinite(loss) for loss in losses.values())
     merged.pull_back(torch.stack(list(losses.values())).sum()).backward()
     return [parameter.grad for parameter in parametrization.parameters() if parameter.requires_grad]
@@ -352,7 +352,7 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
         init["importance"] = str(root / "importance.json")
         (root / "importance.json").write_text(json.dumps(numbers))
     parametrization = {"class_path": f"adamerge.parametrizations.{name}", "init_args": init | PARAMETRIZATIONS[name]}
-    model = {"parametrization": parametrization, "objective": describe(chosen), "lr": 0.01}
+    model = {"parametrization": parametrization, "objective": describe(chosen), "search": {"lr": 0.01}}
     pool_file = write_yaml(
         root / "pools" / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data}
     )

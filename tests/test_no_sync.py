@@ -19,6 +19,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from modules import bilevel, descending
 from pico import TASKS, pico_pool
 from test_matrix import ALONE, adapter_folder, open_clip_pool
 from torch import Tensor
@@ -37,8 +38,8 @@ from adamerge.objectives.views import seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import AdaptiveMerging, BilevelMerging, MergingModule, TeacherCache
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training import MergingModule, TeacherCache
+from adamerge.training.objective_gradient import BatchObjective
 
 META = torch.device("meta")
 STEPS = 4
@@ -213,7 +214,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 
 
 def search(part: Any, objective: Objective, storage: Storage, teachers: TeacherCache, **more: Any) -> MergingModule:
-    return AdaptiveMerging(
+    return descending(
         ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers, micro_batch=3,
         penalty=DistanceToInitial(), **more,
     )  # fmt: skip
@@ -221,7 +222,7 @@ def search(part: Any, objective: Objective, storage: Storage, teachers: TeacherC
 
 def masks(objective: Objective, storage: Storage, teachers: TeacherCache) -> MergingModule:
     part = partial(Concrete, inner=LayerWise)
-    return BilevelMerging(ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers)
+    return bilevel(ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers)
 
 
 PAIRS = [
@@ -257,7 +258,7 @@ def test_every_objective(name, make):
 @pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment", "SummedHiddenAlignment"])
 def test_a_language_model_whose_positions_count_or_not(name):
     fit(
-        lambda teachers: AdaptiveMerging(
+        lambda teachers: descending(
             ToyLanguage(), toy_vectors(), LayerWise, OBJECTIVES[name](), storage=Resident(), teachers=teachers
         ),
         ToyTexts,
@@ -273,9 +274,7 @@ def test_block_by_block(storage):
     def part(vectors: TaskVectors) -> Parametrization:
         return LayerWise(vectors).to(META)
 
-    fit(
-        lambda _: AdaptiveMerging(backbone, toy_vectors(), part, Entropy(), storage=storage, copy=BlockCopy()), ToyTexts
-    )
+    fit(lambda _: descending(backbone, toy_vectors(), part, Entropy(), storage=storage, copy=BlockCopy()), ToyTexts)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,7 @@ def test_networks_of_images(kind, lora, part, storage, tmp_path):
     pool = open_clip_pool(tmp_path) if kind == "open_clip" else pico_pool(kind, tmp_path)
     experts = {task: adapter_folder(kind, pool, task, tmp_path / f"{task}-lora") for task in TASKS} if lora else {}
     vectors = TaskVectors(pool["base"], pool["experts"] | experts, include=pool["include"], exclude=pool["exclude"])
-    module = AdaptiveMerging(pool["backbone"](), vectors, PARTS[part], Entropy(), storage=storage)
+    module = descending(pool["backbone"](), vectors, PARTS[part], Entropy(), storage=storage)
     merged, backbone = module.merged, module.merged.backbone
     backbone.build_heads(TASKS, vectors.checkpoints)
     batch = {
@@ -303,7 +302,7 @@ def test_networks_of_images(kind, lora, part, storage, tmp_path):
         for step in range(2):
             watch.strict = step > 0
             merged.merge()
-            losses = BackwardPass(merged, Entropy(), {}, None, ALONE)(batch)
+            losses = BatchObjective(merged, Entropy(), {}, None, ALONE).backward(batch).losses
             merged.pull_back(torch.stack(list(losses.values())).sum()).backward()
 
 

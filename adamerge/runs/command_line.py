@@ -50,7 +50,9 @@ def stage_of(word: str) -> int | None:
 def words_of_fits(pool: Path, methods: Sequence[Path], shared: Words) -> dict[Path, Words]:
     """Returns the words of a fit of each method on one pool; overrides of single stages are for methods that have stages."""
     staged = any(method.is_dir() for method in methods)
-    overrides = {method: shared.overrides if method.is_dir() or not staged else shared.of_stage(0) for method in methods}
+    overrides = {
+        method: shared.overrides if method.is_dir() or not staged else shared.of_stage(0) for method in methods
+    }
     return {method: Words([str(pool), str(method), *shared.files], own) for method, own in overrides.items()}
 
 

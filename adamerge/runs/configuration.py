@@ -161,7 +161,10 @@ def _require(config: Mapping[str, Any], files: Sequence[str], verb: str) -> None
 def _opened(config: dict[str, Any]) -> dict[str, Any]:
     """Returns it with files of their own, as ``model: model.yaml``, in the place of their names."""
     named = {key: config[key] for key in ("model", "data", "trainer") if isinstance(config.get(key), str)}
-    return {**config, **{key: read_config(Path(name)) for key, name in named.items() if name.endswith((".yaml", ".yml"))}}
+    return {
+        **config,
+        **{key: read_config(Path(name)) for key, name in named.items() if name.endswith((".yaml", ".yml"))},
+    }
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
-from adamerge.runs.config_files import read_config
 from adamerge.runs.command_line import told_apart
+from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import configurations
 from adamerge.runs.configured import Configured
 from adamerge.runs.environment import environment_of, refuse_difference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import inspect
 import types
 import typing
@@ -82,7 +83,7 @@ def argument_fault(
             if open_ended:
                 continue
             return _no_argument(f"{key}.{name}", str(name), kind, list(parameters))
-        default = parameters[name].default
+        default = _default(kind, parameters[name])
         preset = isinstance(default, type) and default is not inspect.Parameter.empty  # such as Adam
         if preset and isinstance(value, Mapping) and "class_path" not in value:
             value = {**value, "class_path": full_name(default)}
@@ -93,6 +94,13 @@ def argument_fault(
         if one.default is one.empty and name not in given and one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}:
             return ConfigError(f"{key}.{name} is missing: {kind.__name__} needs it", todo=_help(key, kind))
     return None
+
+
+def _default(kind: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """An argument's default; of a field, what makes it."""
+    fields = getattr(kind, "__dataclass_fields__", {})
+    made = getattr(fields.get(parameter.name), "default_factory", dataclasses.MISSING)
+    return parameter.default if made is dataclasses.MISSING else made
 
 
 def _fault_of_one(key: str, value: Any, hint: Any) -> ConfigError | None:

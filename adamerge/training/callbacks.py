@@ -166,7 +166,10 @@ class RunawayGuard(Callback):
         group = list(sizes)[int(at)]
         expert = module.merged.task_vectors.experts[int(groups[group].abs().amax(dim=1).argmax())]
         what = f"step {step}: a coefficient ran away: of expert '{expert}' for '{group}', {size:.4g} in size"
-        todo = "lower model.search.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in trainer.callbacks"
+        todo = (
+            "lower model.search.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in "
+            "trainer.callbacks"
+        )
         if size > self.STOP * self.bound:
             raise DivergedError(what, expected=f"at most {self.bound:g}", got=f"{size:.4g}", todo=todo)
         if not self._told:

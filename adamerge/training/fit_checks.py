@@ -228,11 +228,14 @@ def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
     kind = type(search).__name__
     if fit.clipped and not search.automatic:
         raise ConfigError(
-            f"trainer.gradient_clip_val is not for {kind}, whose steps have other gradients than one", todo="leave it out"
+            f"trainer.gradient_clip_val is not for {kind}, whose steps have other gradients than one",
+            todo="leave it out",
         )
     if method.penalty is not None and not search.penalised:
         raise ConfigError(
-            f"model.penalty: {kind} minimises the objective alone", got=type(method.penalty).__name__, todo="leave it out"
+            f"model.penalty: {kind} minimises the objective alone",
+            got=type(method.penalty).__name__,
+            todo="leave it out",
         )
     search.check(fit.steps, batch_size)
 

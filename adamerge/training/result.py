@@ -53,7 +53,7 @@ class Result:
         self.merged.replace_buffers({})
 
     def choose(self, trainer: Trainer) -> None:
-        """Lets the trainer's ``Chooser``, if there is one, put its step's coefficients in place; also of a fit that failed."""
+        """Lets the trainer's ``Chooser``, if there is one, put its step's coefficients in place; once for a fit."""
         if self._chosen:
             return
         self._chosen = True

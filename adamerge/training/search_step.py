@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adamerge.backbones import Batch
 from adamerge.merging.merged_model import MergedModel
@@ -89,14 +90,14 @@ class SearchStep:
 
     def move(self, number: int) -> None:
         """Lets the optimiser of this number move its parameters within the step: Lightning does not count it."""
-        optimizer = self._optimizers[number].optimizer  # the plain one
+        optimizer = self.optimizers[number]
         self._guard.before_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
 
     def count(self) -> None:
         """Lets the last optimiser move its parameters, and all schedules go on: the move that Lightning counts."""
-        optimizer = self._optimizers[-1]
+        optimizer = self._wrappers[-1]
         optimizer.step()  # Lightning calls on_before_optimizer_step, and with it the guard
         optimizer.zero_grad()
         schedulers: Any = self._module.lr_schedulers()  # one, several or none
@@ -124,7 +125,12 @@ class SearchStep:
         module.log_dict({f"train/top_class_share/{task}": spread.top_class_share() for task, spread in spreads})
 
     @property
-    def _optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[Optimizer]:
+        """The optimisers that the search has made, in its order."""
+        return [wrapper.optimizer for wrapper in self._wrappers]
+
+    @property
+    def _wrappers(self) -> list[Any]:
         """Lightning's wrappers of the optimisers, in the search's order."""
         optimizers: Any = self._module.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]

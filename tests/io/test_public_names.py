@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from adamerge.runs.config_parser import Parsed, search_of
 from running import LAYER_WISE, write_yaml
 
 import adamerge
@@ -17,7 +18,6 @@ from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import FORMER, current_name, find, is_public, public_name, renewed
 from adamerge.runs.config_files import overridden, read_config
-from adamerge.runs.config_parser import Parsed, search_of
 from adamerge.training.data_modules import of
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training.objective_gradient import BatchObjective
 
 KINDS = ("gpt2", "llama", "mistral", "qwen2_tied", "qwen3_moe", "bert", "vit", "clip", "sentence", "t5", "llava")
 BOTH = Sum([LogitAlignment(), HiddenAlignment([0, 1, -1])])
@@ -67,7 +67,7 @@ def batches(merged: MergedModel, pool: dict[str, Any]) -> dict[str, Batch]:
 def gradients(merged: MergedModel, pool: dict[str, Any], micro_batch: int | None = None) -> tuple[float, list[Tensor]]:
     batch = batches(merged, pool)
     merged.merge()
-    losses = BackwardPass(merged, BOTH, {}, micro_batch, SingleDeviceStrategy())(batch)
+    losses = BatchObjective(merged, BOTH, {}, micro_batch, SingleDeviceStrategy()).backward(batch).losses
     total = merged.pull_back(torch.stack(list(losses.values())).sum())
     total.backward()
     return float(total.detach()), [parameter.grad for parameter in merged.trained()]
@@ -215,7 +215,7 @@ def test_an_objective_without_teachers(pool_of):
         merged = model_of(pool, copy)
         batch = {task: Batch(part.inputs) for task, part in batches(merged, pool).items()}
         merged.merge()
-        BackwardPass(merged, Entropy(), {}, None, SingleDeviceStrategy())(batch)
+        BatchObjective(merged, Entropy(), {}, None, SingleDeviceStrategy()).backward(batch)
         merged.pull_back(torch.zeros(())).backward()
         found.append(merged.trained()[0].grad)
     assert (found[0] - found[1]).abs().max() <= 1e-6 * found[0].abs().max()

@@ -31,7 +31,8 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from adamerge import CausalLM, ChunkWise, Concrete, Entropy, LanguageCalibration, LanguageTask, LayerWise
-from adamerge import AdaptiveMerging, RandomPartition, ShardedCopy, TaskVectors, WholeCopy
+from modules import descending
+from adamerge import RandomPartition, ShardedCopy, TaskVectors, WholeCopy
 from adamerge.transforms import Ties
 
 given = json.loads(sys.argv[1])
@@ -45,7 +46,7 @@ vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"
 data = LanguageCalibration(tasks={t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
 data.calibration_fraction = 0.8
 copy = ShardedCopy() if given["sharded"] else WholeCopy()
-module = AdaptiveMerging(
+module = descending(
     CausalLM(pool["base"]), vectors, parts[given["part"]], Entropy(), 0.5, partial(SGD, lr=1.0),
     micro_batch=given["micro_batch"], copy=copy,
 )

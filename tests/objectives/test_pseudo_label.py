@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from modules import descending
 from rounding import Disturb, allowed, undisturbed
 from toy_points import ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
@@ -12,7 +13,7 @@ from adamerge.errors import ConfigError, DataError
 from adamerge.objectives import Course, CropAndFlip, Entropy, PseudoLabel, Sum, SurestOfPredicted, Unchanged, View
 from adamerge.objectives.views import uniform
 from adamerge.parametrizations import LayerWise
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 
 # predictions for nine samples of three classes; the square roots of 3, 6 and 7 are fractions
 SURE = [
@@ -182,8 +183,8 @@ def test_without_confident_samples_nothing_is_learned():
     assert objective.weight(Batch(torch.zeros(2, 1), targets=torch.full((2, 3), 1 / 3))).tolist() == [0, 0]
 
 
-def module_of(objective, lr: float = 0.05, **arguments) -> AdaptiveMerging:
-    return AdaptiveMerging(ToyClassifier(), vectors_of(), LayerWise, objective, lr, **arguments)
+def module_of(objective, lr: float = 0.05, **arguments) -> MergingModule:
+    return descending(ToyClassifier(), vectors_of(), LayerWise, objective, lr, **arguments)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -296,7 +297,7 @@ def test_a_resumed_fit_is_the_same_to_the_bit_in_the_middle_of_a_pass(tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint
     from toy_points import QUIET
 
-    def noisy() -> AdaptiveMerging:
+    def noisy() -> MergingModule:
         return module_of(PseudoLabel(strong=Noise(), threshold=0.5), lr=0.3)
 
     settings = {**QUIET, "enable_checkpointing": True, "max_steps": 16, "max_epochs": 1}

@@ -48,6 +48,10 @@ def test_a_field_of_a_task_has_its_default_and_its_words():
 
 
 def test_a_part_is_found_in_the_type():
-    parts = {one.name: one.part for one in described("AdaptiveMerging").arguments}
-    assert parts["parametrization"] == "Parametrization" and parts["objective"] == "Objective" and parts["lr"] is None
+    parts = {one.name: one.part for one in described("Merging").arguments}
+    assert (
+        parts["parametrization"] == "Parametrization"
+        and parts["objective"] == "Objective"
+        and parts["micro_batch"] is None
+    )
     assert {one.name: one.part for one in described("ImageCalibration").arguments}["tasks"] == "ImageTask"

@@ -18,7 +18,7 @@ from adamerge.runs.scoring import Scorer
 from adamerge.training.evaluation import gap_closed
 
 TASK_WISE = METHODS / "adamerging_task_wise.yaml"
-OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.lr=0.05")
+OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.search.lr=0.05")
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_killed_fit_is_gone_on_with(left, pool_file, few_lambdas, capfd):
 def test_a_finished_fit_of_another_configuration_is_not_passed_off_as_this_one(pool_file, few_lambdas, capfd):
     words = ["compare", pool_file, TASK_WISE, "--folder", "table", *QUICK, "--trainer.max_steps=3"]
     for lr in ("0.001", "0.2"):
-        assert command(capfd, *words, f"--model.lr={lr}").code == 0
+        assert command(capfd, *words, f"--model.search.lr={lr}").code == 0
         run = Path(json.loads(Path("table/comparison.json").read_text())["runs"]["adamerging_task_wise"])
         assert f"lr: {lr}" in (run / "config.yaml").read_text()
 

@@ -40,7 +40,7 @@ def test_mappings_are_laid_over_each_other_and_classes_replaced():
 
 def test_overrides_go_by_way_of_classes():
     config = {"model": {"lr": 0.1, "part": {"class_path": "A", "init_args": {"p": 1}}, "experts": {"a": "x"}}}
-    words = ["--model.lr=0.5", "--model.part.p", "2", "--model.part.init_args.q=[1, 2]", "--model.experts.b=y"]
+    words = ["--model.search.lr=0.5", "--model.part.p", "2", "--model.part.init_args.q=[1, 2]", "--model.experts.b=y"]
     assert overridden(config, words) == {
         "model": {
             "lr": 0.5,
@@ -54,7 +54,7 @@ def test_overrides_go_by_way_of_classes():
     assert config["model"]["lr"] == 0.1 and "storage" not in config["model"]
 
 
-@pytest.mark.parametrize("words", [["model.lr=1"], ["--model.lr"], ["--model.lr.x=1"]])
+@pytest.mark.parametrize("words", [["model.search.lr=1"], ["--model.search.lr"], ["--model.search.lr.x=1"]])
 def test_what_is_no_override_is_refused(words):
     with pytest.raises(ConfigError, match="override|nothing below"):
         overridden({"model": {"lr": 0.1}}, words)
@@ -64,6 +64,7 @@ def test_they_are_read_as_the_command_line_of_a_fit_reads_them(tmp_path):
     """The same files and overrides through the parser that checks every key give the same model."""
     from adamerge.runs.config_parser import Parsed
     from adamerge.runs.instantiate import make_part
+
     from adamerge.task_vectors.storage import Storage
 
     pool = write_yaml(

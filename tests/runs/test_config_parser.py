@@ -2,12 +2,12 @@
 
 import pytest
 import yaml
+from adamerge.runs.config_parser import ConfigCLI, FitCLI, Parsed
 from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.runs.config_files import config_files, data_first
-from adamerge.runs.config_parser import ConfigCLI, FitCLI, Parsed
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def later(tmp_path, content: object) -> list[str]:
     ("words", "files"),
     [
         ([], []),
-        (["--config", "a.yaml", "--model.lr=1", "--config", "b.yaml"], ["a.yaml", "b.yaml"]),
+        (["--config", "a.yaml", "--model.search.lr=1", "--config", "b.yaml"], ["a.yaml", "b.yaml"]),
         (["--config=a.yaml", "--config=b.yaml", "--id=c"], ["a.yaml", "b.yaml"]),
         (["-c", "a.yaml", "--config", "b=c.yaml"], ["a.yaml", "b=c.yaml"]),
         (["--config=a=b.yaml"], ["a=b.yaml"]),
         (["--config", "a.yaml", "--config=b.yaml"], ["a.yaml", "b.yaml"]),
-        (["--model.lr=1", "--config"], []),
+        (["--model.search.lr=1", "--config"], []),
         (["--configs", "a.yaml", "--print_config"], []),
         (["--config=a.yaml", "--config", "b.yaml"], ["a.yaml", "b.yaml"]),
     ],
@@ -62,13 +62,13 @@ def test_the_files_of_a_command_line_in_order(words, files):
 
 
 UNKNOWN = {
-    "a word": (["--model.lrr=1"], None, "model.lrr", "'model.lr'"),
-    "a word without its group": (["--lrr=1"], None, "lrr", "'model.lr'"),
+    "a word": (["--model.lrr=1"], None, "model.lrr", "'model.search.lr'"),
+    "a word without its group": (["--lrr=1"], None, "lrr", "'model.search.lr'"),
     "a group in a file": ([], {"modell": {"lr": 1.0}}, "modell", "'model'"),
-    "a key in a file": ([], {"model": {"lrr": 1.0}}, "lrr", "'model.lr'"),
+    "a key in a file": ([], {"model": {"lrr": 1.0}}, "lrr", "'model.search.lr'"),
     "a trainer's key in a file": ([], {"trainer": {"max_step": 3}}, "max_step", "'trainer.max_steps'"),
     "an argument of a class": ([], {"data": {"init_args": {"batch_sise": 3}}}, "batch_sise", "'data.batch_size'"),
-    "another program's word": (["--model.learning_rate=1"], None, "model.learning_rate", "'model.lr'"),
+    "another program's word": (["--model.learning_rate=1"], None, "model.learning_rate", "'model.search.lr'"),
     "a word of another group": (["--model.max_steps=1"], None, "model.max_steps", "'trainer.max_steps'"),
     "a mapping": (
         [],
@@ -103,7 +103,7 @@ def test_any_unknown_key_is_named(words, content, key, refused, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.lr", "fast"),
+        ("model.search.lr", "fast"),
         ("trainer.max_steps", "many"),
         ("trainer.max_steps", 2.5),
         ("data.init_args.batch_size", "lots"),
@@ -296,7 +296,7 @@ def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_
     file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, image_folders))
     words = ["--config", str(file), "--config", str(LAYER_WISE)]
     with pytest.raises(ConfigError, match="no part 'adamerge.training.schedules.CosineDecay'") as caught:
-        Parsed([*words, "--model.lr_scheduler=adamerge.training.schedules.CosineDecay"])
+        Parsed([*words, "--model.search.schedule=adamerge.training.schedules.CosineDecay"])
     assert caught.value.todo == "name it adamerge.CosineDecay"
-    assert Parsed([*words, "--model.lr_scheduler=adamerge.CosineDecay"]).config.model.lr_scheduler
+    assert Parsed([*words, "--model.search.schedule=adamerge.CosineDecay"]).config.model.search.schedule
     assert Parsed([*words, "--model.objective=adamerge.objectives.Entropy"]).config.model.objective  # a former name

@@ -73,10 +73,10 @@ def test_names_of_runs(pool_file):
 
 
 def test_the_config_file_of_a_run_repeats_it(pool_file):
-    first = fit(fit_words(pool_file, "--id=a", "--model.lr=0.01"))
+    first = fit(fit_words(pool_file, "--id=a", "--model.search.lr=0.01"))
     again = fit(["--config", str(first / "config.yaml"), "--id=b", "--trainer.enable_progress_bar=false"])
     assert again != first and same_coefficients(first, again)
-    assert yaml.safe_load((again / "config.yaml").read_text())["model"]["lr"] == 0.01
+    assert yaml.safe_load((again / "config.yaml").read_text())["model"]["search"]["init_args"]["lr"] == 0.01
 
 
 def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_file, capfd, monkeypatch):
@@ -109,7 +109,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
 )
 def test_a_storage_is_one_switch(pool_file, words, share):
     """With plain descent, whose steps are as large as gradients are: Adam's would all be of one size."""
-    descent = ["--model.optimizer=torch.optim.SGD", "--model.lr=0.5"]
+    descent = ["--model.search.optimizer=torch.optim.SGD", "--model.search.lr=0.5"]
     run = fit(fit_words(pool_file, "--id=a", *descent, *words))
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["storage"]["class_path"].endswith(words[0][16:])
     exact = coefficients(fit(fit_words(pool_file, "--id=b", *descent)))
@@ -129,7 +129,7 @@ def test_transductive_calibration_is_told_in_summary_and_card(pool_file, capfd):
 
 
 def test_configs_in_either_order_give_the_same_coefficients(pool_file):
-    words = fit_words(pool_file, "--model.lr=0.01")
+    words = fit_words(pool_file, "--model.search.lr=0.01")
     swapped = [*words[2:4], *words[:2], *words[4:]]
     assert same_coefficients(fit([*words, "--id=a"]), fit([*swapped, "--id=b"]))
 
@@ -183,8 +183,8 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_coefficients(pool
 
 def test_resume_refuses_overrides_and_strange_folders(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
-    outcome = command(capfd, "fit", "--resume", run, "--model.lr=3")
-    assert outcome.code == 2 and "--model.lr=3" in outcome.error
+    outcome = command(capfd, "fit", "--resume", run, "--model.search.lr=3")
+    assert outcome.code == 2 and "--model.search.lr=3" in outcome.error
     outcome = command(capfd, "fit", "--resume", tmp_path)
     assert outcome.code == 2 and "config.yaml" in outcome.error
 
@@ -269,7 +269,7 @@ def test_checkpoints_are_small(pool_file):
 
 
 def test_warm_start(pool_file, capfd):
-    first = fit(fit_words(pool_file, "--id=a", "--model.lr=0.05"))
+    first = fit(fit_words(pool_file, "--id=a", "--model.search.lr=0.05"))
     start = f"--model.init_from={first / 'coefficients.safetensors'}"
     second = fit(fit_words(pool_file, "--id=b", start, "--model.objective=null", steps=1))
     assert same_coefficients(first, second)
@@ -312,7 +312,7 @@ class Fits:
     def __init__(self, folder: Path, pool_file: Path, steps: int) -> None:
         self.folder, self.script = folder, folder / "slow.py"
         self.script.write_text(SLOW_POOL)
-        words = fit_words(pool_file, "--trainer.log_every_n_steps=1", "--model.lr=0.01", steps=steps)
+        words = fit_words(pool_file, "--trainer.log_every_n_steps=1", "--model.search.lr=0.01", steps=steps)
         self.words = [sys.executable, str(self.script), "fit", *words, "--name=soak"]
 
     def run(self, name: str) -> Path:

@@ -19,9 +19,10 @@ def test_the_keys_are_the_parsers():
 
     from lightning import Trainer
 
-    from adamerge import AdaptiveMerging, Calibration, TaskVectors
+    from adamerge import Calibration, Descent, Merging, TaskVectors
 
-    known = {f"model.{key}" for key in inspect.signature(AdaptiveMerging).parameters}
+    known = {f"model.{key}" for key in inspect.signature(Merging).parameters}
+    known |= {f"model.search.{key}" for key in inspect.signature(Descent).parameters}
     known |= {f"model.task_vectors.{key}" for key in inspect.signature(TaskVectors).parameters}
     known |= {f"data.{key}" for key in inspect.signature(Calibration).parameters}
     assert {*TRAINER_KEYS} <= {*inspect.signature(Trainer).parameters}
@@ -31,8 +32,8 @@ def test_the_keys_are_the_parsers():
 
 
 def test_another_search_has_its_own():
-    text = fit_help("adamerge.BilevelMerging")
-    assert "--model.inner_lr" in text and "--model.inner_lr" not in fit_help()
+    text = fit_help("adamerge.Bilevel")
+    assert "--model.search.inner_lr" in text and "--model.search.inner_lr" not in fit_help()
     assert fit_help("mypaper.Search") is None, "the parser imports it"
 
 
@@ -59,7 +60,9 @@ def test_a_key_or_a_class_explains_itself(flag, words):
     assert all(word in " ".join(text.split()) for word in words), text
 
 
-@pytest.mark.parametrize("flag", ["--model.optimizer.help=Adam", "--model.optimizer.help", "--data.help=mypaper.Data"])
+@pytest.mark.parametrize(
+    "flag", ["--model.search.optimizer.help=Adam", "--model.search.optimizer.help", "--data.help=x.D"]
+)
 def test_what_others_define_is_left_to_the_parser(flag):
     assert help_of(flag) is None
 
@@ -67,14 +70,14 @@ def test_what_others_define_is_left_to_the_parser(flag):
 @pytest.mark.parametrize(
     ("key", "near"),
     [
-        ("model.lrr", "model.lr"),
-        ("lr", "model.lr"),
-        ("learning_rate", "model.lr"),
-        ("model.learning_rate", "model.lr"),
+        ("model.lrr", "model.search.lr"),
+        ("lr", "model.search.lr"),
+        ("learning_rate", "model.search.lr"),
+        ("model.learning_rate", "model.search.lr"),
         ("batch_size", "data.batch_size"),
         ("maxsteps", "trainer.max_steps"),
         ("trainner", "trainer"),
-        ("modell.lr", "model.lr"),
+        ("modell.lr", "model.search.lr"),
         ("output_dir", "runs"),
         ("zzzzzz", None),
     ],

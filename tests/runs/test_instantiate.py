@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from adamerge.runs.instantiate import find_class, make_part
 
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import Concrete, HardMask, LayerWise, Parametrization
 from adamerge.parametrizations.constraints import Constraint, Projection
-from adamerge.runs.instantiate import find_class, make_part
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Scale, Ties, Transform

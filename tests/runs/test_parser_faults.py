@@ -238,8 +238,8 @@ def config_key_in_yaml(place):
 
 
 def wrong_type(place):
-    place.config["model"]["lr"] = "fast"
-    return ["lr"]
+    place.config["model"]["search"] = {"lr": "fast"}
+    return ["model.search.lr"]
 
 
 def unknown_class(place):
@@ -278,13 +278,13 @@ def code_in_yaml(place):
 
 
 def negative_lr(place):
-    place.words = ["--model.lr=-0.1"]
-    return ["model.lr", "-0.1"]
+    place.words = ["--model.search.lr=-0.1"]
+    return ["model.search.lr", "-0.1"]
 
 
 def lr_is_nan(place):
-    place.words = ["--model.lr=.nan"]
-    return ["model.lr", "nan"]
+    place.words = ["--model.search.lr=.nan"]
+    return ["model.search.lr", "nan"]
 
 
 def no_micro_batch(place):

@@ -33,7 +33,7 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
         (["--trainer.max_steps=0"], "max_steps"),
         (["--trainer.val_check_interval=50"], "val_check_interval=50"),
         (["--model.copy=ShardedCopy"], "several processes"),
-        (["--model.lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR", "--model.lr_scheduler.T_max=100"], "T_max=100"),
+        (["--model.search.schedule=CosineAnnealingLR", "--model.search.schedule.T_max=100"], "T_max=100"),
     ],
 )  # fmt: skip
 def test_a_fit_that_could_not_be_leaves_nothing(words, named, pool_file, capfd):

@@ -16,7 +16,7 @@ from adamerge.runs.run_folders import (
     started,
     summary_of,
 )
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 
 
 def test_a_folder_is_free_until_a_configuration_or_stages_are_in_it(tmp_path):
@@ -50,14 +50,14 @@ def test_of_two_that_begin_at_once_the_slower_one_changes_nothing(pool, image_fo
     without_pictures(monkeypatch)
     file = write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
     run = Path("runs/n/a")
-    plain = AdaptiveMerging.configure_optimizers
+    plain = MergingModule.configure_optimizers
 
     def slow(self):
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text("the other's")
         return plain(self)
 
-    monkeypatch.setattr(AdaptiveMerging, "configure_optimizers", slow)
+    monkeypatch.setattr(MergingModule, "configure_optimizers", slow)
     words = ["--config", file, "--config", LAYER_WISE, *QUICK, "--trainer.max_steps=2", "--name=n", "--id=a"]
     outcome = command(capfd, "fit", *words)
     assert outcome.code == 2 and "holds a run already" in outcome.error

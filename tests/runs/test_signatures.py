@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adamerge import Constraint, ImageCalibration, Objective, Parametrization, TaskVectors, Transform
 from adamerge.runs.signatures import argument_fault, fault
-from adamerge.training import AdaptiveMerging
+from adamerge.training import Merging
 
 Factory = Callable[[TaskVectors], Parametrization]
 
@@ -98,14 +98,14 @@ def test_a_class_that_stands_by_default_takes_the_arguments():
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({}, "model.backbone is missing: AdaptiveMerging needs it"),
-        ({"learning_rate": 1}, "model.learning_rate is no argument of AdaptiveMerging; did you mean 'model.lr'?"),
-        ({"max_steps": 1}, "model.max_steps is no argument of AdaptiveMerging; did you mean 'trainer.max_steps'?"),
-        ({"zzzzz": 1}, "model.zzzzz is no argument of AdaptiveMerging"),
+        ({}, "model.backbone is missing: Merging needs it"),
+        ({"learning_rate": 1}, "model.learning_rate is no argument of Merging; did you mean 'model.search.lr'?"),
+        ({"max_steps": 1}, "model.max_steps is no argument of Merging; did you mean 'trainer.max_steps'?"),
+        ({"zzzzz": 1}, "model.zzzzz is no argument of Merging"),
     ],
 )
 def test_arguments_of_a_search(given, what):
-    assert argument_fault("model", AdaptiveMerging, given).what == what
+    assert argument_fault("model", Merging, given).what == what
 
 
 def test_what_takes_any_argument_is_not_judged():
@@ -117,5 +117,5 @@ def test_what_takes_any_argument_is_not_judged():
 
 def test_of_two_ways_to_give_a_schedule_the_one_that_is_named_is_told_of():
     given = {"lr_scheduler": "torch.optim.lr_scheduler.StepLR"}
-    found = argument_fault("model", AdaptiveMerging, given)
-    assert found is not None and found.what.startswith("model.lr_scheduler.step_size is missing")
+    found = argument_fault("model", Merging, given)
+    assert found is not None and found.what.startswith("model.search.schedule.step_size is missing")

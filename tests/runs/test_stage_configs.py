@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from adamerge.runs.stage_configs import validated
 from running import METHODS, QUICK, command, pool_config, write_yaml
 
 from adamerge.errors import ConfigError
-from adamerge.runs.stage_configs import validated
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_what_earlier_stages_have_yet_to_write_is_no_fault(name, pool_file):
     ("change", "named"),
     [
         ({"objective": {"class_path": "adamerge.CrossEntropy"}}, "CrossEntropy needs labels"),
-        ({"lr": -1.0}, "model.lr"),
+        ({"search": {"lr": -1.0}}, "model.search.lr"),
         (
             {"lr_scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 5000}}},
             "step_size=5000",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from adamerge.runs.stage_configs import for_stage, stage_files
 from conftest import CLASSES
 from running import (
     LAYER_WISE,
@@ -28,7 +29,6 @@ from running import (
 )
 from safetensors.torch import load_file
 
-from adamerge.runs.stage_configs import for_stage, stage_files
 from adamerge.runs.stages import fit
 
 FIRST = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
@@ -43,7 +43,10 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
 
 
 def stage(**model):
-    return {"model": {"parametrization": FIRST, "objective": ENTROPY, "lr": 0.05, **model}, "trainer": {"max_steps": 3}}
+    return {
+        "model": {"parametrization": FIRST, "objective": ENTROPY, "search": {"lr": 0.05}, **model},
+        "trainer": {"max_steps": 3},
+    }
 
 
 @pytest.fixture
@@ -91,9 +94,19 @@ def test_it_is_what_two_commands_would_find(pool_file, method):
 
 
 def test_overrides_reach_every_stage_or_the_one_they_name(pool_file, method):
-    run = fit(words(pool_file, method, "--id=a", "--trainer.max_steps=2", "--2.model.lr=0.5", "--1.model.lr", "0.25"))
+    run = fit(
+        words(
+            pool_file,
+            method,
+            "--id=a",
+            "--trainer.max_steps=2",
+            "--2.model.search.lr=0.5",
+            "--1.model.search.lr",
+            "0.25",
+        )
+    )
     configs = [yaml.safe_load((run / name / "config.yaml").read_text()) for name in ("1_first", "2_second")]
-    assert [config["model"]["lr"] for config in configs] == [0.25, 0.5]
+    assert [config["model"]["search"]["init_args"]["lr"] for config in configs] == [0.25, 0.5]
     assert [config["trainer"]["max_steps"] for config in configs] == [2, 2]
     assert [config["model"]["init_from"] for config in configs] == [
         None, str(run.absolute() / "1_first" / "coefficients.safetensors"),
@@ -116,8 +129,8 @@ def test_an_id_is_used_once_and_a_finished_run_resumes_to_itself(pool_file, meth
     assert outcome.code == 2 and "holds a run already" in outcome.error
     assert command(capfd, "fit", "--resume", run).code == 0
     assert contents(run) == before
-    outcome = command(capfd, "fit", "--resume", run, "--model.lr=3")
-    assert outcome.code == 2 and "--model.lr=3" in outcome.error
+    outcome = command(capfd, "fit", "--resume", run, "--model.search.lr=3")
+    assert outcome.code == 2 and "--model.search.lr=3" in outcome.error
 
 
 def test_a_stage_that_fails_is_the_runs_failure_and_can_be_resumed(pool_file, method, capfd):
@@ -164,15 +177,15 @@ Exploding = exploding()
 KILLED = """
 import os, signal, sys
 from adamerge.cli import main
-from adamerge.modules import AdaptiveMerging
-plain = AdaptiveMerging.training_step
+from adamerge.training import MergingModule
+plain = MergingModule.training_step
 
 def dying(self, batch, batch_idx):
     if self.trainer.default_root_dir.endswith(sys.argv[1]) and self.global_step == 14:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, batch, batch_idx)
 
-AdaptiveMerging.training_step = dying
+MergingModule.training_step = dying
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -207,15 +220,15 @@ def test_every_stage_is_checked_before_the_first_begins(pool_file, method, capfd
     outcome = command(capfd, "fit", *words(pool_file, method))
     assert outcome.code == 2 and "2_second.yaml" in outcome.error and "rl" in outcome.error
     assert not Path("runs").exists()
-    outcome = command(capfd, "fit", *words(pool_file, method, "--3.model.lr=1"))
+    outcome = command(capfd, "fit", *words(pool_file, method, "--3.model.search.lr=1"))
     assert outcome.code == 2 and not Path("runs").exists()
 
 
 def test_stages_that_are_not_there_cannot_be_overridden(pool_file, method, capfd):
-    outcome = command(capfd, "fit", *words(pool_file, method, "--3.model.lr=1"))
+    outcome = command(capfd, "fit", *words(pool_file, method, "--3.model.search.lr=1"))
     assert outcome.code == 2 and "no stage 3" in outcome.error and not Path("runs").exists()
-    outcome = command(capfd, "fit", *words(pool_file, LAYER_WISE, "--1.model.lr=1"))
-    assert outcome.code == 2 and "1.model.lr" in outcome.error
+    outcome = command(capfd, "fit", *words(pool_file, LAYER_WISE, "--1.model.search.lr=1"))
+    assert outcome.code == 2 and "1.model.search.lr" in outcome.error
 
 
 def test_the_first_stage_has_nothing_before_it(pool_file, method, capfd):
@@ -283,7 +296,7 @@ def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, 
     for given in (
         ["--trainer.max_steps=5"],
         ["--1.trainer.max_steps=5"],
-        ["--2.model.lr=1"],
+        ["--2.model.search.lr=1"],
         ["--2.trainer.max_steps=3"],
     ):
         outcome = command(capfd, "fit", "--resume", run, *given)
@@ -310,7 +323,7 @@ def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
 
 def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, capfd):
     monkeypatch.setattr("adamerge.runs.compare.LAMBDAS", [0.3])
-    given = ["compare", pool_file, method, TASK_ARITHMETIC, "--folder", "table", *QUICK, "--2.model.lr=0.5"]
+    given = ["compare", pool_file, method, TASK_ARITHMETIC, "--folder", "table", *QUICK, "--2.model.search.lr=0.5"]
     outcome = command(capfd, *given)
     assert outcome.code == 0, outcome.err[-3000:]
     result = json.loads(Path("table/comparison.json").read_text())

@@ -13,7 +13,7 @@ from running import adam_state, command, fit_words, pool_config, same_coefficien
 from adamerge.runs.fit import fit
 from adamerge.training.run_checkpoints import SessionTimer
 
-COSINE = "--model.lr_scheduler=CosineDecay"
+COSINE = "--model.search.schedule=CosineDecay"
 
 
 class StopsAtThree(Callback):
@@ -100,7 +100,7 @@ def test_a_finished_run_goes_on_and_is_the_long_run_bit_for_bit(form, pool_file,
 
 
 def test_a_schedule_is_rebuilt_for_the_new_length(pool_file, capfd):
-    run = fit(fit_words(pool_file, "--name=n", "--id=a", COSINE, "--model.lr=0.1", steps=2))
+    run = fit(fit_words(pool_file, "--name=n", "--id=a", COSINE, "--model.search.lr=0.1", steps=2))
     assert last_rate(run) == pytest.approx(0, abs=1e-12)
     outcome = command(capfd, "fit", "--resume", run, "--trainer.max_steps=3")
     assert outcome.code == 0 and "learning rate: rebuilt for the new length" in outcome.out
@@ -121,8 +121,8 @@ def test_a_schedule_is_rebuilt_for_the_new_length(pool_file, capfd):
         (["--trainer.max_steps=3"], "has done 3 steps"),
         (["--trainer.max_steps=many"], "max_steps=many"),
         (["--trainer.max_steps"], "--trainer.max_steps has no value"),
-        (["--trainer.max_steps=5", "--model.lr=3"], "cannot change --model.lr=3"),
-        (["--model.lr=3"], "cannot change --model.lr=3"),
+        (["--trainer.max_steps=5", "--model.search.lr=3"], "cannot change --model.search.lr=3"),
+        (["--model.search.lr=3"], "cannot change --model.search.lr=3"),
     ],
 )
 def test_what_a_resumed_run_cannot_change(words, named, pool_file, capfd):
@@ -134,7 +134,7 @@ def test_what_a_resumed_run_cannot_change(words, named, pool_file, capfd):
 
 
 def test_one_of_torchs_schedules_does_not_grow_with_the_run(pool_file, capfd):
-    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR", "--model.lr_scheduler.T_max=3"]
+    schedule = ["--model.search.schedule=torch.optim.lr_scheduler.CosineAnnealingLR", "--model.search.schedule.T_max=3"]
     run = fit(fit_words(pool_file, "--name=n", "--id=a", *schedule))
     outcome = command(capfd, "fit", "--resume", run, "--trainer.max_steps=6")
     assert outcome.code == 2 and "T_max=3" in outcome.error

@@ -83,8 +83,8 @@ def test_what_can_be_known_is_told_before_a_library_loads(tmp_path):
     both = [str(pool), str(LAYER_WISE)]
     told = [
         *([verb, *both, "gone.yaml"] for verb in ("fit", "check", "compare")),
-        *([verb, *both, "--2.model.lr=1"] for verb in ("fit", "check", "compare")),
-        ["fit", *both, "twice.yaml"], ["fit", *both, "trainner.yaml"], ["fit", *both, "model.lr=3"], ["fit", str(pool)],
+        *([verb, *both, "--2.model.search.lr=1"] for verb in ("fit", "check", "compare")),
+        ["fit", *both, "twice.yaml"], ["fit", *both, "trainner.yaml"], ["fit", *both, "model.search.lr=3"], ["fit", str(pool)],
         ["check", str(LAYER_WISE)], ["compare", *both, "--trainner.max_steps=3"],
     ]  # fmt: skip
     helped = [["fit", "--help"], ["fit"], ["fit", "--model.backbone.help=CausalLM"], ["fit", "--data.help"]]
@@ -97,23 +97,23 @@ def test_what_can_be_known_is_told_before_a_library_loads(tmp_path):
 def test_trainer_keys_are_shown_on_request_alone(capfd):
     own, lightnings = command(capfd, "fit", "--help").out, command(capfd, "fit", "--trainer.help").out
     assert len(own.splitlines()) < 110 and "--trainer.limit_predict_batches" not in own
-    assert "--trainer.limit_predict_batches" in lightnings and "--model.lr" not in lightnings
+    assert "--trainer.limit_predict_batches" in lightnings and "--model.search.lr" not in lightnings
 
 
 def test_help_that_only_a_library_has_is_the_parsers(capfd):
-    outcome = command(capfd, "fit", "--model.optimizer.help=torch.optim.AdamW")
+    outcome = command(capfd, "fit", "--model.search.optimizer.help=torch.optim.AdamW")
     assert outcome.code == 0 and "weight_decay" in outcome.out
 
 
-@pytest.mark.parametrize("words", [[], ["--2.model.lr=0.5"]])
+@pytest.mark.parametrize("words", [[], ["--2.model.search.lr=0.5"]])
 def test_compare_reads_its_words_as_the_others_do(words, place, capfd, monkeypatch):
     given = []
     monkeypatch.setattr("adamerge.runs.compare.compare", lambda *arguments: given.append(arguments))
     monkeypatch.setattr("adamerge.runs.compare.print_table", lambda result: None)
-    line = ["compare", "--folder", "here", "pool.yaml", "staged", "--model.lr", "0.1", "method.yaml", *words]
+    line = ["compare", "--folder", "here", "pool.yaml", "staged", "--model.search.lr", "0.1", "method.yaml", *words]
     assert command(capfd, *line).code == 0
     methods = [Path("staged"), Path("method.yaml")]
-    assert given == [(Path("pool.yaml"), methods, Path("here"), ["--model.lr=0.1", *words], None)]
+    assert given == [(Path("pool.yaml"), methods, Path("here"), ["--model.search.lr=0.1", *words], None)]
     write_yaml(place / "more.yaml", {"trainer": {"max_steps": 2}})
     assert command(capfd, "compare", "pool.yaml", "method.yaml", "--config", "more.yaml", "-cmore.yaml").code == 0
     assert given[-1][1:4] == ([Path("method.yaml")], Path("runs/comparison"), ["--config=more.yaml"] * 2), (

@@ -12,6 +12,7 @@ import torch
 from conftest import noise_images
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from modules import bilevel, descending
 from pico import pico_pool
 from running import ROOT, TASK_ARITHMETIC, child, command, environment, fit_words, without_pictures, write_yaml
 from safetensors.torch import load_file
@@ -30,7 +31,6 @@ from adamerge.io.coefficient_file import read_coefficients
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete
 from adamerge.runs.scoring import Scorer
-from adamerge.training import AdaptiveMerging, BilevelMerging
 from adamerge.training.batchnorm import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.training.callbacks import CoefficientFile
 from adamerge.training.evaluation import means
@@ -80,7 +80,7 @@ def sgd(parameters):
 
 
 def toy(init=0.3, lr=0.5, **arguments):
-    return AdaptiveMerging(
+    return descending(
         NormalisedToy(), normalised_vectors(), partial(LayerWise, init=init), Entropy(), lr, sgd, **arguments
     )
 
@@ -179,7 +179,7 @@ def test_so_many_batches_and_no_more():
             return super().encode(inputs, hidden)
 
     vectors = normalised_vectors()
-    module = AdaptiveMerging(Counting(), vectors, LayerWise, Entropy(), recalibrate_buffers=True, hold=False)
+    module = descending(Counting(), vectors, LayerWise, Entropy(), recalibrate_buffers=True, hold=False)
     data = ToyPoints(rows=MOST_BATCHES + 5, eval_batch_size=2)
     fit_toy(module, data, steps=1)
     assert module.merged.backbone.seen == 1 + MOST_BATCHES
@@ -248,7 +248,7 @@ def test_labels_do_not_touch_them():
 
 
 def test_bilevel_has_it_too():
-    module = BilevelMerging(
+    module = bilevel(
         NormalisedToy(), normalised_vectors(), partial(Concrete, inner=LayerWise), Entropy(), recalibrate_buffers=True
     )
     data = ToyPoints()
@@ -259,7 +259,7 @@ def test_bilevel_has_it_too():
 
 def test_a_network_without_them_is_refused():
     with pytest.raises(ConfigError, match="ToyClassifier has no running statistics"):
-        AdaptiveMerging(ToyClassifier(), vectors_of(), LayerWise, Entropy(), recalibrate_buffers=True)
+        descending(ToyClassifier(), vectors_of(), LayerWise, Entropy(), recalibrate_buffers=True)
     assert not normalisations(ToyClassifier()) and len(normalisations(NormalisedToy())) == 3
 
 
@@ -297,7 +297,7 @@ def fitted(resnet, tmp_path_factory):
     """Module, data and the folder with its coefficient file."""
     pool, tasks = resnet
     vectors = TaskVectors(pool["base"], pool["experts"], exclude=pool["exclude"])
-    module = AdaptiveMerging(
+    module = descending(
         pool["backbone"](), vectors, partial(LayerWise, init=0.3), Entropy(), 0.1, recalibrate_buffers=True
     )
     folder = tmp_path_factory.mktemp("fitted")

@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from modules import bilevel, descending
 from rounding import Disturb, allowed_each
 from running import ROOT, command, environment, pool_config, same_coefficients, write_yaml
 from torch.optim import SGD, Adam
 
-from adamerge import BilevelMerging, Concrete, Frozen, LayerWise, TaskVectors, TaskWise
+from adamerge import Concrete, Frozen, LayerWise, TaskVectors, TaskWise
 from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.backbones import OpenClipClassifier
 from adamerge.data.batch_order import Steps
@@ -25,10 +26,10 @@ from adamerge.errors import ConfigError, DivergedError
 from adamerge.objectives import Entropy
 from adamerge.parametrizations.constraints import Free, Projection
 from adamerge.parametrizations.hashed_noise import logistic
-from adamerge.training import AdaptiveMerging
 from adamerge.training.callbacks import CollapseGuard
+from adamerge.training.search_step import SearchStep
 
-from .test_adaptive import QUIET, fitted, images
+from .test_descent import QUIET, fitted, images
 
 STAGES = ROOT / "configs" / "methods" / "concrete_adamerging_layer_wise"
 
@@ -37,7 +38,7 @@ def sgd(parameters):
     return SGD(parameters, 1.0)
 
 
-def module_of(pool, inner=LayerWise, search=BilevelMerging, wrapped=Concrete, objective=None, **arguments):
+def module_of(pool, inner=LayerWise, search=bilevel, wrapped=Concrete, objective=None, **arguments):
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
     made, arguments = partial(wrapped, inner=inner), {"hold": False, **arguments}  # where merges are counted
     return search(OpenClipClassifier(pool["base"]), vectors, made, objective or Entropy(), **arguments)
@@ -116,7 +117,7 @@ def _trace(batches, backbone, network, vectors, noise, fresh, inner_lr, lr, dist
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_three_steps_are_those_of_the_paper_in_float64(fresh, pool, image_folders):
+def test_three_steps_are_those_of_the_paper_in_float64(fresh, pool, image_folders, monkeypatch):
     inner_lr, lr = 0.3, 20.0
     module, gradients, losses = (
         module_of(pool, lr=lr, inner_lr=inner_lr, optimizer=sgd, inner_optimizer=sgd, fresh_noise=fresh),
@@ -130,8 +131,13 @@ def test_three_steps_are_those_of_the_paper_in_float64(fresh, pool, image_folder
         before_step(optimizer)
 
     module.guard.before_step = watched
-    record = module.record
-    module.record = lambda found, spread, total: losses.append(float(total)) or record(found, spread, total)
+    record = SearchStep.record
+
+    def noted(step, evaluation, total):
+        losses.append(float(total))
+        record(step, evaluation, total)
+
+    monkeypatch.setattr(SearchStep, "record", noted)
     fitted(module, images(image_folders, batch_size=6), steps=3)
     expected = allowed_each(by_hand(pool, image_folders, 3, fresh, inner_lr, lr), ROUNDINGS, draws=4)
     made = module.merged.parametrization
@@ -178,7 +184,7 @@ def test_a_fit_starts_where_its_file_says(pool, image_folders, tmp_path):
     first = fitted(module_of(pool, TaskWise, inner_lr=0.01), images(image_folders, batch_size=6))
     save_coefficients(first.coefficients(), tmp_path / "c.safetensors")
     again = module_of(pool, TaskWise, init_from=tmp_path / "c.safetensors")
-    assert same(first, again) and torch.equal(again._start[0], first.merged.parametrization.inner.w)
+    assert same(first, again) and torch.equal(again.search._start[0], first.merged.parametrization.inner.w)
 
 
 def test_validation_in_between_sees_the_declared_mask_and_disturbs_nothing(pool, image_folders):
@@ -225,9 +231,9 @@ def test_who_has_no_two_groups_is_told(pool, image_folders):
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
     backbone = OpenClipClassifier(pool["base"])
     with pytest.raises(ConfigError, match="LayerWise has no mask"):
-        BilevelMerging(backbone, vectors, LayerWise, Entropy())
+        bilevel(backbone, vectors, LayerWise, Entropy())
     with pytest.raises(ConfigError, match="Concrete has no coefficients"):
-        BilevelMerging(backbone, vectors, partial(Concrete, inner=partial(Frozen, inner=TaskWise)), Entropy())
+        bilevel(backbone, vectors, partial(Concrete, inner=partial(Frozen, inner=TaskWise)), Entropy())
     with pytest.raises(ConfigError, match="inner_lr"):
         module_of(pool, inner_lr=0.0)
     with pytest.raises(ConfigError, match="halves each task"):
@@ -236,7 +242,7 @@ def test_who_has_no_two_groups_is_told(pool, image_folders):
 
 def test_concrete_task_arithmetic_is_adaptive_merging_of_the_mask_alone(pool, image_folders):
     frozen = partial(Frozen, inner=partial(TaskWise, init=0.3, constraint=Free()))
-    module = module_of(pool, frozen, AdaptiveMerging, optimizer=Adam, lr=0.01)
+    module = module_of(pool, frozen, descending, optimizer=Adam, lr=0.01)
     draws, merge = [], module.merged.merge
     module.merged.merge = lambda draw=None, *wanted: draws.append(draw) or merge(draw, *wanted)
     fitted(module, images(image_folders), steps=3)
@@ -273,7 +279,10 @@ def test_both_stages_by_one_command_are_scored_exported_and_shown(pool_file, cap
     assert command(capfd, "export", run / "coefficients.safetensors", "merged").code == 0
     shown = command(capfd, "inspect", run / "coefficients.safetensors")
     assert shown.code == 0 and "learned mask" in shown.out and "share above 0.5" in shown.out
-    assert yaml.safe_load((run / "1_mask" / "config.yaml").read_text())["search"] == "adamerge.BilevelMerging"
+    assert (
+        yaml.safe_load((run / "1_mask" / "config.yaml").read_text())["model"]["search"]["class_path"]
+        == "adamerge.Bilevel"
+    )
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from running import coefficients, command, fit_words, pool_config, without_pictu
 from adamerge.backbones import OpenClipClassifier, Output
 from adamerge.errors import CollapsedError, ConfigError
 from adamerge.objectives import Entropy
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 from adamerge.training.callbacks import CollapseGuard, RunawayGuard
 
 
@@ -45,7 +45,7 @@ def disturbed(monkeypatch, factor: float, at: int) -> str:
 
 
 def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
-    words = fit_words(pool_file, "--name=good", f"--id={steps}", "--model.lr=0.01", steps=steps)
+    words = fit_words(pool_file, "--name=good", f"--id={steps}", "--model.search.lr=0.01", steps=steps)
     assert command(capfd, "fit", *words).code == 0
     return coefficients(Path("runs/good") / str(steps))
 
@@ -55,7 +55,9 @@ def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
 def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):
     """Step ``at`` (from 0) is the first bad one; 5 is the last step of all."""
     objective = disturbed(monkeypatch, factor, at)
-    words = fit_words(pool_file, "--name=bad", "--id=a", "--model.lr=0.01", objective, "--model.hold=false", steps=6)
+    words = fit_words(
+        pool_file, "--name=bad", "--id=a", "--model.search.lr=0.01", objective, "--model.hold=false", steps=6
+    )
     outcome = command(capfd, "fit", *words)
     run = Path("runs/bad/a")
     assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
@@ -84,7 +86,7 @@ def test_a_diverged_run_does_not_become_a_finished_one_by_resuming(pool_file, mo
 
 
 def ended(pool_file, capfd, monkeypatch, error: BaseException) -> tuple[int | None, dict]:
-    plain = AdaptiveMerging.training_step
+    plain = MergingModule.training_step
 
     def step(self, batch, batch_idx):
         if self.global_step == 2:
@@ -92,7 +94,7 @@ def ended(pool_file, capfd, monkeypatch, error: BaseException) -> tuple[int | No
         assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "running"
         return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(AdaptiveMerging, "training_step", step)
+    monkeypatch.setattr(MergingModule, "training_step", step)
     code = None
     try:
         code = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", steps=4)).code
@@ -245,7 +247,7 @@ def guarded_by(**arguments: float) -> str:
 def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
     """Adam's first step is of the rate's size, and the bound is 10, ten times which is too much."""
     outcome = command(
-        capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", "--model.lr=1e3", FREE, *words, steps=5)
+        capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", "--model.search.lr=1e3", FREE, *words, steps=5)
     )
     assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
     assert f"step {step}: a coefficient ran away: of expert" in outcome.error
@@ -259,7 +261,7 @@ def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
 def test_large_coefficients_are_told_and_who_means_them_says_so(rate, words, told, pool_file, capfd):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        words = fit_words(pool_file, "--name=n", "--id=a", f"--model.lr={rate}", FREE, *words, steps=2)
+        words = fit_words(pool_file, "--name=n", "--id=a", f"--model.search.lr={rate}", FREE, *words, steps=2)
         outcome = command(capfd, "fit", *words)
     assert outcome.code == 0, outcome.err[-2000:]
     assert sum("ran away" in str(warning.message) for warning in caught) == told

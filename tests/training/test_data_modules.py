@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from adamerge.runs.config_parser import Parsed
 from lightning import LightningDataModule
 from running import write_yaml
 from toy_points import ToyPoints
@@ -16,7 +17,6 @@ from toy_points import ToyPoints
 import adamerge
 from adamerge import data as plain
 from adamerge.io.public_names import public_name
-from adamerge.runs.config_parser import Parsed
 from adamerge.testbed import data as testbed
 from adamerge.training.data_modules import DataModule, of
 

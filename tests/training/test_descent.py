@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES
 from lightning import Trainer
+from modules import descending
 from rounding import gamma, roundings_of
 from torch.optim import SGD, Adam
 
@@ -16,7 +17,7 @@ from adamerge.objectives import Entropy
 from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.parametrizations.constraints import Clamp, Free, Projection, Sigmoid
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 
 QUIET = {
     "logger": False,
@@ -38,17 +39,15 @@ def sgd(parameters):
     return SGD(parameters, 1.0)
 
 
-def module_of(pool, parametrization=LayerWise, objective=None, optimizer=sgd, lr=0.5, **arguments) -> AdaptiveMerging:
+def module_of(pool, parametrization=LayerWise, objective=None, optimizer=sgd, lr=0.5, **arguments) -> MergingModule:
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
     objective = objective if objective is not None else Entropy()
     # nothing is held where passes are counted
     arguments = {"hold": False, **arguments}
-    return AdaptiveMerging(
-        OpenClipClassifier(pool["base"]), vectors, parametrization, objective, lr, optimizer, **arguments
-    )
+    return descending(OpenClipClassifier(pool["base"]), vectors, parametrization, objective, lr, optimizer, **arguments)
 
 
-def fitted(module, data, steps=3, **arguments) -> AdaptiveMerging:
+def fitted(module, data, steps=3, **arguments) -> MergingModule:
     trainer = Trainer(max_steps=steps, max_epochs=1, **{**QUIET, "limit_val_batches": 0, **arguments})
     trainer.fit(module, data)
     return module
@@ -277,7 +276,7 @@ def test_coefficients_stay_fp32_under_bf16_mixed_and_match_fp32_roughly(pool, im
 
 def test_learning_rate_is_the_modules(pool):
     module = module_of(pool, optimizer=Adam, lr=0.123)
-    assert [group["lr"] for group in module.configure_optimizers().param_groups] == [0.123]
+    assert [group["lr"] for group in module.search.optimizers(1)[0][0].param_groups] == [0.123]
 
 
 @pytest.mark.parametrize("arguments", [{"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"micro_batch": 0}])

@@ -1,22 +1,26 @@
 """What does not fit together is refused before anything is written."""
 
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Trainer
+from modules import bilevel, descending
 
+from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.merging.copies import WholeCopy
-from adamerge.objectives import LogitAlignment, Objective
+from adamerge.objectives import Entropy, LogitAlignment, Objective
+from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.task_vectors.memory import Available, Sizes
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.fit_checks import _check_heads, check_same_models
+from adamerge.training.fit_checks import FitSettings, _check_heads, check_processes, check_same_models
 
-from .test_adaptive import QUIET, fitted, images, module_of, w
+from .test_descent import QUIET, fitted, images, module_of, w
 
 
 class Supervised(Objective):
@@ -68,17 +72,19 @@ def test_all_that_training_does_not_see_is_left_out_by_one_advice():
 
 def two_processes(use_distributed_sampler):
     settings = SimpleNamespace(use_distributed_sampler=use_distributed_sampler)
-    return SimpleNamespace(world_size=2, accumulate_grad_batches=1, _accelerator_connector=settings)
+    return SimpleNamespace(world_size=2, accumulate_grad_batches=1, max_steps=1, _accelerator_connector=settings)
+
+
+def asked(module, batch_size, trainer):
+    check_processes(module.merged, module.search, module.merging.micro_batch, batch_size, trainer)
 
 
 def test_a_sampler_of_the_trainers_is_refused_where_it_would_take_steps_away(pool, image_folders):
     """Lightning's default; with one process it is not used."""
     module = module_of(pool)
-    module._trainer = two_processes(use_distributed_sampler=True)
     with pytest.raises(ConfigError, match=r"Trainer\(use_distributed_sampler=False\)"):
-        module.check(images(image_folders), "32-true")
-    module._trainer = Trainer(max_steps=1, **{**QUIET, "use_distributed_sampler": True})
-    module.check(images(image_folders), "32-true")
+        asked(module, 5, two_processes(use_distributed_sampler=True))
+    asked(module, 5, Trainer(max_steps=1, **{**QUIET, "use_distributed_sampler": True}))
 
 
 class Gathers:
@@ -114,20 +120,68 @@ class Collective(WholeCopy):
 
 
 def test_processes_that_wait_for_each_other_make_the_same_passes(pool, image_folders):
-    module = module_of(pool, copy=Collective(), micro_batch=3)
-    module._trainer = two_processes(use_distributed_sampler=False)
+    module, trainer = module_of(pool, copy=Collective(), micro_batch=3), two_processes(use_distributed_sampler=False)
     with pytest.raises(ConfigError, match="processes of a Collective would wait") as caught:
-        module.check(images(image_folders, batch_size=7), "32-true")
+        asked(module, 7, trainer)
     assert "a multiple of the 2 processes" in str(caught.value) and "data.batch_size=8" in str(caught.value)
-    module.check(images(image_folders, batch_size=8), "32-true")
-    module.micro_batch = None
-    module.check(images(image_folders, batch_size=7), "32-true")
+    asked(module, 8, trainer)
+    module.merging.micro_batch = None
+    asked(module, 7, trainer)
+
+
+def test_each_process_of_a_search_has_its_share_of_a_batch(pool):
+    """A bilevel search halves what each of two processes sees of a task."""
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
+    module = bilevel(OpenClipClassifier(pool["base"]), vectors, partial(Concrete, inner=LayerWise), Entropy())
+    with pytest.raises(ConfigError, match="halves each task") as caught:
+        asked(module, 3, two_processes(use_distributed_sampler=False))
+    assert caught.value.expected == "at least 4" and caught.value.got == 3
+    asked(module, 4, two_processes(use_distributed_sampler=False))
+
+
+def counted(monkeypatch):
+    """How often the whole list of checks is gone through."""
+    calls, plain = [], Entropy.check
+    monkeypatch.setattr(Entropy, "check", lambda self, task, *more: calls.append(task) or plain(self, task, *more))
+    return calls
+
+
+def test_everything_is_asked_once_before_a_fit_whoever_asks(pool, image_folders, monkeypatch):
+    calls, module, data = counted(monkeypatch), module_of(pool), images(image_folders)
+    module.preflight(data, FitSettings(steps=1, precision="32-true", clipped=False, validated=False))
+    assert calls == ["colours", "shapes"]
+    fitted(module, data, steps=1)
+    assert calls == ["colours", "shapes"], "the fit that follows does not ask again"
+    fitted(module, data, steps=2)
+    assert calls == ["colours", "shapes"] * 2, "nobody had asked for this one"
+    module.preflight(data, FitSettings(steps=1, precision="32-true", clipped=False, validated=False))
+    fitted(module, images(image_folders), steps=3)
+    assert calls == ["colours", "shapes"] * 4, "nor for these data"
+
+
+@pytest.mark.parametrize("make", [descending, bilevel])
+def test_clipping_and_penalties_are_for_searches_that_have_them(make, pool, image_folders):
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
+
+    def asking(clipped, **arguments):
+        module = make(
+            OpenClipClassifier(pool["base"]), vectors, partial(Concrete, inner=LayerWise), Entropy(), **arguments
+        )
+        module.preflight(images(image_folders), FitSettings(2, "32-true", clipped, validated=False))
+
+    asking(clipped=False)
+    refused = pytest.raises(ConfigError, match="trainer.gradient_clip_val is not for Bilevel")
+    with refused if make is bilevel else nullcontext():
+        asking(clipped=True)
+    refused = pytest.raises(ConfigError, match="model.penalty: Bilevel minimises the objective alone")
+    with refused if make is bilevel else nullcontext():
+        asking(clipped=False, penalty=DistanceToInitial())
 
 
 def test_teachers_and_processes_that_wait_for_each_other_are_refused(pool, image_folders):
     module = module_of(pool, copy=Collective(), objective=LogitAlignment())
     with pytest.raises(ConfigError, match=r"other passes of the experts.*"):
-        module.check(images(image_folders), "32-true")
+        module.preflight(images(image_folders), FitSettings(1, "32-true", clipped=False, validated=False))
 
 
 def test_a_fit_takes_the_storage_that_its_plan_takes(pool, image_folders, monkeypatch):

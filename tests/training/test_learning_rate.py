@@ -12,8 +12,10 @@ PARAMETERS = [torch.nn.Parameter(torch.zeros(1))]
 
 
 def test_another_rate_is_told_of():
-    with pytest.warns(UserWarning, match=r"model.optimizer was given lr=0.1, which is not used: model.lr .* is 0.001"):
-        made = paced(Adam(PARAMETERS, lr=0.1), 1e-3, "model.lr", "model.optimizer")
+    with pytest.warns(
+        UserWarning, match=r"model.search.optimizer was given lr=0.1, which is not used: model.search.lr .* is 0.001"
+    ):
+        made = paced(Adam(PARAMETERS, lr=0.1), 1e-3, "model.search.lr", "model.search.optimizer")
     assert [group["lr"] for group in made.param_groups] == [1e-3]
 
 
@@ -21,4 +23,4 @@ def test_another_rate_is_told_of():
 def test_none_or_the_same_is_not(optimizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert paced(optimizer, 0.5, "model.lr", "model.optimizer").param_groups[0]["lr"] == 0.5
+        assert paced(optimizer, 0.5, "model.search.lr", "model.search.optimizer").param_groups[0]["lr"] == 0.5

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import CLASSES
 from lightning import LightningDataModule, Trainer
+from modules import descending
 
 from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.backbones import OpenClipClassifier
@@ -11,11 +12,10 @@ from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import LayerWise, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import AdaptiveMerging
 from adamerge.training.evaluation import means, score
 from adamerge.transforms import Combine
 
-from .test_adaptive import QUIET, fitted, images, module_of, w
+from .test_descent import QUIET, fitted, images, module_of, w
 
 
 def test_validation_accuracy_per_task_is_logged(pool, image_folders):
@@ -99,7 +99,7 @@ def test_warm_start_goes_by_names(pool, image_folders, tmp_path):
 
 def combined(pool, sums, **arguments):
     vectors = TaskVectors(**pool, transforms=[Combine(sums)])
-    return AdaptiveMerging(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), **arguments)
+    return descending(OpenClipClassifier(pool["base"]), vectors, LayerWise, Entropy(), **arguments)
 
 
 def test_a_warm_start_follows_the_names_that_transforms_give(pool, tmp_path):

@@ -14,7 +14,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Entropy, Objective
 from adamerge.parametrizations import LayerWise
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training.objective_gradient import BatchObjective
 
 ALONE = SimpleNamespace(reduce=lambda totals, reduce_op: totals, world_size=1)
 
@@ -67,7 +67,7 @@ def batch():
 def gradient(micro_batch, objective=None, **weights):
     model = merged()
     model.merge()
-    losses = BackwardPass(model, objective or Entropy(), weights, micro_batch, ALONE)(batch())
+    losses = BatchObjective(model, objective or Entropy(), weights, micro_batch, ALONE).backward(batch()).losses
     model.pull_back(torch.stack(list(losses.values())).sum()).backward()
     return losses, model.parametrization.w.grad
 

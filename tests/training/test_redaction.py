@@ -90,7 +90,7 @@ ORDINARY = {
     "word vectors": "glove-wiki-gigaword-300",
     "tensors": "model.layers.0.self_attn.k_proj.weight",
     "a template of chats": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% endfor %}",
-    "an assignment": "--model.lr=0.1 --trainer.max_steps=3",
+    "an assignment": "--model.search.lr=0.1 --trainer.max_steps=3",
 }
 
 
@@ -107,12 +107,20 @@ def test_the_shipped_configurations_hold_nothing_that_looks_like_a_secret():
 
 def test_a_command_line_shows_no_secret_either():
     words = [
-        *("fit", "--config", "pools/a.yaml", "--data.token", "canary-1", "--data.auth=canary-2", "--model.lr=0.1"),
+        *(
+            "fit",
+            "--config",
+            "pools/a.yaml",
+            "--data.token",
+            "canary-1",
+            "--data.auth=canary-2",
+            "--model.search.lr=0.1",
+        ),
         *("--trainer.logger.save_dir", "s3://me:canary-3@host/a", '--data.tasks={"a": {"api_key": "canary-4"}}'),
         *("--resume", "runs/a/seed0", "--hub_token", "--flag", f"--id={HEX[:8]}"),
     ]
     assert redacted_words(words) == [
-        *("fit", "--config", "pools/a.yaml", "--data.token", "…", "--data.auth=…", "--model.lr=0.1"),
+        *("fit", "--config", "pools/a.yaml", "--data.token", "…", "--data.auth=…", "--model.search.lr=0.1"),
         *("--trainer.logger.save_dir", "s3://…host/a", '--data.tasks={"a": {"api_key": "…"}}'),
         *("--resume", "runs/a/seed0", "--hub_token", "--flag", f"--id={HEX[:8]}"),
     ]

@@ -9,7 +9,7 @@ import torch
 from running import adam_state, child, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.errors import CheckpointError, ExportError
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 from adamerge.training.run_checkpoints import AtomicCheckpoints
 
 
@@ -88,14 +88,14 @@ def test_who_is_asked_to_end_finishes_the_step_and_keeps_it(
     sent, times, code, step, pool_file, handlers, monkeypatch, capfd
 ):
     """Checkpoints are 10 steps apart, and the 38th is half done; who asks twice has the last of them."""
-    plain = AdaptiveMerging.training_step
+    plain = MergingModule.training_step
 
     def asked(self, batch, batch_idx):
         for _ in range(times if self.global_step == 37 else 0):
             os.kill(os.getpid(), sent)
         return plain(self, batch, batch_idx)
 
-    monkeypatch.setattr(AdaptiveMerging, "training_step", asked)
+    monkeypatch.setattr(MergingModule, "training_step", asked)
     words = fit_words(pool_file, "--name=n", "--id=a", steps=100)
     assert command(capfd, "fit", *words).code == code
     assert adam_state(Path("runs/n/a"))["step"] == step

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from modules import bilevel, descending
 from running import METHODS
 from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
@@ -15,7 +16,7 @@ from toys import QUIET, ToyLanguage, toy_vectors
 
 from adamerge.errors import ConfigError
 from adamerge.parametrizations import Concrete, LayerWise
-from adamerge.training import AdaptiveMerging, BilevelMerging, CosineDecay, CosineRestarts
+from adamerge.training import CosineDecay, CosineRestarts
 from adamerge.training.schedules import scheduled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -40,11 +41,8 @@ def part(spec):
 def rates_of(module, steps: int) -> list[list[float]]:
     """Of each optimiser: the rate of every step, and the one that would come after the last."""
     module.trainer = Trainer(max_steps=steps, max_epochs=1, **QUIET)
-    made = module.configure_optimizers()
-    if isinstance(made, dict):
-        optimizers, schedulers = [made["optimizer"]], [made["lr_scheduler"]["scheduler"]]
-    else:
-        optimizers, schedulers = made if isinstance(made, tuple) else ([made], [])
+    optimizers, made = module.configure_optimizers()
+    schedulers = [one["scheduler"] if isinstance(one, dict) else one for one in made]
     found = [[optimizer.param_groups[0]["lr"]] for optimizer in optimizers]
     for _ in range(steps):
         for scheduler in schedulers:
@@ -54,8 +52,13 @@ def rates_of(module, steps: int) -> list[list[float]]:
     return found
 
 
+def search_of(path) -> dict:
+    """The arguments of a shipped method's search."""
+    return yaml.safe_load(path.read_text())["model"]["search"]["init_args"]
+
+
 def test_the_table_names_what_is_shipped():
-    scheduled_ones = {path.stem for path in LEARNED if "lr_scheduler" in yaml.safe_load(path.read_text())["model"]}
+    scheduled_ones = {path.stem for path in LEARNED if "schedule" in search_of(path)}
     assert len(LEARNED) >= 17 and scheduled_ones == ENDS.keys()
 
 
@@ -64,17 +67,17 @@ def test_the_table_names_what_is_shipped():
 def test_rates_of_a_shipped_method_fall_where_they_should_and_end_where_they_say(path, times):
     """At its own number of steps and rate, a tenth, and ten times as much of both."""
     config = yaml.safe_load(path.read_text())
-    model, steps = config["model"], max(1, round(times * config["trainer"]["max_steps"]))
-    arguments = {key: part(model[key]) for key in ("optimizer",) if key in model}
-    if "lr_scheduler" in model:
-        arguments["lr_scheduler"] = part(model["lr_scheduler"])()
-    bilevel = "search" in config
-    wanted = {"lr": times * model["lr"]} | ({"inner_lr": times * model["inner_lr"]} if bilevel else {})
-    search, made = (BilevelMerging, partial(Concrete, inner=LayerWise)) if bilevel else (AdaptiveMerging, LayerWise)
-    module = search(ToyLanguage(), toy_vectors(), made, **wanted, **arguments)
-    module.check_rates(steps)
+    given, steps = search_of(path), max(1, round(times * config["trainer"]["max_steps"]))
+    arguments = {key: part(given[key]) for key in ("optimizer",) if key in given}
+    if "schedule" in given:
+        arguments["schedule"] = part(given["schedule"])()
+    nested = config["model"]["search"]["class_path"] == "adamerge.Bilevel"
+    wanted = {"lr": times * given["lr"]} | ({"inner_lr": times * given["inner_lr"]} if nested else {})
+    make, made = (bilevel, partial(Concrete, inner=LayerWise)) if nested else (descending, LayerWise)
+    module = make(ToyLanguage(), toy_vectors(), made, **wanted, **arguments)
+    module.search.check(steps, batch_size=2)
     every = rates_of(module, steps)
-    assert [rates[0] for rates in every] == [wanted[key] for key in (("inner_lr", "lr") if bilevel else ("lr",))]
+    assert [rates[0] for rates in every] == [wanted[key] for key in (("inner_lr", "lr") if nested else ("lr",))]
     if path.stem not in ENDS:
         assert all(set(rates) == {rates[0]} for rates in every), "constant"
         return
@@ -142,15 +145,15 @@ def test_numbers_out_of_range_are_refused(made):
 def test_one_of_torchs_that_cannot_be_what_it_says_is_refused(schedule, named):
     """In a fit of 20 steps at a rate of 0.01; before the fit, and in it."""
     with pytest.raises(ConfigError) as refusal:
-        scheduled(SGD([nn.Parameter(torch.zeros(1))], 0.01), schedule, 20, "model.lr_scheduler")
-    assert named in refusal.value.what and "model.lr_scheduler" in refusal.value.what
-    module = AdaptiveMerging(ToyLanguage(), toy_vectors(), LayerWise, lr=0.01, lr_scheduler=schedule)
-    with pytest.raises(ConfigError, match="model.lr_scheduler"):
-        module.check_rates(20)
+        scheduled(SGD([nn.Parameter(torch.zeros(1))], 0.01), schedule, 20, "model.search.schedule")
+    assert named in refusal.value.what and "model.search.schedule" in refusal.value.what
+    module = descending(ToyLanguage(), toy_vectors(), LayerWise, lr=0.01, schedule=schedule)
+    with pytest.raises(ConfigError, match="model.search.schedule"):
+        module.search.check(20, batch_size=2)
     made = partial(Concrete, inner=LayerWise)
-    module = BilevelMerging(ToyLanguage(), toy_vectors(), made, inner_lr=0.01, inner_lr_scheduler=schedule)
-    with pytest.raises(ConfigError, match="model.inner_lr_scheduler"):
-        module.check_rates(20)
+    module = bilevel(ToyLanguage(), toy_vectors(), made, inner_lr=0.01, inner_schedule=schedule)
+    with pytest.raises(ConfigError, match="model.search.inner_schedule"):
+        module.search.check(20, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +163,14 @@ def test_one_of_torchs_that_cannot_be_what_it_says_is_refused(schedule, named):
      partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20), partial(lr_scheduler.MultiStepLR, milestones=[5])],
 )  # fmt: skip
 def test_one_of_torchs_that_goes_with_the_fit_is_taken(schedule):
-    AdaptiveMerging(ToyLanguage(), toy_vectors(), LayerWise, lr=0.01, lr_scheduler=schedule).check_rates(20)
+    descending(ToyLanguage(), toy_vectors(), LayerWise, lr=0.01, schedule=schedule).search.check(20, batch_size=2)
 
 
 def test_both_rates_of_a_bilevel_search_follow_their_own_schedule():
     made = partial(Concrete, inner=LayerWise)
-    module = BilevelMerging(
+    module = bilevel(
         ToyLanguage(), toy_vectors(), made, lr=0.1, inner_lr=2.0, optimizer=Adam,
-        lr_scheduler=CosineDecay(), inner_lr_scheduler=CosineRestarts(2, 1.0, 0.5),
+        schedule=CosineDecay(), inner_schedule=CosineRestarts(2, 1.0, 0.5),
     )  # fmt: skip
     inner, outer = rates_of(module, 4)
     assert outer == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(5)], abs=1e-12)

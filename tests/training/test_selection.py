@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from modules import descending
 from running import command, fit_words, pool_config, without_pictures, write_yaml
 from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
@@ -16,7 +17,7 @@ from adamerge.errors import ConfigError
 from adamerge.io.safetensors_file import read_json
 from adamerge.objectives import CrossEntropy
 from adamerge.parametrizations import LayerWise
-from adamerge.training import AdaptiveMerging
+from adamerge.training import MergingModule
 from adamerge.training.selection import HighestScore, KeepBest, Look, LowestTarget, Selection
 
 
@@ -73,9 +74,9 @@ class Trail(Callback):
         self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
 
 
-def module_of(beta=None, lr=0.05, objective=None) -> AdaptiveMerging:
+def module_of(beta=None, lr=0.05, objective=None) -> MergingModule:
     objective = objective if objective is not None else CrossEntropy()
-    return AdaptiveMerging(
+    return descending(
         ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), objective, lr, task_weights=beta or {}
     )
 
@@ -195,7 +196,7 @@ def scores_of(w, data):
 def test_a_task_that_has_no_expert_and_an_expert_that_has_no_data():
     """Few-shot: the target's own expert is left out, and the others' data are not looked at."""
     vectors = vectors_of(("one", "two"))
-    module = AdaptiveMerging(ToyClassifier(), vectors, partial(LayerWise, init=0.0), CrossEntropy(), 0.05)
+    module = descending(ToyClassifier(), vectors, partial(LayerWise, init=0.0), CrossEntropy(), 0.05)
     data = ToyPoints(("one", "three"), labelled=True, shots=2, only=["three"])
     fit_toy(module, data, 10, callbacks=[KeepBest(HighestScore(), 2)])
     protocol = module.coefficients().protocol
@@ -203,7 +204,7 @@ def test_a_task_that_has_no_expert_and_an_expert_that_has_no_data():
     assert module.merged.parametrization.w.abs().min() > 0 or protocol["selection"]["step"] == 0
     with pytest.raises(ConfigError, match="expert 'two' has no data"):
         fit_toy(
-            AdaptiveMerging(ToyClassifier(), vectors, LayerWise, CrossEntropy(), 0.05),
+            descending(ToyClassifier(), vectors, LayerWise, CrossEntropy(), 0.05),
             ToyPoints(("one", "three"), labelled=True),
         )
 

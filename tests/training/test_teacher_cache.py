@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from modules import descending
 from rounding import allowed
 from running import environment
 from torch.optim import SGD
@@ -20,7 +21,7 @@ from adamerge.backbones.inputs import stack
 from adamerge.data.batch_order import Steps
 from adamerge.errors import ConfigError
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
-from adamerge.training import AdaptiveMerging, TeacherCache, TeacherFiles
+from adamerge.training import TeacherCache, TeacherFiles
 
 
 class Counting(ToyLanguage):
@@ -39,7 +40,7 @@ class Counting(ToyLanguage):
 
 def module_of(teachers=None, objective=None, backbone=None, tasks=("one", "two"), **arguments):
     arguments = {"hold": False, **arguments}  # where forward passes are counted
-    return AdaptiveMerging(
+    return descending(
         backbone or Counting(), toy_vectors(tasks), partial(LayerWise, init=0.3), objective or LogitAlignment(),
         0.1, partial(SGD, lr=1.0), teachers=teachers, **arguments,
     )  # fmt: skip
@@ -205,7 +206,8 @@ sys.path.insert(0, sys.argv[1])
 from functools import partial
 from torch.optim import SGD
 from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors
-from adamerge import AdaptiveMerging, LayerWise, LogitAlignment, TeacherFiles
+from modules import descending
+from adamerge import LayerWise, LogitAlignment, TeacherFiles
 
 plain = ToyLanguage.encode
 
@@ -217,7 +219,7 @@ def dying(self, inputs, hidden=()):
 ToyLanguage.encode = dying
 vectors = toy_vectors()
 teachers = TeacherFiles(folder=sys.argv[2])
-module = AdaptiveMerging(ToyLanguage(), vectors, partial(LayerWise, init=0.3), LogitAlignment(), teachers=teachers)
+module = descending(ToyLanguage(), vectors, partial(LayerWise, init=0.3), LogitAlignment(), teachers=teachers)
 toy_fit(module, ToyTexts(), 9)
 """
 
@@ -337,7 +339,7 @@ def test_teachers_leave_no_trace_in_the_merged_copy():
     """Names that are not merged are the base's again after experts have filled the network."""
     backbone = ToyLanguage()
     vectors = toy_vectors(exclude=["embed.*"])
-    module = AdaptiveMerging(backbone, vectors, partial(LayerWise, init=0.0), LogitAlignment(), 1e-9)
+    module = descending(backbone, vectors, partial(LayerWise, init=0.0), LogitAlignment(), 1e-9)
     toy_fit(module, ToyTexts(), 1)
     module.merged.merge()
     assert all(torch.allclose(value, vectors.base[name], atol=1e-6) for name, value in backbone.tensors().items())

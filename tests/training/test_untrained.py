@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning import Trainer
+from modules import descending
 from pico import TASKS, pico_pool
 from test_matrix import ALONE
 from torch.optim import SGD, Adam, AdamW
@@ -22,9 +23,8 @@ from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
 from adamerge.parametrizations.untrained import held_names
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import AdaptiveMerging
 from adamerge.training.callbacks import RunawayGuard
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training.objective_gradient import BatchObjective
 from adamerge.training.untrained import by_group, constant
 
 
@@ -50,7 +50,7 @@ def found(pool, part=LayerWise, copy=None, change=None, loss=None, dtype="float3
     if change is not None:
         experts = {task: change(task, dict(expert), pool) for task, expert in experts.items()}
     vectors = TaskVectors(pool["base"], experts, include=pool["include"], exclude=pool["exclude"])
-    merged = AdaptiveMerging(pool["backbone"](dtype), vectors, part, Entropy(), copy=copy).merged
+    merged = descending(pool["backbone"](dtype), vectors, part, Entropy(), copy=copy).merged
     backbone = merged.backbone
     backbone.build_heads(TASKS, vectors.checkpoints)
     batch = {
@@ -62,7 +62,7 @@ def found(pool, part=LayerWise, copy=None, change=None, loss=None, dtype="float3
     before = [parameter.detach().clone() for parameter in learned]
 
     def run():
-        BackwardPass(merged, Entropy(), {}, None, ALONE)(batch)
+        BatchObjective(merged, Entropy(), {}, None, ALONE).backward(batch)
         if loss is not None:
             loss(merged).backward()
 
@@ -135,7 +135,7 @@ def test_where_the_objective_is_flat_nothing_is_held(clip):
 
     assert found(clip, change=change, loss=None) != {}
     vectors = TaskVectors(clip["base"], clip["experts"], include=clip["include"])
-    merged = AdaptiveMerging(clip["backbone"](), vectors, LayerWise, Entropy()).merged
+    merged = descending(clip["backbone"](), vectors, LayerWise, Entropy()).merged
     draws = torch.Generator().manual_seed(0)
 
     def run():
@@ -155,7 +155,7 @@ def fitted(steps=6, ckpt=None, left_alone="first.bias", **arguments):
     vectors = vectors_of()
     experts = {task: dict(checkpoint) for task, checkpoint in vectors.checkpoints.items()}
     experts["two"][left_alone] = vectors.base[left_alone]
-    module = AdaptiveMerging(
+    module = descending(
         ToyClassifier(), TaskVectors(dict(vectors.base), experts), LayerWise, Entropy(), lr=0.05, **arguments
     )
     trainer = Trainer(max_steps=steps, max_epochs=-1, **QUIET)
@@ -226,7 +226,7 @@ def test_heat_map_importances_and_runaway_guard_see_what_is_learned(tmp_path):
     draw_heatmap(coefficients.table(), tmp_path / "grey.png", held=coefficients.held_table())
     draw_heatmap(coefficients.table(), tmp_path / "plain.png")
     assert (tmp_path / "grey.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
-    module = AdaptiveMerging(ToyClassifier(), vectors, LayerWise, Entropy())
+    module = descending(ToyClassifier(), vectors, LayerWise, Entropy())
     module.merged.parametrization = made
     RunawayGuard()._look(1, module)
     made.hold({})

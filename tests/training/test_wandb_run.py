@@ -66,7 +66,7 @@ def test_two_fits_of_one_process_have_a_run_each(pool_file, tmp_path, offline, m
     for name in ("one", "two"):  # runs whose last name is the same
         lr = 0.5 if name == "one" else 0.25
         outcome = command(
-            capfd, "fit", *fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.lr={lr}")
+            capfd, "fit", *fit_words(pool_file, f"--name={name}", "--id=seed0", EVERY, f"--model.search.lr={lr}")
         )
         assert outcome.code == 0, outcome.err[-2000:]
     assert len(files_of(tmp_path)) == 2 and wandb.run is None
