@@ -111,7 +111,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "save_coefficients": "artifacts.coefficients",
 }
 
-_DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
+DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
     "Calibration",
     "ImageCalibration",
     "ImageTextCalibration",
@@ -225,4 +225,4 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'adamerge' has no attribute '{name}'")
     part = getattr(importlib.import_module(f"adamerge.{HOMES[name]}"), name)
-    return importlib.import_module("adamerge.training.data_modules").of(part) if name in _DATA_MODULES else part
+    return importlib.import_module("adamerge.training.data_modules").of(part) if name in DATA_MODULES else part

@@ -57,6 +57,8 @@ class Images:
 
     def _is_exact(self) -> bool:
         """Whether the two halves give what the processor gives, on an image of noise."""
+        from PIL import Image
+
         noise = numpy.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=numpy.uint8)
         image = Image.fromarray(noise)
         return torch.allclose(self.normalise(self._bytes(image)), self._whole(image), rtol=0, atol=1e-5)

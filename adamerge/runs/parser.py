@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonargparse
@@ -18,10 +17,9 @@ from jsonargparse import ArgumentParser, Namespace
 import adamerge
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.io.public_names import PREFIX, find, public_name
-from adamerge.runs.class_names import class_named, such_as
+from adamerge.io.public_names import PREFIX, find
 from adamerge.runs.config_files import refuse_private
-from adamerge.runs.configuration import DEFAULTS, Configuration, configurations
+from adamerge.runs.configuration import Configuration, configurations
 from adamerge.runs.former_keys import renewed_key
 from adamerge.runs.help import RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
@@ -40,11 +38,10 @@ def read(configuration: Configuration) -> Namespace:
     Raises:
         ConfigError: a key, a value or a class cannot be used.
     """
-    with configuration.named():
+    with configuration.named(), plain_names():
         content = configuration.content
         _load_named(content)
         try:
-            content["data"] = {"class_path": public_name(_data_class(content)), **_data_arguments(content)}
             settings = parser_of(content).parse_object(content)
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
             raise readable(error, configuration.plain) from error
@@ -68,9 +65,7 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
     parser.add_class_arguments(trainer, "trainer", fail_untyped=False, instantiate=False)
     parser.set_defaults({f"trainer.{key}": value for key, value in OURS.items()})
     parser.add_class_arguments(Merging, "model", fail_untyped=False)
-    # the class itself and not any of its kind: looking for those, the parser would come upon Lightning's data modules
-    parser.add_argument("--data.class_path", type=str)
-    parser.add_class_arguments(_data_class(content), "data.init_args", fail_untyped=False, instantiate=False)
+    parser.add_subclass_arguments(Calibration, "data", fail_untyped=False, required=False)
     for key in ("tasks", "leave_out"):
         parser.add_argument(f"--{key}", type=list[str] | None, default=None, help=RUN_KEYS[key])
     parser.add_argument("--runs", type=str, default="runs", help=RUN_KEYS["runs"])
@@ -81,10 +76,9 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
 
 def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
     """Returns settings as plain data, as a file of them holds it."""
-    parser = parser_of(settings.as_dict())
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_names():
         warnings.simplefilter("ignore", jsonargparse.JsonargparseDeprecationWarning)
-        text = parser.dump(settings, skip_none=False, skip_check=True, skip_default=skip_default)
+        text = parser_of(settings.as_dict()).dump(settings, skip_none=False, skip_check=True, skip_default=skip_default)
     return dict(yaml.safe_load(text) or {})
 
 
@@ -94,9 +88,7 @@ def help_by_parser(flag: str) -> str:
     Raises:
         ConfigError: there is no such class or key.
     """
-    if flag.startswith("--data.help="):
-        return str(parser_of({"data": flag.partition("=")[2]}).format_help())
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit), plain_names():
         try:
             parser_of({}).parse_args([renewed_key(flag)])
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
@@ -146,25 +138,22 @@ def short(message: str) -> str:
     return line if len(line) <= WIDEST_LINE else line[:WIDEST_LINE] + " …"
 
 
-def _data_class(content: Mapping[str, Any]) -> Any:
-    """Returns the plain class of the data.
+@contextlib.contextmanager
+def plain_names() -> Iterator[None]:
+    """Lets ``adamerge.ImageCalibration`` and its like be the plain classes meanwhile.
 
-    Raises:
-        ConfigError: there is no such class.
+    The parser looks them up by these names, whether they are asked for or not, and the data modules that they are otherwise
+    import Lightning. A user's class of data that is imported here derives from the plain ones, and a fit makes a data module
+    of any.
     """
-    spec = content.get("data")
-    name = spec.get("class_path") if isinstance(spec, Mapping) else spec
-    kind = class_named("data", str(name or DEFAULTS["data"]), Calibration)
-    if not (isinstance(kind, type) and issubclass(kind, Calibration)):
-        raise ConfigError(f"data: {name} is no Calibration", expected=such_as(Calibration))
-    if inspect.isabstract(kind):
-        raise ConfigError("data: it is not said which Calibration", expected=such_as(Calibration))
-    return kind
-
-
-def _data_arguments(content: Mapping[str, Any]) -> dict[str, Any]:
-    spec = content.get("data")
-    return {key: value for key, value in spec.items() if key != "class_path"} if isinstance(spec, Mapping) else {}
+    own = vars(adamerge)
+    names = [name for name in adamerge.DATA_MODULES if name not in own]
+    own.update({name: find(f"{PREFIX}{name}") for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            del own[name]
 
 
 def _narrow(settings: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Parts of a fit that open nothing: made from its settings, and all that is known of them before a model or data are opened."""
+"""Parts of a fit that open nothing, made from its settings; and all that is known of them before anything is opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adamerge.data import Calibration
 from adamerge.errors import CoefficientsError, DataError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.runs.class_names import class_named
-from adamerge.runs.parser import readable
+from adamerge.runs.parser import plain_names, readable
 from adamerge.runs.trainer_settings import check_length
 from adamerge.training.fit_checks import FitSettings, check_method
 from adamerge.training.merging import Method
@@ -45,8 +45,7 @@ def checked_parts(settings: Namespace) -> Parts:
     model = vars(settings.model)
     given = {name: value for name, value in model.items() if name not in {"backbone", "task_vectors"}}
     method: Method = made(Method, Namespace(**given))
-    kind = class_named("data", settings.data.class_path, Calibration)
-    data: Calibration = made(kind, settings.data.init_args)
+    data: Calibration = made_subclass(Calibration, settings.data)
     backbone = arguments_of(settings.model.backbone)
     if settings.model.backbone is not None:
         class_named("model.backbone", settings.model.backbone.class_path, Backbone).refuse_early(backbone)
@@ -75,9 +74,7 @@ def made(kind: type, given: Namespace) -> Any:
     Raises:
         AdamergeError: a class refuses its arguments.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "part", fail_untyped=False)
-    return _instantiated(parser, given)
+    return _instantiated("add_class_arguments", kind, given)
 
 
 def arguments_made(kind: type, given: Namespace) -> dict[str, Any]:
@@ -86,9 +83,7 @@ def arguments_made(kind: type, given: Namespace) -> dict[str, Any]:
     Raises:
         AdamergeError: a class refuses its arguments.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "part", fail_untyped=False, instantiate=False)
-    return dict(vars(_instantiated(parser, given)))
+    return dict(vars(_instantiated("add_class_arguments", kind, given, instantiate=False)))
 
 
 def made_subclass(kind: type, given: Namespace) -> Any:
@@ -97,9 +92,7 @@ def made_subclass(kind: type, given: Namespace) -> Any:
     Raises:
         AdamergeError: the class refuses its arguments.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "part", fail_untyped=False)
-    return _instantiated(parser, given)
+    return _instantiated("add_subclass_arguments", kind, given)
 
 
 def arguments_of(spec: Namespace | None) -> dict[str, Any]:
@@ -107,9 +100,12 @@ def arguments_of(spec: Namespace | None) -> dict[str, Any]:
     return {} if spec is None else dict(vars(spec.get("init_args") or Namespace()))
 
 
-def _instantiated(parser: ArgumentParser, given: Namespace) -> Any:
+def _instantiated(how: str, kind: type, given: Namespace, **options: Any) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
     try:
-        return parser.instantiate_classes(Namespace(part=given)).part
+        with plain_names():
+            getattr(parser, how)(kind, "part", fail_untyped=False, **options)
+            return parser.instantiate_classes(Namespace(part=given)).part
     except (ValueError, TypeError, ImportError) as error:
         raise readable(error) from error
 

@@ -1,4 +1,4 @@
-"""Preparation: everything that can be known of a fit and of all its stages before it begins, asked before anything is written."""
+"""Preparation: all that can be known of a fit and its stages before it begins, asked before anything is written."""
 
 from __future__ import annotations
 

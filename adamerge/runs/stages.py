@@ -46,8 +46,8 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     """``runs.fit``, where one of the configurations may also be a folder of stages ``1_*.yaml, 2_*.yaml, ...``.
 
     The stages share the other configurations and the overrides; ``--2.model.search.lr=0.1`` is for the second alone. In a
-    stage's file ``{previous}`` stands for the coefficient file of the stage before, ``{importance}`` for the importances of its
-    tensors, ``{run}`` for the run's folder. Each stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made
+    stage's file ``{previous}`` stands for the coefficient file of the stage before, ``{importance}`` for the importances of
+    its tensors, ``{run}`` for the run's folder. Each stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made
     is also found in ``RUN``. All files are checked before the first stage begins, and finished stages are not repeated.
 
     Args:
@@ -191,6 +191,8 @@ def _weigh(configuration: Path, before: Path) -> None:
     """Write the importances of the stage before, when this one asks for them."""
     target = before.absolute() / IMPORTANCES
     if _names(read_config(configuration), str(target)) and not target.is_file():
+        from adamerge.artifacts.importance import write_importances
+
         write_importances(before / FINAL[0], target)
 
 
