@@ -214,7 +214,8 @@ def _run_of(method: Path, words: Words, folder: Path) -> Path:
     given = [one for file in words.files for one in (stages_of(Path(file)) if Path(file).is_dir() else [Path(file)])]
     shared = [f"--config={file}" for file in words.files[2:]]
     recipe = [*(path.read_bytes() for path in given), *(word.encode() for word in (*shared, *words.overrides))]
-    return folder / "fits" / f"{method.stem}-{hashlib.sha256(b'\0'.join(recipe)).hexdigest()[:8]}"
+    digest = hashlib.sha256(b"\0".join(recipe)).hexdigest()
+    return folder / "fits" / f"{method.stem}-{digest[:8]}"
 
 
 def _result(
