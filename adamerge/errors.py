@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 
 class AdamergeError(Exception):
@@ -42,6 +43,18 @@ class AdamergeError(Exception):
         if todo is not None:
             lines.append(f"  what to do: {todo}")
         super().__init__("\n".join(lines))
+
+    def told_of(self, whose: str, todo: str | None = None) -> Self:
+        """Returns the same error whose first line begins with whose it is, where it does not say so.
+
+        Args:
+            whose: such as ``expert 'cars'``.
+            todo: what to do instead, if anything else.
+        """
+        what = self.what if whose in self.what else f"{whose}: {self.what}"
+        return type(self)(
+            what, where=self.where, expected=self.expected, got=self.got, todo=self.todo if todo is None else todo
+        )
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

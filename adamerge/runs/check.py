@@ -69,12 +69,8 @@ def check(stages: Sequence[Configuration]) -> None:
                 problems[str(error)] = error
     if problems:
         first, count = next(iter(problems.values())), len(problems)
-        todo = (
-            f"{first.todo or 'correct it'}; all {count} problems are listed above this line"
-            if count > 1
-            else first.todo
-        )
-        raise type(first)(first.what, where=first.where, expected=first.expected, got=first.got, todo=todo)
+        listed = f"{first.todo or 'correct it'}; all {count} problems are listed above this line"
+        raise first.told_of("", listed if count > 1 else None)
     console.print(
         "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
         "objective goes with them; nor, before `compare`, whether labels and rows of the heads mean the same"

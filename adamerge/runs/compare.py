@@ -205,8 +205,7 @@ def _named(method: Path) -> Iterator[None]:
     try:
         yield
     except AdamergeError as error:
-        what, where = f"{method.name}: {error.what}", error.where
-        raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
+        raise error.told_of(method.name) from error
 
 
 def _run_of(method: Path, words: Words, folder: Path) -> Path:

@@ -60,16 +60,10 @@ class Configuration:
         try:
             yield
         except AdamergeError as error:
-            if not self.number or error.what.startswith(f"stage {self.number}, "):
+            if not self.number:
                 raise
             own = f"{error.todo or ''} (--{self.number}.KEY is for stage {self.number} alone)".strip()
-            raise type(error)(
-                f"stage {self.number}, {self.file}: {error.what}",
-                where=error.where,
-                expected=error.expected,
-                got=error.got,
-                todo=error.todo if self.number == 1 else own,
-            ) from error
+            raise error.told_of(f"stage {self.number}, {self.file}", None if self.number == 1 else own) from error
 
     def _laid(self, read: Any) -> dict[str, Any]:
         config: dict[str, Any] = {}

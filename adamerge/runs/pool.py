@@ -9,6 +9,7 @@ from typing import Any
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.compatibility import differences, extra_names, names_to_merge, refuse_extra
 from adamerge.checkpoints.hub_headers import open_headers
+from adamerge.checkpoints.opening import opening
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.io.safetensors_file import quoted, read_json
 
@@ -47,7 +48,7 @@ def open_pool(given: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
     pool = Pool()
     include, exclude = given.get("include") or (), given.get("exclude") or ()
 
-    def opening(who: str, source: Any) -> Checkpoint | None:
+    def opened_or_told(who: str, source: Any, whose: str) -> Checkpoint | None:
         key = f"{source} of {given.get('base')}"
         try:
             if not isinstance(source, str):
@@ -58,17 +59,18 @@ def open_pool(given: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
                     todo=f"say where {who} is",
                 )
             if key not in opened:
-                opened[key] = open_headers(source, pool.base)
+                with opening(whose):
+                    opened[key] = open_headers(source, pool.base)
         except AdamergeError as error:
             pool.add(who, error)
             return None
         return opened[key]
 
-    pool.base = opening("base", given.get("base"))
+    pool.base = opened_or_told("base", given.get("base"), "base")
     if pool.base is None:
         return pool
     for task, source in (given.get("experts") or {}).items():
-        expert = opening(task, source)
+        expert = opened_or_told(task, source, f"expert '{task}'")
         if expert is not None:
             pool.experts[task] = expert
     try:
