@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from adamerge.runs.config_parser import Parsed, search_of
 from running import LAYER_WISE, write_yaml
 
 import adamerge
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import FORMER, current_name, find, is_public, public_name, renewed
-from adamerge.runs.config_files import overridden, read_config
+from adamerge.runs.config_files import read_config
+from adamerge.runs.layers import overridden
+from adamerge.runs.parser import read_first
+from adamerge.runs.run_config import write_config
 from adamerge.training.data_modules import of
 
 ROOT = Path(__file__).parents[2]
@@ -125,11 +127,13 @@ def test_a_configuration_of_former_homes_is_that_of_todays(tmp_path, monkeypatch
         "LayerWise",
         "Clamp",
         "Entropy",
-        "BilevelMerging",
+        "Bilevel",
         "Disk",
         "BlockCopy",
     ]
-    monkeypatch.setattr("adamerge.public_names.FORMER", {f"adamerge.gone.{name}": f"adamerge.{name}" for name in names})
+    monkeypatch.setattr(
+        "adamerge.io.public_names.FORMER", {f"adamerge.gone.{name}": f"adamerge.{name}" for name in names}
+    )
     old = {
         "model": {
             "backbone": {"class_path": "adamerge.gone.OpenClipClassifier", "init_args": {"architecture": "ViT-B-32"}},
@@ -140,20 +144,18 @@ def test_a_configuration_of_former_homes_is_that_of_todays(tmp_path, monkeypatch
             "objective": "adamerge.gone.Entropy",
         },
         "data": {"class_path": "adamerge.gone.TestbedImages"},
-        "search": "adamerge.gone.BilevelMerging",
+        "search": "adamerge.gone.Bilevel",
     }
     file = write_yaml(tmp_path / "old.yaml", old)
     words = ["--config", str(file), "--model.copy=adamerge.gone.BlockCopy", "--model.storage=adamerge.gone.Disk"]
     words.append("--model.task_vectors.base=nothing")
     words.append("--model.task_vectors.experts={}")
-    assert search_of(words) is adamerge.BilevelMerging
-    cli = Parsed(words)
     target = tmp_path / "config.yaml"
-    cli.parser.save(cli.config, target, skip_none=False, skip_check=True)
+    write_config(read_first(words), target)
     text = target.read_text()
     assert text.startswith(f"# adamerge {adamerge.__version__}\n") and "gone" not in text
     content = yaml.safe_load(text)
-    assert content["search"] == "adamerge.BilevelMerging"
+    assert content["model"]["search"]["class_path"] == "adamerge.Bilevel"
     assert content["model"]["copy"]["class_path"] == "adamerge.BlockCopy"
     assert content["model"]["parametrization"]["init_args"]["constraint"]["class_path"] == "adamerge.Clamp"
     assert content["model"]["parametrization"]["init_args"]["constraint"]["init_args"]["high"] == 2.0

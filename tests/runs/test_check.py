@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.runs.check import check
+from adamerge.runs.configuration import configurations
 
 STAGED = METHODS / "expert_merging_plusplus"
 NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "ties_original", "weight_average")}
@@ -28,6 +29,10 @@ NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "tie
 @pytest.fixture
 def tiny(pool, image_folders, tmp_path):
     return write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+
+
+def checked(files, overrides):
+    check(configurations([*map(str, files), *overrides], "check"))
 
 
 def words(capsys):
@@ -41,7 +46,7 @@ def test_every_method_can_be_checked(tiny, method, capsys, monkeypatch):
     overrides = []
     if method.name == "atlas_negation.yaml":
         overrides = ["--model.task_vectors.transforms=[]"]
-    check([tiny, method], overrides)
+    checked([tiny, method], overrides)
     text = words(capsys)
     assert all(f"{task} " in text for task in CLASSES) and "fits" in text
     learned = method not in NOTHING_LEARNED
@@ -63,7 +68,7 @@ def test_what_it_prints_is_what_a_fit_does(tiny, tmp_path, capfd, monkeypatch):
     told = capfd.readouterr().out
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float16)" and "Resident(float16)" in told
-    check([tiny, LAYER_WISE], ["--model.storage=Resident", "--model.storage.dtype=float16"])
+    checked([tiny, LAYER_WISE], ["--model.storage=Resident", "--model.storage.dtype=float16"])
     assert f"{plan['coefficients']} coefficients in {plan['groups']} groups" in " ".join(capfd.readouterr().out.split())
 
 
@@ -135,11 +140,11 @@ def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):
 def test_the_copy_and_the_processes_are_those_of_the_fit(tiny, capsys, devices, count, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words_ = ["--model.copy=ShardedCopy", f"--trainer.devices={devices}", "--trainer.num_nodes=2"]
-    check([tiny, LAYER_WISE], words_)
+    checked([tiny, LAYER_WISE], words_)
     text = words(capsys)
     assert f"of the ShardedCopy what is always there in each of {2 * count} processes" in text
     assert "Disk()" in text and "Resident" not in text
-    check([tiny, LAYER_WISE], ["--model.copy=BlockCopy"])
+    checked([tiny, LAYER_WISE], ["--model.copy=BlockCopy"])
     text = words(capsys)
     assert "of the BlockCopy what is always there" in text and "Resident(float32)" in text
 
@@ -151,30 +156,30 @@ def test_a_storage_that_does_not_go_with_the_copy(tiny, capfd):
 
 def test_a_pool_alone_is_no_method(tiny):
     with pytest.raises(ConfigError, match="model.parametrization is in none"):
-        check([tiny, tiny], [])
+        checked([tiny, tiny], [])
     with pytest.raises(ConfigError, match="at most one folder"):
-        check([tiny, STAGED, STAGED], [])
+        checked([tiny, STAGED, STAGED], [])
 
 
 def test_too_little_memory_is_a_warning(tiny, capsys, monkeypatch):
     from adamerge.task_vectors.memory import Available
 
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
-    check([tiny, LAYER_WISE], [])
+    checked([tiny, LAYER_WISE], [])
     assert "warning: not even the merged copy and its gradient fit" in words(capsys)
 
 
 @pytest.mark.parametrize(("accelerator", "warned"), [("gpu", True), ("cuda", True), ("cpu", False), ("auto", False)])
 def test_a_gpu_that_is_not_here_is_a_warning(tiny, capsys, monkeypatch, accelerator, warned):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
+    checked([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
     text = words(capsys)
     assert ("there is none here: this is the plan of the CPU" in text) == warned
     assert "whether the objective goes with them" in text[-200:]
 
 
 def test_overrides_of_one_stage(tiny, capsys):
-    check([tiny, STAGED], ["--2.model.storage=LowBit", "--1.model.storage=Disk"])
+    checked([tiny, STAGED], ["--2.model.storage=LowBit", "--1.model.storage=Disk"])
     first, second = words(capsys).split("stage 2 of 2")
     assert "LowBit(8)" in second and second.index("LowBit(8)") < second.index(", chosen")
     assert "Disk()" in first.split(", chosen")[0].rpartition("yes")[0][-60:]
