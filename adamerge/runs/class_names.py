@@ -25,7 +25,7 @@ def class_named(key: str, name: str, kind: type) -> Any:
     Raises:
         ConfigError: there is nothing of that name.
     """
-    if "." not in name:
+    if not name.rpartition(".")[0]:
         known = _subclasses(kind)
         if name in adamerge.HOMES:
             return find(f"{PREFIX}{name}")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -77,7 +76,7 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
 def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
     """Returns settings as plain data, as a file of them holds it."""
     with warnings.catch_warnings(), plain_names():
-        warnings.simplefilter("ignore", jsonargparse.JsonargparseDeprecationWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of skip_none, which older versions of the parser need
         text = parser_of(settings.as_dict()).dump(settings, skip_none=False, skip_check=True, skip_default=skip_default)
     return dict(yaml.safe_load(text) or {})
 

@@ -84,7 +84,7 @@ def argument_fault(
                 continue
             return _no_argument(f"{key}.{name}", str(name), kind, list(parameters))
         default = _default(kind, parameters[name])
-        preset = isinstance(default, type) and default is not inspect.Parameter.empty  # such as Adam
+        preset = isinstance(default, type) and default.__module__ not in {"builtins", "inspect"}  # such as Adam
         if preset and isinstance(value, Mapping) and "class_path" not in value:
             value = {**value, "class_path": full_name(default)}
         found = fault(f"{key}.{name}", value, hints.get(name, Any))

@@ -92,11 +92,11 @@ def test_former_names_are_those_of_what_is_there():
 
 
 @pytest.mark.parametrize(
-    "name", ["adamerge.export.export", "adamerge.cli", "os.system", "", "adamerge", "adamerge.Projection.x"]
+    "name", ["adamerge.export.export", "adamerge.cli", "", "adamerge", "adamerge.Projection.x", "os.gone", "gone.x"]
 )
 def test_nothing_else_has_a_public_name(name):
     assert not is_public(name) and current_name(name) == name
-    with pytest.raises(LookupError, match="no part of this name"):
+    with pytest.raises(LookupError, match="no part of this name" if name.startswith("adamerge.") else None):
         find(name)
 
 

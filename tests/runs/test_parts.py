@@ -62,7 +62,7 @@ def test_arguments_are_made_and_the_class_is_not(parts):
     with pytest.raises(ConfigError, match="no dtype 'int3'"):
         made_subclass(Storage, Namespace(class_path="adamerge.Resident", init_args=Namespace(dtype="int3")))
     with pytest.raises(ConfigError, match="micro_batch must be at least 1"):
-        made(Method, Namespace(**{**vars(settings.model), "micro_batch": 0, "backbone": None, "task_vectors": None}))
+        made(Method, Namespace(parametrization=settings.model.parametrization, micro_batch=0))
 
 
 @pytest.mark.parametrize(
