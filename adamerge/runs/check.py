@@ -23,7 +23,7 @@ from adamerge.merging.memory_report import print_plan
 from adamerge.runs.class_names import class_named
 from adamerge.runs.configuration import Configuration
 from adamerge.runs.parser import read
-from adamerge.runs.parts import Parts, arguments_made, arguments_of, checked_parts
+from adamerge.runs.parts import Parts, arguments_made, arguments_of, parts_of, refuse_parts
 from adamerge.runs.pool import Pool, open_pool
 from adamerge.runs.preparation import waiting
 from adamerge.runs.trainer_settings import whole_number
@@ -78,13 +78,14 @@ def check(stages: Sequence[Configuration]) -> None:
 
 
 def _parts(stage: Configuration, settings: Namespace) -> tuple[AdamergeError | None, Parts | None]:
-    """What the method is refused for, and its parts; neither where they wait for a file of the stage before."""
+    """What the method is refused for, and its parts as far as they are made; neither where they wait for a file."""
     parts = None
     try:
         with stage.named(), waiting(stage):
-            parts = checked_parts(settings)
+            parts = parts_of(settings)
+            refuse_parts(settings, parts)
     except AdamergeError as error:
-        return error, None
+        return error, parts
     return None, parts
 
 

@@ -34,10 +34,21 @@ class Parts:
 
 
 def checked_parts(settings: Namespace) -> Parts:
-    """Makes the parts, and asks whether they go together: what every verb refuses, before a library of networks is loaded.
+    """Makes the parts, and asks whether they go together.
 
     Raises:
-        AdamergeError: a part refuses its arguments, they do not go together, or a file or folder is not there.
+        AdamergeError: as ``parts_of`` and ``refuse_parts``.
+    """
+    parts = parts_of(settings)
+    refuse_parts(settings, parts)
+    return parts
+
+
+def parts_of(settings: Namespace) -> Parts:
+    """Makes the parts.
+
+    Raises:
+        AdamergeError: one refuses its arguments.
     """
     seed = settings.seed_everything
     if isinstance(seed, int) and not isinstance(seed, bool):
@@ -45,7 +56,16 @@ def checked_parts(settings: Namespace) -> Parts:
     model = vars(settings.model)
     given = {name: value for name, value in model.items() if name not in {"backbone", "task_vectors"}}
     method: Method = made(Method, Namespace(**given))
-    data: Calibration = made_subclass(Calibration, settings.data)
+    return Parts(method, made_subclass(Calibration, settings.data))
+
+
+def refuse_parts(settings: Namespace, parts: Parts) -> None:
+    """Asks whether the parts go together: what every verb refuses, before a library of networks is loaded.
+
+    Raises:
+        AdamergeError: they do not, or a file or folder is not there.
+    """
+    method, data = parts.method, parts.data
     backbone = arguments_of(settings.model.backbone)
     if settings.model.backbone is not None:
         class_named("model.backbone", settings.model.backbone.class_path, Backbone).refuse_early(backbone)
@@ -59,7 +79,6 @@ def checked_parts(settings: Namespace) -> Parts:
     _check_start(method)
     if method.objective is not None or method.recalibrate_buffers:
         _check_folders(settings)
-    return Parts(method, data)
 
 
 def fit_settings(settings: Namespace, validated: bool) -> FitSettings:

@@ -204,10 +204,10 @@ def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False
     try:
-        number = float(value)  # YAML's 1e-3 is a text, for want of a point
+        kind(str(value))  # YAML's 1e-3 is a text, for want of a point; and a whole number has none
     except ValueError:
         return False
-    return kind is float or number.is_integer()
+    return True
 
 
 def _help(key: str, kind: Callable[..., Any]) -> str:

@@ -31,6 +31,11 @@ def tiny(pool, image_folders, tmp_path):
     return write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
 
 
+def texts(tasks):
+    """Tasks of a language model whose data nobody opens."""
+    return {task: {"dataset": "org/name"} for task in tasks}
+
+
 def checked(files, overrides):
     check(configurations([*map(str, files), *overrides], "check"))
 
@@ -81,7 +86,8 @@ def test_all_problems_are_printed_and_the_exit_code_says_so(tiny, pool, tmp_path
     bad = [f"--model.task_vectors.experts.colours={tmp_path / 'colours.safetensors'}"]
     bad.append("--model.task_vectors.experts.gone=nowhere.safetensors")
     outcome = command(capfd, "check", tiny, LAYER_WISE, *bad)
-    assert outcome.code == 3 and "4 problems, the first" in outcome.error
+    assert outcome.code == 2 and outcome.error == "error: expert 'gone' has no data", "as a fit says first"
+    assert "all 4 problems are listed above" in outcome.err
     assert outcome.out.count("has another shape than in the base") == 2 and all(name in outcome.out for name in names)
     assert "nowhere.safetensors" in outcome.out and "expert 'gone' has no data" in outcome.out
     assert "1 experts" in outcome.out  # what is left is planned all the same
@@ -93,7 +99,8 @@ def test_files_beside_the_weights_that_differ_are_noted_and_are_no_problem(tmp_p
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
     backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": pool["base"]}}
     vectors = {"base": pool["base"], "experts": pool["experts"]}
-    file = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}})
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(pool["experts"])}}
+    file = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     outcome = command(capfd, "check", file, STAGED)
     assert outcome.code == 0 and outcome.out.count("note: ") == 1
     assert "note: expert 'one': config.json: rms_norm_eps is '0.5', in the base" in outcome.out
@@ -101,14 +108,18 @@ def test_files_beside_the_weights_that_differ_are_noted_and_are_no_problem(tmp_p
 
 def test_problems_are_told_once_for_all_stages(tiny, capfd):
     outcome = command(capfd, "check", tiny, STAGED, "--model.task_vectors.experts.gone=nowhere.safetensors")
-    assert outcome.code == 3 and outcome.out.count("nowhere.safetensors") == 1 and "stage 2 of 2" in outcome.out
+    assert outcome.code == 2 and outcome.out.count("nowhere.safetensors") == 1 and "stage 2 of 2" in outcome.out
+    outcome = command(capfd, "check", tiny, STAGED, "--model.task_vectors.experts.colours=nowhere.safetensors")
+    assert outcome.code == 3 and outcome.error.endswith(
+        "expert 'colours': 'nowhere.safetensors': no such file or folder"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.parametrization.init_args.inti=3"], "LayerWise has no argument 'inti'"),
-        (["--model.parametrization=Nothing"], "no class Nothing"),
+        (["--model.parametrization.init_args.inti=3"], "model.parametrization.inti is no argument of LayerWise"),
+        (["--model.parametrization=Nothing"], "model.parametrization: there is no parametrization 'Nothing'"),
         (["--model.storage=Resident", "--model.storage.dtype=int8"], "no dtype 'int8'"),
         (
             ["--model.task_vectors.transforms=[{class_path: Scale, init_args: {factors: {nobody: 1}}}]"],
@@ -124,11 +135,11 @@ def test_problems_are_told_once_for_all_stages(tiny, capfd):
         (["--model.backbone.dtype=float16"], "gradients would underflow"),
         (["--trainer.max_steps=null"], "trainer.max_steps is not set"),
         (["--trainer.accumulate_grad_batches=4"], "use --model.micro_batch"),
-        (["--trainer.max_steps=1e3"], "trainer.max_steps is no whole number"),
+        (["--trainer.max_steps=1e3"], "trainer.max_steps: '1e3' is no whole number"),
         (["--trainer.devices=abc"], "trainer.devices is no whole number"),
-        (["--trainer.num_nodes=many"], "trainer.num_nodes is no whole number"),
-        (["--model.task_vectors.base=null"], "base is no path"),
-        (["--model.task_vectors.experts={colours: null}"], "colours is no path"),
+        (["--trainer.num_nodes=many"], "trainer.num_nodes: 'many' is no whole number"),
+        (["--model.task_vectors.base=null"], "model.task_vectors.base is missing"),
+        (["--model.task_vectors.experts={colours: null}"], "model.task_vectors.experts.colours is missing"),
     ],
 )
 def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):
@@ -235,7 +246,9 @@ def test_a_model_of_7b_is_checked_in_seconds_and_little_memory(tmp_path, method)
         "experts": experts,
         "include": ["model.layers.*_proj.weight"],
     }
-    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"task_vectors": vectors}})
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": vectors["base"]}}
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(vectors["experts"])}}
+    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     done = child(["-c", textwrap.dedent(CHILD), "check", pool, METHODS / method], tmp_path)
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith(("RES", "LOAD"))}
     code, seconds, peak = lines["RESULT"]
@@ -257,7 +270,9 @@ def test_a_model_of_7b_that_does_not_fit_its_base(tmp_path, capfd):
     sparse(tmp_path / "base.safetensors", tensors)
     sparse(tmp_path / "wide.safetensors", {name: (*shape[:-1], 5120) for name, shape in tensors.items()})
     vectors = {"base": str(tmp_path / "base.safetensors"), "experts": {"wide": str(tmp_path / "wide.safetensors")}}
-    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"task_vectors": vectors}})
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": vectors["base"]}}
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(vectors["experts"])}}
+    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     start = time.monotonic()
     outcome = command(capfd, "check", pool, LAYER_WISE)
     assert time.monotonic() - start < 60 and outcome.code == 3

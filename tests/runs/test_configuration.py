@@ -90,9 +90,8 @@ def test_each_stage_has_its_files_and_words(pool):
 
 def test_where_no_class_is_named_there_is_one(pool):
     plain = configurations(["pool.yaml", "--data=null"])[0].plain
-    assert plain["data"] == {"class_path": "adamerge.NoData"} and plain["model"]["search"] == {
-        "class_path": "adamerge.Descent"
-    }
+    assert plain["data"] == {"class_path": "adamerge.NoData"}
+    assert plain["model"]["search"] == {"class_path": "adamerge.Descent"}
 
 
 def test_what_stands_for_files_is_replaced_anywhere(pool):
@@ -111,14 +110,18 @@ def test_the_first_stage_has_none_before_it(pool):
         configurations(["pool.yaml", "two", "--model.init_from={previous}"])
 
 
-def test_an_error_says_of_which_stage_it_is(pool):
-    for stage, begun, todo in zip(
-        configurations(["pool.yaml", "two"]), ("stage 1, two/1", "stage 2, two/2"), ("b", "b (--2"), strict=True
-    ):
-        with pytest.raises(ConfigError) as found, stage.named():
-            raise ConfigError("a", todo="b")
-        assert found.value.what.startswith(begun) and found.value.what.endswith(".yaml: a")
-        assert found.value.todo.startswith(todo)
+STAGES = [(1, "stage 1, two/1_a.yaml: a", "b"), (2, "stage 2, two/2_b.yaml: a", "b (--2")]
+
+
+@pytest.mark.parametrize(("number", "begun", "todo"), STAGES)
+def test_an_error_says_of_which_stage_it_is(number, begun, todo, pool):
+    stage = configurations(["pool.yaml", "two"])[number - 1]
+    with pytest.raises(ConfigError) as found, stage.named():
+        raise ConfigError("a", todo="b")
+    assert found.value.what == begun and found.value.todo.startswith(todo)
+    with pytest.raises(ConfigError) as again, stage.named():
+        raise found.value
+    assert again.value.what == begun, "and says it once"
 
 
 def test_a_group_may_be_a_file_of_its_own(pool):
