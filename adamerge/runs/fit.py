@@ -40,6 +40,7 @@ from adamerge.runs.run_folders import (
     is_first_process,
     last_checkpoint,
     locked,
+    other_length,
     refuse_ended,
     refuse_used,
     run_folder,
@@ -142,38 +143,6 @@ def run(
         else:
             _search(fit, folder, begin, resume is not None, allow_resume_difference)
     return folder
-
-
-def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
-    """The number of steps that a resumed run shall have, when it is another than its own.
-
-    Raises:
-        ConfigError: something else is asked to change; or the run has done as many steps already.
-    """
-    if not arguments:
-        return None
-    words = list(arguments)
-    if words[0] == "--trainer.max_steps":
-        words[:2] = ["=".join(words[:2])]
-    text = words[0].removeprefix("--trainer.max_steps=")
-    if text == words[0] or len(words) > 1:
-        raise ConfigError(
-            f"--resume takes the run's own configuration, and cannot change {words[-1]}",
-            expected="nothing else, or --trainer.max_steps=N for more steps",
-            todo=f"start a new run from where this one is: --model.init_from={folder / 'coefficients.safetensors'}",
-        )
-    own = read_config(folder / CONFIG)
-    if not own["model"].get("objective"):
-        raise ConfigError(f"{folder} learned nothing, and has no steps to go on with", got=" ".join(arguments))
-    checkpoint = last_checkpoint(folder)
-    done = max(summary_of(folder).get("step", 0), 0 if checkpoint is None else step_of(checkpoint))
-    if not text.strip().isdigit() or int(text) <= done:
-        raise ConfigError(
-            f"{folder} has done {done} steps, and cannot go on to trainer.max_steps={text}",
-            expected=f"a whole number above {done}",
-            got=text,
-        )
-    return int(text) if int(text) != own["trainer"]["max_steps"] else None
 
 
 def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from adamerge.runs.run_folders import (
     in_use,
     is_first_process,
     locked,
+    other_length,
     refuse_used,
     run_folder,
     summary_of,
@@ -141,8 +142,6 @@ def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
             got=" ".join(arguments),
             todo="start a new run: what the stages have built on each other would change",
         )
-    from adamerge.runs.fit import other_length
-
     words = [f"--{given[2]}", *arguments[1:]]
     other_length(stages[last - 1], words)  # refused before anything is touched
     return {last: words}
