@@ -20,12 +20,10 @@ from adamerge.artifacts.importance import allocation_table
 from adamerge.artifacts.recipe import describe
 from adamerge.data import Calibration
 from adamerge.data.overlap import contents
-from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.runs.command_line import told_apart
-from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import configurations
 from adamerge.runs.configured import Configured
 from adamerge.runs.environment import environment_of, refuse_difference
@@ -45,7 +43,6 @@ from adamerge.runs.run_folders import (
     refuse_used,
     run_folder,
     step_of,
-    summary_of,
 )
 from adamerge.runs.summary import Summary
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard

@@ -23,7 +23,6 @@ from rich.table import Table
 from safetensors.torch import save_file
 from watching import Watched, spread, watch
 
-
 ROOT = Path(__file__).parents[2]
 CONFIGURED = [str(ROOT / f"configs/{name}.yaml") for name in ("pools/testbed_images", "methods/adamerging_layer_wise")]
 REFUSED = """
@@ -90,7 +89,17 @@ def main() -> None:
     own = parser.parse_args()
     found = measure(own.rounds)
     if not own.json:
-        table = Table("command", "seconds", "least", "most", "of import torch", "CPU s", "of import torch", "anonymous MiB", title="start-up")
+        table = Table(
+            "command",
+            "seconds",
+            "least",
+            "most",
+            "of import torch",
+            "CPU s",
+            "of import torch",
+            "anonymous MiB",
+            title="start-up",
+        )
         for name, row in found.items():
             table.add_row(name, *(f"{value:.2f}" for value in row.values()))
         Console().print(table)

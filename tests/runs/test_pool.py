@@ -25,8 +25,7 @@ def pool(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-3])
     experts = {name: str(tmp_path / f"{name}.safetensors") for name in (*models, "torn", "gone") if name != "base"}
     experts["lora"] = str(with_adapter(tmp_path))
-    vectors = {"base": str(tmp_path / "base.safetensors"), "experts": experts}
-    return vectors
+    return {"base": str(tmp_path / "base.safetensors"), "experts": experts}
 
 
 def messages(found):
