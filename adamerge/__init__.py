@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-_HOMES = {  # public name to the module that holds it; files name parts by these names alone
+HOMES = {  # public name to the module that holds it; files name parts by these names alone
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
     "Bilevel": "training",
@@ -114,7 +114,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "save_coefficients": "artifacts.coefficients",
 }
 
-_DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
+DATA_MODULES = {  # plain classes where they are held; here as data modules, which Lightning's trainer takes
     "Calibration",
     "ImageCalibration",
     "ImageTextCalibration",
@@ -126,7 +126,7 @@ _DATA_MODULES = {  # plain classes where they are held; here as data modules, wh
     "TextCalibration",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *HOMES]
 
 if TYPE_CHECKING:
     from adamerge.artifacts.coefficients import Coefficients, load_coefficients, save_coefficients
@@ -228,7 +228,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # lazily, so that `adamerge --help` imports no torch, and `export` no Lightning
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'adamerge' has no attribute '{name}'")
-    part = getattr(importlib.import_module(f"adamerge.{_HOMES[name]}"), name)
-    return importlib.import_module("adamerge.training.data_modules").of(part) if name in _DATA_MODULES else part
+    part = getattr(importlib.import_module(f"adamerge.{HOMES[name]}"), name)
+    return importlib.import_module("adamerge.training.data_modules").of(part) if name in DATA_MODULES else part

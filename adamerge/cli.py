@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adamerge.errors import AdamergeError
+from adamerge.errors import AdamergeError, did_you_mean
 from adamerge.merging.malloc import keep_freed_memory
+from adamerge.runs.command_line import told_apart
 from adamerge.runs.verbs import check, compare, fit, import_from_here
 
 HELP = """adamerge: learn how to merge models
@@ -35,26 +36,29 @@ exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5
 
 def test(arguments: list[str]) -> None:
     """Score a run, or a coefficient file, on the labelled test or validation split of its data or of a named pool."""
-    parser = argparse.ArgumentParser(prog="adamerge test", description=test.__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or its coefficients.safetensors")
-    parser.add_argument(
-        "--config",
-        "-c",
-        type=Path,
-        action="append",
-        default=[],
-        help="a pool whose data are scored instead of the run's",
+    parser = argparse.ArgumentParser(
+        prog="adamerge test",
+        usage="adamerge test RUN [POOL] [--split SPLIT] [--allow-plugins PREFIX] [--key=value ...]",
+        description=test.__doc__,
+        epilog="RUN is the folder of a run, or its coefficients.safetensors; POOL one whose data are scored instead of the "
+        "run's. They may come in either order, POOL with or without --config. Further --key=value are those of fit.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--allow-plugins", action="append", default=[], metavar="PREFIX", help="modules the recipe may name"
     )
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="whose labels; test by default")
-    own = parser.parse_args(arguments)
+    own, rest = parser.parse_known_args(arguments)
+    words = told_apart(rest)
+    runs = [file for file in words.files if Path(file).suffix not in {".yaml", ".yml"}]
+    pools = [Path(file) for file in words.files if file not in runs]
+    if len(runs) != 1 or words.flags:
+        parser.error(f"which run? It takes one run and pools, not {words.files}")
     import_from_here()
     keep_freed_memory()
     from adamerge.runs.scoring import print_scores, score_run
 
-    print_scores(*score_run(own.run, own.split, own.config, own.allow_plugins))
+    print_scores(*score_run(Path(runs[0]), own.split, pools, own.allow_plugins, words.overrides))
 
 
 def export(arguments: list[str]) -> None:
@@ -168,11 +172,8 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     if words[0] not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(words[0], VERBS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        print(f"error: there is no verb '{words[0]}'{hint}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
+        what = f"there is no verb '{words[0]}'{did_you_mean(words[0], VERBS)}"
+        print(f"error: {what}\n  expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     VERBS[words[0]](words[1:])
     return 0

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
 
 class AdamergeError(Exception):
     """Base of every error that is the input's fault and not the program's.
@@ -37,6 +43,43 @@ class AdamergeError(Exception):
         if todo is not None:
             lines.append(f"  what to do: {todo}")
         super().__init__("\n".join(lines))
+
+    def told_of(self, whose: str, todo: str | None = None) -> Self:
+        """Returns the same error whose first line begins with whose it is, where it does not say so.
+
+        Args:
+            whose: such as ``expert 'cars'``.
+            todo: what to do instead, if anything else.
+        """
+        what = self.what if whose in self.what else f"{whose}: {self.what}"
+        return type(self)(
+            what, where=self.where, expected=self.expected, got=self.got, todo=self.todo if todo is None else todo
+        )
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the known word that was probably meant, whatever its case; None where no spelling is near.
+
+    Args:
+        word: as it was given.
+        known: words that may be meant.
+        cutoff: similarity that is near, from 0 to 1.
+    """
+    import difflib  # an error alone needs it
+
+    listed = list(known)
+    near = difflib.get_close_matches(word, listed, 1, cutoff)
+    if near:
+        return near[0]
+    lower = {one.lower(): one for one in reversed(listed)}
+    near = difflib.get_close_matches(word.lower(), lower, 1, cutoff)
+    return lower[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns the end of an error's first line that names the nearest known word; nothing where none is near."""
+    near = nearest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 class ConfigError(AdamergeError):

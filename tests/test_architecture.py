@@ -63,7 +63,7 @@ def imported(tree: ast.AST, homes: dict[str, str]) -> list[tuple[int, str]]:
 def homes() -> dict[str, str]:
     import adamerge
 
-    return adamerge._HOMES
+    return adamerge.HOMES
 
 
 def wrong_imports(text: str, part: str) -> list[str]:

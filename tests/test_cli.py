@@ -246,3 +246,31 @@ def test_test_of_a_run_without_coefficients(run, capfd):
     (run / "coefficients.safetensors").unlink()
     outcome = command(capfd, "test", run)
     assert outcome.code == 3 and "coefficients.safetensors" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["run"], ("run", "test", [], [], [])),
+        (["run", "pool.yaml"], ("run", "test", ["pool.yaml"], [], [])),
+        (["pool.yaml", "run"], ("run", "test", ["pool.yaml"], [], [])),
+        (["--config", "pool.yaml", "run", "-c", "b.yml"], ("run", "test", ["pool.yaml", "b.yml"], [], [])),
+        (
+            ["run", "--split", "validation", "--data.batch_size", "3", "--allow-plugins=mine"],
+            ("run", "validation", [], ["mine"], ["--data.batch_size=3"]),
+        ),
+    ],
+)
+def test_a_test_takes_its_files_and_overrides_in_any_order(words, given, capfd, monkeypatch):
+    asked = []
+    monkeypatch.setattr("adamerge.runs.scoring.score_run", lambda *arguments: (asked.append(arguments), None))
+    monkeypatch.setattr("adamerge.runs.scoring.print_scores", lambda scores, metric: None)
+    assert command(capfd, "test", *words).code == 0
+    run, split, pools, plugins, overrides = asked[0]
+    assert (str(run), split, [str(one) for one in pools], plugins, overrides) == given
+
+
+@pytest.mark.parametrize("words", [["pool.yaml"], ["one", "two"], []])
+def test_a_test_is_of_one_run(words, capfd):
+    outcome = command(capfd, "test", *words)
+    assert outcome.code == 2 and "which run?" in outcome.err

@@ -119,11 +119,11 @@ def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
 
 @pytest.mark.parametrize("path", [path for path in POOL_FILES if path.stem.startswith("testbed_")], ids=name_of)
 def test_a_pool_names_what_is_there(path, monkeypatch):
-    from adamerge.runs.config_parser import ConfigCLI
+    from adamerge.runs.configured import Configured
 
     monkeypatch.chdir(ROOT)
     vectors = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task_vectors"]
-    cli = ConfigCLI(["--config", str(path), "--config", str(METHODS / "task_arithmetic.yaml")])
+    cli = Configured.of(["--config", str(path), "--config", str(METHODS / "task_arithmetic.yaml")])
     assert cli.model.merged.task_vectors.experts == tuple(vectors["experts"])
     assert set(vectors["experts"]) <= set(cli.datamodule.tasks)
 

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from adamerge import errors
+from adamerge.errors import did_you_mean, nearest
 
 FAMILY = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
 CODES = {
@@ -48,3 +49,17 @@ def test_siblings_do_not_catch_each_other():
             raise errors.CoefficientsError("it")
         except errors.CheckpointError:
             pytest.fail("a sibling caught it")
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("Entrpy", ["Entropy", "Trust"], "Entropy"),
+        ("blockcopy", ["WholeCopy", "BlockCopy"], "BlockCopy"),
+        ("zzz", ["Entropy"], None),
+        ("a", [], None),
+    ],
+)
+def test_the_word_that_was_probably_meant(word, known, near):
+    assert nearest(word, known) == near
+    assert did_you_mean(word, known) == ("" if near is None else f"; did you mean '{near}'?")

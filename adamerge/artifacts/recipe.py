@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adamerge.errors import CoefficientsError
-from adamerge.io.public_names import PREFIX, current_name, public_name, public_part
+from adamerge.io.public_names import PREFIX, current_name, find, public_name
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.parametrizations.constraints import Constraint, Softmax
 from adamerge.transforms import Transform
@@ -75,11 +74,9 @@ def _named(module: str, name: str, plugins: Sequence[str]) -> Any:
     """Returns what a path names: of ``adamerge`` its public names alone, whatever the plugins; of others what they allow."""
     path = f"{module}.{name}"
     try:
-        if path.startswith(PREFIX):
-            return public_part(path)
-        if any(path.startswith(f"{prefix.rstrip('.')}.") for prefix in plugins):
-            return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, LookupError) as error:
+        if path.startswith((PREFIX, *(f"{prefix.rstrip('.')}." for prefix in plugins))):
+            return find(path)
+    except LookupError as error:
         raise CoefficientsError(f"the recipe names '{path}', which does not exist: {error}") from error
     raise CoefficientsError(
         f"the recipe names '{path}', which is not part of adamerge",

@@ -161,6 +161,18 @@ class Backbone(ABC):
     heads: dict[str, nn.Module]
     outlined: bool = False
 
+    @classmethod
+    def refuse_early(cls, arguments: Mapping[str, Any]) -> None:
+        """Refuses arguments of the constructor that are known to be wrong before a library is imported or a file opened.
+
+        Args:
+            arguments: by name, as configured.
+
+        Raises:
+            ConfigError: one is wrong.
+        """
+        return
+
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
         """On-disk name to the in-memory parameter or buffer it fills, or to a view of one; one name per storage."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
 from adamerge.backbones.chat_templates import chat_ids, chat_tokens
@@ -39,6 +38,8 @@ class CausalLM(TransformersBackbone):
     def __init__(
         self, model: str, dtype: str = "float32", max_length: int | None = None, response_only: bool = True
     ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         super().__init__(model, dtype, AutoModelForCausalLM)
         self.tokenizer = self.load(AutoTokenizer)
         self.max_length, self.response_only = longest(self.network.config, max_length), response_only

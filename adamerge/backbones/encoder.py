@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from adamerge.backbones.base import Encoded, Task
 from adamerge.backbones.causal import longest
@@ -35,6 +34,8 @@ class SequenceClassifier(ExpertHeads):
     """
 
     def __init__(self, model: str, dtype: str = "float32", max_length: int | None = None) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         super().__init__(model, dtype, AutoModelForSequenceClassification)
         self.tokenizer = self.load(AutoTokenizer)
         self.max_length = text_length(self.network.config, self.tokenizer, max_length)
@@ -74,6 +75,8 @@ class SentenceClassifier(TransformersBackbone):
     """
 
     def __init__(self, model: str, dtype: str = "float32", scale: float = 20.0, max_length: int | None = None) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
         super().__init__(model, dtype, AutoModel)
         self.tokenizer, self.scale = self.load(AutoTokenizer), scale
         self.max_length = text_length(self.network.config, self.tokenizer, max_length)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from adamerge.backbones.base import Task
 from adamerge.backbones.transformers import TransformersBackbone
@@ -134,6 +133,8 @@ class ExpertHeads(TransformersBackbone):
         return nn.Sequential(*modules).to(device, self.computes_in).requires_grad_(False).eval()
 
     def _config(self, words: Task, expert: Checkpoint) -> Any:
+        from transformers import AutoConfig
+
         folder = expert.sources[0].parent if expert.sources else None
         if folder is not None and (folder / "config.json").is_file():
             refuse_harmful(folder)  # an expert may be named by its file, which says nothing of its neighbours

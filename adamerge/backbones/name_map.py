@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers.core_model_loading import revert_weight_conversion
 
 from adamerge.errors import CheckpointError
 
@@ -57,6 +56,8 @@ def names_of(network: Any, names: Iterable[str]) -> NameMap:
     Raises:
         CheckpointError: a tensor on disk is no view of a parameter, as where rotary embeddings are permuted.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     with _Uncopied(), torch.no_grad():
         saved: dict[str, Tensor] = revert_weight_conversion(network, network.state_dict(keep_vars=True))
     owners = {id(owner) for owner in (*network.parameters(), *network.buffers())}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
-from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from adamerge.backbones.base import Backbone, Encoded, Task
 from adamerge.backbones.hidden_states import state_number
@@ -21,7 +20,7 @@ from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
-from adamerge.errors import CheckpointError, ConfigError
+from adamerge.errors import CheckpointError, ConfigError, did_you_mean
 from adamerge.io.links import refuse_links_outside
 from adamerge.io.model_folder import Layout
 from adamerge.io.safetensors_file import read_json
@@ -46,6 +45,9 @@ class OpenClipClassifier(Backbone):
     """
 
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
+        self.refuse_early({"architecture": architecture})
+        import open_clip  # after what needs no library: importing it takes seconds
+
         self.architecture, self.dtype, folder = architecture, dtype, Path(architecture).expanduser()
         if folder.is_dir():
             refuse_links_outside(folder)
@@ -55,13 +57,7 @@ class OpenClipClassifier(Backbone):
                 raise CheckpointError(f"{folder / CONFIG}: 'model_cfg' is missing or not an object")
             self.model_config: dict[str, Any] = config["model_cfg"]
         else:
-            known, identifier = open_clip.get_model_config(architecture), architecture
-            if known is None:
-                raise ConfigError(
-                    f"architecture '{architecture}' is neither a folder nor a model that open_clip knows",
-                    todo="python -c 'import open_clip; print(open_clip.list_models())' lists the names",
-                )
-            self.model_config = known
+            self.model_config, identifier = open_clip.get_model_config(architecture), architecture
         try:
             with _without_warning():  # that there are no weights yet: they are filled in right after
                 # weights of a text tower alone would be fetched, and filled over
@@ -75,6 +71,21 @@ class OpenClipClassifier(Backbone):
         self.network.to(getattr(torch, dtype)).eval()
         self.heads = {}
         self._transform, self._mean, self._std = _split_normalisation(self.preprocess_config)
+
+    @classmethod
+    def refuse_early(cls, arguments: Mapping[str, Any]) -> None:
+        """Refuses an architecture that is neither a folder nor among the configurations that open_clip comes with."""
+        name = str(arguments.get("architecture"))
+        if Path(name).expanduser().is_dir() or name.startswith(("hf-hub:", "local-dir:")):
+            return
+        known = _architectures()
+        if name in known:
+            return
+        raise ConfigError(
+            f"model.backbone.architecture: '{name}' is neither a folder nor a model that open_clip knows"
+            f"{did_you_mean(name, known)}",
+            todo="python -c 'import open_clip; print(open_clip.list_models())' lists the names",
+        )
 
     @property
     def _text_config(self) -> dict[str, Any]:
@@ -201,8 +212,20 @@ def _without_warning() -> Iterator[None]:
         logging.disable(level)
 
 
-def _split_normalisation(config: dict[str, Any]) -> tuple[Compose, Tensor, Tensor]:
+def _architectures() -> list[str]:
+    """Returns the names that open_clip knows; without importing it for that, which takes seconds."""
+    if "open_clip" in sys.modules:  # somebody may have added to its own
+        return list(sys.modules["open_clip"].list_models())
+    spec = find_spec("open_clip")
+    assert spec is not None and spec.origin is not None, "open_clip is a requirement of this package"
+    return [path.stem for path in Path(spec.origin).parent.glob("model_configs/*.json")]
+
+
+def _split_normalisation(config: dict[str, Any]) -> tuple[Callable[[Any], Tensor], Tensor, Tensor]:
     """open_clip's evaluation transform with uint8 output, and the mean and deviation ``(3, 1, 1)`` it would apply."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
+
     steps = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
     kept = [step for step in steps if not isinstance(step, ToTensor | Normalize)]
     normalise = next(step for step in steps if isinstance(step, Normalize))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
 from adamerge.backbones.causal import LONGEST
@@ -41,6 +40,8 @@ class Seq2Seq(TransformersBackbone):
             raise ConfigError(
                 f"backbone: max_length {max_length} and max_target_length {max_target_length} must be >= 1"
             )
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
         super().__init__(model, dtype, AutoModelForSeq2SeqLM)
         self.tokenizer = self.load(AutoTokenizer)
         self.max_length, self.max_target_length = max_length, max_target_length

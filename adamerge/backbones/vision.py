@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
 
 from adamerge.backbones.base import Encoded, Task
 from adamerge.backbones.expert_heads import ExpertHeads
@@ -48,17 +46,19 @@ class Images:
             self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
         return pixels.float().mul(self._factor).sub(self._mean).div(self._std)
 
-    def _whole(self, image: Image.Image) -> Tensor:
+    def _whole(self, image: Any) -> Tensor:
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels.float()
 
-    def _bytes(self, image: Image.Image) -> Tensor:
+    def _bytes(self, image: Any) -> Tensor:
         processed = self.processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
         pixels: Tensor = processed["pixel_values"][0]
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def _is_exact(self) -> bool:
         """Whether the two halves give what the processor gives, on an image of noise."""
+        from PIL import Image
+
         noise = numpy.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=numpy.uint8)
         image = Image.fromarray(noise)
         return torch.allclose(self.normalise(self._bytes(image)), self._whole(image), rtol=0, atol=1e-5)
@@ -79,6 +79,8 @@ class ImageClassifier(ExpertHeads):
     """
 
     def __init__(self, model: str, dtype: str = "float32") -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
         super().__init__(model, dtype, AutoModelForImageClassification)
         self.images = Images(self.load(AutoImageProcessor))
 
@@ -108,6 +110,8 @@ class ClipVisionClassifier(TransformersBackbone):
     """
 
     def __init__(self, model: str, dtype: str = "float32") -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
         super().__init__(model, dtype, CLIPModel)
         if not isinstance(self.network, CLIPModel):
             raise CheckpointError(f"{model} is no CLIP model with both towers", got=type(self.network).__name__)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from adamerge.backbones.base import IGNORED, Encoded, Output
 from adamerge.backbones.causal import longest, next_tokens, shifted, token_inputs
@@ -39,6 +38,8 @@ class VisionLanguage(TransformersBackbone):
     def __init__(
         self, model: str, dtype: str = "float32", max_length: int | None = None, response_only: bool = True
     ) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
         super().__init__(model, dtype, AutoModelForImageTextToText)
         self.processor = self.load(AutoProcessor)
         config = self.network.config

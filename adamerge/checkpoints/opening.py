@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.checkpoints.lora import AdapterCheckpoint, is_adapter
 from adamerge.checkpoints.renamed_checkpoint import under_names_of
-from adamerge.errors import CheckpointError
+from adamerge.errors import AdamergeError, CheckpointError
 from adamerge.io import hub_ids as places
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile, listed, quoted, read_json
@@ -34,6 +35,15 @@ def open_checkpoint(source: str | Path | Mapping[str, torch.Tensor], base: Check
     """
     checkpoint = _open(source, base)
     return checkpoint if base is None else under_names_of(base, checkpoint)
+
+
+@contextmanager
+def opening(whose: str) -> Iterator[None]:
+    """Lets an error say of which of several models it is, such as ``expert 'cars'``."""
+    try:
+        yield
+    except AdamergeError as error:
+        raise error.told_of(whose) from error
 
 
 def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | None) -> Checkpoint:

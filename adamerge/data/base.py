@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader
 
@@ -13,6 +13,7 @@ from adamerge.backbones import Backbone, Batch, Inputs, Task
 from adamerge.data.batch_order import Steps, seed_of
 from adamerge.data.checks import check
 from adamerge.data.class_labels import LABEL, LabelPlace
+from adamerge.data.dataset import Dataset
 from adamerge.data.drawn_splits import draw_some, needed
 from adamerge.data.labels import ClassLabels, Labelling, Labels
 from adamerge.data.loaders import TrainingLoop, eval_loader, running, train_loader
@@ -26,9 +27,6 @@ from adamerge.data.shots import draw_shots
 from adamerge.data.teacher_outputs import Teach
 from adamerge.errors import ConfigError
 from adamerge.objectives import Course
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class Calibration(CalibrationSettings, ABC):
@@ -47,7 +45,7 @@ class Calibration(CalibrationSettings, ABC):
         """Begins with nothing loaded, nothing to serve and no fit."""
         super().__post_init__()
         self.loop: TrainingLoop | None = None
-        self._splits: dict[str, dict[str, datasets.Dataset]] = {}
+        self._splits: dict[str, dict[str, Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
         self._shots: dict[str, list[int]] = {}
         self._backbone: Backbone | None = None
@@ -59,7 +57,7 @@ class Calibration(CalibrationSettings, ABC):
         """Class names and templates of every task."""
 
     @abstractmethod
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Returns the splits of a task, disjoint: train, calibration, validation, test; one that is not used may lack."""
 
     def columns(self, task: str) -> tuple[str, ...]:
@@ -126,13 +124,13 @@ class Calibration(CalibrationSettings, ABC):
         """Returns what a fit of these experts tells of its data before it begins, as ``adamerge.data.notices`` says."""
         return notices(self, experts)
 
-    def splits(self, task: str) -> dict[str, datasets.Dataset]:
+    def splits(self, task: str) -> dict[str, Dataset]:
         """Returns what ``load`` gives for a task, loaded once."""
         if task not in self._splits:
             self._splits[task] = dict(self.load(task))
         return self._splits[task]
 
-    def rows(self, task: str, split: str) -> datasets.Dataset:
+    def rows(self, task: str, split: str) -> Dataset:
         """Returns the rows of a split; of ``calibration`` after ``transductive``, ``calibration_samples`` and ``shots``.
 
         Raises:
@@ -146,7 +144,7 @@ class Calibration(CalibrationSettings, ABC):
             rows = rows.select(self._drawn_shots(task, rows, self.shots))
         return rows
 
-    def _drawn_shots(self, task: str, rows: datasets.Dataset, each: int) -> list[int]:
+    def _drawn_shots(self, task: str, rows: Dataset, each: int) -> list[int]:
         """Returns the numbers of the rows that are shots; once there is a backbone, of those that it can use."""
         if task not in self._shots:
             usable = None

@@ -6,18 +6,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from adamerge.backbones import Task
 from adamerge.backbones.zero_shot_head import check_words
 from adamerge.data.class_labels import LABEL
+from adamerge.data.dataset import Dataset
 from adamerge.data.table_calibration import TableCalibration
 from adamerge.data.tables import Table
 from adamerge.data.vocabulary import Vocabulary, load_vocabulary
 from adamerge.errors import DataError
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass
@@ -92,7 +90,7 @@ class ClassCalibration(TableCalibration[ClassSource]):
                 raise DataError(f"there is no {name} in it")
         return value
 
-    def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+    def arrange(self, task: str, split: str, rows: Dataset) -> Dataset:
         """Renames the sample's columns and the label's; labels may lack where they are never read."""
         source = self.sources[task]
         names = {**source.inputs, source.label_column: LABEL}
@@ -101,7 +99,7 @@ class ClassCalibration(TableCalibration[ClassSource]):
         self._check_classes(task, rows)
         return rows
 
-    def _check_classes(self, task: str, rows: datasets.Dataset) -> None:
+    def _check_classes(self, task: str, rows: Dataset) -> None:
         """Refuses class names that cannot belong to the labels, as far as the data set names its classes."""
         from datasets import ClassLabel
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adamerge.data.dataset import Dataset
 from adamerge.data.language import LanguageCalibration, LanguageTask
 from adamerge.data.picture_paths import as_pictures
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass
@@ -56,7 +54,7 @@ class ImageTextTask(LanguageTask):
         """Returns the names of the columns of question and response, and of the image."""
         return [*super().fields(), self.image_column]
 
-    def read(self, task: str) -> dict[str, datasets.Dataset]:
+    def read(self, task: str) -> dict[str, Dataset]:
         """Returns the splits; images by path are opened when they are needed.
 
         Raises:
@@ -79,7 +77,7 @@ class ImageTextTask(LanguageTask):
         """Returns the folder ``images`` where it is given, else those that the rows' paths may start from."""
         return super().roots(task, split) if self.images is None else [Path(self.images).expanduser()]
 
-    def _renamed(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def _renamed(self, rows: Dataset) -> Dataset:
         known = "image_path" in rows.column_names and "image" not in rows.column_names
         return rows.rename_column("image_path", "image") if known else rows
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from adamerge.data.classes import ClassCalibration, ClassTable
+from adamerge.data.dataset import Dataset
 from adamerge.data.picture_paths import as_pictures
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass
@@ -37,7 +34,7 @@ class ImageTask(ClassTable):
         """The column of the image, by the name that it has here."""
         return {self.image_column: "image"}
 
-    def read(self, task: str) -> dict[str, datasets.Dataset]:
+    def read(self, task: str) -> dict[str, Dataset]:
         """Returns the splits; pictures by path are opened when they are needed.
 
         Raises:

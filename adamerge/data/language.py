@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adamerge.backbones import Task
+from adamerge.data.dataset import Dataset
 from adamerge.data.labels import TokenLabels
 from adamerge.data.table_calibration import TableCalibration
 from adamerge.data.tables import Table
 from adamerge.data.vocabulary import Vocabulary
 from adamerge.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass
@@ -158,7 +156,7 @@ class LanguageCalibration(TableCalibration[LanguageTask]):
         ]
         return super().protocol | ({"responses_read_as_text": read} if read and not self.labelled else {})
 
-    def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+    def arrange(self, task: str, split: str, rows: Dataset) -> Dataset:
         """Returns the rows with their columns as they are, which the templates name."""
         self.sources[task].need(task, split, rows, self.sources[task].fields())
         return rows

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from adamerge.backbones import Task
 from adamerge.data.base import Calibration
+from adamerge.data.dataset import Dataset
 from adamerge.errors import DataError
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class NoData(Calibration):
@@ -21,7 +18,7 @@ class NoData(Calibration):
         """No task at all."""
         return {}
 
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Refuses to load: there are no data.
 
         Raises:

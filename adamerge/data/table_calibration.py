@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from adamerge.backbones import Task
 from adamerge.data.base import Calibration
 from adamerge.data.batch_order import seed_of
 from adamerge.data.data_files import SYNONYMS
+from adamerge.data.dataset import Dataset
 from adamerge.data.drawn_splits import draw
 from adamerge.data.row_numbers import numbered
 from adamerge.data.tables import Table
 from adamerge.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import datasets
 
 Source = TypeVar("Source", bound=Table)
 """Where the rows of each task of a kind of data are."""
@@ -77,14 +75,14 @@ class TableCalibration(Calibration, Generic[Source]):
         """Returns class names and templates of a task."""
 
     @abstractmethod
-    def arrange(self, task: str, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+    def arrange(self, task: str, split: str, rows: Dataset) -> Dataset:
         """Returns the rows of one split with columns of our names.
 
         Raises:
             DataError: a column lacks, or does not hold what it should.
         """
 
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Reads the data set, arranges its columns, and draws what splits it lacks."""
         source = self.sources[task]
         splits: dict[str, Any] = {

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adamerge.data.data_files import SYNONYMS, find_files, read_files, read_pictures, refuse_irregular
+from adamerge.data.dataset import Dataset
 from adamerge.data.file_faults import cause
 from adamerge.data.row_numbers import is_number
 from adamerge.data.saved_sets import read_saved, tells_itself
 from adamerge.errors import DataError
 from adamerge.io.hub_ids import is_hub_id, missing
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Table:
     test: str = field(default="test", kw_only=True)
     train: str = field(default="train", kw_only=True)
 
-    def read(self, task: str) -> dict[str, datasets.Dataset]:
+    def read(self, task: str) -> dict[str, Dataset]:
         """Returns the splits as they are, by their own names; ``valid``, ``dev`` and the like are ``validation``.
 
         Raises:
@@ -76,7 +73,7 @@ class Table:
     def _own(self) -> set[str]:
         return {self.test, self.train}
 
-    def _from_path(self, where: str) -> dict[str, datasets.Dataset]:
+    def _from_path(self, where: str) -> dict[str, Dataset]:
         path = self.path
         try:
             os.stat(path)
@@ -96,7 +93,7 @@ class Table:
             return read_pictures(path, where)
         return {split: read_files(paths, f"{where}, {split} split") for split, paths in files.items()}
 
-    def _from_hub(self, where: str) -> dict[str, datasets.Dataset]:
+    def _from_hub(self, where: str) -> dict[str, Dataset]:
         import datasets
 
         name, _, revision = self.dataset.partition("@")
@@ -108,7 +105,7 @@ class Table:
                 todo="give a folder or file that exists, or a Hub id while online (HF_HUB_OFFLINE unset)",
             ) from error
 
-    def need(self, task: str, split: str, rows: datasets.Dataset, columns: list[str]) -> None:
+    def need(self, task: str, split: str, rows: Dataset, columns: list[str]) -> None:
         """Checks that a split has these columns.
 
         Raises:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 import yaml
 
-from adamerge.errors import ConfigError
+from adamerge.errors import ConfigError, nearest
 
 _FOLDER = files("adamerge.data") / "vocabularies"
 
@@ -43,11 +42,11 @@ def load_vocabulary(name: str) -> Vocabulary:
     """
     known = vocabularies()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
+        near = nearest(name, known)
         raise ConfigError(
             f"there is no vocabulary '{name}'",
             expected=f"one of {known}",
-            todo=f"did you mean '{near[0]}'?" if near else "list classnames and templates in the configuration",
+            todo=f"did you mean '{near}'?" if near else "list classnames and templates in the configuration",
         )
     content = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     return Vocabulary(tuple(content["classnames"]), tuple(content["templates"]), bool(content.get("as_trained", False)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,10 +80,18 @@ _VERSION_0_1 = {
 }
 """Module of version 0.1 to the parts that files could name there."""
 
+_VERSION_0_2 = {"AdaptiveMerging": "Descent", "BilevelMerging": "Bilevel"}
+"""Public name until version 0.2, when a search was the module itself, to today's."""
+
 FORMER = {
-    f"{PREFIX}{module}.{name}": f"{PREFIX}{name}" for module, names in _VERSION_0_1.items() for name in names.split()
+    **{
+        f"{PREFIX}{module}.{name}": f"{PREFIX}{_VERSION_0_2.get(name, name)}"
+        for module, names in _VERSION_0_1.items()
+        for name in names.split()
+    },
+    **{former: f"{PREFIX}{name}" for own, name in _VERSION_0_2.items() for former in (own, f"{PREFIX}{own}")},
 }
-"""Former full name to today's."""
+"""Former name to today's full one."""
 
 
 def public_name(part: Any) -> str:
@@ -124,13 +133,31 @@ def is_public(name: str) -> bool:
     return name.startswith(PREFIX) and name.removeprefix(PREFIX) in adamerge.__all__
 
 
-def public_part(name: str) -> Any:
-    """Returns what ``adamerge`` offers under this full name or a former one; nothing else of the package is imported.
+def find(name: str) -> Any:
+    """Returns what a full name stands for, today's or a former one; of ``adamerge`` its public names alone are imported.
+
+    Of data it is the plain class, of which ``adamerge`` offers a data module that brings Lightning with it.
 
     Raises:
-        LookupError: it offers nothing under it.
+        LookupError: there is nothing of that name, or its module cannot be imported.
     """
     current = current_name(name)
-    if not is_public(current):
-        raise LookupError(f"adamerge {adamerge.__version__} has no part of this name")
-    return getattr(adamerge, current.removeprefix(PREFIX))
+    if current.startswith(PREFIX):
+        if not is_public(current):
+            raise LookupError(f"adamerge {adamerge.__version__} has no part of this name")
+        module, _, last = held_name(current).rpartition(".")
+        return getattr(importlib.import_module(module), last)
+    module, _, last = current.rpartition(".")
+    try:
+        holder = importlib.import_module(module)
+    except Exception as error:  # whatever a module does when it is imported
+        raise LookupError(str(error)) from error
+    if not hasattr(holder, last):
+        raise LookupError(f"module '{module}' has no attribute '{last}'")
+    return getattr(holder, last)
+
+
+def held_name(name: str) -> str:
+    """Returns the full name, by the module that holds it, of what ``adamerge`` offers under this public name."""
+    last = name.removeprefix(PREFIX)
+    return f"{PREFIX}{adamerge.HOMES[last]}.{last}"

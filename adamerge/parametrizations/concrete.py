@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.io.coefficient_file import read_coefficients
+from adamerge.io.unwritten import is_unwritten
 from adamerge.parametrizations.base import ParametrizationFactory, Update
 from adamerge.parametrizations.masks import Mask, SoftMask
 from adamerge.parametrizations.wrapper import Wrapper
@@ -71,7 +72,9 @@ class Concrete(Wrapper):
         )
         self._constant = mask_from is not None
         self.mask_from = None  # whoever reads the recipe finds the logits beside it, and needs no second file
-        if mask_from is not None:
+        if self._constant:
+            self.logits.requires_grad_(False)
+        if mask_from is not None and not is_unwritten(mask_from):
             self._take(Path(mask_from))
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
@@ -107,7 +110,6 @@ class Concrete(Wrapper):
                 f"Concrete: the mask of {path} is not one of these tensors: {error.args[0]}",
                 todo="take the file of a fit with Concrete on the same base, include and exclude",
             ) from error
-        self.logits.requires_grad_(False)
 
 
 class _Masked(torch.autograd.Function):

@@ -9,6 +9,7 @@ from pathlib import Path
 from adamerge.deltas.groups import Chunks, Groups
 from adamerge.errors import ConfigError
 from adamerge.io.safetensors_file import read_json
+from adamerge.io.unwritten import is_unwritten
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -48,7 +49,10 @@ class ImportanceChunkWise(Linear):
         allocation: dict[str, int] | None = None,
     ) -> None:
         self.budget, self.kappa = budget, kappa
-        self.importance = read_json(Path(importance)) if isinstance(importance, str | Path) else importance
+        if is_unwritten(importance):
+            self.importance: dict[str, float] | None = dict.fromkeys(task_vectors, 1.0)
+        else:
+            self.importance = read_json(Path(importance)) if isinstance(importance, str | Path) else importance
         if allocation is None:
             if self.importance is None:
                 raise ConfigError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
+import sys
 from typing import Any
 
 import adamerge
-from adamerge.errors import ConfigError
+from adamerge.errors import ConfigError, nearest
+from adamerge.io.public_names import PREFIX, find
 from adamerge.runs.class_descriptions import kinds_of
 
 NOUNS = {"Calibration": "data class", "TeacherCache": "cache of teachers"}
@@ -15,25 +15,32 @@ NOUNS = {"Calibration": "data class", "TeacherCache": "cache of teachers"}
 
 
 def class_named(key: str, name: str, kind: type) -> Any:
-    """What a full or a short name stands for.
+    """Returns what a full or a short name stands for.
+
+    Args:
+        key: of the configuration, for errors.
+        name: as configured.
+        kind: what can stand there.
 
     Raises:
         ConfigError: there is nothing of that name.
     """
-    module, _, last = name.rpartition(".")
-    if not module:
-        found = getattr(adamerge, name) if name in adamerge.__all__ else _subclasses(kind).get(name)
-        if found is None:
-            raise _no_class(key, name, kind, [*_subclasses(kind), *kinds_of(kind.__name__)])
-        return found
+    if not name.rpartition(".")[0]:
+        known = _subclasses(kind)
+        if name in adamerge.HOMES:
+            return find(f"{PREFIX}{name}")
+        if name in known:
+            return known[name]
+        raise _no_class(key, name, kind, [*known, *kinds_of(kind.__name__)])
     try:
-        holder = importlib.import_module(module)
-    except Exception as error:  # whatever a module does when it is imported
+        return find(name)
+    except LookupError as error:
+        module = sys.modules.get(name.rpartition(".")[0])
+        if name.startswith(PREFIX) or module is not None:
+            own = [f"{PREFIX}{one}" for one in kinds_of(kind.__name__)]
+            others = [f"{module.__name__}.{one}" for one in _of_kind(module, kind)] if module is not None else []
+            raise _no_class(key, name, kind, own if name.startswith(PREFIX) else others) from error
         raise ConfigError(f"{key}: there is no class '{name}': {error}", expected=such_as(kind)) from error
-    if not hasattr(holder, last):
-        of_kind = [one for one, value in vars(holder).items() if isinstance(value, type) and issubclass(value, kind)]
-        raise _no_class(key, name, kind, [f"{module}.{one}" for one in {*of_kind, *getattr(holder, "__all__", ())}])
-    return getattr(holder, last)
 
 
 def such_as(kind: type) -> str:
@@ -49,22 +56,26 @@ def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _of_kind(module: Any, kind: type) -> list[str]:
+    own = {one for one, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)}
+    return sorted({*own, *getattr(module, "__all__", ())})
+
+
 def _subclasses(kind: type) -> dict[str, type]:
     """The class and all that are derived from it so far, by their short names."""
-    found: dict[str, type] = {}
+    known: dict[str, type] = {}
     derived: list[type] = type.__subclasses__(kind)
     for one in derived:
-        found |= _subclasses(one)
-    return {**found, kind.__name__: kind}
+        known |= _subclasses(one)
+    return {**known, kind.__name__: kind}
 
 
 def _no_class(key: str, name: str, kind: type, known: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-        name.lower(), [one.lower() for one in known], 1
-    )
-    near = [one for one in known if near and one.lower() == near[0].lower()]
+    # the beginning of a full name is right, and would make all of them near
+    last = nearest(name.rpartition(".")[2], [one.rpartition(".")[2] for one in known])
+    near = next((one for one in known if last is not None and one.rpartition(".")[2] == last), None)
     noun = NOUNS.get(kind.__name__, kind.__name__.lower())
     return ConfigError(
-        f"{key}: there is no {noun} '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+        f"{key}: there is no {noun} '{name}'" + (f"; did you mean '{near}'?" if near else ""),
         expected=None if near else such_as(kind),
     )

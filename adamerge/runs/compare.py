@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from adamerge.data.metrics import Metric
 from adamerge.errors import AdamergeError, CollapsedError, ConfigError, DivergedError
 from adamerge.io.atomic import write_json
 from adamerge.parametrizations import TaskWise
-from adamerge.runs.config_files import config_files
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.command_line import Words, told_apart, words_of_fits
+from adamerge.runs.config_files import stages_of
+from adamerge.runs.configuration import configurations
+from adamerge.runs.configured import Configured
+from adamerge.runs.parser import read_first
+from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_folders import started, summary_of
 from adamerge.runs.scoring import (
     Scorer,
@@ -30,8 +35,7 @@ from adamerge.runs.scoring import (
     shown,
     told,
 )
-from adamerge.runs.stage_configs import for_stage, parsed, stage_files, validated
-from adamerge.runs.stages import fit
+from adamerge.runs.stages import fit as fit_stages
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, gap_closed, means, paired_step
 from adamerge.training.wandb_run import grouped
@@ -80,12 +84,13 @@ def compare(
     wanted = sorted({0.3, *(LAMBDAS if lambdas is None else lambdas)})
     if not all(map(math.isfinite, wanted)):
         raise ConfigError("lambdas must be finite", got=list(lambdas or ()))
-    _check_all(pool, methods, folder, overrides)
+    words = words_of_fits(pool, methods, told_apart(overrides))
+    _check_all(words, folder)
     runs = {}
     for method in methods:
         try:
             with grouped(folder):
-                run = fitted(pool, method, folder, overrides)
+                run = fitted(method, words[method], folder)
         except (CollapsedError, DivergedError) as error:
             print(f"{method.stem} is left out: {error.what}")
             continue
@@ -96,30 +101,27 @@ def compare(
             print(
                 f"{method.stem} is left out: {run} has {status}; adamerge fit --resume {run} goes on with what stopped"
             )
-    cli = ConfigCLI(_one_stage(pool, methods[0], overrides))
-    vectors = TaskVectors(
-        cli.model.merged.task_vectors.base,
-        cli.model.merged.task_vectors.checkpoints,
-        include=cli.model.merged.task_vectors.include,
-        exclude=cli.model.merged.task_vectors.exclude,
-    )
-    copy = copy_for_scores([cli.model.merged.copy, *map(run_copy, runs.values())])
-    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test", copy)
+    fit = Configured(read_first(words[methods[0]]))
+    merged, data = fit.model.merged, fit.datamodule
+    given = merged.task_vectors
+    vectors = TaskVectors(given.base, given.checkpoints, include=given.include, exclude=given.exclude)
+    copy = copy_for_scores([merged.copy, *map(run_copy, runs.values())])
+    scorer = Scorer(merged.backbone, data, vectors, "test", copy)
     hits: dict[str, Scores] = {"pretrained": scorer.base(), "individual": scorer.experts()}
     doubts = scorer.doubts(hits["pretrained"], hits["individual"])
     by_lambda = {value: scorer.merged(vectors, partial(TaskWise, init=value)) for value in wanted}
-    best = cli.datamodule.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
+    best = data.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
     hits["task_arithmetic_0.3"], hits["task_arithmetic_tuned"] = by_lambda[0.3], by_lambda[best]
     protocols: dict[str, Mapping[str, Any]] = {}
     for name, run in runs.items():
         coefficients = run_coefficients(run)
         protocols[name] = coefficients.protocol
         hits[name] = scorer.of(coefficients)
-    result = _result(hits, list(cli.datamodule.tasks), protocols, cli.datamodule.metric)
+    result = _result(hits, list(data.tasks), protocols, data.metric)
     result["tuned_lambda"], result["lambdas"] = best, wanted
-    result["calibrated_on"] = calibrated_on(cli.datamodule, "test") if any(protocols.values()) else {}
-    told(cli.datamodule.skipped_lines("test"))
-    result["skipped_rows"], result["warnings"] = cli.datamodule.skipped("test"), doubts
+    result["calibrated_on"] = calibrated_on(data, "test") if any(protocols.values()) else {}
+    told(data.skipped_lines("test"))
+    result["skipped_rows"], result["warnings"] = data.skipped("test"), doubts
     result["runs"] = {name: str(run) for name, run in runs.items()}
     write_json(folder / "comparison.json", result)
     print(f"comparison: {folder / 'comparison.json'}")
@@ -155,60 +157,64 @@ def print_table(result: Mapping[str, Any]) -> None:
     )
 
 
-def fitted(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
-    """The method's run in the comparison's folder: found finished, resumed, or fitted now."""
-    run = _run_of(pool, method, folder, overrides)
+def fitted(method: Path, words: Words, folder: Path) -> Path:
+    """The method's run in the comparison's folder: found finished, resumed, or fitted now.
+
+    Args:
+        method: which.
+        words: of its fit.
+        folder: of the comparison.
+    """
+    run = _run_of(method, words, folder)
     if summary_of(run).get("status") in ENDED:
         return run
     if started(run):
-        fit([], resume=run)
+        fit_stages([], resume=run)
         return run
-    fit([*_arguments(pool, method, overrides), "--runs", str(folder), "--name", "fits", "--id", run.name])
+    fit_stages([*words.in_order, "--runs", str(folder), "--name", "fits", "--id", run.name])
     return run
 
 
-def _check_all(pool: Path, methods: Sequence[Path], folder: Path, overrides: Sequence[str]) -> None:
+def _check_all(words: Mapping[Path, Words], folder: Path) -> None:
     """See whether every method that is still to fit can be fitted, and whether there is something to score on.
 
     Raises:
         AdamergeError: not so; nothing has been fitted or written then.
     """
-    waiting = [
-        method for method in methods if summary_of(_run_of(pool, method, folder, overrides)).get("status") not in ENDED
-    ]
+    waiting = {
+        method: configurations(own, "compare")
+        for method, own in words.items()
+        if summary_of(_run_of(method, own, folder)).get("status") not in ENDED
+    }
     looked = False
-    for look in (parsed, validated):  # all words first, then models and data
-        for method in waiting:
-            try:
-                cli = look(_arguments(pool, method, overrides))
-            except AdamergeError as error:
-                what, where = f"{method.name}: {error.what}", error.where
-                raise type(error)(what, where=where, expected=error.expected, got=error.got, todo=error.todo) from error
-            if cli is not None and not looked:  # the models and the data are the same for all
-                check_scored(cli.model.merged.backbone, cli.datamodule, "test")
-                cli.model.merged.task_vectors.check()
+    for method, stages in waiting.items():  # all words first, then models and data
+        with _named(method):
+            checked(stages)
+    for method, stages in waiting.items():
+        with _named(method):
+            fit = validated(stages)
+            if not looked:  # the models and the data are the same for all
+                check_scored(fit.model.merged.backbone, fit.datamodule, "test")
+                fit.model.merged.task_vectors.check()
                 looked = True
 
 
-def _arguments(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
-    """Those of the method's fit; overrides of single stages are for a method that has stages."""
-    arguments = ["--config", str(pool), "--config", str(method), *overrides]
-    return arguments if stage_files(arguments) else for_stage(arguments, None, 0)
+@contextmanager
+def _named(method: Path) -> Iterator[None]:
+    """Lets an error say of which method it is."""
+    try:
+        yield
+    except AdamergeError as error:
+        raise error.told_of(method.name) from error
 
 
-def _run_of(pool: Path, method: Path, folder: Path, overrides: Sequence[str]) -> Path:
+def _run_of(method: Path, words: Words, folder: Path) -> Path:
     """Where the method's run is, or will be: a change of the configuration is another fit, never one found finished."""
-    stages = stage_files(["--config", str(method)])
-    files = [pool, *(stages or [method]), *map(Path, config_files(overrides))]
-    recipe = b"\0".join([*(path.read_bytes() for path in files), *(word.encode() for word in overrides)])
-    return folder / "fits" / f"{method.stem}-{hashlib.sha256(recipe).hexdigest()[:8]}"
-
-
-def _one_stage(pool: Path, method: Path, overrides: Sequence[str]) -> list[str]:
-    """The arguments of a method, of the first stage where it has several; overrides of single stages do not count."""
-    arguments = ["--config", str(pool), "--config", str(method), *overrides]
-    stages = stage_files(arguments)
-    return for_stage(arguments, stages[0], 1) if stages else for_stage(arguments, None, 0)
+    given = [one for file in words.files for one in (stages_of(Path(file)) if Path(file).is_dir() else [Path(file)])]
+    shared = [f"--config={file}" for file in words.files[2:]]
+    recipe = [*(path.read_bytes() for path in given), *(word.encode() for word in (*shared, *words.overrides))]
+    digest = hashlib.sha256(b"\0".join(recipe)).hexdigest()
+    return folder / "fits" / f"{method.stem}-{digest[:8]}"
 
 
 def _result(

@@ -20,13 +20,15 @@ from adamerge.artifacts.importance import allocation_table
 from adamerge.artifacts.recipe import describe
 from adamerge.data import Calibration
 from adamerge.data.overlap import contents
-from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
-from adamerge.runs.config_files import read_config
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.command_line import told_apart
+from adamerge.runs.configuration import configurations
+from adamerge.runs.configured import Configured
 from adamerge.runs.environment import environment_of, refuse_difference
+from adamerge.runs.parser import read
+from adamerge.runs.parts import Parts
 from adamerge.runs.preparation import prepared
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (
@@ -36,11 +38,11 @@ from adamerge.runs.run_folders import (
     is_first_process,
     last_checkpoint,
     locked,
+    other_length,
     refuse_ended,
     refuse_used,
     run_folder,
     step_of,
-    summary_of,
 )
 from adamerge.runs.summary import Summary
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
@@ -76,22 +78,44 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         steps = other_length(resume, arguments)
         longer = steps is not None
         arguments = ["--config", str(resume / CONFIG), *([f"--trainer.max_steps={steps}"] if longer else [])]
-    cli = prepared(arguments)
-    module: MergingModule = cli.model
-    data: Calibration = cli.datamodule
-    settings = cli.config
+    words = told_apart(arguments)
+    settings = read(configurations(words)[0])
+    return run(settings, words.files, resume=resume, longer=longer, allow_resume_difference=allow_resume_difference)
+
+
+def run(
+    settings: Namespace,
+    files: Sequence[str] = (),
+    parts: Parts | None = None,
+    *,
+    resume: Path | None = None,
+    longer: bool = False,
+    allow_resume_difference: bool = False,
+) -> Path | None:
+    """Learn coefficients as settings say; ``fit`` says what is returned and raised.
+
+    Args:
+        settings: as ``read`` returns them.
+        files: that they come from; they give the run its name.
+        parts: made of the settings already; made now when None.
+        resume: a run's folder that is gone on with, whose own settings these are.
+        longer: whether its number of steps is another than it was.
+        allow_resume_difference: resume although versions, threads or devices differ.
+    """
+    fit = prepared(settings, parts)
+    module, data = fit.model, fit.datamodule
     module.merged.task_vectors.check()  # reads every weight
     if (module.objective is not None or module.merging.recalibrate_buffers) and is_first_process():
         for line in data.notices(module.merged.task_vectors.checkpoints):
             print(line)
     if settings.trainer.fast_dev_run:
         if module.objective is not None:
-            once = cli.trainer_with([], logger=False)
+            once = fit.trainer_with([], logger=False)
             module.teachers = module.teachers.in_memory()  # nothing stays
             _plan_printed(module, once, settings)
             once.fit(module, data)
         return None
-    folder = resume or run_folder(settings, arguments)
+    folder = resume or run_folder(settings, files)
     if resume is None:
         refuse_used(folder)
     with ExitStack() as held:
@@ -109,45 +133,13 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
                 print(allocation_table(module.merged.parametrization))
                 write_json(folder / "allocation.json", module.merged.parametrization.allocation)
             if resume is None or longer:
-                write_config(cli, settings, folder / CONFIG)
+                write_config(settings, folder / CONFIG)
 
         if module.objective is None:
-            _write_initial(module, data, folder, begin, cli.loggers)
+            _write_initial(module, data, folder, begin, fit.loggers)
         else:
-            _search(cli, folder, begin, resume is not None, allow_resume_difference)
+            _search(fit, folder, begin, resume is not None, allow_resume_difference)
     return folder
-
-
-def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
-    """The number of steps that a resumed run shall have, when it is another than its own.
-
-    Raises:
-        ConfigError: something else is asked to change; or the run has done as many steps already.
-    """
-    if not arguments:
-        return None
-    words = list(arguments)
-    if words[0] == "--trainer.max_steps":
-        words[:2] = ["=".join(words[:2])]
-    text = words[0].removeprefix("--trainer.max_steps=")
-    if text == words[0] or len(words) > 1:
-        raise ConfigError(
-            f"--resume takes the run's own configuration, and cannot change {words[-1]}",
-            expected="nothing else, or --trainer.max_steps=N for more steps",
-            todo=f"start a new run from where this one is: --model.init_from={folder / 'coefficients.safetensors'}",
-        )
-    own = read_config(folder / CONFIG)
-    if not own["model"].get("objective"):
-        raise ConfigError(f"{folder} learned nothing, and has no steps to go on with", got=" ".join(arguments))
-    checkpoint = last_checkpoint(folder)
-    done = max(summary_of(folder).get("step", 0), 0 if checkpoint is None else step_of(checkpoint))
-    if not text.strip().isdigit() or int(text) <= done:
-        raise ConfigError(
-            f"{folder} has done {done} steps, and cannot go on to trainer.max_steps={text}",
-            expected=f"a whole number above {done}",
-            got=text,
-        )
-    return int(text) if int(text) != own["trainer"]["max_steps"] else None
 
 
 def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
@@ -161,8 +153,8 @@ def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dic
     return record
 
 
-def _trainer(cli: ConfigCLI, folder: Path, beginning: Beginning, summary: Summary) -> Trainer:
-    trainer = cli.config.trainer
+def _trainer(fit: Configured, folder: Path, beginning: Beginning, summary: Summary) -> Trainer:
+    trainer = fit.settings.trainer
     steps = trainer.max_steps
     checkpoints = StepCheckpoints(
         folder / "checkpoints",
@@ -176,7 +168,7 @@ def _trainer(cli: ConfigCLI, folder: Path, beginning: Beginning, summary: Summar
         save_on_train_epoch_end=False,
     )
     timers = [] if trainer.max_time is None else [SessionTimer(trainer.max_time)]
-    return cli.trainer_with(
+    return fit.trainer_with(
         [beginning, *timers, checkpoints, CollapseGuard(), RunawayGuard(), CoefficientFile(folder), summary],
         logger=False,
         plugins=[AtomicCheckpoints()],
@@ -185,9 +177,8 @@ def _trainer(cli: ConfigCLI, folder: Path, beginning: Beginning, summary: Summar
     )
 
 
-def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bool, allow_difference: bool) -> None:
-    module: MergingModule = cli.model
-    data: Calibration = cli.datamodule
+def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: bool, allow_difference: bool) -> None:
+    module, data = fit.model, fit.datamodule
     checkpoint = last_checkpoint(folder) if resumed else None
     with ExitStack() as stack:
 
@@ -197,15 +188,15 @@ def _search(cli: ConfigCLI, folder: Path, begin: Callable[[], None], resumed: bo
             if is_first_process():
                 write_json(folder / "environment.json", environment)
                 step = 0 if checkpoint is None else step_of(checkpoint)
-                trainer.loggers = stack.enter_context(tracked(folder, cli.loggers, step))
+                trainer.loggers = stack.enter_context(tracked(folder, fit.loggers, step))
 
         summary = Summary(folder)
-        trainer = _trainer(cli, folder, Beginning(begun), summary)
+        trainer = _trainer(fit, folder, Beginning(begun), summary)
         trainer.loggers = [DummyLogger()]  # callbacks ask for one before the fit begins, and with it its own
         environment = environment_of(trainer, module.merged.task_vectors, {**data.protocol, "contents": contents(data)})
         if checkpoint is not None and not allow_difference:
             refuse_difference(folder, environment)
-        summary.plan = _plan_printed(module, trainer, cli.config)
+        summary.plan = _plan_printed(module, trainer, fit.settings)
         # the processes that Lightning starts for this fit inherit the environment, and with it the run's id
         stack.enter_context(environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name))
         whole = folder.parent if (folder.parent / STAGES).is_file() else folder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Sequence
 from functools import cache
 
+from adamerge.errors import nearest
 from adamerge.runs.class_descriptions import Argument, Description, described, kinds_of
 
 DEFAULT_SEARCH = "adamerge.Descent"
@@ -71,12 +71,16 @@ def near_key(key: str, among: Sequence[str] = ()) -> str | None:
     meant = ELSEWHERE.get(key.rpartition(".")[2])
     if meant in known:
         return meant
-    close = difflib.get_close_matches(key, known, 1, cutoff=0.7)
-    if close:
-        return close[0]
     last = {one.rpartition(".")[2]: one for one in reversed(known)}
-    near = difflib.get_close_matches(key.rpartition(".")[2], list(last), 1)
-    return last[near[0]] if near else None
+    near = nearest(key.rpartition(".")[2], last, cutoff=0.75)
+    close = nearest(key, known, cutoff=0.7) or nearest(key.rpartition(".")[2], last)
+    meant = last[near] if near is not None else last.get(close or "", close)
+    return None if meant is not None and "." in key and "." not in meant else meant  # its group is none's key
+
+
+def elsewhere(name: str) -> str | None:
+    """Returns the key that ends with a name, or that other programs call so; None where there is none."""
+    return next((one for one in all_keys() if one.rpartition(".")[2] == name), ELSEWHERE.get(name))
 
 
 @cache

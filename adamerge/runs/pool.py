@@ -9,6 +9,7 @@ from typing import Any
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.compatibility import differences, extra_names, names_to_merge, refuse_extra
 from adamerge.checkpoints.hub_headers import open_headers
+from adamerge.checkpoints.opening import opening
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.io.safetensors_file import quoted, read_json
 
@@ -37,12 +38,17 @@ class Pool:
         return {task: expert for task, expert in self.experts.items() if task not in self.problems}
 
 
-def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
-    """Open base and experts, and compare them; ``opened`` keeps them by source, for other stages."""
-    pool, given = Pool(), arguments_of(config["model"]["task_vectors"])
+def open_pool(given: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
+    """Open base and experts from headers, and compare them.
+
+    Args:
+        given: arguments of the task vectors.
+        opened: what other stages have opened, by source; added to.
+    """
+    pool = Pool()
     include, exclude = given.get("include") or (), given.get("exclude") or ()
 
-    def opening(who: str, source: Any) -> Checkpoint | None:
+    def opened_or_told(who: str, source: Any, whose: str) -> Checkpoint | None:
         key = f"{source} of {given.get('base')}"
         try:
             if not isinstance(source, str):
@@ -53,17 +59,18 @@ def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
                     todo=f"say where {who} is",
                 )
             if key not in opened:
-                opened[key] = open_headers(source, pool.base)
+                with opening(whose):
+                    opened[key] = open_headers(source, pool.base)
         except AdamergeError as error:
             pool.add(who, error)
             return None
         return opened[key]
 
-    pool.base = opening("base", given.get("base"))
+    pool.base = opened_or_told("base", given.get("base"), "base")
     if pool.base is None:
         return pool
     for task, source in (given.get("experts") or {}).items():
-        expert = opening(task, source)
+        expert = opened_or_told(task, source, f"expert '{task}'")
         if expert is not None:
             pool.experts[task] = expert
     try:
@@ -82,7 +89,6 @@ def open_pool(config: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
             what = f"expert '{task}' is quantised: its config.json has quantization_config, {scheme}"
             todo = "take the checkpoint that it was made from, or dequantise it; what follows is for that reason"
             pool.problems[task].insert(0, CheckpointError(what, where=expert.location, todo=todo))
-    _compare_tasks(config, given, pool)
     return pool
 
 
@@ -97,39 +103,3 @@ def _quantisation(expert: Checkpoint) -> str | None:
             if isinstance(scheme, dict):
                 return f"method {quoted(str(scheme.get('quant_method', 'unknown')))}"
     return None
-
-
-def narrow(config: dict[str, Any]) -> None:
-    """Leave of the experts what ``tasks`` names and ``leave_out`` does not."""
-    experts = arguments_of(config["model"]["task_vectors"]).get("experts") or {}
-    for key, wanted in (("tasks", True), ("leave_out", False)):
-        named = config.get(key)
-        if named is None:
-            continue
-        unknown = [task for task in named if task not in experts and task not in _tasks(config)]
-        if unknown:
-            raise ConfigError(f"{key}: the pool has no '{unknown[0]}'", expected=f"of {list(experts)}", got=unknown)
-        for task in [task for task in experts if (task in named) != wanted]:
-            del experts[task]
-
-
-def _compare_tasks(config: Mapping[str, Any], given: Mapping[str, Any], pool: Pool) -> None:
-    """An expert whose data no task has cannot be learned; what the data module makes up by itself is not known."""
-    tasks, data = _tasks(config), arguments_of(config.get("data") or {})
-    if not tasks or not config["model"].get("objective") or data.get("only") is not None:
-        return
-    for task in given.get("experts") or {}:
-        if task not in tasks:
-            pool.add(task, ConfigError(f"expert '{task}' has no data", expected=f"a task of {list(tasks)}", got=task))
-
-
-def _tasks(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = arguments_of(config.get("data") or {}).get("tasks")
-    return found if isinstance(found, Mapping) else {}
-
-
-def arguments_of(spec: Any) -> dict[str, Any]:
-    """Arguments of a part, written with its class or alone."""
-    if not isinstance(spec, Mapping):
-        return {}
-    return dict(spec.get("init_args") or {}) if "class_path" in spec or "init_args" in spec else dict(spec)

@@ -1,36 +1,91 @@
-"""Preparation: everything that can be known of a fit before it begins, asked before anything is written."""
+"""Preparation: all that can be known of a fit and its stages before it begins, asked before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
-from adamerge.runs.config_parser import FitCLI
-from adamerge.runs.trainer_settings import check_length
-from adamerge.training.fit_checks import FitSettings
-from adamerge.training.module import MergingModule
-from adamerge.training.selection import KeepBest
+from jsonargparse import Namespace
+
+from adamerge.io.unwritten import is_unwritten
+from adamerge.runs.configuration import Configuration
+from adamerge.runs.parser import read
+from adamerge.runs.parts import Parts, checked_parts, fit_settings
+
+if TYPE_CHECKING:  # what can be refused without Lightning is refused before it is imported
+    from adamerge.runs.configured import Configured
 
 
-def prepared(arguments: Sequence[str]) -> FitCLI:
+def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
     """Model, data and settings of a fit, made and found to go together; whether all weights are finite is not looked at.
 
     Args:
-        arguments: ``--config POOL --config METHOD`` and overrides, as on the command line.
+        settings: as ``read`` returns them.
+        parts: made of them already; made now when None.
 
     Raises:
         AdamergeError: what can be wrong with configuration, models or data.
     """
-    cli = FitCLI(arguments)
-    module: MergingModule = cli.model
-    trainer = cli.config.trainer
-    if module.objective is not None:
-        check_length(vars(trainer))
-    settings = FitSettings(trainer.max_steps, str(trainer.precision), bool(trainer.gradient_clip_val), _validates(cli))
-    module.preflight(cli.datamodule, settings)
-    module.coefficients().check()  # what cannot be written after the fit is known before it
-    return cli
+    from adamerge.backbones.transformers import outlined
+    from adamerge.runs.configured import Configured
+    from adamerge.training.selection import KeepBest
+
+    # where nothing is learned nothing is run: names and shapes of a network are enough
+    runs = settings.model.objective is not None or settings.model.recalibrate_buffers
+    with nullcontext() if runs else outlined():
+        fit = Configured(settings, parts)
+    # the validation split is looked at to report, or to choose the step that is the result
+    validated = settings.trainer.limit_val_batches != 0 or any(isinstance(one, KeepBest) for one in fit.callbacks)
+    fit.model.preflight(fit.datamodule, fit_settings(settings, validated))
+    fit.model.coefficients().check()  # what cannot be written after the fit is known before it
+    return fit
 
 
-def _validates(cli: FitCLI) -> bool:
-    """Whether the fit looks at the validation split: to report, or to choose the step that is the result."""
-    return cli.config.trainer.limit_val_batches != 0 or any(isinstance(one, KeepBest) for one in cli.callbacks)
+def checked(stages: Sequence[Configuration]) -> list[tuple[Namespace, Parts | None]]:
+    """Returns settings and parts of each stage, found to go together as far as that is known while nothing is opened.
+
+    Args:
+        stages: of a method; one where it has none.
+
+    Raises:
+        AdamergeError: what every verb refuses.
+    """
+    every: list[tuple[Namespace, Parts | None]] = []
+    for stage in stages:
+        settings, parts = read(stage), None
+        with stage.named(), waiting(stage):
+            parts = checked_parts(settings)
+        every.append((settings, parts))
+    return every
+
+
+def validated(stages: Sequence[Configuration]) -> Configured:
+    """See whether a method can be fitted, each of its stages as far as it can be known before the ones before it ran.
+
+    Nothing is written, and no weight but those of heads is read.
+
+    Returns:
+        What the method, or its first stage, makes of the configuration.
+
+    Raises:
+        AdamergeError: it cannot.
+    """
+    first: Configured | None = None
+    for stage in stages:
+        settings = read(stage)
+        with stage.named(), waiting(stage):
+            fit = prepared(settings)
+            first = first or fit
+    assert first is not None, "a first stage waits for nothing"
+    return first
+
+
+@contextmanager
+def waiting(stage: Configuration) -> Iterator[None]:
+    """Leaves at that what fails for want of a file that an earlier stage will write: more is known when it has."""
+    try:
+        yield
+    except Exception as error:  # whatever a part of the user's does about a file that is not there
+        if stage.number < 2 or not is_unwritten(error):
+            raise

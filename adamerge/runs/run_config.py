@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from adamerge.checkpoints.opening import lasting_path
 from adamerge.io.atomic import staged_file
 from adamerge.io.versions import WRITTEN_BY
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.parser import as_data
 
 SOURCES = (
     "model.task_vectors.*base",
@@ -36,15 +36,14 @@ PATHS = (
 """Keys of what is a file or folder, there already or not."""
 
 
-def write_config(cli: ConfigCLI, settings: Namespace, path: Path) -> None:
+def write_config(settings: Namespace, path: Path) -> None:
     """Write the configuration atomically, with absolute paths for what was given relative to the working directory.
 
     Raises:
         ExportError: the file cannot be written.
     """
-    content = yaml.safe_load(cli.parser.dump(settings, skip_none=False, skip_check=True))
+    text = yaml.safe_dump(located(as_data(settings)), sort_keys=False)
     with staged_file(path) as temporary:
-        text = yaml.safe_dump(located(content), sort_keys=False)
         temporary.write_text(f"# {WRITTEN_BY}\n{text}", encoding="utf-8")
 
 

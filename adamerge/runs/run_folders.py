@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adamerge.errors import CheckpointError, ConfigError, ExportError
 from adamerge.io.safetensors_file import read_json
-from adamerge.runs.config_files import config_files
-from adamerge.training.run_checkpoints import AtomicCheckpoints
+from adamerge.runs.config_files import read_config
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
 CONFIG = "config.yaml"
 STAGES = "stages.json"
 
 
-def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
+def run_folder(settings: Any, files: Sequence[str]) -> Path:
     """``RUNS/NAME/ID``, with names and ids that are not given made up.
+
+    Args:
+        settings: of the run.
+        files: of its configuration; they give it a name where it has none.
 
     Raises:
         ConfigError: a name or id leads elsewhere.
@@ -36,7 +38,7 @@ def run_folder(settings: Any, arguments: Sequence[str]) -> Path:
             raise ConfigError(
                 f"{key}: '{word}' is no name of a folder", expected="no slash; --runs says where", got=word
             )
-    return Path(settings.runs) / (settings.name or _name(arguments)) / identity
+    return Path(settings.runs) / (settings.name or _name(files)) / identity
 
 
 def started(folder: Path) -> bool:
@@ -79,6 +81,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def is_first_process() -> bool:
     """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # late: what is refused is told without Lightning
+
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -136,13 +140,47 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def step_of(checkpoint: Path) -> int:
     """Steps that a checkpoint was written after."""
+    from adamerge.training.run_checkpoints import AtomicCheckpoints
+
     step: int = AtomicCheckpoints().load_checkpoint(checkpoint)["global_step"]
     return step
 
 
-def _name(arguments: Sequence[str]) -> str:
+def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
+    """The number of steps that a resumed run shall have, when it is another than its own.
+
+    Raises:
+        ConfigError: something else is asked to change; or the run has done as many steps already.
+    """
+    if not arguments:
+        return None
+    words = list(arguments)
+    if words[0] == "--trainer.max_steps":
+        words[:2] = ["=".join(words[:2])]
+    text = words[0].removeprefix("--trainer.max_steps=")
+    if text == words[0] or len(words) > 1:
+        raise ConfigError(
+            f"--resume takes the run's own configuration, and cannot change {words[-1]}",
+            expected="nothing else, or --trainer.max_steps=N for more steps",
+            todo=f"start a new run from where this one is: --model.init_from={folder / 'coefficients.safetensors'}",
+        )
+    own = read_config(folder / CONFIG)
+    if not own["model"].get("objective"):
+        raise ConfigError(f"{folder} learned nothing, and has no steps to go on with", got=" ".join(arguments))
+    checkpoint = last_checkpoint(folder)
+    done = max(summary_of(folder).get("step", 0), 0 if checkpoint is None else step_of(checkpoint))
+    if not text.strip().isdigit() or int(text) <= done:
+        raise ConfigError(
+            f"{folder} has done {done} steps, and cannot go on to trainer.max_steps={text}",
+            expected=f"a whole number above {done}",
+            got=text,
+        )
+    return int(text) if int(text) != own["trainer"]["max_steps"] else None
+
+
+def _name(files: Sequence[str]) -> str:
     """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
-    paths = [Path(path) for path in config_files(arguments)]
+    paths = [Path(path) for path in files]
     paths.sort(key=lambda path: path.parent.name != "pools")  # the pool first, in whatever order they were given
     return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"
 

@@ -25,8 +25,10 @@ from adamerge.io.safetensors_file import read_json
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
+from adamerge.runs.command_line import Words
 from adamerge.runs.config_files import read_config
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
+from adamerge.runs.parser import read_first
 from adamerge.task_vectors.storage import Disk
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.confusions import Confusions, exchanged_lines, far_below_lines
@@ -131,7 +133,7 @@ class Scorer:
 
 
 def score_run(
-    path: Path, split: str, configs: Sequence[Path] = (), plugins: Sequence[str] = ()
+    path: Path, split: str, configs: Sequence[Path] = (), plugins: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> tuple[dict[str, float], Metric]:
     """Score per task of coefficients on a labelled split, and the metric.
 
@@ -142,6 +144,7 @@ def score_run(
         split: ``test`` or ``validation``.
         configs: a pool's, where the data are another's or the file lies in no run.
         plugins: prefixes of modules that a file's recipe may name, besides those of the run's configuration.
+        overrides: ``--key=value``, laid over the configuration.
 
     Raises:
         ConfigError: ``path`` is not a run's folder, and there is no pool.
@@ -158,29 +161,30 @@ def score_run(
     if not ours and not path.is_file():
         raise ConfigError(f"{run} is not a run's folder: it has no config.yaml")
     if configs:
-        words = [word for config in configs for word in ("--config", str(config))]
-        cli = ConfigCLI([*words, "--model.parametrization=adamerge.TaskWise"])
+        words = Words([*map(str, configs)], ["--model.parametrization=adamerge.TaskWise", *overrides])
     else:
-        cli = ConfigCLI(["--config", str(run / "config.yaml")])
+        words = Words([str(run / "config.yaml")], [*overrides])
+    configured = Configured(read_first(words, "test"))
+    backbone, data = configured.model.merged.backbone, configured.datamodule
     # whose data are another's is no reason to trust what lies beside a file
     trusted = sorted({*plugins, *(_modules(_configuration(run)) if ours and not configs else ())})
     coefficients = load_coefficients(path, plugins=trusted)
-    check_scored(cli.model.merged.backbone, cli.datamodule, split)
-    copy = copy_for_scores([cli.model.merged.copy])
-    scorer = Scorer(cli.model.merged.backbone, cli.datamodule, coefficients.task_vectors, split, copy)
+    check_scored(backbone, data, split)
+    copy = copy_for_scores([configured.model.merged.copy])
+    scorer = Scorer(backbone, data, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
-    doubts = told([*exchanged_lines(scorer.confusions, _classnames(cli.datamodule), "the merged model")])
-    if configs or (path.is_file() and path.name != COEFFICIENTS):
-        calibrated_on(cli.datamodule, split)
-        return scores, cli.datamodule.metric
+    doubts = told([*exchanged_lines(scorer.confusions, _classnames(data), "the merged model")])
+    if configs or overrides or (path.is_file() and path.name != COEFFICIENTS):
+        calibrated_on(data, split)
+        return scores, data.metric
     summary = read_json(run / "summary.json")
     scored: dict[str, Any] = {"per_task": scores, "average": average(scores)}
     if coefficients.protocol:
-        scored["calibrated_on"] = calibrated_on(cli.datamodule, split)
-    told(cli.datamodule.skipped_lines(split))
-    scored |= {"skipped_rows": cli.datamodule.skipped(split), "warnings": doubts}
+        scored["calibrated_on"] = calibrated_on(data, split)
+    told(data.skipped_lines(split))
+    scored |= {"skipped_rows": data.skipped(split), "warnings": doubts}
     write_json(run / "summary.json", {**summary, split: scored})
-    return scores, cli.datamodule.metric
+    return scores, data.metric
 
 
 def check_scored(backbone: Backbone, data: Calibration, split: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -12,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamerge.errors import ConfigError
+from adamerge.errors import ConfigError, nearest
 from adamerge.runs.class_names import class_named, full_name, such_as
-from adamerge.runs.help import ELSEWHERE, all_keys
+from adamerge.runs.help import elsewhere, near_key
 
 WORDS: dict[Any, str] = {
     float: "number",
@@ -26,6 +25,8 @@ WORDS: dict[Any, str] = {
     dict: "mapping, such as {a: 1}",
 }
 """What the plain types are called."""
+GROUPS = ("model", "model.search", "data", "trainer")
+"""Whose keys may have been meant for one another."""
 
 
 def fault(key: str, value: Any, hint: Any) -> ConfigError | None:
@@ -83,7 +84,7 @@ def argument_fault(
                 continue
             return _no_argument(f"{key}.{name}", str(name), kind, list(parameters))
         default = _default(kind, parameters[name])
-        preset = isinstance(default, type) and default is not inspect.Parameter.empty  # such as Adam
+        preset = isinstance(default, type) and default.__module__ not in {"builtins", "inspect"}  # such as Adam
         if preset and isinstance(value, Mapping) and "class_path" not in value:
             value = {**value, "class_path": full_name(default)}
         found = fault(f"{key}.{name}", value, hints.get(name, Any))
@@ -203,10 +204,10 @@ def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False
     try:
-        number = float(value)  # YAML's 1e-3 is a text, for want of a point
+        kind(str(value))  # YAML's 1e-3 is a text, for want of a point; and a whole number has none
     except ValueError:
         return False
-    return kind is float or number.is_integer()
+    return True
 
 
 def _help(key: str, kind: Callable[..., Any]) -> str:
@@ -218,10 +219,10 @@ def _help(key: str, kind: Callable[..., Any]) -> str:
 
 
 def _no_argument(full: str, name: str, kind: Callable[..., Any], known: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, known, 1)
-    group = full.rpartition(".")[0]
-    elsewhere = next((one for one in all_keys() if one.rpartition(".")[2] == name), ELSEWHERE.get(name))
-    meant = f"{group}.{near[0]}" if near else elsewhere
+    near, group = nearest(name, known), full.rpartition(".")[0]
+    meant = f"{group}.{near}" if near else elsewhere(name)
+    if meant is None and group in GROUPS:
+        meant = near_key(full)
     return ConfigError(
         f"{full} is no argument of {kind.__name__}" + (f"; did you mean '{meant}'?" if meant else ""),
         expected=None if meant else f"one of {', '.join(known)}" if known else "none: it takes no arguments",

@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
-from adamerge.artifacts.importance import write_importances
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import read_json
-from adamerge.runs import fit as runs
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN
+from adamerge.runs.command_line import told_apart
+from adamerge.runs.config_files import read_config
+from adamerge.runs.configuration import Configuration, configurations
+from adamerge.runs.parser import read
+from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (
     RUN_ID,
@@ -24,15 +28,16 @@ from adamerge.runs.run_folders import (
     in_use,
     is_first_process,
     locked,
+    other_length,
     refuse_used,
     run_folder,
     summary_of,
 )
-from adamerge.runs.stage_configs import for_stage, parsed_stage, stage_files, validated
-from adamerge.training.wandb_run import environment_variable, grouped
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
 """Of the last stage, also found at the run's top; what says that the run is there comes last."""
+IMPORTANCES = "importance.json"
+"""In the folder of a stage whose successor asks for them."""
 PATIENCE = (
     7200  # seconds for the first process to check all stages, which reads the data, and to write what the others read
 )
@@ -59,50 +64,49 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     """
     if resume is not None:
         if not (resume / STAGES).is_file():
-            return runs.fit(arguments, resume, allow_resume_difference)
+            from adamerge.runs.fit import fit as resumed
+
+            return resumed(arguments, resume, allow_resume_difference)
         return _run(resume, allow_resume_difference, _longer(resume, arguments))
-    files = stage_files(arguments)
-    if not files:
-        return runs.fit(arguments)
-    settings = parsed_stage(arguments, files[0], 1, {}).config
-    if settings.trainer.fast_dev_run:
-        return runs.fit(for_stage(arguments, files[0], 1))
-    folder = run_folder(settings, arguments)
+    words = told_apart(arguments)
+    stages = configurations(words)
+    every = checked(stages)  # of all stages, before Lightning is imported
+    settings, parts = every[0]
+    if not words.folders or settings.trainer.fast_dev_run:
+        from adamerge.runs.fit import run
+
+        with stages[0].named():
+            return run(settings, words.files, parts)
+    folder = run_folder(settings, words.files)
     refuse_used(folder)
     if is_first_process():
-        validated(arguments)
+        validated(stages)
         with locked(folder):
             refuse_used(folder)  # another process may have been quicker
-            _record(arguments, files, folder)
+            _record(stages, folder)
     try:
         return _run(folder, allow_resume_difference)
     except AdamergeError:
         if is_first_process() and not in_use(folder):
-            _forget(folder, files)
+            _forget(folder, [stage.file for stage in stages if stage.file is not None])
         raise
 
 
-def _record(arguments: Sequence[str], files: Sequence[Path], folder: Path) -> None:
+def _record(stages: Sequence[Configuration], folder: Path) -> None:
     """Write every stage's whole configuration, so that a resumed run goes on as it was begun."""
-    top = folder.absolute()
-    unknown = {found[1] for word in arguments if (found := re.match(r"--(\d+)\.", word))}
-    unknown -= {str(number) for number in range(1, len(files) + 1)}
-    if unknown:
-        raise ConfigError(
-            f"there is no stage {min(unknown)} to override", expected=f"1 to {len(files)}", got=min(unknown)
-        )
-    parsed = []
-    for number, file in enumerate(files, 1):
-        places = {"{run}": str(top)}
-        if number > 1:
-            before = top / files[number - 2].stem
-            places |= {"{previous}": str(before / FINAL[0]), "{importance}": str(before / "importance.json")}
-        cli = parsed_stage(arguments, file, number, places)
-        cli.config.runs, cli.config.name, cli.config.id = str(folder.parent), folder.name, file.stem
-        parsed.append(cli)
+    top, files = folder.absolute(), [stage.file for stage in stages if stage.file is not None]
+    every = []
+    for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
+        places = {RUN: str(top)}
+        if number > 0:
+            before = top / files[number - 1].stem
+            places |= {PREVIOUS: str(before / FINAL[0]), IMPORTANCE: str(before / IMPORTANCES)}
+        settings = read(stage.placed(places))
+        settings.runs, settings.name, settings.id = str(folder.parent), folder.name, file.stem
+        every.append(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    for file, cli in zip(files, parsed, strict=True):
-        write_config(cli, cli.config, folder / file.name)
+    for file, settings in zip(files, every, strict=True):
+        write_config(settings, folder / file.name)
     write_json(folder / STAGES, {"stages": [file.stem for file in files]})  # last: it says that a run is there
 
 
@@ -139,11 +143,14 @@ def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
             todo="start a new run: what the stages have built on each other would change",
         )
     words = [f"--{given[2]}", *arguments[1:]]
-    runs.other_length(stages[last - 1], words)  # refused before anything is touched
+    other_length(stages[last - 1], words)  # refused before anything is touched
     return {last: words}
 
 
 def _run(folder: Path, allow_difference: bool, longer: Mapping[int, Sequence[str]] | None = None) -> Path:
+    from adamerge.runs.fit import fit as fit_one
+    from adamerge.training.wandb_run import environment_variable, grouped
+
     stages, longer = _stages(folder), longer or {}
     with locked(folder), grouped(folder), environment_variable(RUN_ID, os.environ.get(RUN_ID) or folder.name):
         for number, stage in enumerate(stages, 1):
@@ -158,9 +165,9 @@ def _run(folder: Path, allow_difference: bool, longer: Mapping[int, Sequence[str
             _together()
             try:
                 if (stage / "config.yaml").is_file():
-                    runs.fit(longer.get(number, []), stage, allow_difference)
+                    fit_one(longer.get(number, []), stage, allow_difference)
                 else:
-                    runs.fit(["--config", str(configuration)])
+                    fit_one(["--config", str(configuration)])
             finally:
                 if is_first_process():
                     _gather(folder, stages)
@@ -181,9 +188,17 @@ def _stages(folder: Path) -> list[Path]:
 
 def _weigh(configuration: Path, before: Path) -> None:
     """Write the importances of the stage before, when this one asks for them."""
-    target = before.absolute() / "importance.json"
-    if str(target) in configuration.read_text(encoding="utf-8") and not target.is_file():
+    target = before.absolute() / IMPORTANCES
+    if _names(read_config(configuration), str(target)) and not target.is_file():
+        from adamerge.artifacts.importance import write_importances
+
         write_importances(before / FINAL[0], target)
+
+
+def _names(content: Any, value: str) -> bool:
+    if isinstance(content, dict | list):
+        return any(_names(item, value) for item in (content.values() if isinstance(content, dict) else content))
+    return bool(content == value)
 
 
 def _together() -> None:

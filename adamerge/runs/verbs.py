@@ -6,11 +6,13 @@ import argparse
 import inspect
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from adamerge.errors import ExportError
 from adamerge.merging.malloc import keep_freed_memory
-from adamerge.runs.command_line import Words, refuse_early, told_apart
+from adamerge.runs.command_line import Words, told_apart, words_of_fits
+from adamerge.runs.configuration import Configuration, configurations
 from adamerge.runs.help import fit_help, help_of
 
 
@@ -33,16 +35,19 @@ def fit(arguments: list[str]) -> None:
         print(text, end="")
         return
     if own.resume is None:
-        refuse_early(words, "fit")
+        stages = configurations(words)  # told before torch is imported
+        if any(flag.startswith("--print_config") for flag in words.flags):
+            print_config(stages[0], words.flags)
+            return
     if own.export is not None and own.export.exists():
         raise ExportError(f"{own.export} exists", todo="name another folder, or export the run with --overwrite")
     import_from_here()
     keep_freed_memory()
     from adamerge.io.coefficient_file import COEFFICIENTS
-    from adamerge.runs.fit import is_first_process
+    from adamerge.runs.run_folders import is_first_process
     from adamerge.runs.stages import fit as run_fit
 
-    folder = run_fit(words.for_parser, own.resume, own.allow_resume_difference)
+    folder = run_fit(words.in_order, own.resume, own.allow_resume_difference)
     if folder is None or not is_first_process() or not (folder / COEFFICIENTS).is_file():  # it was stopped
         return
     if own.export is None:
@@ -54,6 +59,16 @@ def fit(arguments: list[str]) -> None:
     print(f"run: {folder}\nexported: {export(run_coefficients(folder), own.export)}")
 
 
+def print_config(stage: Configuration, flags: Sequence[str]) -> None:
+    """Prints what would be run, as YAML; without defaults where a flag says so."""
+    import_from_here()
+    import yaml
+
+    from adamerge.runs.parser import as_data, read
+
+    print(yaml.safe_dump(as_data(read(stage), "--print_config=skip_default" in flags), sort_keys=False), end="")
+
+
 def _help_of_fit(words: Words) -> str | None:
     """What the flags ask for; None where they ask for nothing, or a library's own parser must answer."""
     for flag in words.flags:
@@ -61,12 +76,17 @@ def _help_of_fit(words: Words) -> str | None:
             search = [word.partition("=")[2] for word in words.overrides if word.startswith("--model.search=")]
             return fit_help(*search[-1:])
         if flag == "--trainer.help":
-            from adamerge.runs.config_parser import trainer_help
+            from adamerge.runs.parser import trainer_help
 
             return trainer_help()
         if flag.partition("=")[0].endswith(".help"):
-            import_from_here()
-            return help_of(flag)
+            text = help_of(flag)
+            if text is None:  # of a class from elsewhere
+                import_from_here()
+                from adamerge.runs.parser import help_by_parser
+
+                return help_by_parser(flag)
+            return text
     return None
 
 
@@ -93,11 +113,11 @@ def check(arguments: list[str]) -> None:
     words = told_apart(arguments)
     if words.flags or not words.files:
         parser.parse_args(words.flags)
-    refuse_early(words, "check")
+    stages = configurations(words, "check")
     import_from_here()
     from adamerge.runs.check import check as run_check
 
-    run_check([Path(file) for file in words.files], words.overrides)
+    run_check(stages)
 
 
 def compare(arguments: list[str]) -> None:
@@ -129,14 +149,12 @@ def compare(arguments: list[str]) -> None:
     own, rest = options.parse_known_args(arguments)
     words = told_apart(rest)
     configs = parser.parse_args([*words.files, *words.flags])
-    staged = any(method.is_dir() for method in configs.methods)
-    for method in configs.methods:
-        given = words.without_stages() if staged and not method.is_dir() else words.overrides
-        refuse_early(Words([str(configs.pool), str(method), *own.config], given), "compare")
+    shared = Words(own.config, words.overrides)
+    for fit_words in words_of_fits(configs.pool, configs.methods, shared).values():
+        configurations(fit_words, "compare")
     import_from_here()
     keep_freed_memory()
     from adamerge.runs.compare import compare as run_compare
     from adamerge.runs.compare import print_table
 
-    shared = Words(own.config, words.overrides).for_parser
-    print_table(run_compare(configs.pool, configs.methods, own.folder, shared, own.lambdas))
+    print_table(run_compare(configs.pool, configs.methods, own.folder, shared.in_order, own.lambdas))

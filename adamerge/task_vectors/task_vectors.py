@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other
-from adamerge.checkpoints.opening import open_checkpoint
+from adamerge.checkpoints.opening import open_checkpoint, opening
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.deltas.streamed import StreamedDeltas
@@ -57,10 +57,12 @@ class TaskVectors(Mapping[str, Deltas]):
     ) -> None:
         if not experts:
             raise ConfigError("experts: there are none", expected="a mapping {task: path or hub id}", got="nothing")
-        self.base = open_checkpoint(base)
-        self.checkpoints: dict[str, Checkpoint] = {
-            task: open_checkpoint(source, self.base) for task, source in experts.items()
-        }
+        with opening("base"):
+            self.base = open_checkpoint(base)
+        self.checkpoints: dict[str, Checkpoint] = {}
+        for task, source in experts.items():
+            with opening(f"expert '{task}'"):
+                self.checkpoints[task] = open_checkpoint(source, self.base)
         self.transforms, self.include, self.exclude = tuple(transforms), tuple(include), tuple(exclude)
         self.device = torch.device("cpu")
         self._stored: dict[str, Deltas] = {}

@@ -8,11 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
+if TYPE_CHECKING:  # the names of the testbeds' tasks are told before a data set is read
+    import datasets
 
 SPLITS = ("train", "calibration", "validation", "test")
-Splits = Iterator[tuple[str, datasets.Dataset]]
+Splits = Iterator[tuple[str, "datasets.Dataset"]]
 
 
 def cached_splits(
@@ -23,6 +25,8 @@ def cached_splits(
     The cache is ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache folder); a task's folder there is named
     after a hash of ``recipe``, the files of code that make the data, and of ``versions``, of the packages they are from.
     """
+    import datasets
+
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe) + versions.encode()).hexdigest()[:12]
     folder = (cache_dir or _default_cache()) / f"{name}-{digest}"
     if not folder.is_dir():
@@ -32,6 +36,8 @@ def cached_splits(
 
 def _write(folder: Path, build: Callable[[], Splits]) -> None:
     """Write the splits beside ``folder``, then move them there in one rename."""
+    import datasets
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     quiet = datasets.are_progress_bars_disabled()

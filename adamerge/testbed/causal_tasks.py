@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.testbed.cache import SPLITS, cached_splits
 from adamerge.testbed.causal_sources import (
@@ -21,6 +20,9 @@ from adamerge.testbed.causal_sources import (
     fingerprint,
     versions,
 )
+
+if TYPE_CHECKING:  # its tasks are told before a data set is read
+    import datasets
 
 SIZES: Mapping[str, int] = {"train": 6000, "calibration": 300, "validation": 150, "test": 400}
 MIN_BYTES = 80  # shorter chunks say little
@@ -93,6 +95,8 @@ def load_causal_task(name: str, cache_dir: Path | None = None) -> datasets.Datas
     They are built on the first call and kept under ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache
     folder), in a folder named after a hash of the code that makes them and of the versions of the packages they are from.
     """
+    import datasets
+
     if name not in CAUSAL_TASKS:
         raise KeyError(f"no causal task {name!r}; there are {', '.join(CAUSAL_TASKS)}")
     task, here = CAUSAL_TASKS[name], Path(__file__).parent

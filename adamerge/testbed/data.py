@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from adamerge.backbones import Task
 from adamerge.data import Calibration, Vocabulary
+from adamerge.data.dataset import Dataset
 from adamerge.data.labels import TokenLabels
-
-if TYPE_CHECKING:
-    import datasets
 
 # what makes the tasks is imported where it is used: it loads libraries that reading a configuration does not need
 
@@ -27,7 +24,7 @@ class TestbedImages(Calibration):
 
         return IMAGE_TASKS
 
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Returns the task's four splits, disjoint by construction."""
         from adamerge.testbed.image_tasks import load_image_task
 
@@ -50,7 +47,7 @@ class TestbedText(Calibration):
         """Returns the name of the one column that makes a sample."""
         return ("text",)
 
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Returns the task's four splits, disjoint by construction."""
         from adamerge.testbed.text_tasks import load_text_task
 
@@ -74,7 +71,7 @@ class TestbedLanguage(Calibration):
         """Returns the name of the one column that makes a sample."""
         return ("text",)
 
-    def load(self, task: str) -> Mapping[str, datasets.Dataset]:
+    def load(self, task: str) -> Mapping[str, Dataset]:
         """Returns the domain's four splits, disjoint by construction."""
         from adamerge.testbed.causal_tasks import load_causal_task
 

@@ -21,7 +21,7 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.merging.merged_model import MergedModel
 from adamerge.runs.compare import compare, print_table
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
 from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
@@ -98,10 +98,10 @@ def _best_by_validation(result: dict[str, Any]) -> str:
 
 def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     """Largest difference between the trainer's logits and those of the folder reloaded by open_clip, and largest logit."""
-    cli = ConfigCLI(["--config", str(run / "config.yaml")])
+    fit = Configured.of(["--config", str(run / "config.yaml")])
     coefficients = load_coefficients(run / "coefficients.safetensors")
-    backbone: Any = cli.model.merged.backbone
-    data = cli.datamodule
+    backbone: Any = fit.model.merged.backbone
+    data = fit.datamodule
     data.serve(backbone)
     task = next(iter(data.tasks))
     vectors, parametrization = coefficients.task_vectors, coefficients.parametrization

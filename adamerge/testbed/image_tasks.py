@@ -11,8 +11,8 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -21,6 +21,9 @@ from torch import Tensor
 from adamerge.testbed import image_shifts as shifts
 from adamerge.testbed.cache import SPLITS, cached_splits
 from adamerge.testbed.image_sources import Glyphs, HandwrittenDigits, Photographs, Source
+
+if TYPE_CHECKING:  # its tasks are told before a data set is read
+    import datasets
 
 Files = Mapping[str, tuple[str, str]]  # class name -> (package, path inside it)
 SIZES: Mapping[str, int] = {"train": 4000, "calibration": 600, "validation": 250, "test": 1000}
@@ -185,6 +188,8 @@ def load_image_task(name: str, cache_dir: Path | None = None) -> datasets.Datase
     They are built on the first call and kept under ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache
     folder), in a folder named after a hash of the code that makes the data.
     """
+    import datasets
+
     if name not in IMAGE_TASKS:
         raise KeyError(f"no image task {name!r}; there are {', '.join(IMAGE_TASKS)}")
     task, here = IMAGE_TASKS[name], Path(__file__).parent

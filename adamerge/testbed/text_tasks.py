@@ -9,8 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from adamerge.testbed.cache import SPLITS, cached_splits
 from adamerge.testbed.text_files import STANDARD_LIBRARY, package_folder
@@ -24,6 +23,9 @@ from adamerge.testbed.text_sources import (
     Translations,
     Verses,
 )
+
+if TYPE_CHECKING:  # its tasks are told before a data set is read
+    import datasets
 
 SIZES: Mapping[str, int] = {"train": 4000, "calibration": 600, "validation": 250, "test": 1000}
 # A text goes to the split in whose share its hash falls: the same one in every task and with every version of a source.
@@ -186,6 +188,8 @@ def load_text_task(name: str, cache_dir: Path | None = None) -> datasets.Dataset
     They are built on the first call and kept under ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache
     folder), in a folder named after a hash of the code that makes the data.
     """
+    import datasets
+
     if name not in TEXT_TASKS:
         raise KeyError(f"no text task {name!r}; there are {', '.join(TEXT_TASKS)}")
     task, here = TEXT_TASKS[name], Path(__file__).parent

@@ -13,11 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from adamerge.backbones import Batch
 from adamerge.backbones.inputs import count
 from adamerge.errors import ConfigError
-from adamerge.merging.merged_model import MergedModel
 from adamerge.training.learning_rate import OptimizerCallable, PacedOptimizer
 from adamerge.training.objective_gradient import Evaluation
 from adamerge.training.schedules import Schedule, Scheduler
-from adamerge.training.search import Search
+from adamerge.training.search import Learner, Search
 
 if TYPE_CHECKING:
     from adamerge.training.search_step import SearchStep
@@ -74,7 +73,7 @@ class Bilevel(Search):
         self._coefficients: list[nn.Parameter] = []
         self._start: list[Tensor] = []
 
-    def begin(self, merged: MergedModel) -> None:
+    def begin(self, merged: Learner) -> None:
         """Takes the mask and the coefficients apart; what each step begins from is where the coefficients are now."""
         made = merged.parametrization
         masks = {id(logits) for logits in made.masks().values()}

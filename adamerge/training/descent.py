@@ -10,10 +10,9 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adamerge.backbones import Batch
-from adamerge.merging.merged_model import MergedModel
 from adamerge.training.learning_rate import OptimizerCallable, PacedOptimizer
 from adamerge.training.schedules import Schedule, Scheduler
-from adamerge.training.search import Search
+from adamerge.training.search import Learner, Search
 
 if TYPE_CHECKING:
     from adamerge.training.search_step import SearchStep
@@ -47,7 +46,7 @@ class Descent(Search):
         self._paced = PacedOptimizer(optimizer, lr, schedule)
         self._parameters: list[nn.Parameter] = []
 
-    def begin(self, merged: MergedModel) -> None:
+    def begin(self, merged: Learner) -> None:
         """Takes all parameters that are not frozen."""
         self._parameters = merged.trained()
 

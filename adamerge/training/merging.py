@@ -20,12 +20,10 @@ from adamerge.training.teacher_cache import TeacherCache
 
 
 @dataclass(eq=False, kw_only=True)
-class Merging:
-    """What is merged, how, and what drives it: everything of a fit but its data and its trainer.
+class Method:
+    """How task vectors are merged, and what drives it; which network, base and experts is not said.
 
     Args:
-        backbone: the network.
-        task_vectors: base and experts.
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
         search: how they are found.
@@ -45,8 +43,6 @@ class Merging:
         ConfigError: a number is out of range.
     """
 
-    backbone: Backbone
-    task_vectors: TaskVectors
     parametrization: ParametrizationFactory
     objective: Objective | None = None
     search: Search = field(default_factory=Descent)
@@ -64,3 +60,16 @@ class Merging:
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {self.micro_batch}")
+
+
+@dataclass(eq=False, kw_only=True)
+class Merging(Method):
+    """What is merged, how, and what drives it: everything of a fit but its data and its trainer.
+
+    Args:
+        backbone: the network.
+        task_vectors: base and experts.
+    """
+
+    backbone: Backbone
+    task_vectors: TaskVectors

@@ -17,6 +17,7 @@ from adamerge.backbones import Batch
 from adamerge.data import Calibration
 from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
+from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations.untrained import held_names
 from adamerge.training.batchnorm import normalisations
@@ -69,7 +70,7 @@ class MergingModule(LightningModule):
         )
         self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
         self.teachers = merging.teachers if merging.teachers is not None else TeacherCache()
-        if merging.init_from is not None:
+        if merging.init_from is not None and not is_unwritten(merging.init_from):
             load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
         self.guard = Guard(self.merged.parametrization.project_)
         self.held = Held(self.merged, self.guard, merging.hold)
@@ -101,7 +102,7 @@ class MergingModule(LightningModule):
             ConfigError: the parts do not go together.
             DataError: the data cannot be read.
         """
-        preflight(self.merged, self.merging, self.search, data, fit)
+        preflight(self.merged, self.merging, data, fit)
         self._passed = data
 
     def setup(self, stage: str) -> None:

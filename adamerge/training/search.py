@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adamerge.backbones import Batch
-from adamerge.merging.merged_model import MergedModel
+from adamerge.parametrizations import Parametrization
 
 if TYPE_CHECKING:
     from adamerge.training.search_step import SearchStep
+
+
+class Learner(Protocol):
+    """What a search takes its parameters from: a merged model, or its parametrization alone where there is no network."""
+
+    parametrization: Parametrization
+
+    def trained(self) -> list[nn.Parameter]:
+        """Returns the parameters of the parametrization that are not frozen."""
 
 
 class Search(ABC):
@@ -36,7 +45,7 @@ class Search(ABC):
     uses_gradients: bool = True
 
     @abstractmethod
-    def begin(self, merged: MergedModel) -> None:
+    def begin(self, merged: Learner) -> None:
         """Takes the parameters to be found, at the values where a fit begins; nothing has been merged yet.
 
         Raises:

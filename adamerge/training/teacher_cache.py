@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,9 +24,7 @@ from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.dtypes import torch_dtype
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
+from adamerge.training.strategy import Strategy
 
 FORMAT = 1
 DIGESTS = "digests"

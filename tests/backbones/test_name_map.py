@@ -195,6 +195,6 @@ def test_what_is_permuted_in_memory_is_refused_with_the_tensors_name(tmp_path, m
     def permuted(model, state):
         return {key: value.flip(0) if key == name else value for key, value in state.items()}
 
-    monkeypatch.setattr("adamerge.backbones.name_map.revert_weight_conversion", permuted)
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", permuted)
     with pytest.raises(CheckpointError, match=name):
         names_of(network, load_file(tmp_path / "model.safetensors"))

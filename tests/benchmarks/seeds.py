@@ -23,7 +23,7 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, fitted
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
 from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, means
@@ -36,7 +36,7 @@ def measure(pool: Path, methods: list[tuple[Path, list[str]]], seeds: list[int],
         for seed in seeds:
             words = [*overrides, f"--data.seed={seed}", f"--seed_everything={seed}"]
             runs.setdefault(method.stem, []).append(fitted(pool, method, folder, words))
-    cli = ConfigCLI(["--config", str(runs[methods[0][0].stem][0] / "config.yaml")])
+    cli = Configured.of(["--config", str(runs[methods[0][0].stem][0] / "config.yaml")])
     given_vectors = cli.model.merged.task_vectors
     vectors = TaskVectors(
         given_vectors.base, given_vectors.checkpoints, [], given_vectors.include, given_vectors.exclude

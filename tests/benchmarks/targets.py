@@ -19,7 +19,7 @@ from typing import Any
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.runs.compare import fitted
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
 from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.training.evaluation import means
 
@@ -56,7 +56,7 @@ def measure(
                 run = fitted(
                     pool, method, folder, [*task, *changes, f"--data.seed={seed}", f"--seed_everything={seed}"]
                 )
-                cli = ConfigCLI(["--config", str(run / "config.yaml")])
+                cli = Configured.of(["--config", str(run / "config.yaml")])
                 scorer = Scorer(cli.model.merged.backbone, cli.datamodule, cli.model.merged.task_vectors, "test")
                 rows.setdefault("base", means(scorer.base())[target])
                 scores[str(seed)] = means(scorer.of(run_coefficients(run)))[target]

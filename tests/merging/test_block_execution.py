@@ -17,7 +17,7 @@ from adamerge.merging.block_execution import Passes, Run
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.merging.sharded_copy import ShardedCopy
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
 from merging.test_block_copy import gradients, model_of
 
 CHECKPOINTED = Passes(checkpointed=True)
@@ -173,6 +173,6 @@ def test_a_configuration_says_how(word, pool, image_folders, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     pool_file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, image_folders))
     words = ["--config", str(pool_file), "--config", str(LAYER_WISE), f"--model.passes.{word}=true"]
-    network = ConfigCLI(words).model.merged.backbone.network
+    network = Configured.of(words).model.merged.backbone.network
     ways = [block.forward for block in outermost(network)]
     assert ways and all(way.passes == Passes(**{word: True}) for way in ways)

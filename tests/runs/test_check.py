@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.runs.check import check
+from adamerge.runs.configuration import configurations
 
 STAGED = METHODS / "expert_merging_plusplus"
 NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "ties_original", "weight_average")}
@@ -28,6 +29,15 @@ NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "tie
 @pytest.fixture
 def tiny(pool, image_folders, tmp_path):
     return write_yaml(tmp_path / "tiny.yaml", pool_config(pool, image_folders))
+
+
+def texts(tasks):
+    """Tasks of a language model whose data nobody opens."""
+    return {task: {"dataset": "org/name"} for task in tasks}
+
+
+def checked(files, overrides):
+    check(configurations([*map(str, files), *overrides], "check"))
 
 
 def words(capsys):
@@ -41,7 +51,7 @@ def test_every_method_can_be_checked(tiny, method, capsys, monkeypatch):
     overrides = []
     if method.name == "atlas_negation.yaml":
         overrides = ["--model.task_vectors.transforms=[]"]
-    check([tiny, method], overrides)
+    checked([tiny, method], overrides)
     text = words(capsys)
     assert all(f"{task} " in text for task in CLASSES) and "fits" in text
     learned = method not in NOTHING_LEARNED
@@ -63,7 +73,7 @@ def test_what_it_prints_is_what_a_fit_does(tiny, tmp_path, capfd, monkeypatch):
     told = capfd.readouterr().out
     plan = json.loads((run / "summary.json").read_text())["plan"]
     assert plan["storage"] == "Resident(float16)" and "Resident(float16)" in told
-    check([tiny, LAYER_WISE], ["--model.storage=Resident", "--model.storage.dtype=float16"])
+    checked([tiny, LAYER_WISE], ["--model.storage=Resident", "--model.storage.dtype=float16"])
     assert f"{plan['coefficients']} coefficients in {plan['groups']} groups" in " ".join(capfd.readouterr().out.split())
 
 
@@ -76,7 +86,8 @@ def test_all_problems_are_printed_and_the_exit_code_says_so(tiny, pool, tmp_path
     bad = [f"--model.task_vectors.experts.colours={tmp_path / 'colours.safetensors'}"]
     bad.append("--model.task_vectors.experts.gone=nowhere.safetensors")
     outcome = command(capfd, "check", tiny, LAYER_WISE, *bad)
-    assert outcome.code == 3 and "4 problems, the first" in outcome.error
+    assert outcome.code == 2 and outcome.error == "error: expert 'gone' has no data", "as a fit says first"
+    assert "all 4 problems are listed above" in outcome.err
     assert outcome.out.count("has another shape than in the base") == 2 and all(name in outcome.out for name in names)
     assert "nowhere.safetensors" in outcome.out and "expert 'gone' has no data" in outcome.out
     assert "1 experts" in outcome.out  # what is left is planned all the same
@@ -88,7 +99,8 @@ def test_files_beside_the_weights_that_differ_are_noted_and_are_no_problem(tmp_p
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
     backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": pool["base"]}}
     vectors = {"base": pool["base"], "experts": pool["experts"]}
-    file = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}})
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(pool["experts"])}}
+    file = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     outcome = command(capfd, "check", file, STAGED)
     assert outcome.code == 0 and outcome.out.count("note: ") == 1
     assert "note: expert 'one': config.json: rms_norm_eps is '0.5', in the base" in outcome.out
@@ -96,14 +108,18 @@ def test_files_beside_the_weights_that_differ_are_noted_and_are_no_problem(tmp_p
 
 def test_problems_are_told_once_for_all_stages(tiny, capfd):
     outcome = command(capfd, "check", tiny, STAGED, "--model.task_vectors.experts.gone=nowhere.safetensors")
-    assert outcome.code == 3 and outcome.out.count("nowhere.safetensors") == 1 and "stage 2 of 2" in outcome.out
+    assert outcome.code == 2 and outcome.out.count("nowhere.safetensors") == 1 and "stage 2 of 2" in outcome.out
+    outcome = command(capfd, "check", tiny, STAGED, "--model.task_vectors.experts.colours=nowhere.safetensors")
+    assert outcome.code == 3 and outcome.error.endswith(
+        "expert 'colours': 'nowhere.safetensors': no such file or folder"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.parametrization.init_args.inti=3"], "LayerWise has no argument 'inti'"),
-        (["--model.parametrization=Nothing"], "no class Nothing"),
+        (["--model.parametrization.init_args.inti=3"], "model.parametrization.inti is no argument of LayerWise"),
+        (["--model.parametrization=Nothing"], "model.parametrization: there is no parametrization 'Nothing'"),
         (["--model.storage=Resident", "--model.storage.dtype=int8"], "no dtype 'int8'"),
         (
             ["--model.task_vectors.transforms=[{class_path: Scale, init_args: {factors: {nobody: 1}}}]"],
@@ -119,11 +135,11 @@ def test_problems_are_told_once_for_all_stages(tiny, capfd):
         (["--model.backbone.dtype=float16"], "gradients would underflow"),
         (["--trainer.max_steps=null"], "trainer.max_steps is not set"),
         (["--trainer.accumulate_grad_batches=4"], "use --model.micro_batch"),
-        (["--trainer.max_steps=1e3"], "trainer.max_steps is no whole number"),
+        (["--trainer.max_steps=1e3"], "trainer.max_steps: '1e3' is no whole number"),
         (["--trainer.devices=abc"], "trainer.devices is no whole number"),
-        (["--trainer.num_nodes=many"], "trainer.num_nodes is no whole number"),
-        (["--model.task_vectors.base=null"], "base is no path"),
-        (["--model.task_vectors.experts={colours: null}"], "colours is no path"),
+        (["--trainer.num_nodes=many"], "trainer.num_nodes: 'many' is no whole number"),
+        (["--model.task_vectors.base=null"], "model.task_vectors.base is missing"),
+        (["--model.task_vectors.experts={colours: null}"], "model.task_vectors.experts.colours is missing"),
     ],
 )
 def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):
@@ -135,11 +151,11 @@ def test_what_the_configuration_has_wrong(tiny, capfd, arguments, message):
 def test_the_copy_and_the_processes_are_those_of_the_fit(tiny, capsys, devices, count, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words_ = ["--model.copy=ShardedCopy", f"--trainer.devices={devices}", "--trainer.num_nodes=2"]
-    check([tiny, LAYER_WISE], words_)
+    checked([tiny, LAYER_WISE], words_)
     text = words(capsys)
     assert f"of the ShardedCopy what is always there in each of {2 * count} processes" in text
     assert "Disk()" in text and "Resident" not in text
-    check([tiny, LAYER_WISE], ["--model.copy=BlockCopy"])
+    checked([tiny, LAYER_WISE], ["--model.copy=BlockCopy"])
     text = words(capsys)
     assert "of the BlockCopy what is always there" in text and "Resident(float32)" in text
 
@@ -151,30 +167,30 @@ def test_a_storage_that_does_not_go_with_the_copy(tiny, capfd):
 
 def test_a_pool_alone_is_no_method(tiny):
     with pytest.raises(ConfigError, match="model.parametrization is in none"):
-        check([tiny, tiny], [])
+        checked([tiny, tiny], [])
     with pytest.raises(ConfigError, match="at most one folder"):
-        check([tiny, STAGED, STAGED], [])
+        checked([tiny, STAGED, STAGED], [])
 
 
 def test_too_little_memory_is_a_warning(tiny, capsys, monkeypatch):
     from adamerge.task_vectors.memory import Available
 
     monkeypatch.setattr(Available, "on", classmethod(lambda cls, device, processes=None: cls(1000, 0)))
-    check([tiny, LAYER_WISE], [])
+    checked([tiny, LAYER_WISE], [])
     assert "warning: not even the merged copy and its gradient fit" in words(capsys)
 
 
 @pytest.mark.parametrize(("accelerator", "warned"), [("gpu", True), ("cuda", True), ("cpu", False), ("auto", False)])
 def test_a_gpu_that_is_not_here_is_a_warning(tiny, capsys, monkeypatch, accelerator, warned):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
+    checked([tiny, LAYER_WISE], [f"--trainer.accelerator={accelerator}"])
     text = words(capsys)
     assert ("there is none here: this is the plan of the CPU" in text) == warned
     assert "whether the objective goes with them" in text[-200:]
 
 
 def test_overrides_of_one_stage(tiny, capsys):
-    check([tiny, STAGED], ["--2.model.storage=LowBit", "--1.model.storage=Disk"])
+    checked([tiny, STAGED], ["--2.model.storage=LowBit", "--1.model.storage=Disk"])
     first, second = words(capsys).split("stage 2 of 2")
     assert "LowBit(8)" in second and second.index("LowBit(8)") < second.index(", chosen")
     assert "Disk()" in first.split(", chosen")[0].rpartition("yes")[0][-60:]
@@ -230,7 +246,9 @@ def test_a_model_of_7b_is_checked_in_seconds_and_little_memory(tmp_path, method)
         "experts": experts,
         "include": ["model.layers.*_proj.weight"],
     }
-    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"task_vectors": vectors}})
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": vectors["base"]}}
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(vectors["experts"])}}
+    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     done = child(["-c", textwrap.dedent(CHILD), "check", pool, METHODS / method], tmp_path)
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith(("RES", "LOAD"))}
     code, seconds, peak = lines["RESULT"]
@@ -252,7 +270,9 @@ def test_a_model_of_7b_that_does_not_fit_its_base(tmp_path, capfd):
     sparse(tmp_path / "base.safetensors", tensors)
     sparse(tmp_path / "wide.safetensors", {name: (*shape[:-1], 5120) for name, shape in tensors.items()})
     vectors = {"base": str(tmp_path / "base.safetensors"), "experts": {"wide": str(tmp_path / "wide.safetensors")}}
-    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"task_vectors": vectors}})
+    backbone = {"class_path": "adamerge.CausalLM", "init_args": {"model": vectors["base"]}}
+    data = {"class_path": "adamerge.LanguageCalibration", "init_args": {"tasks": texts(vectors["experts"])}}
+    pool = write_yaml(tmp_path / "pool.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     start = time.monotonic()
     outcome = command(capfd, "check", pool, LAYER_WISE)
     assert time.monotonic() - start < 60 and outcome.code == 3

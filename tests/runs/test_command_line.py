@@ -1,12 +1,12 @@
 """Words of a command line: told apart in every spelling, and wrong ones refused by what they are."""
 
+from pathlib import Path
+
 import pytest
 from running import write_yaml
 
 from adamerge.errors import ConfigError
-from adamerge.runs.command_line import TOP, Words, refuse_early, told_apart
-
-MODEL = {"task_vectors": {"base": "b"}, "parametrization": {"class_path": "LayerWise"}}
+from adamerge.runs.command_line import Words, stage_of, told_apart, words_of_fits
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ MODEL = {"task_vectors": {"base": "b"}, "parametrization": {"class_path": "Layer
 def test_words_are_told_apart(words, files, overrides, flags):
     found = told_apart(words.split())
     assert found == Words(files.split(), overrides.split(), flags.split())
-    assert told_apart(found.for_parser) == found, "the same again"
+    assert told_apart(found.in_order) == found, "the same again"
 
 
 @pytest.mark.parametrize(
@@ -53,67 +53,16 @@ def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path, monkeypatch):
     assert told_apart(["lr=3", "./b=c.yaml"]).files == ["lr=3", "./b=c.yaml"]
 
 
-@pytest.fixture
-def pool(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_yaml(tmp_path / "pool.yaml", {"model": MODEL})
-    write_yaml(tmp_path / "two" / "1_a.yaml", {"model": {"lr": 1}})
-    write_yaml(tmp_path / "two" / "2_b.yaml", {"model": {"lr": 1}})
-    return "pool.yaml"
+def test_the_overrides_of_a_stage_come_after_those_of_all():
+    words = told_apart(["a", "--2.x=2", "--x=1", "--1.y", "3"])
+    assert words.of_stage(1) == ["--x=1", "--y=3"] and words.of_stage(2) == ["--x=1", "--x=2"]
+    assert words.of_stage(0) == ["--x=1"] and [stage_of(word) for word in words.overrides] == [2, None, 1]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "pool.yaml",
-        "pool.yaml two --1.model.search.lr=1 --2.model.search.lr=2",
-        "pool.yaml --tasks+=a --seed_everything=3 --model.storage=Disk",
-        "two --model=model.yaml",
-        "two --model.task_vectors.base=b --model.parametrization=LayerWise",
-        "two --1.model.task_vectors.base=b --1.model.parametrization=LayerWise",
-        "--help gone",
-    ],
-)
-def test_what_may_be_right_is_let_through(words, pool):
-    words = words.replace("gone", "two")
-    refuse_early(told_apart(words.split()), "fit")
-
-
-@pytest.mark.parametrize(
-    ("words", "what"),
-    [
-        ("pool.yaml gone.yaml", "no such configuration file: gone.yaml"),
-        ("pool.yaml --2.model.search.lr=1", "--2.model.search.lr: there is no stage 2 to override"),
-        ("pool.yaml two --3.model.search.lr=1", "--3.model.search.lr: there is no stage 3 to override"),
-        ("pool.yaml two --0.model.search.lr=1", "--0.model.search.lr: there is no stage 0 to override"),
-        ("pool.yaml --modl.lr=1", "--modl.lr is no key; did you mean 'model.search.lr'?"),
-        ("pool.yaml --zzzz=1", "--zzzz is no key"),
-        ("two", "model.task_vectors is in none of ['two']"),
-        ("pool.yaml --model.parametrization=null", "model.parametrization is in none of ['pool.yaml']"),
-        ("", "model.task_vectors is in none of []"),
-    ],
-)
-def test_what_is_known_to_be_wrong_is_refused(words, what, pool):
-    with pytest.raises(ConfigError) as found:
-        refuse_early(told_apart(words.split()), "compare")
-    assert found.value.what == what
-    if what.startswith("model."):
-        assert "adamerge compare POOL METHOD" in found.value.todo
-
-
-def test_a_file_of_a_near_name_is_named(pool):
-    with pytest.raises(ConfigError) as found:
-        refuse_early(told_apart(["pol.yaml"]), "fit")
-    assert found.value.todo == "did you mean pool.yaml?"
-
-
-def test_the_beginnings_of_keys_are_those_of_the_parser():
-    from adamerge.runs.config_parser import ConfigCLI
-
-    class Keys(ConfigCLI):
-        def parse_arguments(self, parser, args):
-            raise ConfigError(" ".join({str(action.dest).partition(".")[0] for action in parser._actions}))
-
-    with pytest.raises(ConfigError) as found:
-        Keys([])
-    assert {*found.value.what.split()} - {"config", "help", "print_config", "=="} == set(TOP)
+def test_overrides_of_stages_are_for_methods_that_have_some(tmp_path):
+    (tmp_path / "staged").mkdir()
+    staged, plain, shared = tmp_path / "staged", Path("m.yaml"), Words(["more.yaml"], ["--x=1", "--2.x=2"])
+    fits = words_of_fits(Path("p.yaml"), [staged, plain], shared)
+    assert fits[staged] == Words(["p.yaml", str(staged), "more.yaml"], ["--x=1", "--2.x=2"])
+    assert fits[plain] == Words(["p.yaml", "m.yaml", "more.yaml"], ["--x=1"])
+    assert words_of_fits(Path("p.yaml"), [plain], shared)[plain].overrides == shared.overrides, "and is refused"

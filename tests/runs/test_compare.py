@@ -13,7 +13,7 @@ from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, witho
 
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
-from adamerge.runs.config_parser import ConfigCLI
+from adamerge.runs.configured import Configured
 from adamerge.runs.scoring import Scorer
 from adamerge.training.evaluation import gap_closed
 
@@ -94,7 +94,7 @@ def test_the_scores_are_those_of_a_loop_by_hand(pool_file, pool):
     import open_clip
     from safetensors.torch import load_file
 
-    cli = ConfigCLI(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)])
+    cli = Configured.of(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)])
     vectors = cli.model.merged.task_vectors
     scorer = Scorer(cli.model.merged.backbone, cli.datamodule, vectors, "test")
     found = {

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from task_vectors.test_memory import with_adapter
 
-from adamerge.errors import CheckpointError, ConfigError
-from adamerge.runs.pool import narrow, open_pool
+from adamerge.errors import CheckpointError
+from adamerge.runs.pool import open_pool
 
 BASE = {"a.weight": torch.zeros(6, 4), "a.bias": torch.zeros(4), "b.weight": torch.zeros(3, 3), "c": torch.zeros(2)}
 
@@ -25,8 +25,7 @@ def pool(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-3])
     experts = {name: str(tmp_path / f"{name}.safetensors") for name in (*models, "torn", "gone") if name != "base"}
     experts["lora"] = str(with_adapter(tmp_path))
-    vectors = {"base": str(tmp_path / "base.safetensors"), "experts": experts}
-    return {"model": {"task_vectors": vectors}}
+    return {"base": str(tmp_path / "base.safetensors"), "experts": experts}
 
 
 def messages(found):
@@ -46,48 +45,22 @@ def test_all_problems_are_listed(pool):
 
 
 def test_patterns_leave_what_does_not_fit(pool):
-    pool["model"]["task_vectors"]["exclude"] = ["a.weight", "b.*", "c", "own"]
+    pool["exclude"] = ["a.weight", "b.*", "c", "own"]
     assert messages(open_pool(pool, {})).keys() == {"torn", "gone"}
 
 
 def test_a_base_that_cannot_be_opened_is_the_only_problem(pool):
-    pool["model"]["task_vectors"]["base"] += ".gone"
+    pool["base"] += ".gone"
     found = open_pool(pool, {})
     assert found.problems.keys() == {"base"} and not found.experts
-
-
-def test_written_with_a_class_it_is_the_same(pool):
-    whole = {"class_path": "adamerge.task_vectors.TaskVectors", "init_args": pool["model"]["task_vectors"]}
-    assert messages(open_pool({"model": {"task_vectors": whole}}, {})) == messages(open_pool(pool, {}))
 
 
 def test_what_was_opened_is_not_opened_again(pool, monkeypatch):
     opened: dict = {}
     first = open_pool(pool, opened)
     monkeypatch.setattr("adamerge.runs.pool.open_headers", lambda source, base: pytest.fail(source))
-    pool["model"]["task_vectors"]["experts"] = {
-        t: s for t, s in pool["model"]["task_vectors"]["experts"].items() if t in first.experts
-    }
+    pool["experts"] = {t: s for t, s in pool["experts"].items() if t in first.experts}
     assert open_pool(pool, opened).experts.keys() == first.experts.keys()
-
-
-def test_experts_without_data(pool):
-    pool["model"]["objective"] = {"class_path": "Entropy"}
-    pool["data"] = {"class_path": "X", "init_args": {"tasks": {"good": {}, "other": {}}}}
-    found = open_pool(pool, {})
-    assert isinstance(found.problems["lora"][0], ConfigError) and "has no data" in found.problems["lora"][0].what
-    pool["data"]["init_args"]["only"] = ["other"]
-    assert "lora" not in open_pool(pool, {}).problems
-
-
-def test_tasks_and_leave_out_narrow_the_experts(pool):
-    narrowed = {**pool, "tasks": ["good", "lora"]}
-    narrow(narrowed)
-    assert list(narrowed["model"]["task_vectors"]["experts"]) == ["good", "lora"]
-    narrow({**narrowed, "tasks": None, "leave_out": ["lora"]})
-    assert list(narrowed["model"]["task_vectors"]["experts"]) == ["good"]
-    with pytest.raises(ConfigError, match="the pool has no 'nobody'"):
-        narrow({**pool, "tasks": ["nobody"]})
 
 
 def test_an_adapter_of_another_base(pool, tmp_path):
@@ -97,7 +70,7 @@ def test_an_adapter_of_another_base(pool, tmp_path):
     factors = {"lora_A": torch.randn(2, 9), "lora_B": torch.randn(6, 2)}
     named = {f"base_model.model.a.{k}.weight": v for k, v in factors.items()}
     save_file(named, other / "adapter_model.safetensors")
-    pool["model"]["task_vectors"]["experts"] = {"other": str(other)}
+    pool["experts"] = {"other": str(other)}
     assert "does not belong to this base" in messages(open_pool(pool, {}))["other"][0]
 
 
@@ -112,10 +85,10 @@ def test_a_quantised_expert_is_called_so(pool, tmp_path):
     folder.mkdir()
     save_file({**BASE, **packed} | {"b.qweight": torch.zeros(1, dtype=torch.int32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq", "bits": 4}}')
-    pool["model"]["task_vectors"]["experts"] = {"packed": str(folder)}
+    pool["experts"] = {"packed": str(folder)}
     told = messages(open_pool(pool, {}))["packed"]
     assert told[0] == "expert 'packed' is quantised: its config.json has quantization_config, method 'gptq'"
     assert len(told) > 1 and "base lacks" in told[1]
     # a fit would take the rest, and so does check
-    pool["model"]["task_vectors"]["exclude"] = ["*.qweight", "*.scales"]
+    pool["exclude"] = ["*.qweight", "*.scales"]
     assert not messages(open_pool(pool, {}))

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import METHODS, TASK_ARITHMETIC, command, fit_words, pool_config, without_pictures, write_yaml
+from running import METHODS, QUICK, TASK_ARITHMETIC, command, fit_words, pool_config, without_pictures, write_yaml
 
 from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import ConfigError, DataError
 from adamerge.objectives import Entropy, PseudoLabel, Sum
 from adamerge.objectives.views import FlipAndShift
+from adamerge.runs.configuration import configurations
+from adamerge.runs.preparation import checked, validated, waiting
 
 FEWSHOT = METHODS / "atlas_fewshot.yaml"
 
@@ -139,3 +141,45 @@ def test_null_stands_for_no_data_in_a_word_and_in_a_file(pool_file, capfd):
     for pool, words in ((pool_file, ["--data=null"]), (pool_file, ["--data", "null"]), (null, [])):
         outcome = command(capfd, "fit", "--config", pool, "--config", TASK_ARITHMETIC, *words)
         assert outcome.code == 0, outcome.err[-2000:]
+
+
+@pytest.mark.parametrize("name", ["concrete_adamerging_task_wise", "expert_merging_plusplus"])
+def test_what_earlier_stages_have_yet_to_write_is_no_fault(name, pool_file):
+    """A mask of the first stage, importances of its tensors, a folder of the run."""
+    first = validated(configurations(["--config", str(pool_file), "--config", str(METHODS / name), *QUICK]))
+    assert first.settings.trainer.max_steps == (2000 if "concrete" in name else 50)
+    assert sorted(path.name for path in Path().iterdir()) == ["pools"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"objective": {"class_path": "adamerge.CrossEntropy"}}, "CrossEntropy needs labels"),
+        ({"search": {"lr": -1.0}}, "model.search.lr"),
+        (
+            {"lr_scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 5000}}},
+            "step_size=5000",
+        ),
+    ],
+)
+def test_a_fault_of_the_second_stage_is_told_before_the_first_is_fitted(change, named, pool_file, tmp_path, capfd):
+    content = yaml.safe_load((METHODS / "adamerging_task_wise.yaml").read_text())
+    write_yaml(tmp_path / "twice" / "1_a.yaml", content)
+    later = {**content["model"], "init_from": "{previous}", **change}
+    write_yaml(tmp_path / "twice" / "2_b.yaml", {**content, "model": later})
+    arguments = ["--config", str(pool_file), "--config", str(tmp_path / "twice"), *QUICK]
+    with pytest.raises(ConfigError, match=named):
+        validated(configurations(arguments))
+    with pytest.raises(ConfigError, match=named):
+        checked(configurations(arguments))
+    outcome = command(capfd, "fit", *arguments)
+    assert outcome.code == 2 and named in outcome.error and not Path("runs").exists()
+
+
+def test_only_what_names_the_file_to_come_is_left_at_that(pool_file):
+    first, second = configurations([str(pool_file), str(METHODS / "expert_merging_plusplus")])
+    with waiting(second):
+        raise FileNotFoundError(2, "no such file", "{previous}")
+    for stage, error in ((first, FileNotFoundError(2, "no", "{previous}")), (second, FileNotFoundError(2, "no", "x"))):
+        with pytest.raises(FileNotFoundError), waiting(stage):
+            raise error

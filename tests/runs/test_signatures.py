@@ -9,7 +9,8 @@ import pytest
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adamerge import Constraint, ImageCalibration, Objective, Parametrization, TaskVectors, Transform
+from adamerge import Constraint, Objective, Parametrization, TaskVectors, Transform
+from adamerge.data import ImageCalibration
 from adamerge.runs.signatures import argument_fault, fault
 from adamerge.training import Merging
 
@@ -98,7 +99,7 @@ def test_a_class_that_stands_by_default_takes_the_arguments():
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({}, "model.backbone is missing: Merging needs it"),
+        ({}, "model.parametrization is missing: Merging needs it"),
         ({"learning_rate": 1}, "model.learning_rate is no argument of Merging; did you mean 'model.search.lr'?"),
         ({"max_steps": 1}, "model.max_steps is no argument of Merging; did you mean 'trainer.max_steps'?"),
         ({"zzzzz": 1}, "model.zzzzz is no argument of Merging"),
@@ -116,6 +117,9 @@ def test_what_takes_any_argument_is_not_judged():
 
 
 def test_of_two_ways_to_give_a_schedule_the_one_that_is_named_is_told_of():
-    given = {"lr_scheduler": "torch.optim.lr_scheduler.StepLR"}
+    given = {
+        "search": {"class_path": "Descent", "schedule": "torch.optim.lr_scheduler.StepLR"},
+        "parametrization": "TaskWise",
+    }
     found = argument_fault("model", Merging, given)
     assert found is not None and found.what.startswith("model.search.schedule.step_size is missing")

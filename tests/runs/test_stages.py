@@ -28,7 +28,7 @@ from running import (
 )
 from safetensors.torch import load_file
 
-from adamerge.runs.stage_configs import for_stage, stage_files
+from adamerge.runs.configuration import configurations
 from adamerge.runs.stages import fit
 
 FIRST = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
@@ -111,15 +111,6 @@ def test_overrides_reach_every_stage_or_the_one_they_name(pool_file, method):
     assert [config["model"]["init_from"] for config in configs] == [
         None, str(run.absolute() / "1_first" / "coefficients.safetensors"),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("form", ["--config={}", "--config {}", "-c {}"])
-def test_the_arguments_of_one_stage(form, tmp_path):
-    (tmp_path / "method").mkdir()
-    given = [*form.format(tmp_path / "method").split(), "--x=1", "--2.x=2", "--1.y", "3", "--name", str(tmp_path)]
-    folder = form.format("one.yaml").split()
-    assert for_stage(given, Path("one.yaml"), 1) == [*folder, "--x=1", "--name", str(tmp_path), "--y", "3"]
-    assert for_stage(given, Path("one.yaml"), 2)[-1] == "--x=2"
 
 
 def test_an_id_is_used_once_and_a_finished_run_resumes_to_itself(pool_file, method, capfd):
@@ -251,10 +242,8 @@ def test_a_folder_that_is_no_method_is_refused(names, pool_file, tmp_path, capfd
 def test_stages_go_by_number_and_two_folders_are_refused(pool_file, method, tmp_path, capfd):
     for number in range(1, 12):
         write_yaml(tmp_path / "long" / f"{number}_x.yaml", stage())
-    assert [path.name for path in stage_files(["--config", str(tmp_path / "long")])] == [
-        f"{n}_x.yaml" for n in range(1, 12)
-    ]
-    assert stage_files(["--config", str(LAYER_WISE)]) == []
+    stages = configurations(["--config", str(pool_file), "--config", str(tmp_path / "long")])
+    assert [stage.file.name for stage in stages] == [f"{n}_x.yaml" for n in range(1, 12)]
     outcome = command(capfd, "fit", *words(pool_file, method, "--config", tmp_path / "long"))
     assert outcome.code == 2 and "at most one folder" in outcome.error
 

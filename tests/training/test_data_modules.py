@@ -16,7 +16,7 @@ from toy_points import ToyPoints
 import adamerge
 from adamerge import data as plain
 from adamerge.io.public_names import public_name
-from adamerge.runs.config_parser import Parsed
+from adamerge.runs.parser import read_first
 from adamerge.testbed import data as testbed
 from adamerge.training.data_modules import DataModule, of
 
@@ -132,10 +132,14 @@ def test_one_goes_by_its_class_path_in_a_configuration(tmp_path, monkeypatch):
     }
     file = write_yaml(tmp_path / "pool.yaml", {"data": data})
     words = ["--config", str(file), "--model.backbone=OpenClipClassifier", "--model.backbone.architecture=ViT-B-32"]
-    words += ["--model.parametrization=LayerWise", "--model.task_vectors.base=b", "--model.task_vectors.experts={}"]
-    cli = Parsed(words)
-    assert cli.config.data.class_path == "ownpaper.Own"
-    given = cli.config.data.init_args
+    words += [
+        "--model.parametrization=LayerWise",
+        "--model.task_vectors.base=b",
+        "--model.task_vectors.experts={one: x}",
+    ]
+    settings = read_first(words)
+    assert settings.data.class_path == "ownpaper.Own"
+    given = settings.data.init_args
     assert (given.twice, given.batch_size, given.tasks["one"].init_args.dataset) == (True, 2, "x/y.csv")
 
 

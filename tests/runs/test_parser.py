@@ -6,8 +6,10 @@ from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
-from adamerge.runs.config_files import config_files, data_first
-from adamerge.runs.config_parser import ConfigCLI, FitCLI, Parsed
+from adamerge.runs.command_line import told_apart
+from adamerge.runs.configured import Configured
+from adamerge.runs.parser import as_data, read_first
+from adamerge.runs.preparation import prepared
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
 @pytest.fixture
 def configured(pool_file):
     """The configuration of the pool, a method and further words."""
-    return lambda *words: ConfigCLI(["--config", str(pool_file), "--config", str(LAYER_WISE), *map(str, words)])
+    return lambda *words: Configured.of(["--config", str(pool_file), "--config", str(LAYER_WISE), *map(str, words)])
 
 
 @pytest.fixture
@@ -52,13 +54,11 @@ def later(tmp_path, content: object) -> list[str]:
         (["-c", "a.yaml", "--config", "b=c.yaml"], ["a.yaml", "b=c.yaml"]),
         (["--config=a=b.yaml"], ["a=b.yaml"]),
         (["--config", "a.yaml", "--config=b.yaml"], ["a.yaml", "b.yaml"]),
-        (["--model.search.lr=1", "--config"], []),
-        (["--configs", "a.yaml", "--print_config"], []),
         (["--config=a.yaml", "--config", "b.yaml"], ["a.yaml", "b.yaml"]),
     ],
 )
 def test_the_files_of_a_command_line_in_order(words, files):
-    assert config_files(words) == files
+    assert told_apart(words).files == files
 
 
 UNKNOWN = {
@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_named(refused, tmp_path):
             ConfigError,
             "data: calibration_samples must be at least 1, got 0",
         ),
-        (["--model.task_vectors.base=/gone/base"], CheckpointError, "'/gone/base': no such file or folder"),
+        (["--model.task_vectors.base=/gone/base"], CheckpointError, "base: '/gone/base': no such file or folder"),
     ],
 )
 def test_what_a_part_refuses_is_told_in_its_own_words(words, kind, what, refused):
@@ -201,9 +201,7 @@ def test_what_a_part_of_a_part_refuses_is_told_in_its_own_words(refused, tmp_pat
 
 
 def settings_of(*words: object) -> dict:
-    found = ConfigCLI([str(word) for word in words]).config.as_dict()
-    found.pop("config", None)
-    return found
+    return as_data(read_first([str(word) for word in words]))
 
 
 def test_either_order_of_the_files_gives_the_same_settings(pool_file):
@@ -249,14 +247,14 @@ def test_tasks_that_are_left_out_are_not_opened(pool, image_folders, tmp_path, m
     content["data"]["init_args"]["tasks"]["far"] = {"dataset": "nowhere", "vocabulary": "dtd"}
     words = ["--config", str(write_yaml(tmp_path / "p.yaml", content)), "--config", str(TASK_ARITHMETIC)]
     with pytest.raises(CheckpointError, match="nowhere"):
-        ConfigCLI(words)
-    assert ConfigCLI([*words, "--tasks=[colours]"]).model.merged.task_vectors.experts == ("colours",)
+        Configured.of(words)
+    assert Configured.of([*words, "--tasks=[colours]"]).model.merged.task_vectors.experts == ("colours",)
 
 
 def test_some_of_a_pools_experts_are_left_out(configured, refused):
     assert configured("--leave_out=[shapes]").model.merged.task_vectors.experts == ("colours",)
     assert tuple(configured("--leave_out=[shapes]").datamodule.tasks) == ("colours", "shapes"), "their data stay"
-    left = configured("--leave_out=[shapes]").config
+    left = configured("--leave_out=[shapes]").settings
     assert left.leave_out is None, "a resumed run does not look for them"
     assert "no expert 'shades'" in refused("--leave_out=[shades]").what
 
@@ -271,11 +269,7 @@ def test_a_method_may_set_an_argument_of_whatever_data_there_are(written, pool, 
         ["--config", first, "--config", second, "--config", third],
         ["--config", second, f"--config={first}", "-c", third],
     ):
-        assert ConfigCLI(words).datamodule.labelled is True
-    assert data_first([*words, "--data.seed=3"]) == [
-        *["--config", first, f"--config={third}", "-c", second],
-        "--data.seed=3",
-    ]
+        assert Configured.of(words).datamodule.labelled is True
 
 
 @pytest.mark.parametrize(("method", "outlined"), [(TASK_ARITHMETIC, True), (LAYER_WISE, False)])
@@ -287,8 +281,9 @@ def test_the_network_of_a_fit_has_weights_where_something_is_learned(method, out
     vectors = {"base": pool["base"], "experts": pool["experts"]}
     file = write_yaml(tmp_path / "p.yaml", {"model": {"backbone": backbone, "task_vectors": vectors}, "data": data})
     words = ["--config", str(file), "--config", str(method)]
-    assert FitCLI(words).model.merged.backbone.outlined is outlined
-    assert not ConfigCLI(words).model.merged.backbone.outlined, "others may run it"
+    if outlined:
+        assert prepared(read_first(words)).model.merged.backbone.outlined
+    assert not Configured.of(words).model.merged.backbone.outlined, "others may run it"
 
 
 def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_folders, tmp_path):
@@ -296,7 +291,7 @@ def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_
     file = write_yaml(tmp_path / "pool.yaml", pool_config(pool, image_folders))
     words = ["--config", str(file), "--config", str(LAYER_WISE)]
     with pytest.raises(ConfigError, match="no part 'adamerge.training.schedules.CosineDecay'") as caught:
-        Parsed([*words, "--model.search.schedule=adamerge.training.schedules.CosineDecay"])
+        read_first([*words, "--model.search.schedule=adamerge.training.schedules.CosineDecay"])
     assert caught.value.todo == "name it adamerge.CosineDecay"
-    assert Parsed([*words, "--model.search.schedule=adamerge.CosineDecay"]).config.model.search.schedule
-    assert Parsed([*words, "--model.objective=adamerge.objectives.Entropy"]).config.model.objective  # a former name
+    assert read_first([*words, "--model.search.schedule=adamerge.CosineDecay"]).model.search.schedule
+    assert read_first([*words, "--model.objective=adamerge.objectives.Entropy"]).model.objective  # a former name

@@ -1,0 +1,182 @@
+"""Configurations: what the files and words of a command line say together, as plain data, of each stage of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamerge.errors import AdamergeError, ConfigError
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS
+from adamerge.runs.command_line import Words, stage_of, told_apart
+from adamerge.runs.config_files import read_config, stages_of
+from adamerge.runs.former_keys import renewed_key, renewed_keys
+from adamerge.runs.help import near_key
+from adamerge.runs.layers import as_text, as_yaml, overlaid, overridden
+
+TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "seed_everything")
+"""First parts of every key that a configuration may have."""
+DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
+"""Classes where none is named."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is configured of a fit, or of one stage of it.
+
+    Attributes:
+        files: where it stands, laid over each other in this order.
+        words: overrides, laid over these.
+        number: of the stage, from 1; 0 where the method has none.
+        file: of the stage.
+        places: what marks such as ``{previous}`` stand for, where that is known.
+    """
+
+    files: tuple[Path, ...]
+    words: tuple[str, ...]
+    number: int = 0
+    file: Path | None = None
+    places: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of it, for the parser: the values of words are texts."""
+        return self._laid(as_text)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """All of it, as YAML has it."""
+        return self._laid(as_yaml)
+
+    def placed(self, places: Mapping[str, str]) -> Configuration:
+        """Returns the same with what stands for files replaced."""
+        return Configuration(self.files, self.words, self.number, self.file, tuple(places.items()))
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Lets an error say of which stage it is."""
+        try:
+            yield
+        except AdamergeError as error:
+            if not self.number:
+                raise
+            own = f"{error.todo or ''} (--{self.number}.KEY is for stage {self.number} alone)".strip()
+            raise error.told_of(f"stage {self.number}, {self.file}", None if self.number == 1 else own) from error
+
+    def _laid(self, read: Any) -> dict[str, Any]:
+        config: dict[str, Any] = {}
+        for file in self.files:
+            config = overlaid(config, renewed_keys(_opened(read_config(file))))
+        words = [word[2:].partition("=") for word in self.words]
+        config = _opened(overridden(config, [f"--{renewed_key(key)}={value}" for key, _, value in words], read))
+        return _replaced(_with_defaults(config), dict(self.places))
+
+
+def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[Configuration]:
+    """Returns the configuration of each stage of a method; of one that has no stages, one.
+
+    No library is loaded for it, and no class looked up.
+
+    Args:
+        arguments: of the command line.
+        verb: which is called; for what is said.
+
+    Raises:
+        ConfigError: a file cannot be read, a key has an unknown beginning, a stage is not there, the first one speaks of one
+            before it, or base, experts or method are in none of the files.
+    """
+    words = arguments if isinstance(arguments, Words) else told_apart(arguments)
+    if len(words.folders) > 1:
+        raise ConfigError(f"at most one folder of stages, got {[str(folder) for folder in words.folders]}")
+    stages: Sequence[Path | None] = stages_of(words.folders[0]) if words.folders else [None]
+    every = []
+    for number, stage in enumerate(stages, 1 if words.folders else 0):
+        files = [stage if stage is not None and Path(file).is_dir() else Path(file) for file in words.files]
+        every.append(Configuration(tuple(files), tuple(words.of_stage(number)), number, stage))
+    for file in {file: None for one in every for file in one.files}:
+        for key in read_config(file):
+            if renewed_key(str(key)).partition(".")[0] not in TOP:
+                raise unknown_key(str(key), f"{file}: '{key}'")
+    _refuse_words(words, len(stages) if words.folders else 0)
+    if words.flags and not words.files:
+        return every
+    first = every[0].plain
+    marks = [mark for mark in (PREVIOUS, IMPORTANCE) if mark in str(first)]
+    if marks:
+        where = f"{every[0].file}: the first stage" if words.folders else f"{marks[0]}: a method without stages"
+        raise ConfigError(f"{where} has no stage before it", expected="no {previous}, no {importance}")
+    if "--help" not in words.flags:
+        _require(first, words.files, verb)
+    return every
+
+
+def unknown_key(key: str, where: str) -> ConfigError:
+    """Returns the error of a key that a configuration does not have.
+
+    Args:
+        key: which.
+        where: it stands.
+    """
+    near = near_key(key)
+    return ConfigError(
+        f"{where} is no key" + (f"; did you mean '{near}'?" if near else ""),
+        expected=None if near else f"one of {', '.join(TOP)}, or what is below them",
+        todo=None if near else "adamerge fit --help lists the keys",
+    )
+
+
+def _refuse_words(words: Words, stages: int) -> None:
+    for word in words.overrides:
+        number, (whole, _, _) = stage_of(word), word[2:].partition("=")
+        key = whole.partition(".")[2] if number is not None else whole
+        if number is not None and not 1 <= number <= stages:
+            raise ConfigError(
+                f"--{number}.{key}: there is no stage {number} to override",
+                expected=f"1 to {stages}" if stages else "a method that is a folder of stages",
+                got=number,
+                todo=None if stages else f"--{key} is for a method that is a file",
+            )
+        if renewed_key(key).partition(".")[0].rstrip("+") not in TOP:
+            raise unknown_key(key.rstrip("+"), f"--{key.rstrip('+')}")
+
+
+def _require(config: Mapping[str, Any], files: Sequence[str], verb: str) -> None:
+    model = config.get("model")
+    for key in ("task_vectors", "parametrization"):
+        if not isinstance(model, dict) or not model.get(key):
+            raise ConfigError(
+                f"model.{key} is in none of {list(files)}",
+                todo=f"give a pool (what is merged) and a method (how): adamerge {verb} POOL METHOD",
+            )
+
+
+def _opened(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns it with files of their own, as ``model: model.yaml``, in the place of their names."""
+    named = {key: config[key] for key in ("model", "data", "trainer") if isinstance(config.get(key), str)}
+    return {
+        **config,
+        **{key: read_config(Path(name)) for key, name in named.items() if name.endswith((".yaml", ".yml"))},
+    }
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    data, model = config.get("data"), config.get("model")
+    if data is None or data == {}:
+        config = {**config, "data": {"class_path": DEFAULTS["data"]}}
+    if isinstance(model, dict):
+        search = overlaid({"class_path": DEFAULTS["model.search"]}, model.get("search") or {})
+        config = {**config, "model": {**model, "search": search}}
+    return config
+
+
+def _replaced(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, places) for item in value]
+    if isinstance(value, str):
+        for mark, place in places.items():
+            value = value.replace(mark, place)
+    return value

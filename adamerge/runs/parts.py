@@ -1,0 +1,149 @@
+"""Parts of a fit that open nothing, made from its settings; and all that is known of them before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from adamerge.backbones import Backbone
+from adamerge.data import Calibration
+from adamerge.errors import CoefficientsError, DataError
+from adamerge.io.unwritten import is_unwritten
+from adamerge.runs.class_names import class_named
+from adamerge.runs.parser import plain_names, readable
+from adamerge.runs.trainer_settings import check_length
+from adamerge.training.fit_checks import FitSettings, check_method
+from adamerge.training.merging import Method
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is made of a fit's settings without opening base, experts or data.
+
+    Attributes:
+        method: how is merged, and what drives it.
+        data: on which it is learned.
+    """
+
+    method: Method
+    data: Calibration
+
+
+def checked_parts(settings: Namespace) -> Parts:
+    """Makes the parts, and asks whether they go together.
+
+    Raises:
+        AdamergeError: as ``parts_of`` and ``refuse_parts``.
+    """
+    parts = parts_of(settings)
+    refuse_parts(settings, parts)
+    return parts
+
+
+def parts_of(settings: Namespace) -> Parts:
+    """Makes the parts.
+
+    Raises:
+        AdamergeError: one refuses its arguments.
+    """
+    seed = settings.seed_everything
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        torch.manual_seed(seed)  # an objective may draw what it trains
+    model = vars(settings.model)
+    given = {name: value for name, value in model.items() if name not in {"backbone", "task_vectors"}}
+    method: Method = made(Method, Namespace(**given))
+    return Parts(method, made_subclass(Calibration, settings.data))
+
+
+def refuse_parts(settings: Namespace, parts: Parts) -> None:
+    """Asks whether the parts go together: what every verb refuses, before a library of networks is loaded.
+
+    Raises:
+        AdamergeError: they do not, or a file or folder is not there.
+    """
+    method, data = parts.method, parts.data
+    backbone = arguments_of(settings.model.backbone)
+    if settings.model.backbone is not None:
+        class_named("model.backbone", settings.model.backbone.class_path, Backbone).refuse_early(backbone)
+    if method.objective is not None:
+        check_length(vars(settings.trainer))
+    experts = list(arguments_of(settings.model.task_vectors).get("experts") or {})
+    named = arguments_of(settings.data).get("tasks")
+    tasks = tuple(data.tasks if named is None else named)  # naming the classes of a task may open its data
+    dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
+    check_method(method, experts, dtype, data, tasks, fit_settings(settings, validated=False))
+    _check_start(method)
+    if method.objective is not None or method.recalibrate_buffers:
+        _check_folders(settings)
+
+
+def fit_settings(settings: Namespace, validated: bool) -> FitSettings:
+    """Returns what the checks of a fit ask of its trainer."""
+    trainer = settings.trainer
+    return FitSettings(trainer.max_steps, str(trainer.precision), bool(trainer.gradient_clip_val), validated)
+
+
+def made(kind: type, given: Namespace) -> Any:
+    """Returns what a class's arguments, as they are in settings, make.
+
+    Raises:
+        AdamergeError: a class refuses its arguments.
+    """
+    return _instantiated("add_class_arguments", kind, given)
+
+
+def arguments_made(kind: type, given: Namespace) -> dict[str, Any]:
+    """Returns a class's arguments with all parts among them made, and not the class itself.
+
+    Raises:
+        AdamergeError: a class refuses its arguments.
+    """
+    return dict(vars(_instantiated("add_class_arguments", kind, given, instantiate=False)))
+
+
+def made_subclass(kind: type, given: Namespace) -> Any:
+    """Returns what a class and its arguments, as they are in settings, make.
+
+    Raises:
+        AdamergeError: the class refuses its arguments.
+    """
+    return _instantiated("add_subclass_arguments", kind, given)
+
+
+def arguments_of(spec: Namespace | None) -> dict[str, Any]:
+    """Returns the arguments of a class in settings; none where there is no class."""
+    return {} if spec is None else dict(vars(spec.get("init_args") or Namespace()))
+
+
+def _instantiated(how: str, kind: type, given: Namespace, **options: Any) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        with plain_names():
+            getattr(parser, how)(kind, "part", fail_untyped=False, **options)
+            return parser.instantiate_classes(Namespace(part=given)).part
+    except (ValueError, TypeError, ImportError) as error:
+        raise readable(error) from error
+
+
+def _check_start(method: Method) -> None:
+    if method.init_from is None or is_unwritten(method.init_from):
+        return
+    path = os.path.abspath(os.path.expanduser(method.init_from))
+    if not os.path.isfile(path):
+        raise CoefficientsError(
+            f"model.init_from: '{path}': no such file",
+            todo="name the coefficients.safetensors of a run, or leave it out",
+        )
+
+
+def _check_folders(settings: Namespace) -> None:
+    """What is written as a path is there: of other names a library knows more."""
+    for task, source in (arguments_of(settings.data).get("tasks") or {}).items():
+        place = source.get("init_args", source).get("dataset") if isinstance(source, Namespace) else None
+        is_path = isinstance(place, str) and place.startswith((".", "/", "~"))
+        if is_path and not os.path.exists(os.path.expanduser(place)):
+            raise DataError(f"task '{task}': there is no folder {place}", todo=f"correct data.tasks.{task}.dataset")
