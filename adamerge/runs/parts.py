@@ -144,6 +144,7 @@ def _check_folders(settings: Namespace) -> None:
     """What is written as a path is there: of other names a library knows more."""
     for task, source in (arguments_of(settings.data).get("tasks") or {}).items():
         place = source.get("init_args", source).get("dataset") if isinstance(source, Namespace) else None
-        is_path = isinstance(place, str) and place.startswith((".", "/", "~"))
-        if is_path and not os.path.exists(os.path.expanduser(place)):
+        if not isinstance(place, str) or not place.startswith((".", "/", "~")):
+            continue
+        if not os.path.exists(os.path.expanduser(place)):
             raise DataError(f"task '{task}': there is no folder {place}", todo=f"correct data.tasks.{task}.dataset")

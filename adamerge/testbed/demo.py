@@ -107,7 +107,8 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     vectors, parametrization = coefficients.task_vectors, coefficients.parametrization
     model = MergedModel(backbone, vectors, parametrization, storage=Disk(), buffers=coefficients.buffers)
     backbone.build_heads({task: data.tasks[task]}, vectors.checkpoints)
-    inputs = torch.stack([data.samples(task, "test")[i] for i in range(SAMPLES_COMPARED)])
+    samples: Any = data.samples(task, "test")
+    inputs = torch.stack([samples[i] for i in range(SAMPLES_COMPARED)])
     with torch.no_grad():
         model.merge()
         logits = backbone.output(model(inputs), task).logits

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Learner(Protocol):
     """What a search takes its parameters from: a merged model, or its parametrization alone where there is no network."""
 
-    parametrization: Parametrization
+    @property
+    def parametrization(self) -> Parametrization:
+        """Returns what holds the coefficients."""
 
     def trained(self) -> list[nn.Parameter]:
         """Returns the parameters of the parametrization that are not frozen."""
