@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class AdamergeError(Exception):
             whose: such as ``expert 'cars'``.
             todo: what to do instead, if anything else.
         """
-        what = self.what if whose in self.what else f"{whose}: {self.what}"
+        said = re.search(rf"(?<!\S){re.escape(whose)}(?!\w)", self.what)
+        what = self.what if said else f"{whose}: {self.what}"
         return type(self)(
             what, where=self.where, expected=self.expected, got=self.got, todo=self.todo if todo is None else todo
         )

@@ -63,3 +63,19 @@ def test_siblings_do_not_catch_each_other():
 def test_the_word_that_was_probably_meant(word, known, near):
     assert nearest(word, known) == near
     assert did_you_mean(word, known) == ("" if near is None else f"; did you mean '{near}'?")
+
+
+@pytest.mark.parametrize(
+    ("what", "whose", "told"),
+    [
+        ("'/a/base': no such file", "base", "base: '/a/base': no such file"),
+        ("expert 'cars' lacks 'x'", "expert 'cars'", "expert 'cars' lacks 'x'"),
+        ("no 'x'", "expert 'cars'", "expert 'cars': no 'x'"),
+        ("no 'x'", "", "no 'x'"),
+    ],
+)
+def test_an_error_says_whose_it_is_once(what, whose, told):
+    error = errors.CheckpointError(what, where="w", expected=1, got=2, todo="t").told_of(whose)
+    assert type(error) is errors.CheckpointError and error.what == told
+    assert (error.where, error.expected, error.got, error.todo) == ("w", 1, 2, "t")
+    assert error.told_of("x", "other").todo == "other"

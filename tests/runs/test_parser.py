@@ -293,5 +293,5 @@ def test_a_part_is_named_by_its_public_name_on_the_command_line_too(pool, image_
     with pytest.raises(ConfigError, match="no part 'adamerge.training.schedules.CosineDecay'") as caught:
         read_first([*words, "--model.search.schedule=adamerge.training.schedules.CosineDecay"])
     assert caught.value.todo == "name it adamerge.CosineDecay"
-    assert read_first([*words, "--model.search.schedule=adamerge.CosineDecay"]).model.search.schedule
+    assert read_first([*words, "--model.search.schedule=adamerge.CosineDecay"]).model.search.init_args.schedule
     assert read_first([*words, "--model.objective=adamerge.objectives.Entropy"]).model.objective  # a former name
