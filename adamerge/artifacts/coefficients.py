@@ -23,7 +23,7 @@ from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_
 from adamerge.io.dtypes import name_of
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
-from adamerge.parametrizations.untrained import held_masks
+from adamerge.parametrizations.held_names import held_masks
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 

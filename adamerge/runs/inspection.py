@@ -22,7 +22,7 @@ from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations.constraints import Constraint, Free
-from adamerge.parametrizations.untrained import HELD, held_masks
+from adamerge.parametrizations.held_names import HELD, held_masks
 
 NARROWEST = 24  # characters of a column of names
 

@@ -19,9 +19,10 @@ from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations.untrained import held_names
+from adamerge.parametrizations.held_names import held_names
 from adamerge.training.batchnorm import normalisations
 from adamerge.training.fit_checks import FitSettings, check_processes, check_same_models, planned, preflight
+from adamerge.training.held_coefficients import Held
 from adamerge.training.merging import Merging
 from adamerge.training.nonfinite_guard import Guard
 from adamerge.training.objective_gradient import BatchObjective, Evaluation
@@ -29,7 +30,6 @@ from adamerge.training.result import Result
 from adamerge.training.search_step import SearchStep
 from adamerge.training.split_scores import SplitScores
 from adamerge.training.teacher_cache import TeacherCache
-from adamerge.training.untrained import Held
 
 
 class MergingModule(LightningModule):

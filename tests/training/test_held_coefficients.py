@@ -21,11 +21,11 @@ from adamerge.merging.block_copy import BlockCopy
 from adamerge.objectives import Entropy
 from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial
 from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
-from adamerge.parametrizations.untrained import held_names
+from adamerge.parametrizations.held_names import held_names
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.callbacks import RunawayGuard
+from adamerge.training.held_coefficients import by_group, constant
 from adamerge.training.objective_gradient import BatchObjective
-from adamerge.training.untrained import by_group, constant
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -186,7 +186,7 @@ def test_a_resumed_run_holds_what_the_run_held_and_decides_nothing(tmp_path, mon
     whole, _ = fitted(6, optimizer=partial(AdamW, weight_decay=0.5))
     _, trainer = fitted(3, optimizer=partial(AdamW, weight_decay=0.5))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    monkeypatch.setattr("adamerge.training.untrained.constant", lambda *arguments: pytest.fail("decided again"))
+    monkeypatch.setattr("adamerge.training.held_coefficients.constant", lambda *arguments: pytest.fail("decided again"))
     resumed, _ = fitted(6, tmp_path / "half.ckpt", optimizer=partial(AdamW, weight_decay=0.5))
     assert torch.equal(resumed.merged.parametrization.w, whole.merged.parametrization.w)
     assert resumed.coefficients().protocol["held"] == {"first.bias": {"two": [0]}}

@@ -2,7 +2,7 @@
 
 import torch
 
-from adamerge.parametrizations.untrained import held_masks, held_names
+from adamerge.parametrizations.held_names import held_masks, held_names
 
 
 def test_names_lead_back_to_masks():
