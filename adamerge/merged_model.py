@@ -51,6 +51,7 @@ class MergedModel(nn.Module):
 
     Attributes:
         recalibrated: ``buffers``, or what replaced them.
+        order: on-disk names of the backbone's tensors in the order of its modules; files have them in the alphabet's.
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
@@ -76,6 +77,7 @@ class MergedModel(nn.Module):
         self.storage = self.copy.stored(storage)
         restore(backbone.network)  # from an earlier merged model
         tensors = backbone.tensors()
+        self.order = _in_order(backbone.network, tensors)
         self._places: dict[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None
         self._way_back: WayBack | None = None  # of the last merge, until its gradients are contracted
@@ -271,3 +273,12 @@ class MergedModel(nn.Module):
         if self._deltas_device != self.device:
             self.task_vectors = self.storage.place(self.task_vectors, self.device)
             self._deltas_device = self.device
+
+
+def _in_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Sorts names as the network registers what they fill; pieces of one parameter as they lie in it."""
+    ranks = {id(own): rank for rank, own in enumerate((*network.parameters(), *network.buffers()))}
+    places = {
+        name: (ranks.get(id(owner(tensor)), len(ranks)), tensor.storage_offset()) for name, tensor in tensors.items()
+    }
+    return sorted(places, key=places.__getitem__)

@@ -19,7 +19,7 @@ lora_configuration adapters sources origins remote rows sums groups deltas combi
 coefficient_file transforms patterns leftovers agreement task_vectors memory kept_deltas conveyor storage automatic
 copies way_back constraints parametrizations merging penalties parts passes units blocks shards plan plan_report pool
 model_files checking backbones merged_model recipe coefficients allocation exported_files export adapter_export
-inspection heatmap evaluation confusions objectives data modules selection redaction tracker wandb_run tracking
+inspection heatmap_cells heatmap evaluation confusions objectives data modules selection redaction tracker wandb_run tracking
 run_checkpoints run_folders callbacks summary faults configuration run_config environment preparation stage_configs runs
 stages scoring comparison testbed pool_verbs cli
 """
