@@ -38,14 +38,16 @@ class Scale(NamedTuple):
     def text(self, value: float) -> str:
         """Formats a number as finely as the colours tell values apart."""
         decimals = 2 - math.ceil(math.log10((self.high - self.low) / 2.5))
-        if not -3 < decimals < 6:
+        if not -6 < decimals < 6:
             return f"{value:.1e}"
         return f"{round(value, decimals) + 0.0:.{max(decimals, 0)}f}"  # 0.00, never -0.00
 
 
 def scale_of(values: Any) -> Scale:
     """Makes a scale that shows signs: symmetric about 0, or of one hue where no value is negative."""
-    low, high = (float(numpy.min(values)), float(numpy.max(values))) if len(values) else (0.0, 0.0)
+    if not len(values):
+        return Scale(0.0, 1.0, "viridis", "coefficient: none is learned and finite")
+    low, high = float(numpy.min(values)), float(numpy.max(values))
     if low < 0:
         most = max(-low, high)
         return Scale(-most, most, "RdBu", "coefficient: red is negative, white is 0, blue is positive")
@@ -60,9 +62,10 @@ def notes_of(table: Table, grid: Grid, panels: Sequence[Panel], held: Mapping[st
     if grid.stacks:
         outside = "names: what is in no block" if len(grid.rows) == 1 else "in, out: tensors before and after them"
         notes.append(f"Across: depth, by the numbers of blocks ({', '.join(filter(None, grid.stacks))}); {outside}.")
-    if any("*" in row for row in grid.rows):
-        notes.append("*: the mean over all numbers.")
-    notes.append("Every cell counts the same in a mean.")
+    if len(set(grid.cells.values())) < len(grid.cells):
+        notes.append("*: any number; the cell shows the mean over all.")
+    if len(grid.cells) > 1 or len(panels[0].rows) > 1:
+        notes.append("Every cell counts the same in a mean.")
     marks = {int(mark) for panel in panels for mark in numpy.unique(panel.marks)}
     notes += ["Grey: held, not learned, and in no mean."] * (1 in marks)
     notes += ["x: not finite, and in no mean."] * (2 in marks)
@@ -84,7 +87,7 @@ def notes_of(table: Table, grid: Grid, panels: Sequence[Panel], held: Mapping[st
 
 def _width(text: str, size: float = SMALL) -> float:
     """Inches of a line of text, and a little more, since what is drawn keeps to whole pixels."""
-    return 1.05 * float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]) / 72
+    return 1.08 * float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]) / 72
 
 
 def _fitted(text: str, inches: float, size: float = SMALL) -> str:
@@ -123,7 +126,8 @@ class _Page:
 
     def finish(self) -> Figure:
         """Sets the size and puts everything in its place."""
-        width, height = (max((box[at] + box[at + 2] for box in self.boxes), default=1) + SPACE for at in (1, 2))
+        width = max(left + wide for _, left, _, wide, _ in self.boxes) + SPACE
+        height = max(top + high for _, _, top, _, high in self.boxes) + SPACE
         self.figure.set_size_inches(width, height)
         for axes, left, top, wide, high in self.boxes:
             axes.set_position((left / width, 1 - (top + high) / height, wide / width, high / height))
@@ -182,7 +186,11 @@ def _fill(axes: Axes, panel: Panel, xs: Any, ys: Any, scale: Scale, filled: bool
         axes.add_collection(PolyCollection(corners, edgecolors="0.7", linewidths=0.3, **looks))
 
     def write(row: int, column: int, text: str, turned: bool = False, colour: str = "black") -> None:
-        place = {"ha": "center", "va": "center" if turned else "center_baseline", "rotation": 90 if turned else 0}
+        place: dict[str, Any] = {
+            "ha": "center",
+            "va": "center" if turned else "center_baseline",
+            "rotation": 90 if turned else 0,
+        }
         axes.text(xs[column].mean(), ys[row].mean(), text, fontsize=SMALL, color=colour, **place)
 
     shown = numpy.argwhere(~numpy.ma.getmaskarray(values))
@@ -222,7 +230,9 @@ def draw_heatmap(
     """
     page = _Page()
     top = page.write(title, SPACE, SPACE, LARGE) + LINE
-    if table:
+    if not table:
+        top = page.write("There are no coefficients.", SPACE, top)
+    else:
         grid = arrange(table, order)
         panels = panels_of(table, grid, held or {})
         scale = scale_of(numpy.concatenate([panel.values.compressed() for panel in panels]))

@@ -55,11 +55,13 @@ def arrange(groups: Iterable[str], order: Sequence[str] = ()) -> Grid:
 
     groups = sorted(groups, key=rank)
     blocks = {group: block for group in groups if (block := _block(group))}
-    if len({kind for _, _, kind in blocks.values()}) > MOST_KINDS:
-        blocks = {group: (stack, depth, re.sub(r"\d+", "*", kind)) for group, (stack, depth, kind) in blocks.items()}
-    stacks = list(dict.fromkeys(stack for stack, _, _ in blocks.values()))
-    kinds = list(dict.fromkeys(kind for _, _, kind in blocks.values()))
+    if len({block.kind for block in blocks.values()}) > MOST_KINDS:
+        folded = {group: re.sub(r"\b\d+(?=\.)", "*", block.kind) for group, block in blocks.items()}
+        blocks = {group: block._replace(kind=folded[group]) for group, block in blocks.items()}
+    stacks = list(dict.fromkeys(block.stack for block in blocks.values()))
+    kinds = list(dict.fromkeys(block.kind for block in blocks.values()))
     flat, latest = len(kinds) < 2, -1
+    # each row and column: what it is sorted by, and its label
     rows: dict[str, tuple[int, int, str]] = {}
     columns: dict[str, tuple[int, int, tuple[int, ...], str]] = {}
     for at, group in enumerate(groups):
@@ -72,21 +74,29 @@ def arrange(groups: Iterable[str], order: Sequence[str] = ()) -> Grid:
             label = f"{group} (rest)" if any(stack.startswith(f"{group}.") for stack in stacks) else group
             rows[group] = (side, at, group)
             columns[group] = (place, side, (at,), label) if flat else (place, side, (), "in" if side == 0 else "out")
-    down, across = sorted(set(rows.values())), sorted(set(columns.values()))
+    down = {key: 0 if flat else at for at, key in enumerate(sorted(set(rows.values())))}
+    across = {key: at for at, key in enumerate(sorted(set(columns.values())))}
     labels = [label for *_, label in across]
     for place, short in enumerate(_short(stacks) if len(stacks) > 1 else ()):
-        first = next(at for at, key in enumerate(across) if key[:2] == (place, 1))
+        first = next(at for key, at in across.items() if key[:2] == (place, 1))
         labels[first] = f"{short} {labels[first]}"
-    cells = {group: (0 if flat else down.index(rows[group]), across.index(columns[group])) for group in groups}
+    cells = {group: (down[rows[group]], across[columns[group]]) for group in groups}
     return Grid([""] if flat else [label or "block" for *_, label in down], labels, cells, stacks)
 
 
-def _block(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Stack, depth and kind that a name with a number says."""
-    match = re.match(
-        r"(?:(.*?)\.)??(\d{1,9}(?:\.(?:(?:blocks|layers)\.)?\d{1,9})*)(?:\.(.*))?$", name, re.ASCII | re.DOTALL
-    )
-    return match and (match[1] or "", tuple(map(int, re.findall(r"\d+", match[2]))), match[3] or "")
+class _Block(NamedTuple):
+    """What a name with a number says: ``h.3.mlp.bias`` is of stack ``h``, depth (3,) and kind ``mlp.bias``."""
+
+    stack: str
+    depth: tuple[int, ...]
+    kind: str
+
+
+def _block(name: str) -> _Block | None:
+    """Reads a name; None where it has no number between its dots."""
+    depth = r"\d{1,9}(?:\.(?:(?:blocks|layers)\.)?\d{1,9})*"
+    match = re.match(rf"(?:(.*?)\.)??({depth})(?:\.(.*))?$", name, re.ASCII | re.DOTALL)
+    return match and _Block(match[1] or "", tuple(map(int, re.findall(r"\d+", match[2]))), match[3] or "")
 
 
 def _outside(name: str, stacks: Sequence[str], latest: int) -> tuple[int, int]:

@@ -77,7 +77,7 @@ class MergedModel(nn.Module):
         self.storage = self.copy.stored(storage)
         restore(backbone.network)  # from an earlier merged model
         tensors = backbone.tensors()
-        self.order = _in_order(backbone.network, tensors)
+        self.order = in_order(backbone.network, tensors)
         self._places: dict[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None
         self._way_back: WayBack | None = None  # of the last merge, until its gradients are contracted
@@ -275,7 +275,7 @@ class MergedModel(nn.Module):
             self._deltas_device = self.device
 
 
-def _in_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+def in_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """Sorts names as the network registers what they fill; pieces of one parameter as they lie in it."""
     ranks = {id(own): rank for rank, own in enumerate((*network.parameters(), *network.buffers()))}
     places = {
