@@ -95,13 +95,14 @@ def test_two_stacks_stand_side_by_side_each_with_what_is_before_and_after_it():
     for stack in ("encoder", "decoder"):
         names += [f"{stack}.block.{block}.{kind}" for block in range(11) for kind in kinds]
         names += [f"{stack}.final_layer_norm.weight"]
-    names += ["decoder.block.0.layer.2.wi.weight", "unheard_of"]
+    names += ["decoder.block.0.layer.2.wi.weight", "unheard_of", "lm_head.weight"]
     grid = arrange(sorted(names), names)
     numbers = list(map(str, range(1, 11)))
     assert grid.columns == ["in", "encoder 0", *numbers, "out", "decoder 0", *numbers, "out"]
-    last = ["encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "unheard_of"]
+    last = ["encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "unheard_of", "lm_head.weight"]
     assert grid.rows == ["shared.weight", *kinds, "layer.2.wi.weight", *last]
     assert grid.cells["encoder.final_layer_norm.weight"][1] == 12 and grid.cells["unheard_of"][1] == 24
+    assert grid.cells["lm_head.weight"][1] == 24, "what is near to none goes with the last"
     assert grid.stacks == ["encoder.block", "decoder.block"]
 
 
@@ -129,6 +130,10 @@ def test_very_many_kinds_that_differ_in_a_number_share_a_row():
     table = {name: {"a": [float(name.endswith("w2")) + float(".7." in name)]} for name in names}
     (panel,) = panels_of(table, grid, {})
     assert panel.values.tolist() == [[pytest.approx(1 / MOST_KINDS)] * 2, [pytest.approx(1 + 1 / MOST_KINDS)] * 2]
+    (panel,) = panels_of(table, grid, {name: ["a"] for name in names if ".7." not in name or name.startswith("h.1")})
+    assert panel.values.tolist() == [[1, None], [2, None]] and panel.marks.tolist() == [[0, 1], [0, 1]], (
+        "held where all are"
+    )
 
 
 def test_blocks_of_one_kind_need_one_row():
@@ -144,6 +149,7 @@ def test_blocks_of_one_kind_need_one_row():
 def test_a_network_without_blocks_keeps_its_order():
     names = ["norm.weight", "fc.weight", "embedding", "a"]
     assert arrange(sorted(names), names).columns == names
+    assert arrange(["b", "a", "c"], ["c"]).columns == ["c", "b", "a"], "unknown ones come last, as they are given"
     assert arrange(["model"], VIT) == ([""], ["model"], {"model": (0, 0)}, [])
     assert arrange([f"{'1' * 5000}.weight"]).columns == [f"{'1' * 5000}.weight"], "too long to be a number"
     assert arrange(["2.a", "10.a"]).columns == ["2", "10"]
