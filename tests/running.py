@@ -64,7 +64,7 @@ def write_yaml(path: Path, content: Any) -> Path:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the heat map empty: drawing takes half the time of a short fit."""
     for module in ("adamerge.training.callbacks", "adamerge.runs.fit"):
-        monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, title="", held=None: path.write_bytes(b""))
+        monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, *title, **more: path.write_bytes(b""))
 
 
 def command(capfd: pytest.CaptureFixture[str], *words: object) -> Outcome:

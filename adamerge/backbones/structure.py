@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -49,3 +49,12 @@ def outermost(network: nn.Module) -> list[nn.Module]:
 
     walk(network, listed=False)
     return blocks
+
+
+def names_in_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Sorts on-disk names as the network registers what they fill; pieces of one parameter as they lie in it."""
+    ranks = {id(own): rank for rank, own in enumerate((*network.parameters(), *network.buffers()))}
+    places = {
+        name: (ranks.get(id(owner(tensor)), len(ranks)), tensor.storage_offset()) for name, tensor in tensors.items()
+    }
+    return sorted(places, key=places.__getitem__)

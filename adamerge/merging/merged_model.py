@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.structure import owner
+from adamerge.backbones.structure import names_in_order, owner
 from adamerge.merging.block_execution import Passes, restore
 from adamerge.merging.copies import Copy, Place, WholeCopy
 from adamerge.merging.merged_tensor import Contents, Merge, OneModel
@@ -52,6 +52,7 @@ class MergedModel(nn.Module):
 
     Attributes:
         recalibrated: ``buffers``, or what replaced them.
+        order: on-disk names of the backbone's tensors in the order of its modules; files have them in the alphabet's.
 
     Raises:
         CheckpointError: the base's tensors are not those of the backbone.
@@ -78,6 +79,7 @@ class MergedModel(nn.Module):
         self.choose_storage(storage)
         restore(backbone.network)  # from an earlier merged model
         tensors = backbone.tensors()
+        self.order = names_in_order(backbone.network, tensors)
         self._contents: Contents = OneModel(task_vectors.base.__getitem__)  # of the copy
         self._places: Mapping[str, Place] = {}  # of what is always there
         self._copy_device: torch.device | None = None

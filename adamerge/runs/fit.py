@@ -224,7 +224,13 @@ def _write_initial(
     coefficients = module.coefficients()
     begin()
     save_coefficients(coefficients, folder / "coefficients.safetensors")
-    draw_heatmap(coefficients.table(), folder / "heatmap.png", "Merging coefficients (not learned)")
+    draw_heatmap(
+        coefficients.table(),
+        folder / "heatmap.png",
+        "Merging coefficients (not learned)",
+        masks=coefficients.mask_table(),
+        order=module.merged.order,
+    )
     with tracked(folder, loggers) as trackers:
         hand_over(trackers, coefficients, folder / "coefficients.safetensors", folder / "heatmap.png")
         for tracker in trackers:

@@ -54,7 +54,14 @@ class CoefficientFile(Callback):
             save_coefficients(coefficients, self.path)
             heatmap = self.path.with_name("heatmap.png")
             title = f"Merging coefficients after {coefficients.step} steps"
-            draw_heatmap(coefficients.table(), heatmap, title, coefficients.held_table())
+            draw_heatmap(
+                coefficients.table(),
+                heatmap,
+                title,
+                held=coefficients.held_table(),
+                masks=coefficients.mask_table(),
+                order=pl_module.merged.order,
+            )
             hand_over(trainer.loggers, coefficients, self.path, heatmap)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

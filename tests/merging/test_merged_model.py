@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adamerge.backbones import Backbone, Encoded
+from adamerge.backbones.structure import names_in_order
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Groups
 from adamerge.deltas.streamed import StreamedDeltas
@@ -106,6 +107,23 @@ def batches(tasks: int = 3, samples: int = 5) -> list[Tensor]:
 def objective(features: Tensor) -> Tensor:
     p = features.float().softmax(dim=-1)
     return -(p * p.log()).sum(dim=-1)
+
+
+# names in the network's order -----------------------------------------------------------------------------------------
+def test_names_go_in_the_order_of_the_networks_modules():
+    merged = make()
+    assert list(merged.task_vectors) == sorted(merged.task_vectors), "files have the alphabet's"
+    layers = ["blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "blocks.1.bias"]
+    assert merged.order == ["scale", *layers, "steps", "mask"]
+
+
+def test_pieces_of_a_parameter_go_as_they_lie_in_it_and_what_the_network_lacks_comes_last():
+    network = nn.Sequential(nn.Linear(2, 6), nn.Linear(6, 2))
+    fused = network[0].weight
+    with torch.no_grad():
+        pieces = {"key": fused[2:4], "query": fused[:2], "value": fused[4:]}
+    tensors = {"another": torch.zeros(1), "last": network[1].weight, **pieces, "own": network[0].bias}
+    assert names_in_order(network, tensors) == ["query", "key", "value", "own", "last", "another"]
 
 
 # functional in its coefficients ---------------------------------------------------------------------------------------

@@ -52,6 +52,21 @@ def values_after(pool_file, capfd, steps: int) -> dict[str, torch.Tensor]:
     return coefficients(Path("runs/good") / str(steps))
 
 
+def test_the_heat_map_is_given_the_networks_order(pool_file, monkeypatch, capfd):
+    drawn = {}
+
+    def draw(table, path, title, **more):
+        drawn.update(more, names=list(table), title=title)
+        path.touch()
+
+    monkeypatch.setattr("adamerge.callbacks.draw_heatmap", draw)
+    assert command(capfd, "fit", *fit_words(pool_file, "--name=drawn", "--id=a", steps=1)).code == 0
+    assert drawn["title"] == "Merging coefficients after 1 steps" and drawn["masks"] == {}
+    assert drawn["names"] == sorted(drawn["names"]) and set(drawn["names"]) <= set(drawn["order"])
+    block = [name for name in drawn["order"] if name.startswith("visual.transformer.resblocks.0.")]
+    assert [name.split(".")[4] for name in block][::2] == ["ln_1", "attn", "attn", "ln_2", "mlp", "mlp"]
+
+
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 @pytest.mark.parametrize("at", [0, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):

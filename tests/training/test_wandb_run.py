@@ -27,7 +27,7 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     without_users_own(monkeypatch, tmp_path)
     for module in ("adamerge.training.callbacks", "adamerge.runs.fit"):  # small pictures, made at once
-        monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, *words: Image.new("L", (9, 9)).save(path))
+        monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, *_, **more: Image.new("L", (9, 9)).save(path))
     return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
