@@ -537,7 +537,7 @@ OTHER_ARGUMENTS = {
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
     "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
     "SummedHiddenAlignment": {"layers": [0.5]},
-    "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]},
+    "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]}, "MarginalEntropy": {"normalise": True},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
     "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
     "ImportanceChunkWise": {
@@ -607,6 +607,7 @@ class Hand(NamedTuple):
     teacher: Teacher | None = None
     hidden: tuple[Tensor, ...] = ()
     targets: Tensor | None = None
+    marginal: Tensor | None = None
 
 
 def entropies(z: Tensor) -> Tensor:
@@ -623,6 +624,7 @@ def divergences(z: Tensor, temperature: float = 1.0) -> Tensor:
 LOGITS = [[0.0, 0.0, 0.0], QUARTER]  # of the merged model, in every case
 TAUGHT = Teacher(torch.tensor([QUARTER, QUARTER]))
 SURE = torch.tensor([[1.0, 0.0, 0.0], [0.95, 0.05, 0.0]])  # more than 0.9, so that both samples count
+EVEN = torch.tensor([5 / 12, 7 / 24, 7 / 24])  # the mean of both predictions
 STATES = torch.tensor([[[1.0, 2.0]], [[0.0, -4.0]]], requires_grad=True)
 HAND = {
     "Entropy": Hand([math.log(3), 1.5 * math.log(2)], entropies),
@@ -637,6 +639,10 @@ HAND = {
     "SummedHiddenAlignment": Hand(
         [5.0, 16.0], lambda z: torch.tensor([5.0, 16.0]) + 0 * z.sum(), {"layers": [0.5]}, None,
         Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    "MarginalEntropy": Hand(
+        [(math.log(5 / 12) + 2 * math.log(7 / 24)) / 3, (math.log(5 / 12) + math.log(7 / 24)) / 2],
+        lambda z: z.softmax(dim=-1) @ torch.tensor([5 / 12, 7 / 24, 7 / 24], dtype=torch.float64).log(), marginal=EVEN,
     ),
     "PseudoLabel": Hand(
         [math.log(3), 1.05 * math.log(2)], lambda z: -(SURE.double() * z.log_softmax(dim=-1)).sum(dim=-1), targets=SURE
@@ -668,7 +674,7 @@ def test_objective_is_the_hand_computed_number_without_labels(kind):
     objective = kind(**case.arguments)
     tensor = torch.tensor(LOGITS, requires_grad=True)
     output = Output(tensor, Encoded(torch.zeros(2, 4), case.hidden))
-    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets)
+    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets, marginal=case.marginal)
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(case.expected, rel=1e-6, abs=1e-7)

@@ -50,6 +50,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Entropy": objectives.Entropy,
     "CrossEntropy": objectives.CrossEntropy,
     "LogitAlignment": objectives.LogitAlignment,
+    "MarginalEntropy": objectives.MarginalEntropy,
     "HiddenAlignment": partial(objectives.HiddenAlignment, [-1]),
     "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [-1]),
     "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
@@ -228,7 +229,7 @@ SOME = [
 def test_parts_on_the_engine(pools, kind, experts):
     engine = Engine(kind, pools(kind, experts))
     assert on_the_engine(engine, list(PARAMETRIZATIONS), ["Sigmoid"], ["Entropy", "Sum"]) == 14
-    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 30
+    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 35
 
 
 def test_the_matrix_has_all_parts_there_are():
