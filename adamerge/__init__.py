@@ -31,6 +31,7 @@ _HOMES = {  # public name to the module that holds it; files name parts by these
     "CosineRestarts": "training",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
+    "Dare": "transforms",
     "DisjointMean": "transforms",
     "Disk": "task_vectors.storage",
     "DistanceToInitial": "objectives.penalties",
@@ -197,6 +198,7 @@ if TYPE_CHECKING:
     from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,
+        Dare,
         DisjointMean,
         Elementwise,
         Magnitude,

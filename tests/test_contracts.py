@@ -163,6 +163,22 @@ def magnitude(taus: dict[str, Tensor], keep: float = 0.2) -> dict[str, Tensor]:
     return found
 
 
+def dare(taus: dict[str, Tensor], drop: float = 0.5, seed: int = 3) -> dict[str, Tensor]:
+    """Entries whose hash lies in the first ``drop`` of all 64-bit numbers vanish, the others are divided by ``1 - drop``."""
+    found = {}
+    for name, tau in taus.items():
+        kept = torch.ones_like(tau)
+        for expert, row in zip(EXPERTS, kept, strict=True):
+            start = int.from_bytes(hashlib.sha256(repr((seed, expert, name)).encode()).digest()[:8], "little")
+            for index in range(len(row)):
+                z = (start + index * 0x9E3779B97F4A7C15) % 2**64
+                for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+                    z = ((z ^ (z >> shift) ^ (2**64 - 2 ** (64 - shift)) * (z >> 63)) * factor) % 2**64  # the sign repeated
+                row[index] = (z + 2**63) % 2**64 >= drop * 2**64
+        found[name] = tau * kept / (1 - drop)
+    return found
+
+
 SCALES = {"first": -1.0, "third": 0.5}
 SUMS = {"third": {"first": -1.0, "second": 1.0, "third": 1.0}, "new": {"second": 0.5}, "first": {"third": 2.0}}
 
@@ -175,12 +191,13 @@ TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "None": lambda taus: taus,
     "Ties": ties,
     "Magnitude": magnitude,
+    "Dare": dare,
     "DisjointMean": lambda taus: {n: t / (t != 0).sum(dim=0).clamp(min=1) for n, t in taus.items()},
     "Scale": times([[-1, 0, 0], [0, 1, 0], [0, 0, 0.5]]),
     "Combine": times([[-1, 1, 1], [0, 0.5, 0], [0, 0, 2]]),
 }
 # what a part needs to be of any use, where its defaults are not
-GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}}
+GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}, "Dare": {"drop": 0.5, "seed": 3}}
 
 
 def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
