@@ -173,7 +173,8 @@ def dare(taus: dict[str, Tensor], drop: float = 0.5, seed: int = 3) -> dict[str,
             for index in range(len(row)):
                 z = (start + index * 0x9E3779B97F4A7C15) % 2**64
                 for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-                    z = ((z ^ (z >> shift) ^ (2**64 - 2 ** (64 - shift)) * (z >> 63)) * factor) % 2**64  # the sign repeated
+                    repeated = (2**64 - 2 ** (64 - shift)) * (z >> 63)  # the sign, shifted in
+                    z = ((z ^ (z >> shift) ^ repeated) * factor) % 2**64
                 row[index] = (z + 2**63) % 2**64 >= drop * 2**64
         found[name] = tau * kept / (1 - drop)
     return found

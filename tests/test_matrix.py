@@ -374,7 +374,8 @@ def fit_and_export(row: tuple[str, ...], pools: Any, root: Path, capfd: Any) -> 
 
 
 def test_the_covering_set_is_small_and_complete():
-    assert len(COVERING) <= 80
+    least = max(sum(itertools.starmap(legal, itertools.product(*axes))) for axes in itertools.combinations(AXES, 2))
+    assert len(COVERING) <= least + 3
     for i, j in itertools.combinations(range(5), 2):
         met = {(row[i], row[j]) for row in COVERING}
         assert met == {pair for pair in itertools.product(AXES[i], AXES[j]) if legal(*pair)}

@@ -72,7 +72,14 @@ def dense(transforms):
 @pytest.mark.parametrize("storage", [Resident(), Disk(), LowBit(8)], ids=str)
 @pytest.mark.parametrize(
     "transforms",
-    [[], [Scale({"task1": -0.7})], [Combine({"both": {"task0": 0.3, "task2": 0.9}})], [Ties(keep=0.5)], [Magnitude()], [Dare(0.5)]],
+    [
+        [],
+        [Scale({"task1": -0.7})],
+        [Combine({"both": {"task0": 0.3, "task2": 0.9}})],
+        [Ties(keep=0.5)],
+        [Magnitude()],
+        [Dare(0.5)],
+    ],
     ids=["none", "scale", "combine", "ties", "magnitude", "dare"],
 )
 def test_nothing_is_rounded_when_a_step_runs_under_autocast(storage, transforms, precision):

@@ -38,8 +38,8 @@ def random_models(shape=WIDE):
 def test_eight_entries_by_hand():
     """``b_k[e]`` is 1 where the hash, a signed number of 64 bits, is at least ``drop 2^64 - 2^63``.
 
-    Worked out in plain integers: sha256 of ``(0, 'one', 'w')``, plus 0x9E37...C15 an index, then splitmix64's first two rounds
-    with shifts that repeat the sign.
+    Worked out in plain integers: sha256 of ``(0, 'one', 'w')``, plus 0x9E37...C15 an index, then splitmix64's first two
+    rounds with shifts that repeat the sign.
     """
     dropped = vectors_of([Dare(0.5)])["w"].dense().flatten(1)
     assert dropped.tolist() == BY_HAND
@@ -120,7 +120,7 @@ def test_the_order_of_the_experts_changes_no_bit():
 
 def test_tensors_of_other_names_have_draws_of_their_own():
     values = torch.ones(2000)
-    vectors = TaskVectors({n: 0 * values for n in "xy"}, {"one": dict.fromkeys("xy", values)}, [Dare(0.5)])
+    vectors = TaskVectors(dict.fromkeys("xy", 0 * values), {"one": dict.fromkeys("xy", values)}, [Dare(0.5)])
     same = (vectors["x"].dense() == vectors["y"].dense()).float().mean()
     assert abs(float(same) - 0.5) < 5 * math.sqrt(0.25 / 2000)
 
@@ -167,7 +167,9 @@ def test_coefficients_are_learned_on_it():
     assert parametrization.w.grad.flatten().tolist() == vectors["w"].dense().sum(dim=(1, 2)).tolist()
 
 
-@pytest.mark.parametrize("arguments", [{"drop": 1.0}, {"drop": -0.1}, {"drop": math.nan}, {"seed": 1.0}, {"seed": True}])
+@pytest.mark.parametrize(
+    "arguments", [{"drop": 1.0}, {"drop": -0.1}, {"drop": math.nan}, {"seed": 1.0}, {"seed": True}]
+)
 def test_what_is_no_probability_or_seed_is_refused(arguments):
     with pytest.raises(ConfigError, match=f"Dare: {next(iter(arguments))} must be"):
         Dare(**arguments)
