@@ -30,6 +30,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "CosineRestarts": "training",
     "CropAndFlip": "objectives",
     "CrossEntropy": "objectives",
+    "Dare": "transforms",
     "Descent": "training",
     "DisjointMean": "transforms",
     "Disk": "task_vectors.storage",
@@ -57,6 +58,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "LowBit": "task_vectors.storage",
     "LowestTarget": "training.selection",
     "Magnitude": "transforms",
+    "MarginalEntropy": "objectives",
     "Mask": "parametrizations",
     "MergedModel": "merging.merged_model",
     "Merging": "training",
@@ -167,6 +169,7 @@ if TYPE_CHECKING:
         FlipAndShift,
         HiddenAlignment,
         LogitAlignment,
+        MarginalEntropy,
         Objective,
         PseudoLabel,
         RandomOperations,
@@ -217,6 +220,7 @@ if TYPE_CHECKING:
     from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,
+        Dare,
         DisjointMean,
         Elementwise,
         Magnitude,

@@ -163,6 +163,23 @@ def magnitude(taus: dict[str, Tensor], keep: float = 0.2) -> dict[str, Tensor]:
     return found
 
 
+def dare(taus: dict[str, Tensor], drop: float = 0.5, seed: int = 3) -> dict[str, Tensor]:
+    """Entries whose hash lies in the first ``drop`` of all 64-bit numbers vanish, the others are divided by ``1 - drop``."""
+    found = {}
+    for name, tau in taus.items():
+        kept = torch.ones_like(tau)
+        for expert, row in zip(EXPERTS, kept, strict=True):
+            start = int.from_bytes(hashlib.sha256(repr((seed, expert, name)).encode()).digest()[:8], "little")
+            for index in range(len(row)):
+                z = (start + index * 0x9E3779B97F4A7C15) % 2**64
+                for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+                    repeated = (2**64 - 2 ** (64 - shift)) * (z >> 63)  # the sign, shifted in
+                    z = ((z ^ (z >> shift) ^ repeated) * factor) % 2**64
+                row[index] = (z + 2**63) % 2**64 >= drop * 2**64
+        found[name] = tau * kept / (1 - drop)
+    return found
+
+
 SCALES = {"first": -1.0, "third": 0.5}
 SUMS = {"third": {"first": -1.0, "second": 1.0, "third": 1.0}, "new": {"second": 0.5}, "first": {"third": 2.0}}
 
@@ -175,12 +192,13 @@ TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "None": lambda taus: taus,
     "Ties": ties,
     "Magnitude": magnitude,
+    "Dare": dare,
     "DisjointMean": lambda taus: {n: t / (t != 0).sum(dim=0).clamp(min=1) for n, t in taus.items()},
     "Scale": times([[-1, 0, 0], [0, 1, 0], [0, 0, 0.5]]),
     "Combine": times([[-1, 1, 1], [0, 0.5, 0], [0, 0, 2]]),
 }
 # what a part needs to be of any use, where its defaults are not
-GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}}
+GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}, "Dare": {"drop": 0.5, "seed": 3}}
 
 
 def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
@@ -541,7 +559,7 @@ OTHER_ARGUMENTS = {
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
     "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
     "SummedHiddenAlignment": {"layers": [0.5]},
-    "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]},
+    "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]}, "MarginalEntropy": {"normalise": True},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
     "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
     "ImportanceChunkWise": {
@@ -611,6 +629,7 @@ class Hand(NamedTuple):
     teacher: Teacher | None = None
     hidden: tuple[Tensor, ...] = ()
     targets: Tensor | None = None
+    marginal: Tensor | None = None
 
 
 def entropies(z: Tensor) -> Tensor:
@@ -627,6 +646,7 @@ def divergences(z: Tensor, temperature: float = 1.0) -> Tensor:
 LOGITS = [[0.0, 0.0, 0.0], QUARTER]  # of the merged model, in every case
 TAUGHT = Teacher(torch.tensor([QUARTER, QUARTER]))
 SURE = torch.tensor([[1.0, 0.0, 0.0], [0.95, 0.05, 0.0]])  # more than 0.9, so that both samples count
+EVEN = torch.tensor([5 / 12, 7 / 24, 7 / 24])  # the mean of both predictions
 STATES = torch.tensor([[[1.0, 2.0]], [[0.0, -4.0]]], requires_grad=True)
 HAND = {
     "Entropy": Hand([math.log(3), 1.5 * math.log(2)], entropies),
@@ -641,6 +661,10 @@ HAND = {
     "SummedHiddenAlignment": Hand(
         [5.0, 16.0], lambda z: torch.tensor([5.0, 16.0]) + 0 * z.sum(), {"layers": [0.5]}, None,
         Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    "MarginalEntropy": Hand(
+        [(math.log(5 / 12) + 2 * math.log(7 / 24)) / 3, (math.log(5 / 12) + math.log(7 / 24)) / 2],
+        lambda z: z.softmax(dim=-1) @ torch.tensor([5 / 12, 7 / 24, 7 / 24], dtype=torch.float64).log(), marginal=EVEN,
     ),
     "PseudoLabel": Hand(
         [math.log(3), 1.05 * math.log(2)], lambda z: -(SURE.double() * z.log_softmax(dim=-1)).sum(dim=-1), targets=SURE
@@ -672,7 +696,7 @@ def test_objective_is_the_hand_computed_number_without_labels(kind):
     objective = kind(**case.arguments)
     tensor = torch.tensor(LOGITS, requires_grad=True)
     output = Output(tensor, Encoded(torch.zeros(2, 4), case.hidden))
-    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets)
+    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets, marginal=case.marginal)
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(case.expected, rel=1e-6, abs=1e-7)

@@ -208,6 +208,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "LogitAlignment": partial(objectives.LogitAlignment, 2.0),
     "HiddenAlignment": partial(objectives.HiddenAlignment, [0, -1]),
     "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0, -1]),
+    "MarginalEntropy": objectives.MarginalEntropy,
     "PseudoLabel": partial(PseudoLabel, strong=objectives.Unchanged()),
     "Sum": lambda: objectives.Sum([Entropy(), PseudoLabel(strong=objectives.Unchanged())], [1.0, 0.5]),
 }

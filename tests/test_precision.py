@@ -9,7 +9,7 @@ from adamerge.parametrizations import LayerWise
 from adamerge.precision import exact
 from adamerge.task_vectors.storage import Disk, LowBit, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.transforms import Combine, Magnitude, Scale, Ties
+from adamerge.transforms import Combine, Dare, Magnitude, Scale, Ties
 
 CPU = torch.device("cpu")
 
@@ -72,8 +72,15 @@ def dense(transforms):
 @pytest.mark.parametrize("storage", [Resident(), Disk(), LowBit(8)], ids=str)
 @pytest.mark.parametrize(
     "transforms",
-    [[], [Scale({"task1": -0.7})], [Combine({"both": {"task0": 0.3, "task2": 0.9}})], [Ties(keep=0.5)], [Magnitude()]],
-    ids=["none", "scale", "combine", "ties", "magnitude"],
+    [
+        [],
+        [Scale({"task1": -0.7})],
+        [Combine({"both": {"task0": 0.3, "task2": 0.9}})],
+        [Ties(keep=0.5)],
+        [Magnitude()],
+        [Dare(0.5)],
+    ],
+    ids=["none", "scale", "combine", "ties", "magnitude", "dare"],
 )
 def test_nothing_is_rounded_when_a_step_runs_under_autocast(storage, transforms, precision):
     """Also when deltas are placed, which the first merge of a fit does."""

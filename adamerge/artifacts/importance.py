@@ -37,7 +37,7 @@ def importances(coefficients: Coefficients) -> dict[str, float]:
         for name, deltas in vectors.items():
             shares, groups = parametrization.shares(name)
             ones = torch.ones(deltas.shape.numel(), dtype=torch.float64, device=deltas.device)
-            norms = TransformedDeltas(deltas, torch.abs, local=True).contract(ones, groups)
+            norms = TransformedDeltas(deltas, lambda rows, _: rows.abs(), local=True).contract(ones, groups)
             mask = held.get(parametrization.group(name) or "")
             if mask is not None:
                 norms = torch.where(mask.to(norms.device), 0.0, norms)

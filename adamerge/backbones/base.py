@@ -52,6 +52,8 @@ class Batch(NamedTuple):
         step: number of the step they are drawn for.
         targets: ``(samples, classes)``, probabilities that an objective set itself, from predictions, when it prepared
             the batch.
+        marginal: ``(classes,)``, the mean prediction of all of the step's samples of this task, of all processes, that an
+            objective set in the same way; the same for any of the samples.
     """
 
     inputs: Inputs
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
     indices: Tensor | None = None
     step: int = 0
     targets: Tensor | None = None
+    marginal: Tensor | None = None
 
     def rows(self, which: slice) -> Batch:
         """Some of the samples."""
@@ -70,6 +73,7 @@ class Batch(NamedTuple):
             None if self.indices is None else self.indices[which],
             self.step,
             None if self.targets is None else self.targets[which],
+            self.marginal,
         )
 
 

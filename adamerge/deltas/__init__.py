@@ -19,5 +19,6 @@ transform changes; ``streamed.py`` subtracts them from files at each read; ``qua
 ``low_rank.py`` multiplies LoRA's factors, and never makes them dense for one coefficient of a whole tensor.
 
 **Below the kernels**: ``cpu_sums.py`` says when a CPU's library may add several rows in one call without another bit;
-``row_buffers.py`` has the memory that rows are made in; ``tuning.py`` has every constant with the measurement behind it.
+``row_buffers.py`` has the memory that rows are made in; ``splitmix64.py`` has random numbers without a generator, for what is
+drawn element by element; ``tuning.py`` has every constant with the measurement behind it.
 """

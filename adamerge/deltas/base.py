@@ -64,7 +64,7 @@ class Deltas(ABC):
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Returns sums of these deltas as those of new experts: ``matrix`` (new experts, experts), on the CPU."""
-        return TransformedDeltas(self, lambda rows: matrix.to(rows, non_blocking=True) @ rows, local=True)
+        return TransformedDeltas(self, lambda rows, _: matrix.to(rows, non_blocking=True) @ rows, local=True)
 
     def opened(self) -> Deltas:
         """Returns the same deltas, to be read several times in a row: files are opened once."""
@@ -207,11 +207,12 @@ class TransformedDeltas(Deltas):
 
     Args:
         inner: the deltas as they are.
-        transform: ``(experts, n)`` in fp32 to the new experts' ``(experts, n)``.
+        transform: from ``(experts, n)`` in fp32, a copy that it may change, and the part of the flattened tensor that these
+            elements are, to the new experts' ``(experts, n)``.
         local: whether each element's new deltas depend on that element's deltas alone, so that n may be a part's.
     """
 
-    def __init__(self, inner: Deltas, transform: Callable[[Tensor], Tensor], local: bool = False) -> None:
+    def __init__(self, inner: Deltas, transform: Callable[[Tensor, slice], Tensor], local: bool = False) -> None:
         self.inner, self.transform, self.local = inner, transform, local
         self.shape, self.device, self.divisible = inner.shape, inner.device, local and inner.divisible
 
@@ -221,7 +222,7 @@ class TransformedDeltas(Deltas):
 
     def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
         """Yields one batch with the rows of every expert, since such functions look across experts."""
-        read = part if self.local else None
+        read = part if self.local and part is not None else self.whole
         # always from fp32: thresholds are of fp32 magnitudes, whatever dtype the caller computes in
-        rows = self.transform(self.inner.rows(torch.float32, read)).to(dtype)
+        rows = self.transform(self.inner.rows(torch.float32, read), read).to(dtype)
         yield rows if part is None or self.local else rows[:, part]

@@ -4,6 +4,7 @@ from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, Summe
 from adamerge.objectives.base import Course, Objective
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
+from adamerge.objectives.marginal_entropy import MarginalEntropy
 from adamerge.objectives.pseudo_label import PseudoLabel
 from adamerge.objectives.random_operations import RandomOperations
 from adamerge.objectives.trust import SurestOfAll, SurestOfPredicted, Trust
@@ -18,6 +19,7 @@ __all__ = [
     "FlipAndShift",
     "HiddenAlignment",
     "LogitAlignment",
+    "MarginalEntropy",
     "Objective",
     "PseudoLabel",
     "RandomOperations",

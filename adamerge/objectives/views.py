@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import Inputs
+from adamerge.deltas.splitmix64 import mixed
 from adamerge.errors import ConfigError
-from adamerge.parametrizations.splitmix64 import mixed
 
 TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 

@@ -65,7 +65,8 @@ class Sum(Objective):
         """The batch after every part has prepared it, in their order.
 
         Raises:
-            ConfigError: a part puts other samples into the batch, and another needs the labels or teacher of these.
+            ConfigError: a part puts other samples into the batch, and another needs the labels or teacher of these; or it
+                changes the inputs whose mean prediction a part before it took.
         """
         for part in self.parts:
             prepared = part.prepare(task, self._batch(part, batch), predict)
@@ -73,6 +74,11 @@ class Sum(Objective):
                 raise ConfigError(
                     f"Sum: {type(part).__name__} chooses other samples, of which the other parts have no labels or teacher",
                     todo="combine it with unlabelled objectives that are not taught",
+                )
+            if batch.marginal is not None and prepared.inputs is not batch.inputs:
+                raise ConfigError(
+                    f"Sum: {type(part).__name__} changes the inputs after their mean prediction was taken",
+                    todo="put MarginalEntropy after it",
                 )
             labels = prepared.labels if part.labelled or prepared.labels is not None else batch.labels
             batch = prepared._replace(labels=labels, teacher=batch.teacher)

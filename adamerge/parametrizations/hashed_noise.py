@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adamerge.deltas.splitmix64 import GAMMA, mix_with_signs_, signed, start_of
 from adamerge.deltas.tuning import HASHED_NOISE
-from adamerge.parametrizations.splitmix64 import GAMMA, mix_with_signs_, signed, start_of
 
 
 def logistic(key: tuple[object, ...], numel: int, device: torch.device) -> Tensor:

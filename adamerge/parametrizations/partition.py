@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from adamerge.deltas.groups import Groups, Ids
+from adamerge.deltas.splitmix64 import GAMMA, mix_, start_of
 from adamerge.deltas.tuning import HASHED_IDS
 from adamerge.errors import ConfigError
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear
-from adamerge.parametrizations.splitmix64 import GAMMA, mix_, start_of
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from torch import Tensor
 
@@ -55,7 +54,7 @@ class Elementwise(Transform):
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
         """Deltas that ``apply`` changes at each read."""
-        return TransformedDeltas(deltas, partial(self.apply, name, state=state), self.local)
+        return TransformedDeltas(deltas, lambda rows, _: self.apply(name, rows, state), self.local)
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:

@@ -25,8 +25,8 @@ def storages(base, experts):
     return {
         "dense": dense,
         "streamed": streamed,
-        "transformed": TransformedDeltas(streamed, lambda rows: rows * 1.0),
-        "local": TransformedDeltas(streamed, lambda rows: rows * 1.0, local=True),
+        "transformed": TransformedDeltas(streamed, lambda rows, _: rows * 1.0),
+        "local": TransformedDeltas(streamed, lambda rows, _: rows * 1.0, local=True),
     }
 
 
@@ -144,13 +144,13 @@ def test_transform_sees_all_experts_in_fp32_even_for_float64(models):
     base, experts = models
     seen = []
 
-    def transform(rows):
-        seen.append((tuple(rows.shape), rows.dtype))
+    def transform(rows, part):
+        seen.append((tuple(rows.shape), rows.dtype, part))
         return rows
 
     deltas = TransformedDeltas(storages(base, experts)["streamed"], transform)
     assert next(iter(deltas.row_batches(torch.float64))).dtype == torch.float64
-    assert seen == [((3, 60), torch.float32)]
+    assert seen == [((3, 60), torch.float32, slice(0, 60))]
 
 
 def test_mapped_deltas_are_sums_of_experts_at_each_read(models):
@@ -218,10 +218,12 @@ def test_sums_come_in_pieces_of_the_asked_size_without_autograd(kind, size, edge
 
 def test_a_local_transform_sees_a_piece_of_all_experts_and_another_the_whole(models, cut):
     cut(25)
-    for local, widths in ((True, [25, 25, 10]), (False, [60])):
+    for local, parts in ((True, [slice(0, 25), slice(25, 50), slice(50, 60)]), (False, [slice(0, 60)])):
         seen = []
         deltas = TransformedDeltas(
-            storages(*models)["streamed"], lambda rows, seen=seen: seen.append(tuple(rows.shape)) or rows, local
+            storages(*models)["streamed"],
+            lambda rows, part, seen=seen: seen.append((tuple(rows.shape), part)) or rows,
+            local,
         )
         deltas.summed(torch.ones(3, 1), Whole())
-        assert seen == [(3, width) for width in widths]
+        assert seen == [((3, part.stop - part.start), part) for part in parts]

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from adamerge.parametrizations.splitmix64 import GAMMA, mix_, mix_with_signs_, mixed, signed, start_of
+from adamerge.deltas.splitmix64 import GAMMA, mix_, mix_with_signs_, mixed, signed, start_of
 
 FIRST_OF_SEED_1234567 = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
 """The generator's first numbers, as https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64 lists them."""
