@@ -141,7 +141,9 @@ def draw_heat(axes: Any, table: dict[str, dict[str, float]]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(range(len(experts)), experts, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_title("What Expert Merging learned", loc="left", fontweight="bold")
-    axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=f"{len(tensors)} x {len(experts)} coefficients, 0.3 at the start")
+    axes.figure.colorbar(
+        image, ax=axes, fraction=0.05, pad=0.02, label=f"{len(tensors)} x {len(experts)} coefficients, 0.3 at the start"
+    )
 
 
 def group(tensor: str) -> str:
