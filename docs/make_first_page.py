@@ -1,6 +1,6 @@
 """Makes the picture of the README, docs/first_page.png, from fits on the bundled image testbed.
 
-    python docs/make_first_page.py            # fits, scores, writes docs/first_page.json, draws: about eight minutes on two cores
+    python docs/make_first_page.py            # fits, scores, writes docs/first_page.json and draws: about eight minutes
     python docs/make_first_page.py --draw     # draws docs/first_page.json again
 
 Run it from the project's folder. Finished fits in runs/first_page are not repeated, so the command may be given again after
@@ -48,8 +48,8 @@ def measured() -> dict[str, Any]:
     """Fits and scores everything that is drawn.
 
     Returns:
-        ``pool``, ``metric`` and ``tasks``; ``methods``, of each its ``commands``, ``average`` in % for each seed and ``labels``;
-        ``coefficients`` of one run, ``{tensor: {expert: number}}``.
+        ``pool``, ``metric`` and ``tasks``; ``methods``, of each its ``command``, ``average`` in % for each seed and the
+        ``labels`` that it read; ``coefficients`` of one run, ``{tensor: {expert: number}}``.
     """
     adamerge("compare", POOL, *(f"configs/methods/{name}.yaml" for name in NOTHING_LEARNED), f"--folder={RUNS}")
     compared = json.loads((RUNS / "comparison.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from running import LAYER_WISE, METHODS, ROOT, TASK_ARITHMETIC, command, without_pictures
+from running import LAYER_WISE, METHODS, ROOT, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 from safetensors.torch import load_file
 
 CONFIGS, README = ROOT / "configs", ROOT / "README.md"
@@ -235,10 +235,8 @@ class Session:
 
     def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
         self.folder, self.capfd, self.run = folder, capfd, ""
-        for name in ("adamerge", "configs"):
-            (folder / name).symlink_to(ROOT / name)
 
-    def play(self, block: Block, verbs: set[str] = VERBS) -> None:
+    def play(self, block: Block) -> None:
         """Run what can run here of a block."""
         if block.needs is not None:
             return
@@ -248,30 +246,24 @@ class Session:
             exec(compile(text, str(block), "exec"), {"__name__": "__main__"})
         elif block.language == "bash":
             for words in commands_of(block.text):
-                if words[0] == "adamerge" and words[1] in verbs and is_bundled(words):
+                if words[0] == "adamerge" and is_bundled(words):
                     self.adamerge(words[1:])
 
     def adamerge(self, words: list[str]) -> None:
-        words = [word.replace("RUN", self.run_at_hand()) if word.startswith(("RUN", "--")) else word for word in words]
+        """Run a command, of a run that is at hand where it says RUN."""
+        if "RUN" in words and not self.run:
+            self.run = "runs/at/hand"
+            self.adamerge(["fit", *map(str, (POOLS["images"], LAYER_WISE)), "--name=at", "--id=hand"])
+        words = [self.run if word == "RUN" else word for word in words]
         outcome = command(self.capfd, *shortened(words))
         assert outcome.code == 0, f"adamerge {shlex.join(words)}\n{outcome.err[-2000:]}"
         if words[0] == "fit":
             found = re.search(r"^run: (.+)$", outcome.out, re.M)
             assert found and (Path(found[1]) / "coefficients.safetensors").is_file(), outcome.out[-500:]
 
-    def run_at_hand(self) -> str:
-        """A run where the page says RUN."""
-        if not self.run:
-            self.run = "runs/at/hand"
-            outcome = command(
-                self.capfd, *shortened(["fit", *map(str, (POOLS["images"], LAYER_WISE))]), "--name=at", "--id=hand"
-            )
-            assert outcome.code == 0, outcome.err[-2000:]
-        return self.run
-
 
 def shortened(words: list[str]) -> list[str]:
-    """The same command with one step a fit, two for one that is resumed, few samples, and one coefficient of task arithmetic."""
+    """The same command with one step a fit, two where it is resumed, few samples, and one coefficient of task arithmetic."""
     if words[0] not in {"fit", "compare"}:
         return words
     resumed = "--resume" in words
@@ -282,30 +274,37 @@ def shortened(words: list[str]) -> list[str]:
         short.append("--data.calibration_samples=32")
     if words[0] == "compare":
         short += ["--lambdas", "0.3"]
-    return [*short, "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+    chosen = any("atlas" in word for word in words)  # a step, on the validation split
+    return [*short, "--trainer.max_steps=1", f"--trainer.limit_val_batches={int(chosen)}"]
 
 
 @pytest.fixture
 def session(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.syspath_prepend(str(tmp_path))
     without_pictures(monkeypatch)
     return Session(tmp_path, capfd)
 
 
-def test_the_first_commands_of_the_readme(session):
-    """What takes seconds of them: a fit, and what is done with its run."""
-    first = next(block for block in of("bash") if block.page == "README.md" and "adamerge fit" in block.text)
-    session.play(first, {"check", "fit", "inspect", "export"})
+def test_the_commands_of_the_readme_run_on_a_tiny_pool(session, pool, image_folders):
+    """In seconds: where the page has the bundled images stand two tasks of noise."""
+    (session.folder / "configs").mkdir()
+    (session.folder / "configs/methods").symlink_to(METHODS)
+    write_yaml(session.folder / "configs/pools/testbed_images.yaml", pool_config(pool, image_folders))
+    for block in (block for block in BLOCKS if block.page == "README.md"):
+        if block.language == "bash" or block.text.startswith("# mypaper.py"):
+            session.play(block)
     assert (session.folder / "merged-by-experts" / "open_clip_model.safetensors").is_file()
+    assert json.loads((session.folder / "runs/comparison/comparison.json").read_text())["methods"].keys() >= {"ties"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
 def test_a_page_from_its_first_to_its_last_command(page, session):
+    for name in ("adamerge", "configs"):
+        (session.folder / name).symlink_to(ROOT / name)
     for block in (block for block in BLOCKS if block.page == page):
         session.play(block)
 
@@ -503,7 +502,7 @@ def its_command(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     "path",
     # test_configs.py reads every pool; here its whole command
-    [pytest.param(path, marks=pytest.mark.slow) if path.parent.name == "pools" else path for path in HEADED],
+    [pytest.param(path, marks=pytest.mark.slow) if path.parent.name in {"pools", "tasks"} else path for path in HEADED],
     ids=name_of,
 )
 def test_the_command_of_a_configuration_is_read_by_the_program(path, at_root, capfd):
