@@ -80,7 +80,9 @@ def kind_of(words: list[str], needs: str | None = None) -> str:
         AssertionError: it is none that the tests know how to try.
     """
     match words:
-        case ["adamerge", verb, *_] if verb in VERBS:
+        case ["adamerge", verb, *rest] if verb in VERBS:
+            gone = [word for word in rest if word.startswith("configs/") and not (ROOT / word).exists()]
+            assert not gone, f"there is no {gone}"
             return "adamerge"
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), f"no target {target}"
@@ -207,6 +209,43 @@ def test_the_commands_of_a_block_are_read_by_the_program(block, beside_files, ca
 @pytest.mark.parametrize("block", of("bash"), ids=str)
 def test_commands_on_models_of_others_are_read_by_the_program(block, beside_files, capfd):
     read_block(capfd, block, bundled=False)
+
+
+OVERRIDES = sorted(
+    {
+        span
+        for page in PAGES
+        for span in re.findall(
+            r"`(--[^`\n]+=[^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        )
+    }
+)
+WITH = (
+    "adamerging_layer_wise",
+    "expert_merging",
+    "atlas_ufm",
+    "atlas_partition",
+    "concrete_task_arithmetic",
+    "concrete_adamerging_layer_wise",
+    "expert_merging_plusplus",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("span", [span for span in OVERRIDES if span != "--key=value"])
+def test_an_override_in_a_sentence_is_read_with_some_method(span, at_root, capfd):
+    (words,) = commands_of(re.sub(r"\bN\b", "2", span).replace("online|offline|disabled", "offline"))
+    faults = {}
+    for method in WITH:
+        path = METHODS / method
+        given = path if path.is_dir() else path.with_suffix(".yaml")
+        try:
+            read(capfd, ["fit", str(POOLS["images"].relative_to(ROOT)), str(given.relative_to(ROOT)), *words])
+        except AssertionError as error:
+            faults[method] = str(error)
+        else:
+            return
+    raise AssertionError("\n".join(faults.values()))
 
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
