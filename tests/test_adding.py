@@ -141,7 +141,7 @@ def test_the_table_has_every_public_part():
     """A kind of its own needs a row; a part in another file than its kind's is in no room's list."""
     listed = {part.__name__ for param in PARTS for part in param.values[1:]}
     bases = [base for base in map(base_of, KINDS) if base is not None]
-    public = {name: getattr(adamerge, name) for name in adamerge._HOMES}
+    public = {name: getattr(adamerge, name) for name in adamerge.HOMES}
     of_a_kind = {
         name
         for name, part in public.items()

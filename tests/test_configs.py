@@ -1,4 +1,4 @@
-"""The configurations: each says what it is, names what exists, and runs, with the pool before or after the method."""
+"""The configurations: each names what exists, and runs, with the pool before or after the method."""
 
 import importlib
 import json
@@ -16,7 +16,6 @@ METHOD_FILES = sorted(METHODS.rglob("*.yaml"))
 GIVEN = sorted(path for path in METHODS.iterdir() if path.is_dir() or path.suffix == ".yaml")
 POOL_FILES = sorted((CONFIGS / "pools").glob("*.yaml"))
 TRAINER_FILES = sorted((CONFIGS / "trainer").glob("*.yaml"))
-TASK_FILES = sorted((CONFIGS / "tasks").glob("*.yaml"))
 NAMES = {
     "atlas_negation": ["--model.task_weights={colours: -1.0}", "--leave_out=[shapes]"]
 }  # what a method must be told
@@ -34,12 +33,6 @@ def pool_file(pool, image_folders, tmp_path, monkeypatch):
     return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
-def header_of(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    end = next(n for n, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
-
-
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every (key, leaf) of a configuration."""
     if isinstance(node, dict):
@@ -54,23 +47,6 @@ def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_there_is_something_to_test():
     assert len(METHOD_FILES) >= 9 and POOL_FILES and TRAINER_FILES
-
-
-@pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
-def test_a_method_opens_with_what_it_is(path):
-    header = header_of(path)
-    assert "https://arxiv.org/abs/" in header or "no paper" in header.lower() or path.stem == "weight_average"
-    given = path if path.parent == METHODS else path.parent
-    assert f"adamerge fit --config configs/pools/testbed_images.yaml --config configs/{name_of(given)}" in header
-    later = path.parent != METHODS and not path.name.startswith("1_")  # a stage whose first has it
-    assert later or "%" in header or "not in the paper" in header, "the number to expect, or that there is none"
-    assert "seconds" in header or "minutes" in header, "how long it takes"
-
-
-@pytest.mark.parametrize("path", [*POOL_FILES, *TRAINER_FILES, *TASK_FILES], ids=name_of)
-def test_pools_and_trainers_open_with_their_command(path):
-    header = header_of(path)
-    assert len(header) > 40 and "adamerge fit --config " in header
 
 
 @pytest.mark.parametrize("path", [*METHOD_FILES, *POOL_FILES, *TRAINER_FILES], ids=name_of)
