@@ -170,12 +170,12 @@ class PseudoLabel(Objective):
         """Each sample's trusted class, ``(samples,)``, after a look at all of them."""
         samples, classes = self._fit.samples[task], self._fit.classes[task]
         device = self.trusted(task).device
-        found = []
+        probabilities = []
         for start in range(0, len(samples), AT_ONCE):
             inputs = stack([samples[index] for index in range(start, min(start + AT_ONCE, len(samples)))])
-            found.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
+            probabilities.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
         most = max(1, min(int(self.share * len(samples) / classes), self.limit))
-        return self.trust(torch.cat(found), most)
+        return self.trust(torch.cat(probabilities), most)
 
     def _on_host(self, task: str) -> Tensor:
         """``trusted``, on the CPU: the one thing that a device is waited for, once in each pass."""

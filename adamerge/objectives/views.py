@@ -103,12 +103,12 @@ class CropAndFlip(View):
         images = images_of(self, inputs)
         size = list(images.shape[2:])
         flipped = (uniform(seeds, 0) < self.flip).tolist()
-        found = []
+        enlarged = []
         for number, (top, left, height, width) in enumerate(self.boxes(size, seeds).tolist()):
             part = images[number : number + 1, :, top : top + height, left : left + width].float()
             whole = torch.nn.functional.interpolate(part, size, mode="bicubic", antialias=True)  # as Pillow does it
-            found.append(whole.flip(-1) if flipped[number] else whole)
-        return torch.cat(found).round().clamp(0, 255).to(torch.uint8)
+            enlarged.append(whole.flip(-1) if flipped[number] else whole)
+        return torch.cat(enlarged).round().clamp(0, 255).to(torch.uint8)
 
     def boxes(self, size: Sequence[int], seeds: Tensor) -> Tensor:
         """Top, left, height and width of each sample's part, int64 ``(samples, 4)``.

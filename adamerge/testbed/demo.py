@@ -43,7 +43,7 @@ import open_clip, torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-folder, images, words, found = sys.argv[1:]
+folder, images, words, logits = sys.argv[1:]
 model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
 tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
 classnames, templates = json.loads(words)
@@ -51,7 +51,7 @@ with torch.no_grad():
     prompts = tokenizer([template.format(name) for name in classnames for template in templates])
     words = model.encode_text(prompts, normalize=True).view(len(classnames), len(templates), -1).mean(dim=1)
     features = model.encode_image(load_file(images)["images"], normalize=True)
-    save_file({"logits": model.logit_scale.exp() * features @ normalize(words, dim=-1).T}, found)
+    save_file({"logits": model.logit_scale.exp() * features @ normalize(words, dim=-1).T}, logits)
 """
 
 
@@ -112,14 +112,14 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     with torch.no_grad():
         model.merge()
         logits = backbone.output(model(inputs), task).logits
-    given, found = folder.parent / "given.safetensors", folder.parent / "found.safetensors"
-    save_file({"images": backbone.normalise(inputs)}, given)
+    images, reloaded_logits = folder.parent / "images.safetensors", folder.parent / "logits.safetensors"
+    save_file({"images": backbone.normalise(inputs)}, images)
     words = json.dumps([list(data.tasks[task].classnames), list(data.tasks[task].templates)])
-    command: Sequence[str] = [sys.executable, "-c", RELOAD, str(folder), str(given), words, str(found)]
+    command: Sequence[str] = [sys.executable, "-c", RELOAD, str(folder), str(images), words, str(reloaded_logits)]
     subprocess.run(command, check=True)
-    reloaded = load_file(found)["logits"]
-    given.unlink()
-    found.unlink()
+    reloaded = load_file(reloaded_logits)["logits"]
+    images.unlink()
+    reloaded_logits.unlink()
     return float((logits - reloaded).abs().max()), float(logits.abs().max())
 
 

@@ -192,8 +192,8 @@ def read_delta(folder: Path) -> dict[str, Tensor]:
     )
     deltas = {}
     for name, down in factors.items():
-        module, found, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
-        if not found:
+        module, is_factor, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        if not is_factor:
             continue
         up = factors[name.replace(".lora_A.", ".lora_B.")]
         alphas = [a for key, a in config["alpha_pattern"].items() if module.endswith(f".{key}")]

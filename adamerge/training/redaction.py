@@ -63,15 +63,15 @@ def redacted(settings: Any) -> Any:
 
 
 def redacted_words(words: Sequence[str]) -> list[str]:
-    """Returns a command line's words likewise: ``--token=SECRET``, ``--token SECRET``, and secrets inside any word."""
-    found: list[str] = []
+    """Returns a command line's words without secrets, as in ``--token=SECRET``, ``--token SECRET`` or inside a word."""
+    shown: list[str] = []
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""
         if before.startswith("-") and "=" not in before and not word.startswith("-"):
-            found.append(_redacted(before, word))
+            shown.append(_redacted(before, word))
         else:
-            found.append(_text(word))
-    return found
+            shown.append(_text(word))
+    return shown
 
 
 def _redacted(key: str, value: Any) -> Any:
@@ -85,7 +85,7 @@ def _redacted(key: str, value: Any) -> Any:
 def _text(text: str) -> str:
     text = USER.sub(HIDDEN, text)
     text = ASSIGNMENT.sub(
-        lambda found: found["name"] + found["between"] + _redacted_value(found["name"], found["value"]), text
+        lambda match: match["name"] + match["between"] + _redacted_value(match["name"], match["value"]), text
     )
     for shape in SHAPES:
         text = shape.sub(HIDDEN, text)
