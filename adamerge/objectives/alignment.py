@@ -42,7 +42,7 @@ class LogitAlignment(Objective):
         self.temperature = temperature
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, [positions,] classes)`` of both to divergences ``(samples,)``."""
+        """Returns divergences ``(samples,)`` of logits ``(samples, [positions,] classes)`` of model and expert."""
         teacher = _teacher(self, batch)
         logits = output.cropped(teacher.logits.shape[1])
         if teacher.classes is not None:
@@ -85,11 +85,11 @@ class HiddenAlignment(Objective):
         self.layers, self.hidden = list(layers), tuple(layers)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)`` of model and expert."""
         return torch.stack(self._distances(output, batch, torch.mean)).mean(dim=0)
 
     def _distances(self, output: Output, batch: Batch, over_width: Callable[..., Tensor]) -> list[Tensor]:
-        """Of each layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
+        """Returns, per layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
         teacher, mask = _teacher(self, batch), output.encoded.hidden_mask
         distances = []
         for ours, theirs in zip(output.encoded.hidden, teacher.hidden, strict=True):
@@ -116,7 +116,7 @@ class SummedHiddenAlignment(HiddenAlignment):
     """
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)``, summed over the width."""
         return torch.stack(self._distances(output, batch, torch.sum)).sum(dim=0)
 
 

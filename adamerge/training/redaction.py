@@ -13,7 +13,9 @@ from detect_secrets.plugins.keyword import DENYLIST
 
 
 def _listed() -> Iterator[re.Pattern[str]]:
-    """What detect-secrets knows by its shape: an address is no secret, and those that judge by entropy would take every
+    """Yields the patterns of secrets that detect-secrets knows by their shape.
+
+    Addresses are left out, since they are no secrets, and so are the kinds that judge by entropy: they would take every
     fingerprint for one.
     """
     kinds: Iterable[Any] = get_mapping_from_secret_type_to_class().values()
