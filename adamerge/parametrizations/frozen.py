@@ -1,4 +1,4 @@
-"""Frozen: another parametrization whose coefficients stay what they are while something around it is learned."""
+"""Frozen coefficients: another parametrization's stay what they are while something around it is learned."""
 
 from __future__ import annotations
 

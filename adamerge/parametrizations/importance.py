@@ -90,7 +90,7 @@ def _allocated(importance: Mapping[str, float], vectors: TaskVectors, budget: fl
 
 
 def allocate(importance: Mapping[str, float], budget: float, kappa: float, numel: Mapping[str, int]) -> dict[str, int]:
-    """``m_l = floor(budget * L * I_l^kappa / sum_j I_j^kappa)``, and never more than a tensor has elements."""
+    """Returns ``m_l = floor(budget * L * I_l^kappa / sum_j I_j^kappa)``, at most a tensor's number of elements."""
     largest = max(importance.values()) or 1.0  # powers of the shares of the largest: no underflow of all at once
     powers = {name: (number / largest) ** kappa for name, number in importance.items()}
     total = math.fsum(powers.values()) or 1.0
