@@ -15,7 +15,7 @@ from adamerge.data.picture_paths import as_pictures
 
 @dataclass
 class ImageTextTask(LanguageTask):
-    """Questions about images.
+    """One task of questions about images, and their answers.
 
     A ``.json`` file is read as Expert Merging's calibration data: a list of objects with ``image_path``, ``question``,
     and, where there is one, ``response``. Its rows are calibration samples, all of them; it has no other split.
@@ -84,7 +84,7 @@ class ImageTextTask(LanguageTask):
 
 @dataclass(eq=False, kw_only=True)
 class ImageTextCalibration(LanguageCalibration):
-    """Questions about images, by task.
+    """Calibration data of questions about images, by task.
 
     Args:
         tasks: task name to its data.

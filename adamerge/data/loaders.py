@@ -36,7 +36,7 @@ class TrainingLoop(Protocol):
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """Returns the number of processes of the fit."""
 
 
 def running(loop: TrainingLoop | None) -> TrainingLoop:

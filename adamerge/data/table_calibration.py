@@ -23,7 +23,7 @@ Source = TypeVar("Source", bound=Table)
 
 @dataclass(eq=False, kw_only=True)
 class TableCalibration(Calibration, Generic[Source]):
-    """Tasks whose rows are in tables.
+    """Calibration tasks by name, whose rows are in tables.
 
     The splits ``calibration``, ``validation`` and ``test`` that a data set has are taken as they are. Those that it lacks
     are drawn from ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by

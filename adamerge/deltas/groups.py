@@ -85,7 +85,7 @@ class Ids(Groups):
         return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 15 else torch.int32
 
     def index_bytes(self, numel: int) -> int:
-        """Returns the bytes of the ids."""
+        """Returns the bytes of the ids of so many elements."""
         return numel * self.dtype(self.count).itemsize
 
     @property

@@ -24,7 +24,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def missing(text: str) -> str:
-    """What is wrong with a path that does not exist, and where it would be."""
+    """Returns, in words, what is wrong with a path that does not exist, and where it would be."""
     place = os.path.abspath(os.path.expanduser(text))
     if os.path.islink(place):
         return f"{place} is a link to {os.readlink(place)}, which does not exist"

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands in an exported folder.
+    """The names of the files and tensors of an exported folder.
 
     Attributes:
         weights: file name of the weights.

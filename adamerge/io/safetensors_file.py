@@ -106,7 +106,7 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Elements of the tensor."""
+        """Returns the number of elements of the tensor."""
         return math.prod(self.shape)
 
 

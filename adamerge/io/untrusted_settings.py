@@ -116,7 +116,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def refuse_harmful(folder: Path) -> None:
-    """Looks at every setting of a model's folder that reaches a library.
+    """Refuses settings of a model's folder that could harm, of all those that reach a library.
 
     Raises:
         CheckpointError: one would make the library run code, open other files or connect; it names file and setting.

@@ -32,7 +32,7 @@ class Place:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether gradients can reach it."""
+        """Returns whether gradients can reach the tensor that is here."""
         return isinstance(owner(self.tensor), nn.Parameter)
 
     @property
@@ -48,7 +48,7 @@ class Place:
         return gradient.as_strided(self.tensor.size(), self.tensor.stride(), offset)
 
     def forget(self) -> None:
-        """Lets the gradient go."""
+        """Frees the gradient of the tensor that is here."""
         owner(self.tensor).grad = None
 
     def fill(self, tensor: Tensor) -> None:

@@ -125,7 +125,7 @@ class Plan:
 
     @property
     def chosen(self) -> Storage:
-        """The storage that will be used."""
+        """Returns the storage that a fit by this plan uses."""
         return self.storage.chosen(self.sizes, self.device, self.there, self.beside)
 
     def peak(self, storage: Storage) -> Memory:

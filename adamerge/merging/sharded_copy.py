@@ -140,7 +140,7 @@ class Shard(Place):
 
     @property
     def is_parameter(self) -> bool:
-        """Whether gradients can reach it, as they can any parameter."""
+        """Returns True, since gradients can reach any parameter."""
         return True
 
     @property
@@ -150,7 +150,7 @@ class Shard(Place):
         return None if gradient is None else cast(DTensor, gradient).to_local()
 
     def forget(self) -> None:
-        """Lets the gradient go."""
+        """Frees the gradient of this process's rows."""
         self.parameter.grad = None
 
 

@@ -54,7 +54,7 @@ class Available:
 
     @classmethod
     def on(cls, device: torch.device, local_world_size: int | None = None) -> Available:
-        """Returns what there is now.
+        """Returns the memory that is there now, on the device and the host.
 
         Args:
             device: of the merges.
@@ -72,7 +72,7 @@ class Available:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What task vectors consist of.
+    """Shapes and dtypes of what task vectors consist of.
 
     Attributes:
         experts: after the transforms.
@@ -114,12 +114,12 @@ class Sizes:
 
     @property
     def merged(self) -> int:
-        """Elements of all merged tensors."""
+        """Returns the number of elements of all merged tensors."""
         return sum(self.tensors.values())
 
     @property
     def largest(self) -> int:
-        """Elements of the largest merged tensor."""
+        """Returns the number of elements of the largest merged tensor."""
         return max(self.tensors.values(), default=0)
 
     def read(self, device: torch.device) -> int:
