@@ -40,7 +40,7 @@ class Teacher(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one task.
+    """Samples of one task: preprocessed inputs, with labels and teacher where an objective asks for them.
 
     Attributes:
         inputs: preprocessed, ``(samples, ...)``.

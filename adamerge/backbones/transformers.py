@@ -1,4 +1,4 @@
-"""What all transformers backbones share: loading without surprises, on-disk names, hidden states, the exported folder."""
+"""The part that all transformers backbones share: loading, on-disk names, hidden states, the exported folder."""
 
 from __future__ import annotations
 

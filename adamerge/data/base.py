@@ -105,7 +105,7 @@ class Calibration(CalibrationSettings, ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Which data a run used, for its summary and the model's card."""
+        """Returns which data a run used, for its summary and the model's card."""
         return protocol(self)
 
     def serve(self, backbone: Backbone) -> None:

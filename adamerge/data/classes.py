@@ -47,7 +47,7 @@ class ClassTable(Table, ABC):
     @property
     @abstractmethod
     def inputs(self) -> dict[str, str]:
-        """The data set's columns that make a sample, by the names that they have here."""
+        """Returns the data set's columns that make a sample, by the names that they have here."""
 
     @property
     def words(self) -> Vocabulary:

@@ -119,7 +119,7 @@ class TableCalibration(Calibration, Generic[Source]):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
+        """Returns which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
         drawn = {task: counts for task in self.fitted if (counts := self.drawn(task))}
         return super().protocol | ({"drawn_from_train": drawn} if drawn else {})
 

@@ -29,7 +29,7 @@ class Groups(ABC):
 
     @property
     def transient_per_element(self) -> int:
-        """Temporary bytes per element while tensors are summed."""
+        """Returns the temporary bytes per element while tensors are summed."""
         return 0
 
 

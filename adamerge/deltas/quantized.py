@@ -172,7 +172,7 @@ class EncodedDeltas(Deltas):
         put: Callable[[Tensor], Tensor],
         carry: Callable[[Iterable[Tensor]], Iterator[Tensor]] = iter,
     ) -> EncodedDeltas:
-        """Reads deltas and encodes them by a code, one tensor at a time.
+        """Returns the deltas of one tensor, read and encoded by a code.
 
         Args:
             deltas: as they are read.

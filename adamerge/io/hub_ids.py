@@ -12,7 +12,7 @@ _HUB_ID = re.compile(rf"(?!.*\.({_FILES})$){_PART}/{_PART}(@[\w./-]+)?", re.ASCI
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether text is ``org/name[@revision]`` on the Hub; what looks like a path is a path, whether it exists or not.
+    """Returns whether text is ``org/name[@revision]`` on the Hub; what looks like a path is one, existing or not.
 
     A path is whatever exists here, begins with ``.``, ``/`` or ``~``, has no slash or several, ends like a file of
     data or weights, or begins with the name of a folder that exists here: of ``data/cars`` without such a folder, while

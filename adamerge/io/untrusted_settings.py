@@ -62,7 +62,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_hub_id(value: Any) -> bool:
-    """A name on the Hub that is no path here, where a library would look first."""
+    """Returns whether a name is on the Hub and no path here, where a library would look first."""
     return value is None or (isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists())
 
 
@@ -133,7 +133,7 @@ def refuse_harmful(folder: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The content; nothing where no library can read it either, such as what is torn."""
+    """Returns the content of a settings file; nothing where no library can read it either, such as a torn one."""
     try:
         return read_json(path, LARGEST)
     except CheckpointError:

@@ -37,7 +37,7 @@ class Place:
 
     @property
     def gradient(self) -> Tensor | None:
-        """``G`` of this tensor, as accumulated: the same view of the owner's gradient."""
+        """Returns ``G`` of this tensor, as accumulated: the same view of the owner's gradient."""
         holder = owner(self.tensor)
         gradient = holder.grad
         if holder is self.tensor or gradient is None:
@@ -94,7 +94,7 @@ class Copy(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether the weights have a place by now."""
+        """Returns whether the weights of the copy have a place by now."""
         return True
 
     def transient(

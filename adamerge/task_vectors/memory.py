@@ -34,7 +34,7 @@ class Memory:
         return Memory(self.host + other.host, self.device + other.device)
 
     def fits(self, there: Available, margin: float) -> bool:
-        """Whether it is there and a fraction ``margin`` of what is available stays free; what is unknown suffices."""
+        """Returns whether it is available, and a fraction ``margin`` stays free; what is unknown suffices."""
         pairs = ((self.host, there.host), (self.device, there.device))
         return all(has is None or needs <= (1 - margin) * has for needs, has in pairs)
 
@@ -72,7 +72,7 @@ class Available:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes and dtypes of what task vectors consist of.
+    """Numbers of elements that task vectors consist of, and how they are read.
 
     Attributes:
         experts: after the transforms.

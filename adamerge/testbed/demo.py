@@ -1,4 +1,4 @@
-"""The demo: merge the testbed's experts in several ways, compare them, export the best one, reload it elsewhere."""
+"""A demo: it merges the testbed's experts in several ways, compares them, exports the best and reloads it elsewhere."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ with torch.no_grad():
 
 
 def main() -> None:
-    """Run everything from scratch and say where it is."""
+    """Runs the demo from scratch, and prints where its results are."""
     start = time.monotonic()
     console = Console()
     if not POOL.is_file():
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _best_by_validation(result: dict[str, Any]) -> str:
-    """The learned method with the best accuracy on the validation split; test labels choose nothing here."""
+    """Returns the learned method with the best accuracy on the validation split; test labels choose nothing here."""
     scores = {}
     for name, run in result["runs"].items():
         metrics = read_json(Path(run) / "summary.json")["metrics"]
@@ -97,7 +97,7 @@ def _best_by_validation(result: dict[str, Any]) -> str:
 
 
 def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
-    """Largest difference between the trainer's logits and those of the folder reloaded by open_clip, and largest logit."""
+    """Returns the largest difference between our logits and those of the reloaded folder, and the largest logit."""
     fit = Configured.of(["--config", str(run / "config.yaml")])
     coefficients = load_coefficients(run / "coefficients.safetensors")
     backbone: Any = fit.model.merged.backbone

@@ -38,7 +38,7 @@ Texts = Mapping[str, Mapping[str, Sequence[str]]]  # task -> split -> chunks
 
 @dataclass(frozen=True)
 class Recipe:
-    """The size of the language model, and how long and how hard it is trained."""
+    """The numbers that say how large the language model is, and how long and how hard it is trained."""
 
     vocabulary: int = 2048
     hidden: int = 128

@@ -47,7 +47,7 @@ PREPROCESS_CONFIG = {"size": [28, 28], "mode": "RGB", "mean": list(MEAN), "std":
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard the images' CLIP and its experts are trained."""
+    """The numbers that say how long and how hard the images' CLIP and its experts are trained."""
 
     pretrain_steps: int = 6000
     pretrain_images: int = 16000  # clean images a task; the digits repeat themselves

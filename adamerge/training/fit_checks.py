@@ -47,7 +47,7 @@ def planned(merged: MergedModel, trainer: Trainer) -> Plan:
 
 
 class FitSettings(NamedTuple):
-    """What the checks of a fit ask of its trainer, which need not be there yet.
+    """Settings of a trainer, which need not be there yet, that the checks of a fit depend on.
 
     Attributes:
         steps: of the fit.

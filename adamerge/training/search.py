@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Learner(Protocol):
-    """What a search takes its parameters from: a merged model, or its parametrization alone where there is no network."""
+    """Has the parameters of a search: a merged model, or its parametrization alone where there is no network."""
 
     @property
     def parametrization(self) -> Parametrization:

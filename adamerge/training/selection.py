@@ -20,7 +20,7 @@ from adamerge.training.result import Chooser
 
 
 class Look(NamedTuple):
-    """What a selection knows of a step: scores of the merged model, the base and the experts.
+    """The scores by which a selection judges a step: of the merged model, the base and the experts.
 
     Attributes:
         scores: of the merged model on each task's validation split.
