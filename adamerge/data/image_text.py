@@ -35,7 +35,7 @@ class ImageTextTask(LanguageTask):
         response_is_input: read the response as text that follows the question, also without labels, as Expert Merging does;
             the summary and the card then say so.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     text: str = "{question}"

@@ -49,7 +49,7 @@ class Chunks(Groups):
     Args:
         count: chunks of a tensor; at most its number of elements.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
     """
 
     def __init__(self, count: int) -> None:

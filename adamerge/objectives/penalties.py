@@ -35,7 +35,7 @@ class DistanceToInitial(Penalty):
     Raises:
         ConfigError: a number is out of range.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, R, which is the L1 form.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, R, which is the L1 form.
     """
 
     def __init__(self, weight: float = 1.0, power: float = 1.0) -> None:
@@ -57,7 +57,7 @@ class SummedDistanceToInitial(DistanceToInitial):
 
     This is what the released code of Expert Merging computes for its gamma.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712; Littleor/ExpertMerging.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712; Littleor/ExpertMerging.
     """
 
     def __call__(self, parametrization: Parametrization) -> Tensor:

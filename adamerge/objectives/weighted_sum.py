@@ -27,7 +27,7 @@ class Sum(Objective):
     Raises:
         ConfigError: there are no parts, or not as many factors.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, is LogitAlignment plus HiddenAlignment.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, is LogitAlignment plus HiddenAlignment.
     """
 
     def __init__(self, parts: Sequence[Objective], factors: Sequence[float] | None = None) -> None:

@@ -95,7 +95,7 @@ class Projection(Interval):
 class Sigmoid(Constraint):
     """``1 / (1 + exp(-w))``: coefficients in (0, 1).
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __call__(self, w: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class ImportanceChunkWise(Linear):
         ConfigError: no importance of a merged tensor, a number out of range, nothing left to learn, or the constraint
             cannot hold the initial coefficient.
 
-    Reference: Expert Merging++ (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging++ (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class BlockWise(Linear):
     """One coefficient per expert and block: the name up to its first integer; what has none goes by its top module."""
 
     def group(self, name: str) -> str:
-        """Returns ``visual.transformer.resblocks.3`` for ``visual.transformer.resblocks.3.mlp.c_fc.weight``."""
+        """Returns the name up to its first integer: ``visual.transformer.resblocks.3`` for its ``mlp.c_fc.weight``."""
         return numbered_prefix(name) or name.split(".")[0]
 
 
@@ -148,7 +148,7 @@ class ChunkWise(Linear):
     Raises:
         ConfigError: chunks is below 1, or the constraint cannot hold the initial coefficient.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __init__(
