@@ -95,7 +95,7 @@ def test_the_gpu_trainer_is_read_on_any_machine(pool_file, capfd):
 
 @pytest.mark.parametrize("path", [path for path in POOL_FILES if path.stem.startswith("testbed_")], ids=name_of)
 def test_a_pool_names_what_is_there(path, monkeypatch):
-    from adamerge.runs.configured import Configured
+    from adamerge.runs.instantiate import Configured
 
     monkeypatch.chdir(ROOT)
     vectors = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task_vectors"]

@@ -24,7 +24,7 @@ def importances(coefficients: Coefficients) -> dict[str, float]:
     Raises:
         ConfigError: the coefficients are not of the linear family.
 
-    Reference: Expert Merging++ (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging++ (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
     parametrization, vectors = coefficients.parametrization, coefficients.task_vectors
     if not isinstance(parametrization, Linear):

@@ -1,4 +1,11 @@
-"""Backbones: networks that hold a merged copy, one file a library or family."""
+"""Backbones: networks that hold a merged copy, one file per library or family.
+
+Read ``base.py`` first: the contract, from a sample to logits, and ``inputs.py``, how samples become batches. ``open_clip.py``
+is one library; ``transformers.py`` is what all networks of the other share: ``vision.py``, ``encoder.py``, ``causal.py`` with
+``chat_templates.py``, ``seq2seq.py`` and ``vision_language.py``. What stands behind the trunk is in ``zero_shot_head.py``,
+``expert_heads.py`` or ``language_head.py``. Shared parts: ``name_map.py`` (on-disk names), ``structure.py`` (blocks of a
+network), ``hidden_states.py`` (states by number) and ``losses.py`` (losses of tokens).
+"""
 
 from __future__ import annotations
 

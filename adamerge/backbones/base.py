@@ -1,4 +1,4 @@
-"""A backbone: the network whose own parameters hold the merged copy, its inputs, and its frozen task heads."""
+"""The contract of a backbone: a network whose parameters hold the merged copy, its inputs, and its frozen heads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 class Teacher(NamedTuple):
-    """What a task's own expert makes of the samples of a batch; constant during a fit.
+    """Outputs of a task's own expert for the samples of a batch; constant during a fit.
 
     Attributes:
         logits: ``(samples, [positions,] classes)``, or the largest ``k`` of them.
@@ -34,13 +34,13 @@ class Teacher(NamedTuple):
     hidden: tuple[Tensor, ...] = ()
 
     def rows(self, which: slice) -> Teacher:
-        """Some of the samples."""
+        """Returns the teacher's outputs of some of the samples."""
         classes = None if self.classes is None else self.classes[which]
         return Teacher(self.logits[which], classes, tuple(states[which] for states in self.hidden))
 
 
 class Batch(NamedTuple):
-    """Samples of one task.
+    """Samples of one task: preprocessed inputs, with labels and teacher where an objective asks for them.
 
     Attributes:
         inputs: preprocessed, ``(samples, ...)``.
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     marginal: Tensor | None = None
 
     def rows(self, which: slice) -> Batch:
-        """Some of the samples."""
+        """Returns a batch of some of the samples, with their labels and teacher."""
         return Batch(
             rows(self.inputs, which),
             None if self.labels is None else self.labels[which],
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the network makes of inputs of any mixture of tasks, before any head.
+    """Features that the network makes of inputs of any mixture of tasks, before any head.
 
     Attributes:
         features: ``(samples, width)``, or ``(samples, positions, width)`` where every position gets a prediction.
@@ -94,7 +94,7 @@ class Encoded:
     hidden_mask: Tensor | None = None
 
     def rows(self, which: slice) -> Encoded:
-        """Some of the samples."""
+        """Returns features, hidden states and masks of some of the samples."""
         return Encoded(
             self.features[which],
             tuple(states[which] for states in self.hidden),
@@ -105,7 +105,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Output:
-    """What network and head make of one task's inputs.
+    """Logits that network and head make of one task's inputs.
 
     Attributes:
         logits: ``(samples, classes)``, or ``(samples, positions, classes)``.
@@ -117,39 +117,39 @@ class Output:
 
     @property
     def features(self) -> Tensor:
-        """``(samples, [positions,] width)`` before the head."""
+        """Returns the features before the head, ``(samples, [positions,] width)``."""
         return self.encoded.features
 
     @property
     def mask(self) -> Tensor | None:
-        """Bool ``(samples, positions)``, the positions whose prediction counts; None where there is one per sample."""
+        """Returns which positions' predictions count, bool ``(samples, positions)``; None with one per sample."""
         return self.encoded.mask
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of each sample over the positions that count: ``(samples, [positions])`` to ``(samples,)``."""
+        """Returns each sample's mean over the positions that count: ``(samples, [positions])`` to ``(samples,)``."""
         return values if self.mask is None else masked_mean(values, self.mask[:, : values.shape[1]])
 
     def cropped(self, positions: int) -> Tensor:
-        """Logits of the first ``positions``: the rest is padding that the samples of other tasks asked for."""
+        """Returns logits of the first ``positions``: the rest is padding that other tasks' samples asked for."""
         return self.logits if self.mask is None else self.logits[:, :positions]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each sample over its positions in ``mask``; ``(samples, positions)`` to ``(samples,)``, 0 where none is."""
+    """Returns the mean of ``(samples, positions)`` over positions in ``mask``: ``(samples,)``, 0 where none is."""
     counted = torch.where(mask, values, 0.0).sum(dim=1)
     return counted / mask.sum(dim=1).clamp_min(1)
 
 
 class Task(Protocol):
-    """What a backbone must know of a task to build its head."""
+    """Class names and templates: what a backbone must know of a task to build its head."""
 
     @property
     def classnames(self) -> Sequence[str]:
-        """Names of the classes, in label order."""
+        """Returns the names of the classes, in label order."""
 
     @property
     def templates(self) -> Sequence[str]:
-        """Prompts with ``{}`` where the class name goes."""
+        """Returns prompts with ``{}`` where the class name goes."""
 
 
 class Backbone(ABC):
@@ -179,18 +179,18 @@ class Backbone(ABC):
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
-        """On-disk name to the in-memory parameter or buffer it fills, or to a view of one; one name per storage."""
+        """Returns, by on-disk name, the parameter or buffer it fills, or a view of one; one name per storage."""
 
     def ignores(self, name: str) -> bool:
-        """Whether the network has no place for the tensor of this on-disk name; it is exported as the base has it."""
+        """Returns whether the network has no place for this on-disk tensor; exports copy it from the base."""
         return False
 
     def trains(self, name: str) -> bool:
-        """Whether ``encode`` depends on the tensor of this on-disk name; the others must be the same in all experts."""
+        """Returns whether ``encode`` depends on the tensor of this name; the others must be equal in all experts."""
         return True
 
     def tied(self) -> frozenset[str]:
-        """On-disk names of the parameters that the network uses in several places."""
+        """Returns on-disk names of the parameters that the network uses in several places."""
         uses = Counter(id(parameter) for _, parameter in self.network.named_parameters(remove_duplicate=False))
         return frozenset(name for name, tensor in self.tensors().items() if uses[id(owner(tensor))] > 1)
 
@@ -225,11 +225,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def preprocess(self, sample: Any) -> Inputs:
-        """One decoded sample to the compact tensors that are cached and moved to the device; sequences unpadded."""
+        """Returns one decoded sample as the compact tensors that are cached; sequences are not padded."""
 
     @abstractmethod
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Preprocessed inputs ``(samples, ...)``, of any mixture of tasks.
+        """Returns features of preprocessed inputs ``(samples, ...)``, of any mixture of tasks.
 
         Args:
             inputs: a batch.
@@ -241,11 +241,11 @@ class Backbone(ABC):
         """
 
     def output(self, encoded: Encoded, task: str) -> Output:
-        """The task's head on its samples."""
+        """Returns what the task's head makes of features."""
         return Output(self.heads[task](encoded.features), encoded)
 
     def labels(self, sample: Inputs) -> Tensor:
-        """What a model of language should predict in one preprocessed sample: ``(positions,)``, ``IGNORED`` elsewhere.
+        """Returns what a language model should predict in one sample: ``(positions,)``, ``IGNORED`` elsewhere.
 
         Raises:
             TypeError: the network predicts classes, whose labels are in the data.
@@ -253,6 +253,6 @@ class Backbone(ABC):
         raise TypeError(f"{type(self).__name__} predicts classes")
 
     def move_heads(self, device: torch.device) -> None:
-        """Brings the heads to the device where the network runs."""
+        """Moves the heads to the device where the network runs."""
         for head in self.heads.values():
             head.to(device)

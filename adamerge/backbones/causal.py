@@ -46,7 +46,7 @@ class CausalLM(TransformersBackbone):
         self._head = LanguageHead(self.network, self.network.base_model_prefix)
 
     def preprocess(self, sample: Any) -> Inputs:
-        """Token ids, which of them are attended to, and which are to be predicted: each ``(positions,)``.
+        """Returns token ids, which of them are attended to, and which are to be predicted: each ``(positions,)``.
 
         Raises:
             DataError: there is nothing to predict, or the sample is of no known form.
@@ -68,7 +68,7 @@ class CausalLM(TransformersBackbone):
         return token_inputs(ids, predicted if self.response_only else None, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Last hidden states after the final norm; a position counts when the next token is to be predicted."""
+        """Returns last hidden states after the final norm; a position counts when the next token is to be predicted."""
         assert isinstance(inputs, dict)
         attended = inputs["attention_mask"]
         output = self.network.base_model(
@@ -81,16 +81,16 @@ class CausalLM(TransformersBackbone):
         return Encoded(output.last_hidden_state, states, shifted(inputs["predicted"]), attended.bool())
 
     def output(self, encoded: Encoded, task: str) -> Output:
-        """The network's own head, the same for all tasks: logits ``(samples, positions, tokens)``."""
+        """Returns logits ``(samples, positions, tokens)`` of the network's own head, the same for all tasks."""
         return Output(self._head(encoded.features), encoded)
 
     def labels(self, sample: Inputs) -> Tensor:
-        """The next token of each position, where that is to be predicted."""
+        """Returns the next token of each position, where that is to be predicted."""
         return next_tokens(sample)
 
 
 def longest(config: Any, wanted: int | None) -> int:
-    """Tokens that a sample may have.
+    """Returns how many tokens a sample may have.
 
     Raises:
         ConfigError: fewer than 2 are wanted, or more than the network has positions for.
@@ -105,19 +105,19 @@ def longest(config: Any, wanted: int | None) -> int:
 
 
 def shifted(predicted: Tensor) -> Tensor:
-    """Whether the prediction AT a position counts, of whether the token there is to be predicted; bool, same shape."""
+    """Returns whether the prediction AT a position counts, from whether the token there is to be predicted."""
     return torch.nn.functional.pad(predicted[..., 1:], (0, 1)).bool()
 
 
 def next_tokens(sample: Inputs) -> Tensor:
-    """Labels ``(positions,)`` of one sample of ``input_ids`` and ``predicted``."""
+    """Returns labels ``(positions,)`` of one sample of ``input_ids`` and ``predicted``."""
     assert isinstance(sample, dict)
     following = torch.nn.functional.pad(sample["input_ids"][1:], (0, 1)).long()
     return torch.where(shifted(sample["predicted"]), following, IGNORED)
 
 
 def token_inputs(ids: Sequence[int], predicted: Sequence[bool] | None, most: int) -> dict[str, Tensor]:
-    """Tensors of one sample, cut to ``most`` tokens; all but the first are to be predicted where nothing is said.
+    """Returns tensors of one sample, cut to ``most`` tokens; all but the first are predicted where nothing is said.
 
     Raises:
         DataError: no token is left to predict.
@@ -136,7 +136,7 @@ def token_inputs(ids: Sequence[int], predicted: Sequence[bool] | None, most: int
 
 
 def response_tokens(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[bool]]:
-    """Prompt and response, tokenised apart so that their boundary is sharp, and an end token; with what is predicted."""
+    """Returns the tokens of prompt, response and an end mark, each tokenised apart, and which are to be predicted."""
     before = list(tokenizer(prompt)["input_ids"])
     after = list(tokenizer(response, add_special_tokens=False)["input_ids"])
     if not after:

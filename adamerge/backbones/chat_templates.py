@@ -15,7 +15,7 @@ Span = tuple[int, int]
 
 
 def chat_ids(tokenizer: Any, messages: Messages) -> list[int]:
-    """A conversation in the tokenizer's template.
+    """Returns the tokens of a conversation in the tokenizer's template.
 
     Raises:
         DataError: there is no template, or it refuses the conversation.
@@ -24,7 +24,9 @@ def chat_ids(tokenizer: Any, messages: Messages) -> list[int]:
 
 
 def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-    """A conversation in the tokenizer's template; the assistant's turns are predicted, their end mark included.
+    """Returns a conversation's tokens in the tokenizer's template, and which belong to assistant turns.
+
+    A turn's end mark belongs to it, and is predicted too.
 
     Raises:
         DataError: there is no template, it refuses the conversation, or does not show where a turn stands.
@@ -35,7 +37,7 @@ def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[boo
 
 
 def chat_text(template: Any, messages: Messages, **options: Any) -> str:
-    """The conversation as text.
+    """Returns the conversation as the text that the template makes of it.
 
     Args:
         template: a tokenizer or processor with a chat template.
@@ -57,7 +59,7 @@ def chat_text(template: Any, messages: Messages, **options: Any) -> str:
 
 
 def chat_spans(template: Any, messages: Messages) -> tuple[str, list[Span]]:
-    """The conversation as text, and where each of the assistant's turns stands in it, from its content to its end mark.
+    """Returns the conversation as text, and where each assistant's turn stands in it, from content to end mark.
 
     Args:
         template: a tokenizer or processor with a chat template.
@@ -82,12 +84,12 @@ def chat_spans(template: Any, messages: Messages) -> tuple[str, list[Span]]:
 
 
 def within(offsets: Sequence[Span], turns: Sequence[Span]) -> list[bool]:
-    """Which tokens, of characters ``start`` to ``end`` each, lie inside one of the turns."""
+    """Returns which tokens, of characters ``start`` to ``end`` each, lie inside one of the turns."""
     return [any(first <= start < end <= last for first, last in turns) for start, end in offsets]
 
 
 def _between(template: Any, messages: Messages, i: int, text: str) -> Span | None:
-    """What the turn adds to the conversation before it, where the text goes on just so."""
+    """Returns what the turn adds to the conversation before it, where the text goes on just so."""
     try:
         start = chat_text(template, messages[:i], add_generation_prompt=True)
         end = chat_text(template, messages[: i + 1]).rstrip()
@@ -97,7 +99,7 @@ def _between(template: Any, messages: Messages, i: int, text: str) -> Span | Non
 
 
 def _of_content(template: Any, messages: Messages, i: int, text: str) -> Span | None:
-    """What changes with the turn's content, and its end mark: of templates that write a last turn in another way.
+    """Returns what changes with the turn's content, and its end mark: for templates that write a last turn differently.
 
     Those of reasoning models put a block of thoughts into the last turn, and leave it out of the turns before.
     """

@@ -41,7 +41,7 @@ class SequenceClassifier(ExpertHeads):
         self.max_length = text_length(self.network.config, self.tokenizer, max_length)
 
     def preprocess(self, sample: Any) -> Inputs:
-        """What the tokenizer makes of a text or a pair: each ``(positions,)``.
+        """Returns the tokenizer's tensors of a text or a pair, each ``(positions,)``.
 
         Raises:
             DataError: the text is empty.
@@ -49,7 +49,7 @@ class SequenceClassifier(ExpertHeads):
         return text_inputs(self.tokenizer, sample, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Returns what would enter the head; hidden states count where there is text."""
+        """Returns the features that enter the head; hidden states count where there is text."""
         inputs = repadded(inputs, self.network.config.pad_token_id)
         output = self.network(**inputs, output_hidden_states=bool(hidden))
         states = chosen(output.hidden_states if hidden else None, hidden)
@@ -82,22 +82,22 @@ class SentenceClassifier(TransformersBackbone):
         self.max_length = text_length(self.network.config, self.tokenizer, max_length)
 
     def trains(self, name: str) -> bool:
-        """All but the pooler, which the mean passes by."""
+        """Returns True for all but the pooler, which the mean of hidden states does not use."""
         return super().trains(name) and not name.startswith("pooler.")
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Each has class names that can be told apart, and templates with a place for them."""
+        """Checks whether each task has distinct class names, and templates with a place for them."""
         for name, task in tasks.items():
             check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Embed every prompt once; experts have no heads of their own."""
+        """Embeds every prompt once; experts have no heads of their own."""
         self.heads = {
             name: ZeroShotHead(self.scale * class_embeddings(name, task, self._embed)) for name, task in tasks.items()
         }
 
     def preprocess(self, sample: Any) -> Inputs:
-        """What the tokenizer makes of a text or a pair: each ``(positions,)``.
+        """Returns the tokenizer's tensors of a text or a pair, each ``(positions,)``.
 
         Raises:
             DataError: the text is empty.
@@ -105,7 +105,7 @@ class SentenceClassifier(TransformersBackbone):
         return text_inputs(self.tokenizer, sample, self.max_length)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Mean of the last hidden states over the text, ``(samples, width)``, not normalised."""
+        """Returns the mean of the last hidden states over the text, ``(samples, width)``, not normalised."""
         inputs = repadded(inputs, self.network.config.pad_token_id)
         output = self.network(**inputs, output_hidden_states=bool(hidden))
         attended = inputs["attention_mask"].bool()
@@ -119,7 +119,7 @@ class SentenceClassifier(TransformersBackbone):
 
 
 def text_length(config: Any, tokenizer: Any, wanted: int | None) -> int:
-    """Tokens that a text may have, special ones included.
+    """Returns how many tokens a text may have, special ones included.
 
     Raises:
         ConfigError: more are wanted than the network has positions for.
@@ -129,7 +129,7 @@ def text_length(config: Any, tokenizer: Any, wanted: int | None) -> int:
 
 
 def text_inputs(tokenizer: Any, sample: Any, most: int) -> dict[str, Tensor]:
-    """One text, or a mapping of one or two, to the tokenizer's tensors, each ``(positions,)``.
+    """Returns the tokenizer's tensors of one text, or of a mapping of one or two, each ``(positions,)``.
 
     Raises:
         DataError: it is empty, or of no known form.
@@ -144,7 +144,7 @@ def text_inputs(tokenizer: Any, sample: Any, most: int) -> dict[str, Tensor]:
 
 
 def repadded(inputs: Inputs, padding: int | None) -> dict[str, Tensor]:
-    """Text inputs with the network's own padding id where there is no text; batches are padded with zeros."""
+    """Returns text inputs with the network's own padding id where there is no text; batches are padded with zeros."""
     assert isinstance(inputs, dict)
     if not padding:
         return inputs

@@ -1,4 +1,4 @@
-"""Heads that are each expert's own: what stands behind the trunk in its checkpoint, around the merged trunk's features."""
+"""Heads of the experts' own: what stands behind the trunk in each checkpoint, put behind the merged trunk."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class ExpertHeads(TransformersBackbone):
         self._foreign = tuple(sorted(strangers))
 
     def is_head(self, name: str) -> bool:
-        """In a checkpoint with the trunk's prefix, all that lacks it is some head."""
+        """Returns whether a tensor is of some head: in a checkpoint with the trunk's prefix, all that lacks it is."""
         return not name.startswith(f"{self.network.base_model_prefix}.")
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
-        """Reads each expert's head.
+        """Reads each expert's head from its checkpoint, as the network's class makes it.
 
         Raises:
             CheckpointError: there is none for a task, or it is not one that the network's class makes.
@@ -73,7 +73,7 @@ class ExpertHeads(TransformersBackbone):
             self.heads[task] = self._head(task, tasks[task], experts[task])
 
     def layout(self) -> Layout:
-        """The base's files; the heads' tensors by pattern."""
+        """Returns the layout that ``from_pretrained`` reads: the base's files, and the heads' tensors by pattern."""
         patterns = [f"{name}.*" for name in self.head_modules]
         return replace(super().layout(), heads=[*patterns, *self._foreign])
 

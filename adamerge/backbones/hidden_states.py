@@ -6,7 +6,7 @@ from adamerge.errors import ConfigError
 
 
 def state_number(number: float, count: int) -> int:
-    """The number, from 0 to ``count - 1``, of the hidden state that is meant.
+    """Returns the number, from 0 to ``count - 1``, of the hidden state that is meant.
 
     Args:
         number: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones count from the last; what lies

@@ -1,4 +1,4 @@
-"""Inputs of a network: one tensor or several by name; samples are stacked, batches joined and cut in one way for all."""
+"""Inputs of a network, one tensor or several by name: samples are stacked, batches joined and cut in one way."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ COUNT = ".count"
 
 
 def count(inputs: Inputs) -> int:
-    """Number of samples in a batch."""
+    """Returns the number of samples in a batch."""
     return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
-    """Some samples of a batch."""
+    """Returns the inputs of some samples of a batch."""
     return inputs[which] if isinstance(inputs, Tensor) else {name: value[which] for name, value in inputs.items()}
 
 
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """The batch on a device."""
+    """Returns the batch on a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
 
 
 def stack(samples: Sequence[Inputs]) -> Inputs:
-    """Samples to a batch; sequences are padded at their end, with zeros, to the longest."""
+    """Makes one batch of samples; sequences are padded at their end, with zeros, to the longest."""
     first = samples[0]
     if isinstance(first, Tensor):
         return stack_tensors([sample for sample in samples if isinstance(sample, Tensor)])
@@ -41,7 +41,7 @@ def stack(samples: Sequence[Inputs]) -> Inputs:
 
 
 def stack_tensors(tensors: Sequence[Tensor], padding: int = 0) -> Tensor:
-    """``(n_i, ...)`` each to ``(samples, longest n_i, ...)``, padded at the end; scalars to ``(samples,)``."""
+    """Stacks ``(n_i, ...)`` to ``(samples, longest n_i, ...)``, padded at the end; scalars to ``(samples,)``."""
     if tensors[0].ndim:
         longest = max(len(tensor) for tensor in tensors)
         tensors = [pad(tensor, longest, padding) for tensor in tensors]
@@ -49,7 +49,7 @@ def stack_tensors(tensors: Sequence[Tensor], padding: int = 0) -> Tensor:
 
 
 def join(batches: Sequence[Inputs]) -> Inputs:
-    """Batches of one kind to one batch; sequences are padded at their end, with zeros, to the longest of all."""
+    """Joins batches of one kind; sequences are padded at their end, with zeros, to the longest of all."""
     first = batches[0]
     if isinstance(first, Tensor):
         return _joined([batch for batch in batches if isinstance(batch, Tensor)])
@@ -58,12 +58,12 @@ def join(batches: Sequence[Inputs]) -> Inputs:
 
 
 def pieces(sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors ``(n, ...)`` of one sample, each of its own ``n``, as patches of an image, and these numbers beside them."""
+    """Returns tensors ``(n, ...)`` of one sample, each of its own ``n``, as patches of an image, and these numbers."""
     return {**sample, **{f"{name}{COUNT}": torch.tensor(len(tensor)) for name, tensor in sample.items()}}
 
 
 def packed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch without padding between ``pieces``: those of all samples one after the other, ``(sum of n, ...)``.
+    """Returns the batch without padding between ``pieces``: all samples' after one another, ``(sum of n, ...)``.
 
     Args:
         batch: each sample has at least one piece of each kind.
@@ -80,7 +80,7 @@ def packed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:
-    """``(n, ...)`` to ``(length, ...)``, padded at the end."""
+    """Pads ``(n, ...)`` at the end, to ``(length, ...)``."""
     if len(tensor) == length:
         return tensor
     padded = tensor.new_full((length, *tensor.shape[1:]), padding)

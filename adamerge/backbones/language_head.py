@@ -24,13 +24,13 @@ class LanguageHead(nn.Module):
         self.rest = rest
 
     def forward(self, features: Tensor, **arguments: Any) -> Tensor:
-        """Features ``(samples, positions, width)`` to logits ``(samples, positions, tokens)``."""
+        """Returns logits ``(samples, positions, tokens)`` of features ``(samples, positions, width)``."""
         logits: Tensor = self.rest(**arguments, **{self.argument: features}, use_cache=False).logits
         return logits
 
     @property
     def argument(self) -> str:
-        """Name of the argument that stands for what the trunk would have made."""
+        """Returns the name of the argument that stands for what the trunk would have made."""
         return "decoder_inputs_embeds" if self.rest.config.is_encoder_decoder else "inputs_embeds"
 
 

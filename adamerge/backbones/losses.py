@@ -9,7 +9,7 @@ from adamerge.backbones.base import IGNORED
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each sample over its labelled positions, in nats; a sample without any has 0.
+    """Returns each sample's mean cross-entropy over its labelled positions, in nats; a sample without any has 0.
 
     Args:
         logits: ``(samples, positions, classes)``.

@@ -15,7 +15,7 @@ from adamerge.errors import CheckpointError
 
 @dataclass(frozen=True)
 class NameMap:
-    """The names of a checkpoint, by what they are to the network.
+    """Maps the names of a checkpoint to what they are in the network.
 
     Attributes:
         tensors: on-disk name to the parameter or buffer it fills, or to a view of one; one name per storage.
@@ -44,7 +44,7 @@ class _Uncopied(TorchFunctionMode):
 
 
 def names_of(network: Any, names: Iterable[str]) -> NameMap:
-    """Match the names of a checkpoint to a network that transformers loaded from it.
+    """Matches the names of a checkpoint to a network that transformers loaded from it.
 
     The library's own conversions, run backwards on the parameters themselves, give the names and the pieces of fused
     tensors; the prefix of the bare model may be there on disk or not.

@@ -93,15 +93,15 @@ class OpenClipClassifier(Backbone):
         return config if isinstance(config, dict) else {}
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """open_clip's state dict, whose names are the on-disk names; it ties nothing."""
+        """Returns open_clip's state dict, whose names are the on-disk names; it ties nothing."""
         return self.network.state_dict(keep_vars=True)
 
     def trains(self, name: str) -> bool:
-        """The image tower alone: heads are frozen, made by the base's text tower."""
+        """Returns True for the image tower alone: heads are frozen, made by the base's text tower."""
         return name.startswith("visual.")
 
     def check_base(self, base: Checkpoint) -> None:
-        """Activation and preprocessing are in no weight: those of the base's own configuration must be the network's."""
+        """Checks that activation and preprocessing, which are in no weight, are those of the base's configuration."""
         path = base.sources[0].parent / CONFIG if base.sources else None
         if path is None or not path.is_file():
             return
@@ -121,7 +121,7 @@ class OpenClipClassifier(Backbone):
                 )
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Each has class names that can be told apart, and templates with a place for them."""
+        """Checks whether each task has distinct class names, and templates with a place for them."""
         for name, task in tasks.items():
             check_task(name, task)
 
@@ -130,7 +130,7 @@ class OpenClipClassifier(Backbone):
         self.heads = {name: ZeroShotHead(self._class_embeddings(name, task)) for name, task in tasks.items()}
 
     def layout(self) -> Layout:
-        """What ``open_clip.create_model("local-dir:...")`` reads."""
+        """Returns the layout that ``open_clip.create_model("local-dir:...")`` reads."""
         config = {"model_cfg": self.model_config, "preprocess_cfg": self.preprocess_config}
         text = json.dumps(config, indent=2, sort_keys=True)
         folder = Path(self.architecture).expanduser()
@@ -139,11 +139,11 @@ class OpenClipClassifier(Backbone):
         return Layout("open_clip_model.safetensors", {CONFIG: text}, copied)
 
     def preprocess(self, sample: Any) -> Tensor:
-        """A PIL image to uint8 ``(3, height, width)``: open_clip's evaluation transform up to the normalisation."""
+        """Returns a PIL image as uint8 ``(3, height, width)``: open_clip's transform up to the normalisation."""
         return self._transform(sample)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """uint8 ``(samples, 3, height, width)`` to features, not normalised, and hidden states of the image tower."""
+        """Returns features of uint8 ``(samples, 3, height, width)``, not normalised, and the tower's hidden states."""
         assert isinstance(inputs, Tensor)
         images = self.normalise(inputs).to(self.network.logit_scale.dtype)
         if not hidden:
@@ -158,7 +158,7 @@ class OpenClipClassifier(Backbone):
         return Encoded(features, tuple(states))
 
     def normalise(self, inputs: Tensor) -> Tensor:
-        """uint8 ``(samples, 3, height, width)`` to the fp32 images that open_clip's own evaluation transform gives."""
+        """Returns uint8 ``(samples, 3, height, width)`` as the fp32 images of open_clip's evaluation transform."""
         if self._mean.device != inputs.device:
             self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
         return inputs.to(torch.float32).div(255).sub(self._mean).div(self._std)
@@ -175,7 +175,7 @@ class OpenClipClassifier(Backbone):
 
 @contextmanager
 def captured(blocks: Sequence[nn.Module], numbers: Sequence[float]) -> Iterator[list[Tensor]]:
-    """A list that the hidden states of these numbers, and no others, fill in their order during one forward pass.
+    """Yields a list that the hidden states of these numbers fill, in their order, during one forward pass.
 
     Args:
         blocks: that hand a tensor on, one after the other.
@@ -213,7 +213,7 @@ def _without_warning() -> Iterator[None]:
 
 
 def _architectures() -> list[str]:
-    """Returns the names that open_clip knows; without importing it for that, which takes seconds."""
+    """Returns the names that open_clip knows, without importing it for that, which takes seconds."""
     if "open_clip" in sys.modules:  # somebody may have added to its own
         return list(sys.modules["open_clip"].list_models())
     spec = find_spec("open_clip")
@@ -222,7 +222,7 @@ def _architectures() -> list[str]:
 
 
 def _split_normalisation(config: dict[str, Any]) -> tuple[Callable[[Any], Tensor], Tensor, Tensor]:
-    """open_clip's evaluation transform with uint8 output, and the mean and deviation ``(3, 1, 1)`` it would apply."""
+    """Returns open_clip's transform with uint8 output, and the mean and deviation ``(3, 1, 1)`` that it would apply."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 

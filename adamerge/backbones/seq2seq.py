@@ -48,7 +48,7 @@ class Seq2Seq(TransformersBackbone):
         self._head = LanguageHead(self.network, "decoder")
 
     def preprocess(self, sample: Any) -> Inputs:
-        """Ids and attention of the text ``(positions,)``; start token and target ``(n + 1,)``, of which n predict.
+        """Returns ids and attention of the text ``(positions,)``, and start token and target ``(n + 1,)``, n predicted.
 
         Raises:
             DataError: text or target is empty.
@@ -73,7 +73,7 @@ class Seq2Seq(TransformersBackbone):
         }
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """The decoder's last hidden states; the positions of start token and target, without its end, count."""
+        """Returns the decoder's last hidden states; the positions of start token and target, without its end, count."""
         assert isinstance(inputs, dict)
         network = self.network
         encoded = network.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -90,11 +90,11 @@ class Seq2Seq(TransformersBackbone):
         return Encoded(output.last_hidden_state, states, counted, counted)
 
     def output(self, encoded: Encoded, task: str) -> Output:
-        """The network's own head, the same for all tasks: logits ``(samples, positions, tokens)``."""
+        """Returns logits ``(samples, positions, tokens)`` of the network's own head, the same for all tasks."""
         return Output(self._head(encoded.features, encoder_outputs=(encoded.features,)), encoded)
 
     def labels(self, sample: Inputs) -> Tensor:
-        """The target's tokens, at the positions that predict them."""
+        """Returns the target's tokens, at the positions that predict them."""
         assert isinstance(sample, Mapping)
         following = torch.nn.functional.pad(sample["decoder_input_ids"][1:], (0, 1))
         has_next = torch.arange(len(following)) < len(following) - 1

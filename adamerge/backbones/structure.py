@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def owner(tensor: Tensor) -> Tensor:
-    """The parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
+    """Returns the parameter or buffer that holds the values of ``tensor``, which is itself or a view of it."""
     return tensor if tensor._base is None else tensor._base
 
 
 def users(network: nn.Module) -> dict[int, set[int]]:
-    """Who uses each parameter, by its id: places of blocks; of a module in no block ``~`` its place among all modules."""
+    """Returns which blocks use each parameter, by its id; of a module in no block ``~`` its index among all modules."""
     inside = _inside(outermost(network))
     used_by: dict[int, set[int]] = {}
     for place, module in enumerate(network.modules()):
@@ -23,7 +23,7 @@ def users(network: nn.Module) -> dict[int, set[int]]:
 
 
 def whole_modules(network: nn.Module) -> list[nn.Module]:
-    """What can be gathered at once: each block, and each module outside of them that has parameters and no other modules."""
+    """Returns what can be gathered at once: each block, and each other module with parameters and no modules in it."""
     blocks = outermost(network)
     inside = _inside(blocks)
     others = (module for module in network.modules() if id(module) not in inside and not list(module.children()))
@@ -31,12 +31,12 @@ def whole_modules(network: nn.Module) -> list[nn.Module]:
 
 
 def _inside(blocks: Sequence[nn.Module]) -> dict[int, int]:
-    """The place of the block that holds a module, by the module's id."""
+    """Returns the index of the block that holds a module, by the module's id."""
     return {id(part): place for place, block in enumerate(blocks) for part in block.modules()}
 
 
 def outermost(network: nn.Module) -> list[nn.Module]:
-    """The blocks: members of the module lists that are in no block of another list, in the order of the network."""
+    """Returns the blocks, in the network's order: members of module lists that are in no block of another list."""
     blocks: list[nn.Module] = []
 
     def walk(module: nn.Module, listed: bool) -> None:

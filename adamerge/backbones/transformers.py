@@ -1,4 +1,4 @@
-"""What all transformers backbones share: loading without surprises, on-disk names, hidden states, the exported folder."""
+"""The part that all transformers backbones share: loading, on-disk names, hidden states, the exported folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OUTLINED = ContextVar("outlined", default=False)
 
 @contextmanager
 def outlined() -> Iterator[None]:
-    """Networks that are made inside have names and shapes, and no weights: for merges that none of them runs."""
+    """Makes networks that are built inside have names and shapes, and no weights: for merges that none of them runs."""
     before = _OUTLINED.set(True)
     try:
         yield
@@ -47,7 +47,7 @@ def outlined() -> Iterator[None]:
 
 
 class TransformersBackbone(Backbone):
-    """A network that transformers loads.
+    """A network that transformers loads from a folder or the Hub.
 
     Args:
         model: folder or Hub id (``org/name[@revision]``) of the base.
@@ -85,12 +85,12 @@ class TransformersBackbone(Backbone):
 
     @property
     def computes_in(self) -> torch.dtype:
-        """Dtype of the weights while they run; a sharded network's say something else in between."""
+        """Returns the dtype of the weights while they run; a sharded network's parameters have another in between."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def load(self, loader: Any, **arguments: Any) -> Any:
-        """``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.
+        """Calls ``loader.from_pretrained`` on the base's files; runs no code of theirs, opens no connection.
 
         Raises:
             CheckpointError: it cannot.
@@ -102,19 +102,19 @@ class TransformersBackbone(Backbone):
             raise CheckpointError(f"{self.model}: transformers' {loader.__name__} cannot load it: {reason}") from error
 
     def is_head(self, name: str) -> bool:
-        """Whether a tensor in the base's file that the network has no place for is the head of some other task."""
+        """Returns whether a tensor of the base's that the network has no place for is the head of another task."""
         return False
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Names as in the base's file; pieces of fused parameters are views, a tie counts once."""
+        """Returns tensors named as in the base's file; pieces of fused parameters are views, a tie counts once."""
         return names_of(self.network, (*self.names.tensors,)).tensors
 
     def ignores(self, name: str) -> bool:
-        """Second copies of ties, and what the network computes without: masks of old versions, other tasks' heads."""
+        """Returns whether a name is a tie's second copy, or a tensor that the network computes without."""
         return name in self.names.copies or name in self.names.strangers
 
     def trains(self, name: str) -> bool:
-        """Whether the network has a place for the tensor."""
+        """Returns whether the network has a place for the tensor."""
         return name in self.names.tensors
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
@@ -131,7 +131,7 @@ class TransformersBackbone(Backbone):
         return Layout(copied=copied, copies=self.names.copies, wide=wide)
 
     def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
-        """Parameters whose values come from elsewhere than the base: the heads of tasks."""
+        """Returns the parameters whose values come from elsewhere than the base: the heads of tasks."""
         return frozenset()
 
     def _check(self, unexpected: set[str]) -> None:
@@ -147,7 +147,7 @@ class TransformersBackbone(Backbone):
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
-    """Names of the files of a folder that match one of the patterns, weights and their indexes apart, in order."""
+    """Returns the names of a folder's files that match one of the patterns, weights and their indexes left out."""
     return [
         name
         for name in sorted(os.listdir(folder))
@@ -162,7 +162,7 @@ def _is_leftover(name: str, base: Checkpoint) -> bool:
 
 
 def chosen(states: Sequence[Tensor] | None, numbers: Sequence[float]) -> tuple[Tensor, ...]:
-    """Hidden states by number: 0 is what enters the first block, the last what leaves the network's final norm.
+    """Returns hidden states by number: 0 is what enters the first block, the last what leaves the final norm.
 
     Args:
         states: of all numbers, each ``(samples, positions, width)`` or ``(samples, channels, height, width)``.

@@ -19,7 +19,7 @@ from adamerge.errors import CheckpointError
 
 
 class Images:
-    """An image processor cut in two: up to bytes, which are cached, and the normalisation, which runs on the device.
+    """Cuts an image processor in two: up to bytes, which are cached, and the normalisation, which runs on the device.
 
     Args:
         processor: transformers'; where it does not resize to bytes first, it is not cut.
@@ -34,12 +34,12 @@ class Images:
         self.compact = bool(getattr(processor, "do_rescale", False)) and self._is_exact()
 
     def __call__(self, image: Any) -> Tensor:
-        """A PIL image to uint8 ``(3, height, width)``, or to fp32 where the processor cannot be cut."""
+        """Returns a PIL image as uint8 ``(3, height, width)``, or as fp32 where the processor cannot be cut."""
         image = image.convert("RGB")
         return self._bytes(image) if self.compact else self._whole(image)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """``(samples, 3, height, width)`` to what the network takes; fp32."""
+        """Returns ``(samples, 3, height, width)`` as the fp32 images that the network takes."""
         if pixels.dtype != torch.uint8:
             return pixels
         if self._mean.device != pixels.device:
@@ -56,7 +56,7 @@ class Images:
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def _is_exact(self) -> bool:
-        """Whether the two halves give what the processor gives, on an image of noise."""
+        """Returns whether the two halves give what the processor gives, on an image of noise."""
         from PIL import Image
 
         noise = numpy.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=numpy.uint8)
@@ -85,11 +85,11 @@ class ImageClassifier(ExpertHeads):
         self.images = Images(self.load(AutoImageProcessor))
 
     def preprocess(self, sample: Any) -> Tensor:
-        """A PIL image to ``(3, height, width)``."""
+        """Returns a PIL image as a tensor ``(3, height, width)``."""
         return self.images(sample)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Returns what would enter the head; maps of convolutions become one position a pixel."""
+        """Returns the features that enter the head; maps of convolutions become one position a pixel."""
         assert isinstance(inputs, Tensor)
         images = self.images.normalise(inputs).to(self.computes_in)
         output = self.network(pixel_values=images, output_hidden_states=bool(hidden))
@@ -119,11 +119,11 @@ class ClipVisionClassifier(TransformersBackbone):
         self.images = Images(self.load(AutoImageProcessor))
 
     def trains(self, name: str) -> bool:
-        """The image tower and its projection: heads are frozen, made by the base's text tower."""
+        """Returns True for the image tower and its projection: heads are frozen, made by the base's text tower."""
         return super().trains(name) and name.startswith(("vision_model.", "visual_projection."))
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Each has class names that can be told apart, and templates with a place for them."""
+        """Checks whether each task has distinct class names, and templates with a place for them."""
         for name, task in tasks.items():
             check_task(name, task)
 
@@ -135,11 +135,11 @@ class ClipVisionClassifier(TransformersBackbone):
         }
 
     def preprocess(self, sample: Any) -> Tensor:
-        """A PIL image to ``(3, height, width)``."""
+        """Returns a PIL image as a tensor ``(3, height, width)``."""
         return self.images(sample)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Projected features, not normalised, and hidden states of the image tower."""
+        """Returns projected features, not normalised, and hidden states of the image tower."""
         assert isinstance(inputs, Tensor)
         images = self.images.normalise(inputs).to(self.computes_in)
         output = self.network.vision_model(pixel_values=images, output_hidden_states=bool(hidden))

@@ -55,7 +55,7 @@ class VisionLanguage(TransformersBackbone):
         self._head = LanguageHead(self.network, self.network.base_model_prefix)
 
     def preprocess(self, sample: Any) -> Inputs:
-        """Token ids, attention and what is predicted, each ``(positions,)``; of the image so many pieces as it has.
+        """Returns token ids, attention and what is predicted, each ``(positions,)``, and the image's pieces.
 
         Raises:
             DataError: there is nothing to predict, the image's tokens do not fit into ``max_length``, or the words hold
@@ -89,7 +89,7 @@ class VisionLanguage(TransformersBackbone):
         return inputs | {name: value[0, : self.max_length] for name, value in others.items()} | pieces(image)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
-        """Last hidden states after the final norm; positions of text count, where the next token is to be predicted."""
+        """Returns last hidden states after the final norm; positions of text that predict a token count."""
         assert isinstance(inputs, dict)
         given = packed(inputs)
         predicted = given.pop("predicted")
@@ -103,16 +103,16 @@ class VisionLanguage(TransformersBackbone):
         return Encoded(output.last_hidden_state, states, shifted(predicted) & is_text, attended & is_text)
 
     def output(self, encoded: Encoded, task: str) -> Output:
-        """The network's own head, the same for all tasks: logits ``(samples, positions, tokens)``."""
+        """Returns logits ``(samples, positions, tokens)`` of the network's own head, the same for all tasks."""
         return Output(self._head(encoded.features), encoded)
 
     def labels(self, sample: Inputs) -> Tensor:
-        """The next token of each position, where that is to be predicted."""
+        """Returns the next token of each position, where that is to be predicted."""
         assert isinstance(sample, dict)
         return next_tokens(sample).masked_fill(sample["input_ids"] == self.image_token, IGNORED)
 
     def _text(self, question: str, response: str | None) -> tuple[str, list[tuple[int, int]]]:
-        """The sample as text with one mark for the image, and where the response stands in it."""
+        """Returns the sample as text with one mark for the image, and where the response stands in it."""
         surprising = next((mark for mark in self._marks if mark in f"{question}\n{response}"), None)
         if surprising is not None:
             raise DataError(
@@ -133,7 +133,7 @@ class VisionLanguage(TransformersBackbone):
         return whole, [(len(text) + 1, len(whole))]
 
     def _framed_mark(self) -> str:
-        """The image's mark between those of its begin and end, where the configuration has such and the text must."""
+        """Returns the image's mark, between those of its begin and end where the configuration has such."""
         config, words = self.network.config, self.processor.tokenizer.convert_ids_to_tokens
         frame = [getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end")]
         before, after = ("" if number is None else words(number) for number in frame)

@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 class ZeroShotHead(nn.Module):
-    """Cosine similarity to class embeddings, times a scale.
+    """Classifies by cosine similarity to class embeddings, times a scale.
 
     Args:
         weight: ``(classes, width)``: scale x normalised mean over templates of normalised text embeddings.
@@ -29,7 +29,7 @@ class ZeroShotHead(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``(samples, width)``, not normalised, to logits ``(samples, classes)``."""
+        """Returns logits ``(samples, classes)`` of features ``(samples, width)`` that are not normalised."""
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 has steps of 0.1 at CLIP's logits
             return nn.functional.linear(nn.functional.normalize(features.float(), dim=-1), self.weight)
 
@@ -88,7 +88,7 @@ def check_task(name: str, task: Task) -> None:
 
 @torch.no_grad()
 def class_embeddings(name: str, task: Task, embed: Callable[[Sequence[str]], Tensor]) -> Tensor:
-    """Normalised mean over templates of the normalised embeddings of each class; ``(classes, width)``.
+    """Returns, per class, the normalised mean over templates of normalised embeddings; ``(classes, width)``.
 
     Args:
         name: of the task, for errors.

@@ -69,7 +69,7 @@ class Calibration(CalibrationSettings, ABC):
         return LABEL
 
     def read(self, task: str, split: str, value: Any) -> Any:
-        """Returns what the backbone preprocesses.
+        """Returns the sample that the backbone preprocesses, from a row's value.
 
         Args:
             task: whose sample it is.
@@ -84,7 +84,7 @@ class Calibration(CalibrationSettings, ABC):
 
     @property
     def metric(self) -> Metric:
-        """How predictions are scored."""
+        """Returns the metric by which predictions are scored."""
         return self.labelling.metric
 
     @property
@@ -105,7 +105,7 @@ class Calibration(CalibrationSettings, ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Which data a run used, for its summary and the model's card."""
+        """Returns which data a run used, for its summary and the model's card."""
         return protocol(self)
 
     def serve(self, backbone: Backbone) -> None:

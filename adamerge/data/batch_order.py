@@ -109,7 +109,7 @@ class StepSampler(Sampler[int]):
 
 
 class Labelled(Dataset[tuple[Inputs, Tensor]]):
-    """Samples with their labels, for evaluation."""
+    """Pairs each sample with its labels, for evaluation."""
 
     def __init__(self, samples: Samples, labels: Labels) -> None:
         self.samples, self.labels = samples, labels

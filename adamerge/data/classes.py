@@ -20,7 +20,7 @@ from adamerge.errors import DataError
 
 @dataclass
 class ClassTable(Table, ABC):
-    """One classification task.
+    """One classification task, whose rows are in a table.
 
     Args:
         dataset: a folder written by ``save_to_disk``, a folder of images or of data files, one data file, or a Hub id.
@@ -47,11 +47,11 @@ class ClassTable(Table, ABC):
     @property
     @abstractmethod
     def inputs(self) -> dict[str, str]:
-        """The data set's columns that make a sample, by the names that they have here."""
+        """Returns the data set's columns that make a sample, by the names that they have here."""
 
     @property
     def words(self) -> Vocabulary:
-        """What a configuration says of class names and templates; empty where it leaves them to the data set."""
+        """Returns the configured class names and templates; empty where they are left to the data set."""
         known = load_vocabulary(self.vocabulary) if self.vocabulary is not None else Vocabulary((), ())
         return Vocabulary(
             tuple(self.classnames) or known.classnames,
@@ -65,7 +65,7 @@ ClassSource = TypeVar("ClassSource", bound=ClassTable)
 
 
 class ClassCalibration(TableCalibration[ClassSource]):
-    """Classification tasks by name."""
+    """Classification tasks by name, whose rows are in tables."""
 
     def words(self, task: str) -> Task:
         """Returns the class names of the configuration, or else of the data set, and the templates of the configuration."""

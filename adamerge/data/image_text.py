@@ -15,7 +15,7 @@ from adamerge.data.picture_paths import as_pictures
 
 @dataclass
 class ImageTextTask(LanguageTask):
-    """Questions about images.
+    """One task of questions about images, and their answers.
 
     A ``.json`` file is read as Expert Merging's calibration data: a list of objects with ``image_path``, ``question``,
     and, where there is one, ``response``. Its rows are calibration samples, all of them; it has no other split.
@@ -35,7 +35,7 @@ class ImageTextTask(LanguageTask):
         response_is_input: read the response as text that follows the question, also without labels, as Expert Merging does;
             the summary and the card then say so.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     text: str = "{question}"
@@ -84,7 +84,7 @@ class ImageTextTask(LanguageTask):
 
 @dataclass(eq=False, kw_only=True)
 class ImageTextCalibration(LanguageCalibration):
-    """Questions about images, by task.
+    """Calibration data of questions about images, by task.
 
     Args:
         tasks: task name to its data.

@@ -31,7 +31,7 @@ class ImageTask(ClassTable):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The column of the image, by the name that it has here."""
+        """Returns the column of the image, by the name that it has here."""
         return {self.image_column: "image"}
 
     def read(self, task: str) -> dict[str, Dataset]:

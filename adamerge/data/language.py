@@ -147,7 +147,7 @@ class LanguageCalibration(TableCalibration[LanguageTask]):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Which data a run used, and of which tasks the responses were read as text, where labels were not."""
+        """Returns which data a run used, and for which tasks responses were read as text, where labels were not."""
         sources = {task: self.sources[task] for task in self.fitted}
         read = [
             task

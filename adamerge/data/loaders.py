@@ -24,19 +24,19 @@ class TrainingLoop(Protocol):
 
     @property
     def max_steps(self) -> int:
-        """Length of the fit in optimiser steps; below 1 where it is not set."""
+        """Returns the length of the fit in optimiser steps; below 1 where it is not set."""
 
     @property
     def global_step(self) -> int:
-        """Number of optimiser steps that are done."""
+        """Returns the number of optimiser steps that are done."""
 
     @property
     def global_rank(self) -> int:
-        """Number of this process, from 0 on."""
+        """Returns the number of this process, from 0 on."""
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """Returns the number of processes of the fit."""
 
 
 def running(loop: TrainingLoop | None) -> TrainingLoop:

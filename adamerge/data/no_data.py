@@ -15,7 +15,7 @@ class NoData(Calibration):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """No task at all."""
+        """Returns no tasks, since nothing is learned."""
         return {}
 
     def load(self, task: str) -> Mapping[str, Dataset]:

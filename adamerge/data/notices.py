@@ -29,7 +29,7 @@ def notices(data: Calibration, experts: Collection[str]) -> list[str]:
 
 
 def _sizes(data: Calibration, task: str) -> Iterator[str]:
-    """Number of samples and origin of each split, such as ``calibration 152 (drawn from 1,520 rows of train, seed 0)``."""
+    """Returns size and origin of each split, such as ``calibration 152 (drawn from 1,520 rows of train, seed 0)``."""
     splits = data.splits(task)
     for split in ("calibration", "validation", "test"):
         papers = split == "calibration" and data.transductive

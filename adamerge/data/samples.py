@@ -202,7 +202,7 @@ class _Unusable:
 
 
 class _Reading(Dataset[Any]):
-    """What worker processes read of samples: each row, or why it is none."""
+    """Reads samples in worker processes: each row, or why it is none."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples

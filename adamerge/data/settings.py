@@ -9,7 +9,7 @@ from adamerge.errors import ConfigError
 
 @dataclass(eq=False, kw_only=True)
 class CalibrationSettings:
-    """What is asked of calibration data, whatever they are.
+    """The settings that all calibration data have, whatever their samples are.
 
     Args:
         batch_size: samples per task and step, over all processes.

@@ -23,7 +23,7 @@ Source = TypeVar("Source", bound=Table)
 
 @dataclass(eq=False, kw_only=True)
 class TableCalibration(Calibration, Generic[Source]):
-    """Tasks whose rows are in tables.
+    """Calibration tasks by name, whose rows are in tables.
 
     The splits ``calibration``, ``validation`` and ``test`` that a data set has are taken as they are. Those that it lacks
     are drawn from ``train`` by a seeded permutation, and the rest stays ``train``: the four splits are disjoint by
@@ -119,7 +119,7 @@ class TableCalibration(Calibration, Generic[Source]):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
+        """Returns which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
         drawn = {task: counts for task in self.fitted if (counts := self.drawn(task))}
         return super().protocol | ({"drawn_from_train": drawn} if drawn else {})
 

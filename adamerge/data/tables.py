@@ -55,7 +55,7 @@ class Table:
 
     @property
     def path(self) -> Path:
-        """Path of the data set, where it is on this machine."""
+        """Returns the path of the data set, where it is on this machine."""
         return Path(os.path.expanduser(self.dataset))
 
     def roots(self, task: str, split: str) -> list[Path]:

@@ -29,7 +29,7 @@ class TextTask(ClassTable):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The column of the text, or of both; a pair is preprocessed as ``{"text", "pair"}``."""
+        """Returns the column of the text, or of both; a pair is preprocessed as ``{"text", "pair"}``."""
         return {self.text_column: "text"} | ({self.pair_column: "pair"} if self.pair_column is not None else {})
 
 

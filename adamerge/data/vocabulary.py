@@ -15,7 +15,7 @@ _FOLDER = files("adamerge.data") / "vocabularies"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words for a zero-shot head.
+    """The class names and templates of which a zero-shot head is made.
 
     Args:
         classnames: in label order.

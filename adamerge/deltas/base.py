@@ -92,7 +92,7 @@ class Deltas(ABC):
 
     @property
     def whole(self) -> slice:
-        """The part that is all elements."""
+        """Returns the part of a tensor that is all of its elements."""
         return slice(0, self.shape.numel())
 
     def sums(
@@ -183,7 +183,7 @@ class _Combine(torch.autograd.Function):
 
 
 class DenseDeltas(Deltas):
-    """Stored deltas.
+    """Deltas of one tensor that are stored as numbers, one an element.
 
     Args:
         values: ``(experts, *shape)``.

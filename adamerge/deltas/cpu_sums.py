@@ -62,7 +62,7 @@ def _bags(bags: int, count: int, stride: int) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _bags_add_one_by_one() -> bool:
-    """Whether the CPU's weighted lookup adds as if row by row, to the bit."""
+    """Returns whether the CPU's weighted lookup adds as if row by row, to the bit."""
     for count in (FEW, 2 * FEW + 1):
         for size in (FEWEST, BAG):
             values, coefficients = _examples(count, 3 * size)
@@ -75,7 +75,7 @@ def _bags_add_one_by_one() -> bool:
 
 @functools.cache
 def _adds_one_by_one() -> bool:
-    """Whether the CPU's linear algebra library adds a few rows as if one by one, to the bit, wherever they are cut.
+    """Returns whether the CPU's algebra library adds a few rows as if one by one, to the bit, wherever they are cut.
 
     A library without fused multiply-add does not, nor does one that sums the rows first.
     """

@@ -29,7 +29,7 @@ class Groups(ABC):
 
     @property
     def transient_per_element(self) -> int:
-        """Temporary bytes per element while tensors are summed."""
+        """Returns the temporary bytes per element while tensors are summed."""
         return 0
 
 
@@ -49,7 +49,7 @@ class Chunks(Groups):
     Args:
         count: chunks of a tensor; at most its number of elements.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, section on layer-chunked coefficients.
     """
 
     def __init__(self, count: int) -> None:
@@ -85,7 +85,7 @@ class Ids(Groups):
         return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 15 else torch.int32
 
     def index_bytes(self, numel: int) -> int:
-        """Returns the bytes of the ids."""
+        """Returns the bytes of the ids of so many elements."""
         return numel * self.dtype(self.count).itemsize
 
     @property

@@ -39,15 +39,15 @@ class OneSum(SharedSums):
     """Sums where all elements share one coefficient."""
 
     def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
-        """Returns ``coefficients @ rows``."""
+        """Returns the weighted sum of rows, ``coefficients @ rows``."""
         return sum_rows(rows, coefficients[:, 0])
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """Adds ``coefficients @ rows`` onto ``out``."""
+        """Adds the weighted sum of rows, ``coefficients @ rows``, onto ``out``."""
         add_rows(out, rows, coefficients[:, 0])
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Returns ``rows @ gradient``."""
+        """Returns the dot products of rows with a gradient, ``rows @ gradient``."""
         return dots(rows, gradient).unsqueeze(1)
 
 

@@ -64,7 +64,7 @@ class Floats(Code):
         return torch.empty(numel, dtype=self.dtype, device=device)
 
     def encode(self, row: Tensor, encoded: Tensor, numel: int, part: slice) -> None:
-        """Rounds the numbers."""
+        """Rounds a row's numbers to the narrower dtype."""
         own = encoded[part].copy_(row)
         if self.dtype == torch.float16 and bool(own.isinf().any()):
             raise ConfigError(
@@ -75,7 +75,7 @@ class Floats(Code):
             )
 
     def decode(self, encoded: Tensor, numel: int, part: slice, out: Tensor) -> None:
-        """Widens the numbers."""
+        """Widens encoded numbers to the dtype of ``out``."""
         out.copy_(encoded[part])
 
     def nbytes(self, numel: int) -> int:
@@ -172,7 +172,7 @@ class EncodedDeltas(Deltas):
         put: Callable[[Tensor], Tensor],
         carry: Callable[[Iterable[Tensor]], Iterator[Tensor]] = iter,
     ) -> EncodedDeltas:
-        """Reads deltas and encodes them.
+        """Returns the deltas of one tensor, read and encoded by a code.
 
         Args:
             deltas: as they are read.

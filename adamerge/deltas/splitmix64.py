@@ -53,5 +53,5 @@ def mix_with_signs_(values: Tensor) -> Tensor:
 
 
 def _shifted(values: Tensor, places: int) -> Tensor:
-    """Returns numbers shifted to the right, filled with zeros."""
+    """Returns numbers shifted to the right by ``places`` bits, filled with zeros."""
     return (values >> places) & ((1 << (64 - places)) - 1)

@@ -158,7 +158,7 @@ def plain_layout(layout: Layout) -> dict[str, Any]:
 
 
 def _is_layout(layout: Mapping[str, Any]) -> bool:
-    """Whether every field is of its kind; files of the first versions have only weights and files."""
+    """Returns whether every field is of its kind; files of the first versions have only weights and files."""
 
     def are_texts(values: Any, kind: type) -> bool:
         texts = values.values() if isinstance(values, dict) else values

@@ -12,7 +12,7 @@ _HUB_ID = re.compile(rf"(?!.*\.({_FILES})$){_PART}/{_PART}(@[\w./-]+)?", re.ASCI
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether text is ``org/name[@revision]`` on the Hub; what looks like a path is a path, whether it exists or not.
+    """Returns whether text is ``org/name[@revision]`` on the Hub; what looks like a path is one, existing or not.
 
     A path is whatever exists here, begins with ``.``, ``/`` or ``~``, has no slash or several, ends like a file of
     data or weights, or begins with the name of a folder that exists here: of ``data/cars`` without such a folder, while
@@ -24,7 +24,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def missing(text: str) -> str:
-    """What is wrong with a path that does not exist, and where it would be."""
+    """Returns, in words, what is wrong with a path that does not exist, and where it would be."""
     place = os.path.abspath(os.path.expanduser(text))
     if os.path.islink(place):
         return f"{place} is a link to {os.readlink(place)}, which does not exist"

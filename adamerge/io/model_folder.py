@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands in an exported folder.
+    """The names of the files and tensors of an exported folder.
 
     Attributes:
         weights: file name of the weights.
@@ -35,13 +35,13 @@ class Layout:
 
     @property
     def divisible(self) -> bool:
-        """Whether the library finds weights in several files, by an index: transformers does, and open_clip does not."""
+        """Returns whether the library finds weights in several files, by an index: transformers does, open_clip not."""
         return self.weights == Layout.weights
 
     def stored_as(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of a floating-point tensor where the others have this one."""
+        """Returns the dtype of a floating-point tensor where the others have this one."""
         return torch.promote_types(dtype, torch.float32) if self.copies.get(name, name) in self.wide else dtype
 
     def is_head(self, name: str) -> bool:
-        """Whether the tensor of this name is each model's own."""
+        """Returns whether the tensor of this name is each model's own."""
         return any(fnmatchcase(name, pattern) for pattern in self.heads)

@@ -62,7 +62,7 @@ def described(path: Path) -> tuple[str, str]:
 
 
 def _looked_into(path: Path) -> tuple[str, list[str], int]:
-    """``zip``, ``script``, ``legacy`` or ``bare``; module and name of what unpickling would import; the pickle's protocol."""
+    """Returns ``zip``, ``script``, ``legacy`` or ``bare``; what unpickling would import; the pickle's protocol."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -84,7 +84,7 @@ def _looked_into(path: Path) -> tuple[str, list[str], int]:
 
 
 def _read(file: IO[bytes]) -> tuple[list[str], int]:
-    """``module name`` of everything that the next pickle of a file imports, and its protocol."""
+    """Returns ``module name`` of everything that the next pickle of a file imports, and its protocol."""
     names: list[str] = []
     texts: list[str] = []
     memory: dict[int, str] = {}

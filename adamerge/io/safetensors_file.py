@@ -30,12 +30,12 @@ BITS |= {"F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 
 def quoted(name: object) -> str:
-    """Quote a name or path from outside: escaped to one line, cut to 500 characters."""
+    """Quotes a name or path from outside: escaped to one line, cut to 500 characters."""
     return repr(str(name)[:500])
 
 
 def listed(names: Iterable[str]) -> str:
-    """Quote the first ten names in sorted order, and count the rest."""
+    """Quotes the first ten names in sorted order, and counts the rest."""
     names = sorted(names)
     return ", ".join(map(quoted, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
@@ -106,7 +106,7 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Elements of the tensor."""
+        """Returns the number of elements of the tensor."""
         return math.prod(self.shape)
 
 

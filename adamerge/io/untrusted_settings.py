@@ -62,7 +62,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_hub_id(value: Any) -> bool:
-    """A name on the Hub that is no path here, where a library would look first."""
+    """Returns whether a name is on the Hub and no path here, where a library would look first."""
     return value is None or (isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists())
 
 
@@ -116,7 +116,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def refuse_harmful(folder: Path) -> None:
-    """Looks at every setting of a model's folder that reaches a library.
+    """Refuses settings of a model's folder that could harm, of all those that reach a library.
 
     Raises:
         CheckpointError: one would make the library run code, open other files or connect; it names file and setting.
@@ -133,7 +133,7 @@ def refuse_harmful(folder: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The content; nothing where no library can read it either, such as what is torn."""
+    """Returns the content of a settings file; nothing where no library can read it either, such as a torn one."""
     try:
         return read_json(path, LARGEST)
     except CheckpointError:

@@ -29,7 +29,7 @@ def refuse_later(version: object, path: str | Path, kind: type[AdamergeError]) -
 
 
 def version_of(text: str) -> str | None:
-    """The version that a text file's first line names; None where it names none."""
+    """Returns the version that a text file's first line names; None where it names none."""
     match = re.match(r"# adamerge (\d\S*)\s*(?:\n|$)", text)
     return match[1] if match else None
 

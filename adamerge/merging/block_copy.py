@@ -94,7 +94,7 @@ class Block(StandIn):
         self.fetch(self._taken)
 
     def give(self) -> None:
-        """Hands the gradients on."""
+        """Hands the gradients of the block's weights on."""
         self.hand_on(self._taken)
 
     def drop(self) -> None:

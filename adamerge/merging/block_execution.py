@@ -94,7 +94,7 @@ def restore(network: nn.Module) -> None:
 
 
 class Run(StandIn):
-    """A block's way through the passes.
+    """Runs a block as the passes say: checkpointed, compiled or neither.
 
     Args:
         module: whose weights stay what they are between the forward and the backward pass.

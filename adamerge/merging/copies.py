@@ -32,12 +32,12 @@ class Place:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether gradients can reach it."""
+        """Returns whether gradients can reach the tensor that is here."""
         return isinstance(owner(self.tensor), nn.Parameter)
 
     @property
     def gradient(self) -> Tensor | None:
-        """``G`` of this tensor, as accumulated: the same view of the owner's gradient."""
+        """Returns ``G`` of this tensor, as accumulated: the same view of the owner's gradient."""
         holder = owner(self.tensor)
         gradient = holder.grad
         if holder is self.tensor or gradient is None:
@@ -48,7 +48,7 @@ class Place:
         return gradient.as_strided(self.tensor.size(), self.tensor.stride(), offset)
 
     def forget(self) -> None:
-        """Lets the gradient go."""
+        """Frees the gradient of the tensor that is here."""
         owner(self.tensor).grad = None
 
     def fill(self, tensor: Tensor) -> None:
@@ -94,7 +94,7 @@ class Copy(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether the weights have a place by now."""
+        """Returns whether the weights of the copy have a place by now."""
         return True
 
     def transient(

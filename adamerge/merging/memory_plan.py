@@ -120,12 +120,12 @@ class Plan:
 
     @property
     def beside(self) -> Memory:
-        """Memory that is taken whatever the storage."""
+        """Returns the memory that is taken whatever the storage."""
         return Memory.of(self.footprint.peak(self._summing) + self.learned, self.device)
 
     @property
     def chosen(self) -> Storage:
-        """The storage that will be used."""
+        """Returns the storage that a fit by this plan uses."""
         return self.storage.chosen(self.sizes, self.device, self.there, self.beside)
 
     def peak(self, storage: Storage) -> Memory:
@@ -141,12 +141,12 @@ class Plan:
         return self.transient_per_element * self.sizes.read(self.device)
 
     def fits(self, storage: Storage) -> bool:
-        """Whether a margin of the available memory is left beside it."""
+        """Returns whether a margin of the available memory is left beside it."""
         return self.peak(storage).fits(self.there, self.storage.margin)
 
     @property
     def storages(self) -> list[Storage]:
-        """The storages to show: what the configuration says, and the others there are."""
+        """Returns the storages to show: what the configuration says, and the others there are."""
         if self.copy.collective:
             return [self.chosen]
         known: list[Storage] = [Resident(), Disk()]

@@ -110,7 +110,7 @@ class MergedModel(nn.Module):
 
     @property
     def storage(self) -> Storage:
-        """The storage of the deltas between merges, from the next time on that they are placed on a device."""
+        """Returns the storage of the deltas between merges, from the next time on that they are placed on a device."""
         return self._storage
 
     def choose_storage(self, storage: Storage | None) -> None:
@@ -128,7 +128,7 @@ class MergedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the coefficients, which the copy follows."""
+        """Returns the device of the coefficients, which the copy follows."""
         return next(self.parametrization.parameters()).device
 
     def fill(self, source: Callable[[str], Tensor]) -> None:

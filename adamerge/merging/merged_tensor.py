@@ -116,7 +116,7 @@ class OneModel(Contents):
         self.source, self.foreign = source, frozenset(foreign)
 
     def fill(self, places: Mapping[str, Place]) -> None:
-        """Copies the model's tensors."""
+        """Copies tensors of the one model into the copy."""
         for name, place in places.items():
             place.fill(self.source(name))
 

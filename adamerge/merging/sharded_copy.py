@@ -36,7 +36,7 @@ class ShardedCopy(Copy):
 
     @property
     def ready(self) -> bool:
-        """Whether the processes know each other, as they do once the trainer has started them."""
+        """Returns whether the processes know each other, as they do once the trainer has started them."""
         return distributed.is_available() and distributed.is_initialized()
 
     def move(self, network: nn.Module, device: torch.device) -> None:
@@ -140,17 +140,17 @@ class Shard(Place):
 
     @property
     def is_parameter(self) -> bool:
-        """Whether gradients can reach it, as they can any parameter."""
+        """Returns True, since gradients can reach any parameter."""
         return True
 
     @property
     def gradient(self) -> Tensor | None:
-        """``G`` of these rows, summed over the processes: what each makes of it is averaged, as if of the whole."""
+        """Returns ``G`` of these rows, summed over the processes: each one's is averaged, as if of the whole."""
         gradient = self.parameter.grad
         return None if gradient is None else cast(DTensor, gradient).to_local()
 
     def forget(self) -> None:
-        """Lets the gradient go."""
+        """Frees the gradient of this process's rows."""
         self.parameter.grad = None
 
 

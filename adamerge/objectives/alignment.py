@@ -29,7 +29,7 @@ class LogitAlignment(Objective):
         ConfigError: the temperature is not positive.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge distillation (Hinton et al., 2015),
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge distillation (Hinton et al., 2015),
     https://arxiv.org/abs/1503.02531, for the factor T^2.
     """
 
@@ -42,7 +42,7 @@ class LogitAlignment(Objective):
         self.temperature = temperature
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, [positions,] classes)`` of both to divergences ``(samples,)``."""
+        """Returns divergences ``(samples,)`` of logits ``(samples, [positions,] classes)`` of model and expert."""
         teacher = _teacher(self, batch)
         logits = output.cropped(teacher.logits.shape[1])
         if teacher.classes is not None:
@@ -68,7 +68,7 @@ class HiddenAlignment(Objective):
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
     """
 
     taught = True
@@ -85,11 +85,11 @@ class HiddenAlignment(Objective):
         self.layers, self.hidden = list(layers), tuple(layers)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)`` of model and expert."""
         return torch.stack(self._distances(output, batch, torch.mean)).mean(dim=0)
 
     def _distances(self, output: Output, batch: Batch, over_width: Callable[..., Tensor]) -> list[Tensor]:
-        """Of each layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
+        """Returns, per layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
         teacher, mask = _teacher(self, batch), output.encoded.hidden_mask
         distances = []
         for ours, theirs in zip(output.encoded.hidden, teacher.hidden, strict=True):
@@ -112,11 +112,11 @@ class SummedHiddenAlignment(HiddenAlignment):
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
     """
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Hidden states ``(samples, positions, width)`` of both to distances ``(samples,)``."""
+        """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)``, summed over the width."""
         return torch.stack(self._distances(output, batch, torch.sum)).sum(dim=0)
 
 

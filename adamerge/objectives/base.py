@@ -1,4 +1,4 @@
-"""An objective: one loss per sample from what the merged model makes of it."""
+"""The contract of an objective: one loss per sample from what the merged model makes of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Samples(Protocol):
 
 
 class Course(NamedTuple):
-    """What a fit is going to see; there are no labels in it.
+    """The samples, classes, steps and batch size that a fit is going to see; there are no labels in it.
 
     Attributes:
         samples: of each task that is fitted.
@@ -55,10 +55,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Loss of each sample, ``(samples,)``, differentiable in the output."""
+        """Returns the loss of each sample, ``(samples,)``, differentiable in the output."""
 
     def check(self, task: str, samples: Samples, classes: int) -> None:
-        """See whether a task's data can serve the objective, before a fit begins.
+        """Checks whether a task's data can serve the objective, before a fit begins.
 
         Args:
             task: whose data they are.
@@ -71,18 +71,18 @@ class Objective(nn.Module, ABC):
         return
 
     def begin(self, course: Course) -> None:
-        """Get ready for a fit; called before a checkpoint is loaded, so that buffers made here are restored from it."""
+        """Prepares for a fit; called before a checkpoint is loaded, so that buffers made here are restored from it."""
         return
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
-        """The batch that ``forward`` shall see; called once per task and step, with all samples of this process.
+        """Returns the batch that ``forward`` sees; called once per task and step, with all samples of this process.
 
         Here an objective looks at predictions before it asks for gradients, or changes the inputs.
         """
         return batch
 
     def weight(self, batch: Batch) -> Tensor:
-        """Weight of each sample in its task's mean, ``(samples,)``.
+        """Returns the weight of each sample in its task's mean, ``(samples,)``.
 
         Known before the forward pass, so that the mean over micro-batches and processes is that over the whole batch.
         """

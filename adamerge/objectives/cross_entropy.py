@@ -28,7 +28,7 @@ class CrossEntropy(Objective):
         super().__init__()
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, [positions,] classes)`` and labels ``(samples, [positions])`` to losses ``(samples,)``."""
+        """Returns losses ``(samples,)``; labels are ``(samples, [positions])``, logits have a last dimension more."""
         if batch.labels is None:
             raise DataError("CrossEntropy: the batch has no labels", todo="set data.labelled=true")
         if batch.labels.ndim == 2:

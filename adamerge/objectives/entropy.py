@@ -26,7 +26,7 @@ class Entropy(Objective):
         self.normalise = normalise
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, [positions,] classes)`` to entropies ``(samples,)``."""
+        """Returns entropies ``(samples,)`` of logits ``(samples, [positions,] classes)``."""
         log_probabilities = output.logits.float().log_softmax(dim=-1)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
         return output.mean(entropy / math.log(max(output.logits.shape[-1], 2)) if self.normalise else entropy)

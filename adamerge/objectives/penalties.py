@@ -13,11 +13,11 @@ from adamerge.parametrizations import Parametrization
 
 
 class Penalty(ABC):
-    """A scalar of the coefficients."""
+    """A scalar that depends on the coefficients alone, added to the objective's loss."""
 
     @abstractmethod
     def __call__(self, parametrization: Parametrization) -> Tensor:
-        """The penalty, differentiable in the coefficients."""
+        """Returns the penalty, a scalar that is differentiable in the coefficients."""
 
 
 class DistanceToInitial(Penalty):
@@ -35,7 +35,7 @@ class DistanceToInitial(Penalty):
     Raises:
         ConfigError: a number is out of range.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, R, which is the L1 form.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, R, which is the L1 form.
     """
 
     def __init__(self, weight: float = 1.0, power: float = 1.0) -> None:
@@ -44,7 +44,7 @@ class DistanceToInitial(Penalty):
         self.weight, self.power = weight, power
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
-        """The weighted distance."""
+        """Returns the weighted distance of the coefficients to the initial ones, a scalar."""
         groups = parametrization.coefficients()
         coefficients = torch.cat(list(groups.values()), dim=1)
         distances = (coefficients - parametrization.initial).abs().pow(self.power)
@@ -57,11 +57,11 @@ class SummedDistanceToInitial(DistanceToInitial):
 
     This is what the released code of Expert Merging computes for its gamma.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712; Littleor/ExpertMerging.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712; Littleor/ExpertMerging.
     """
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
-        """The weighted distance, summed over experts."""
+        """Returns the weighted distance to the initial coefficients, summed over experts."""
         experts = len(next(iter(parametrization.coefficients().values())))
         return experts * super().__call__(parametrization)
 
@@ -87,7 +87,7 @@ class CoefficientNorm(Penalty):
         self.weight, self.order = weight, order
 
     def __call__(self, parametrization: Parametrization) -> Tensor:
-        """The weighted mean norm; its gradient at 0 is 0."""
+        """Returns the weighted mean norm of the coefficients; its gradient at 0 is 0."""
         groups = parametrization.coefficients()
         coefficients = _learned(torch.cat(list(groups.values()), dim=1), parametrization, groups)
         norms = torch.linalg.vector_norm(coefficients, ord=self.order, dim=0)
@@ -97,7 +97,7 @@ class CoefficientNorm(Penalty):
 
 
 def _learned(values: Tensor, parametrization: Parametrization, groups: Iterable[str]) -> Tensor:
-    """Values of all coefficients, ``(experts, coefficients)``, with 0 where they are held."""
+    """Returns the values of all coefficients, ``(experts, coefficients)``, with 0 where they are held."""
     return torch.where(_held(parametrization, groups), 0.0, values) if parametrization.held else values
 
 

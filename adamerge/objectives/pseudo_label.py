@@ -83,7 +83,7 @@ class PseudoLabel(Objective):
         self._hosted: dict[str, Tensor] = {}  # the trusted ones, for whoever reads samples
 
     def check(self, task: str, samples: Samples, classes: int) -> None:
-        """See whether there are classes, and whether both views can be made of the first sample."""
+        """Refuses data without classes, and samples of which one of the two views cannot be made."""
         if classes < 2:
             raise ConfigError(
                 f"PseudoLabel cannot learn task '{task}': it takes its own predictions for labels, of one class per sample",
@@ -104,30 +104,30 @@ class PseudoLabel(Objective):
                 ) from error
 
     def begin(self, course: Course) -> None:
-        """Trust nothing yet."""
+        """Prepares for a fit in which no sample is trusted yet."""
         self._course = course
         self._passes, self._hosted = {}, {}
         for number, samples in enumerate(course.samples.values()):
             self.register_buffer(f"trusted_{number}", torch.full((len(samples),), UNTRUSTED))
 
     def get_extra_state(self) -> dict[str, int]:
-        """For checkpoints: the pass that each task is in, a number that no device is asked for."""
+        """Returns, for checkpoints, the pass that each task is in, a number that no device is asked for."""
         return dict(self._passes)
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Go on in these passes."""
+        """Continues in the passes that a checkpoint says."""
         self._passes, self._hosted = dict(state), {}
 
     def trusted(self, task: str) -> Tensor:
-        """The class that each of the task's samples is trusted to be of, -1 where it is not trusted: ``(samples,)``."""
+        """Returns the class that each of the task's samples is trusted to be of, -1 for none: ``(samples,)``."""
         return self.get_buffer(f"trusted_{self._number(task)}")
 
     def omega(self, step: int) -> float:
-        """How sure a pseudo-label must be for its sample to count."""
+        """Returns the probability that a pseudo-label must exceed at a step for its sample to count."""
         return self.threshold + (1 - self.threshold) * (step / self._fit.steps if step else 0.0)
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
-        """Trust anew at each pass over the samples; choose the batch, its targets and its strong view."""
+        """Returns the batch with targets and strong view; renews the trusted samples at each pass over the samples."""
         if batch.indices is None:
             raise DataError("PseudoLabel: the batch does not say which samples it holds")
         done = batch.step * self._fit.batch_size // len(self._fit.samples[task])
@@ -146,13 +146,13 @@ class PseudoLabel(Objective):
         return batch._replace(inputs=self.strong(batch.inputs, strong), targets=targets)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """Logits ``(samples, classes)`` of the strong views to cross-entropies ``(samples,)`` to the batch's targets."""
+        """Returns cross-entropies ``(samples,)`` of the strong views' logits ``(samples, classes)`` to the targets."""
         if batch.targets is None:
             raise DataError("PseudoLabel: the batch has no targets", todo="let prepare() see it first")
         return -(batch.targets * self._logits(output).log_softmax(dim=-1)).sum(dim=-1)
 
     def weight(self, batch: Batch) -> Tensor:
-        """1 where the target is sure enough, else 0; ``(samples,)``."""
+        """Returns 1 for samples whose target is sure enough, else 0; ``(samples,)``."""
         if batch.targets is None:
             raise DataError("PseudoLabel: the batch has no targets", todo="let prepare() see it first")
         return (batch.targets.amax(dim=-1) > self.omega(batch.step)).float()
@@ -167,24 +167,24 @@ class PseudoLabel(Objective):
         return list(self._fit.samples).index(task)
 
     def _trust(self, task: str, predict: Predict) -> Tensor:
-        """Each sample's trusted class, ``(samples,)``, after a look at all of them."""
+        """Returns each sample's trusted class, ``(samples,)``, after a look at all of them."""
         samples, classes = self._fit.samples[task], self._fit.classes[task]
         device = self.trusted(task).device
-        found = []
+        probabilities = []
         for start in range(0, len(samples), AT_ONCE):
             inputs = stack([samples[index] for index in range(start, min(start + AT_ONCE, len(samples)))])
-            found.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
+            probabilities.append(self._logits(predict(moved(inputs, device))).softmax(dim=-1))
         most = max(1, min(int(self.share * len(samples) / classes), self.limit))
-        return self.trust(torch.cat(found), most)
+        return self.trust(torch.cat(probabilities), most)
 
     def _on_host(self, task: str) -> Tensor:
-        """``trusted``, on the CPU: the one thing that a device is waited for, once in each pass."""
+        """Returns ``trusted`` on the CPU: the one thing that a device is waited for, once in each pass."""
         if task not in self._hosted:
             self._hosted[task] = self.trusted(task).cpu()
         return self._hosted[task]
 
     def _mix(self, task: str, batch: Batch) -> Batch:
-        """The batch with ``part`` of trusted samples."""
+        """Returns the batch in which ``part`` of the samples are trusted ones."""
         assert batch.indices is not None
         trusted, indices = self._on_host(task) != UNTRUSTED, batch.indices
         surplus = int(trusted[indices].sum()) - int(self.part * len(indices))

@@ -46,7 +46,7 @@ class RandomOperations(View):
         self.before = before if before is not None else FlipAndShift()
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Tensor:
-        """uint8 ``(samples, 3, height, width)`` to the same."""
+        """Returns changed images of the same shape, uint8 ``(samples, 3, height, width)``."""
         images_of(self, inputs)
         images = images_of(self, self.before(inputs, seeds)).float()
         for turn in range(self.operations):
@@ -59,7 +59,7 @@ class RandomOperations(View):
         return self._cut(images, seeds).round().clamp(0, 255).to(torch.uint8)
 
     def _cut(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """A grey square, somewhere, of a side of up to ``square``."""
+        """Covers a random square of each image, of a side of up to ``square``, with grey."""
         inside = torch.ones((), dtype=torch.bool, device=images.device)
         for axis, size in enumerate(images.shape[2:]):
             half = self.square * size * numbers_on(images.device, seeds, 3) / 2
@@ -73,54 +73,54 @@ class RandomOperations(View):
 
 
 def brightness(images: Tensor, strengths: Tensor) -> Tensor:
-    """Darker or brighter by up to 0.9 times."""
+    """Makes images darker or brighter by up to 0.9 times."""
     return images * (1 + 0.9 * strengths)
 
 
 def contrast(images: Tensor, strengths: Tensor) -> Tensor:
-    """Away from, or towards, the image's mean."""
+    """Moves values away from, or towards, the image's mean."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * (1 + 0.9 * strengths)
 
 
 def saturation(images: Tensor, strengths: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's mean over the channels."""
+    """Moves colours away from, or towards, each pixel's mean over the channels."""
     grey = images.mean(dim=1, keepdim=True)
     return grey + (images - grey) * (1 + 0.9 * strengths)
 
 
 def posterise(images: Tensor, strengths: Tensor) -> Tensor:
-    """Values in steps of up to 64."""
+    """Rounds values down to steps of up to 64."""
     step = 2 ** (6 * strengths.abs()).round()
     return (images.clamp(0, 255) / step).floor() * step
 
 
 def solarise(images: Tensor, strengths: Tensor) -> Tensor:
-    """Values above a threshold inverted."""
+    """Inverts the values that are above a threshold."""
     images = images.clamp(0, 255)
     return torch.where(images > 255 * (1 - strengths.abs()), 255 - images, images)
 
 
 def rotate(images: Tensor, strengths: Tensor) -> Tensor:
-    """By up to 30 degrees."""
+    """Rotates images by up to 30 degrees."""
     angle = strengths.flatten() * math.pi / 6
     return _moved(images, torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1))
 
 
 def shear(images: Tensor, strengths: Tensor) -> Tensor:
-    """Sideways by up to 0.3 of the distance from the middle."""
+    """Shifts rows sideways by up to 0.3 of their distance from the middle."""
     slope, one = 0.3 * strengths.flatten(), torch.ones_like(strengths).flatten()
     return _moved(images, torch.stack([one, slope, torch.zeros_like(one), one], dim=1))
 
 
 def scale(images: Tensor, strengths: Tensor) -> Tensor:
-    """Smaller or larger by up to 0.3 times."""
+    """Makes images smaller or larger by up to 0.3 times."""
     factor = 1 + 0.3 * strengths.flatten()
     return _moved(images, torch.stack([factor, torch.zeros_like(factor), torch.zeros_like(factor), factor], dim=1))
 
 
 def _moved(images: Tensor, matrices: Tensor) -> Tensor:
-    """Each image seen through its matrix ``(2, 2)`` about the middle; the border is repeated."""
+    """Maps each image through its matrix ``(2, 2)`` about the middle; the border is repeated."""
     theta = torch.nn.functional.pad(matrices.view(-1, 2, 2), (0, 1))
     grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

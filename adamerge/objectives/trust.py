@@ -15,7 +15,7 @@ class Trust(ABC):
 
     @abstractmethod
     def __call__(self, p: Tensor, most: int) -> Tensor:
-        """The trusted class of each sample, -1 where it is not trusted: int64 ``(samples,)``.
+        """Returns the trusted class of each sample, -1 where it is not trusted: int64 ``(samples,)``.
 
         Args:
             p: probabilities ``(samples, classes)``, fp32.
@@ -33,7 +33,7 @@ class SurestOfAll(Trust):
     """
 
     def __call__(self, p: Tensor, most: int) -> Tensor:
-        """The trusted class of each sample, ``(samples,)``."""
+        """Returns the class for which a sample is among the surest of all samples, -1 for none: ``(samples,)``."""
         first = p.argsort(dim=0, descending=True, stable=True)[:most]
         among_first = torch.zeros_like(p, dtype=torch.bool).scatter_(0, first, True)
         best, label = p.masked_fill(~among_first, -1.0).max(dim=1)
@@ -47,7 +47,7 @@ class SurestOfPredicted(Trust):
     """
 
     def __call__(self, p: Tensor, most: int) -> Tensor:
-        """The trusted class of each sample, ``(samples,)``."""
+        """Returns the predicted class of the samples that are surest of it, -1 for the others: ``(samples,)``."""
         confidence, label = p.max(dim=1)
         order = torch.argsort(confidence, descending=True, stable=True)
         order = order[label[order].argsort(stable=True)]  # class after class, in each the surest first

@@ -1,4 +1,4 @@
-"""Views: samples as they might also have looked, made on the device; a view is a function of sample and seed alone."""
+"""Views: randomly changed copies of samples, made on the device; a view is a function of sample and seed alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
 
 class View(ABC):
-    """Another look at the samples of a batch."""
+    """Makes a changed copy of each sample of a batch."""
 
     @abstractmethod
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
-        """The changed samples, each by its own seed: whatever batch it is in, a sample looks the same.
+        """Returns the changed samples, each by its own seed: whatever batch it is in, a sample looks the same.
 
         Args:
             inputs: preprocessed, ``(samples, ...)``.
@@ -30,10 +30,10 @@ class View(ABC):
 
 
 class Unchanged(View):
-    """The samples as they are; for data of which no other views are known."""
+    """Leaves the samples as they are; for data of which no other views are known."""
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
-        """The inputs."""
+        """Returns the inputs as they are, whatever the seeds."""
         return inputs
 
 
@@ -56,7 +56,7 @@ class FlipAndShift(View):
         self.flip, self.shift = flip, shift
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Tensor:
-        """uint8 ``(samples, channels, height, width)`` to the same."""
+        """Returns flipped and shifted images of the same shape, uint8 ``(samples, channels, height, width)``."""
         images = images_of(self, inputs)
         height, width = images.shape[2:]
         first, second, third = (numbers_on(images.device, seeds, number) for number in range(3))
@@ -67,7 +67,7 @@ class FlipAndShift(View):
         return images.take_along_dim(columns[:, None, None, :], dim=3)
 
     def _places(self, size: int, numbers: Tensor) -> Tensor:
-        """From which of ``size`` places each is taken, ``(samples, size)``."""
+        """Returns which of ``size`` positions each new one is taken from, ``(samples, size)``."""
         largest = int(self.shift * size)
         shifts = (numbers * (2 * largest + 1)).long() - largest
         return (torch.arange(size, device=numbers.device) + shifts[:, None]).clamp(0, size - 1)
@@ -99,19 +99,19 @@ class CropAndFlip(View):
         self.smallest, self.flip, self.ratio = smallest, flip, ratio
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Tensor:
-        """uint8 ``(samples, channels, height, width)`` to the same."""
+        """Returns cropped and flipped images of the same shape, uint8 ``(samples, channels, height, width)``."""
         images = images_of(self, inputs)
         size = list(images.shape[2:])
         flipped = (uniform(seeds, 0) < self.flip).tolist()
-        found = []
+        enlarged = []
         for number, (top, left, height, width) in enumerate(self.boxes(size, seeds).tolist()):
             part = images[number : number + 1, :, top : top + height, left : left + width].float()
             whole = torch.nn.functional.interpolate(part, size, mode="bicubic", antialias=True)  # as Pillow does it
-            found.append(whole.flip(-1) if flipped[number] else whole)
-        return torch.cat(found).round().clamp(0, 255).to(torch.uint8)
+            enlarged.append(whole.flip(-1) if flipped[number] else whole)
+        return torch.cat(enlarged).round().clamp(0, 255).to(torch.uint8)
 
     def boxes(self, size: Sequence[int], seeds: Tensor) -> Tensor:
-        """Top, left, height and width of each sample's part, int64 ``(samples, 4)``.
+        """Returns top, left, height and width of each sample's part, int64 ``(samples, 4)``.
 
         Args:
             size: height and width of the whole.
@@ -130,7 +130,7 @@ class CropAndFlip(View):
 
 
 def seeds_of(seed: int, step: int, indices: Tensor, purpose: int = 0) -> Tensor:
-    """One int64 seed per sample, ``(samples,)``, from the run's seed, the step and the samples' numbers."""
+    """Returns one int64 seed per sample, ``(samples,)``, from the run's seed, the step and the samples' numbers."""
     seeds = torch.full_like(indices, seed)
     for part in (purpose, step, indices):
         seeds = mixed(seeds * 31 + part + 1)
@@ -138,18 +138,18 @@ def seeds_of(seed: int, step: int, indices: Tensor, purpose: int = 0) -> Tensor:
 
 
 def uniform(seeds: Tensor, number: int) -> Tensor:
-    """The ``number``-th random number of each seed, fp32 in [0, 1): the same on every device."""
+    """Returns the ``number``-th random number of each seed, fp32 in [0, 1): the same on every device."""
     bits = mixed(seeds * 31 + number + 1)
     return (bits & 0xFFFFFF).float() / 0x1000000
 
 
 def numbers_on(device: torch.device, seeds: Tensor, number: int) -> Tensor:
-    """The ``number``-th random number of each seed, as ``uniform`` gives it, on the device."""
+    """Returns the ``number``-th random number of each seed, as ``uniform`` gives it, on the device."""
     return uniform(seeds, number).to(device, non_blocking=True)
 
 
 def images_of(view: View, inputs: Inputs) -> Tensor:
-    """The inputs, if they are preprocessed images.
+    """Returns the inputs, if they are preprocessed images.
 
     Raises:
         ConfigError: they are not.

@@ -1,4 +1,4 @@
-"""Sums of objectives: several at once, each with a factor."""
+"""Sums of objectives: several drive the coefficients at once, each with a factor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sum(Objective):
     Raises:
         ConfigError: there are no parts, or not as many factors.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712, is LogitAlignment plus HiddenAlignment.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, is LogitAlignment plus HiddenAlignment.
     """
 
     def __init__(self, parts: Sequence[Objective], factors: Sequence[float] | None = None) -> None:
@@ -44,7 +44,7 @@ class Sum(Objective):
         self.hidden = tuple(dict.fromkeys(number for part in parts for number in part.hidden))
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        """The weighted sum of the parts' losses, ``(samples,)``."""
+        """Returns the weighted sum of the parts' losses, ``(samples,)``."""
         losses = [
             factor * part(self._output(part, output), self._batch(part, batch))
             for factor, part in zip(self.factors, self.parts, strict=True)
@@ -52,17 +52,17 @@ class Sum(Objective):
         return torch.stack(losses).sum(dim=0)
 
     def check(self, task: str, samples: Samples, classes: int) -> None:
-        """Every part looks."""
+        """Lets every part of the sum check a task's data before a fit begins."""
         for part in self.parts:
             part.check(task, samples, classes)
 
     def begin(self, course: Course) -> None:
-        """Every part gets ready."""
+        """Lets every part of the sum prepare for a fit."""
         for part in self.parts:
             part.begin(course)
 
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
-        """The batch after every part has prepared it, in their order.
+        """Returns the batch after every part has prepared it, in their order.
 
         Raises:
             ConfigError: a part puts other samples into the batch, and another needs the labels or teacher of these; or it
@@ -85,12 +85,12 @@ class Sum(Objective):
         return batch
 
     def weight(self, batch: Batch) -> Tensor:
-        """The product of the parts' weights, ``(samples,)``."""
+        """Returns the product of the parts' weights, ``(samples,)``."""
         weights = [part.weight(self._batch(part, batch)) for part in self.parts]
         return torch.stack(weights).prod(dim=0)
 
     def _batch(self, part: Objective, batch: Batch) -> Batch:
-        """What the part may see: no labels that it does not declare, and the teacher's hidden states that it does."""
+        """Returns what a part may see: no labels, and no hidden states of the teacher, that it does not declare."""
         if self.labelled and not part.labelled:
             batch = batch._replace(labels=None)
         if batch.teacher is None:
@@ -102,7 +102,7 @@ class Sum(Objective):
         return batch._replace(teacher=batch.teacher._replace(hidden=chosen))
 
     def _output(self, part: Objective, output: Output) -> Output:
-        """The output with the part's own hidden states."""
+        """Returns the output with the hidden states that the part asked for, and no others."""
         states = output.encoded.hidden
         chosen = tuple(states[self.hidden.index(number)] for number in part.hidden)
         return Output(output.logits, replace(output.encoded, hidden=chosen))

@@ -1,4 +1,4 @@
-"""A parametrization: from coefficients and the deltas of one tensor to the update of that tensor."""
+"""The contract of a parametrization: from coefficients and the deltas of one tensor to the update of that tensor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Parametrization(nn.Module, ABC):
     """In how many groups an expert has no coefficient that is learned, summed over experts."""
 
     def hold(self, held: Mapping[str, Tensor]) -> None:
-        """Remembers what is held, for whoever looks at coefficients that are learned."""
+        """Remembers which coefficients are held, for whoever looks at those that are learned."""
         self.held = dict(held)
         self.held_pairs = torch.stack([mask.all(dim=1).sum() for mask in held.values()]).sum() if held else 0.0
 
@@ -53,12 +53,12 @@ class Parametrization(nn.Module, ABC):
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of indices that contractions keep beside the parameters, from the first one on."""
+        """Returns the bytes of indices that contractions keep beside the parameters, from the first one on."""
         return 0
 
     @property
     def transient_per_element(self) -> int:
-        """Temporary bytes per element while tensors are summed."""
+        """Returns the temporary bytes per element while tensors are summed."""
         return 0
 
     @abstractmethod

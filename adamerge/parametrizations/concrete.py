@@ -87,7 +87,7 @@ class Concrete(Wrapper):
         return partial(self._masked, self.inner.draw(number), mask)
 
     def masks(self) -> dict[str, nn.Parameter]:
-        """Returns the logits; of this mask alone."""
+        """Returns the logits of this mask, tensor name to a parameter of its shape."""
         return {name: self.logits[number] for name, number in self._numbers.items()}
 
     def _masked(self, inner: Update, mask: Mask, name: str, deltas: Deltas) -> Tensor:
@@ -113,7 +113,7 @@ class Concrete(Wrapper):
 
 
 class _Masked(torch.autograd.Function):
-    """``combined * m / mean(m)``, and its gradient for ``combined``."""
+    """Computes ``combined * m / mean(m)``, and its gradient for ``combined``."""
 
     @staticmethod
     def forward(ctx: Any, combined: Tensor, logits: Tensor, sample: Sample) -> Tensor:
@@ -132,7 +132,7 @@ class _Masked(torch.autograd.Function):
 
 
 class _OfMask(torch.autograd.Function):
-    """A zero whose gradient for the logits is that of ``combined * m / mean(m)``.
+    """Computes a zero whose gradient for the logits is that of ``combined * m / mean(m)``.
 
     Beside ``_Masked`` and not in it: who asks for the coefficients' gradient alone does not pay for this one.
     """
@@ -165,5 +165,5 @@ class _OfMask(torch.autograd.Function):
 
 
 def _inverse(mean: Tensor) -> Tensor:
-    """``1 / mean``, and 0 of an empty mask."""
+    """Returns ``1 / mean``, and 0 of an empty mask."""
     return torch.where(mean > 0, 1 / mean, 0.0)

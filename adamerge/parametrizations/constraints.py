@@ -16,11 +16,11 @@ class Constraint(ABC):
 
     @abstractmethod
     def __call__(self, w: Tensor) -> Tensor:
-        """Coefficients of raw parameters ``w``; (experts, groups) to the same shape."""
+        """Returns the coefficients of raw parameters ``w``; (experts, groups) to the same shape."""
 
     @abstractmethod
     def raw(self, coefficient: float) -> float:
-        """The ``w`` whose coefficient is ``coefficient``.
+        """Returns the ``w`` whose coefficient is ``coefficient``.
 
         Raises:
             ConfigError: no ``w`` has it.
@@ -32,14 +32,14 @@ class Constraint(ABC):
 
 
 class Free(Constraint):
-    """Any coefficient, negative ones too."""
+    """Allows any coefficient, negative ones too: ``phi(w) = w``."""
 
     def __call__(self, w: Tensor) -> Tensor:
-        """``w`` itself."""
+        """Returns ``w`` itself as the coefficients."""
         return w
 
     def raw(self, coefficient: float) -> float:
-        """The coefficient itself."""
+        """Returns the coefficient itself as the raw parameter."""
         return coefficient
 
 
@@ -60,7 +60,7 @@ class Interval(Constraint):
         self.low, self.high = low, high
 
     def raw(self, coefficient: float) -> float:
-        """The coefficient itself, when it lies in the interval."""
+        """Returns the coefficient itself as the raw parameter, when it lies in the interval."""
         if not self.low <= coefficient <= self.high:
             raise ConfigError(
                 f"{type(self).__name__}: the initial coefficient {coefficient} is outside [{self.low}, {self.high}]",
@@ -76,7 +76,7 @@ class Clamp(Interval):
     """
 
     def __call__(self, w: Tensor) -> Tensor:
-        """``min(max(w, low), high)``."""
+        """Returns the coefficients ``min(max(w, low), high)``."""
         return w.clamp(self.low, self.high)
 
 
@@ -84,26 +84,26 @@ class Projection(Interval):
     """Projected after each optimiser step: same interval as ``Clamp``, and the gradient lives on at the bounds."""
 
     def __call__(self, w: Tensor) -> Tensor:
-        """``w`` itself."""
+        """Returns ``w`` itself as the coefficients, since ``w`` stays in the interval."""
         return w
 
     def project_(self, w: Tensor) -> None:
-        """Clamp ``w`` in place."""
+        """Clamps ``w`` to the interval in place."""
         w.clamp_(self.low, self.high)
 
 
 class Sigmoid(Constraint):
     """``1 / (1 + exp(-w))``: coefficients in (0, 1).
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __call__(self, w: Tensor) -> Tensor:
-        """``sigmoid(w)``."""
+        """Returns the coefficients ``1 / (1 + exp(-w))``."""
         return torch.sigmoid(w)
 
     def raw(self, coefficient: float) -> float:
-        """``log(c / (1 - c))``."""
+        """Returns ``log(c / (1 - c))``, the raw parameter of coefficient ``c``."""
         if not 0 < coefficient < 1:
             raise ConfigError(f"Sigmoid: the initial coefficient must lie strictly in (0, 1), got {coefficient}")
         return math.log(coefficient / (1 - coefficient))
@@ -113,9 +113,9 @@ class Softmax(Constraint):
     """Softmax over the experts: the coefficients of each group are positive and sum to 1; all start at 1 / experts."""
 
     def __call__(self, w: Tensor) -> Tensor:
-        """``softmax(w)`` over dimension 0, the experts."""
+        """Returns the coefficients, ``softmax(w)`` over dimension 0, the experts."""
         return torch.softmax(w, dim=0)
 
     def raw(self, coefficient: float) -> float:
-        """0: experts that all have the same initial coefficient share equally; no other one can be had."""
+        """Returns 0: experts that all have the same initial coefficient share equally; no other one can be had."""
         return 0.0

@@ -1,4 +1,4 @@
-"""Frozen: another parametrization whose coefficients stay what they are while something around it is learned."""
+"""Frozen coefficients: another parametrization's stay what they are while something around it is learned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class Frozen(Wrapper):
-    """The same updates, coefficients and file as ``inner``; no gradient reaches its parameters.
+    """Makes the same updates, coefficients and file as ``inner``; no gradient reaches its parameters.
 
     A mask inside is constant, so that a search sees the declared one, too.
 

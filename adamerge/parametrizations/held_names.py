@@ -13,8 +13,9 @@ HELD = "held"
 
 
 def held_names(held: Mapping[str, Tensor], experts: Sequence[str]) -> dict[str, Any]:
-    """Plain data: ``{"held": {group: places}}``, of the group's coefficients, or ``{group: {expert: places}}`` where experts
-    differ; nothing at all where nothing is held.
+    """Returns plain data: ``{"held": {group: places}}`` of the group's coefficients, or by expert where experts differ.
+
+    Where they differ it is ``{"held": {group: {expert: places}}}``; nothing at all where nothing is held.
 
     Args:
         held: group name to booleans, ``(experts, coefficients of the group)``.
@@ -31,7 +32,7 @@ def held_names(held: Mapping[str, Tensor], experts: Sequence[str]) -> dict[str, 
 
 
 def held_masks(protocol: Mapping[str, Any], values: Mapping[str, Tensor], experts: Sequence[str]) -> dict[str, Tensor]:
-    """From there back: booleans of the groups that hold any, on the CPU.
+    """Returns booleans of the groups that hold any coefficient, on the CPU, from the plain data of ``held_names``.
 
     Args:
         protocol: of a coefficient file; what it says of groups and experts that there are not does not count.

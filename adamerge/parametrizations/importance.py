@@ -34,7 +34,7 @@ class ImportanceChunkWise(Linear):
         ConfigError: no importance of a merged tensor, a number out of range, nothing left to learn, or the constraint
             cannot hold the initial coefficient.
 
-    Reference: Expert Merging++ (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging++ (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def _allocated(importance: Mapping[str, float], vectors: TaskVectors, budget: fl
 
 
 def allocate(importance: Mapping[str, float], budget: float, kappa: float, numel: Mapping[str, int]) -> dict[str, int]:
-    """``m_l = floor(budget * L * I_l^kappa / sum_j I_j^kappa)``, and never more than a tensor has elements."""
+    """Returns ``m_l = floor(budget * L * I_l^kappa / sum_j I_j^kappa)``, at most a tensor's number of elements."""
     largest = max(importance.values()) or 1.0  # powers of the shares of the largest: no underflow of all at once
     powers = {name: (number / largest) ** kappa for name, number in importance.items()}
     total = math.fsum(powers.values()) or 1.0

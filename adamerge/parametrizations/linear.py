@@ -75,7 +75,7 @@ class Linear(Parametrization):
         return self.constraint(self.w[:, self._columns[group]]), self._groups[name]
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
-        """Returns ``sum_k phi(w[k, g]) tau_k``."""
+        """Returns the update of tensor ``name``, ``sum_k phi(w[k, g]) tau_k``."""
         return deltas.combine(*self.shares(name))
 
     def linear(self, name: str) -> tuple[Tensor, Groups] | None:
@@ -84,20 +84,20 @@ class Linear(Parametrization):
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of what says which coefficient each element uses, where elements are strewn over tensors."""
+        """Returns the bytes that say which coefficient each element uses, where elements are strewn over tensors."""
         return self._index_bytes
 
     @property
     def transient_per_element(self) -> int:
-        """Temporary bytes per element while tensors are summed, of the groups that need most."""
+        """Returns the temporary bytes per element while tensors are summed, of the groups that need most."""
         return max((groups.transient_per_element for groups in self._groups.values()), default=0)
 
     def coefficients(self) -> dict[str, Tensor]:
-        """Returns ``phi(w)`` of each group."""
+        """Returns the coefficients ``phi(w)`` of each group."""
         return {group: self.constraint(self.w[:, columns]) for group, columns in self._columns.items()}
 
     def values(self) -> dict[str, Tensor]:
-        """Returns ``w`` of each group."""
+        """Returns the raw values ``w`` of each group."""
         return {group: self.w.detach()[:, columns] for group, columns in self._columns.items()}
 
     def project_(self) -> None:
@@ -113,7 +113,7 @@ class TaskWise(Linear):
     """
 
     def group(self, name: str) -> str:
-        """Returns the name of the one group."""
+        """Returns the name of the one group that all tensors are in."""
         return "model"
 
 
@@ -121,7 +121,7 @@ class BlockWise(Linear):
     """One coefficient per expert and block: the name up to its first integer; what has none goes by its top module."""
 
     def group(self, name: str) -> str:
-        """Returns ``visual.transformer.resblocks.3`` for ``visual.transformer.resblocks.3.mlp.c_fc.weight``."""
+        """Returns the name up to its first integer: ``visual.transformer.resblocks.3`` for its ``mlp.c_fc.weight``."""
         return numbered_prefix(name) or name.split(".")[0]
 
 
@@ -132,7 +132,7 @@ class LayerWise(Linear):
     """
 
     def group(self, name: str) -> str:
-        """Returns the tensor's own name."""
+        """Returns the tensor's own name, since each tensor is a group of its own."""
         return name
 
 
@@ -148,7 +148,7 @@ class ChunkWise(Linear):
     Raises:
         ConfigError: chunks is below 1, or the constraint cannot hold the initial coefficient.
 
-    Reference: Expert Merging (2025), https://arxiv.org/abs/2509.25712.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class ChunkWise(Linear):
         super().__init__(task_vectors, init, constraint)
 
     def group(self, name: str) -> str:
-        """Returns the tensor's own name."""
+        """Returns the tensor's own name, since each tensor is a group of its own."""
         return name
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """Returns contiguous chunks."""
+        """Returns contiguous chunks of the tensor, each with a coefficient of its own."""
         return Chunks(max(1, min(self.chunks, task_vectors.shape(name).numel())))

@@ -12,14 +12,14 @@ from adamerge.parametrizations.hashed_noise import logistic
 
 
 class Mask(ABC):
-    """``m`` of ``m / mean(m)``, element by element from logits ``x``."""
+    """Computes the mask ``m`` of ``m / mean(m)``, element by element from logits ``x``."""
 
     @abstractmethod
     def __call__(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """Logits of tensor ``name``, flat, to a new tensor of masks in [0, 1], fp32."""
+        """Returns a new tensor of masks in [0, 1], fp32, from the flat logits of tensor ``name``."""
 
     def slope(self, mask: Tensor, temperature: float) -> Tensor | None:
-        """``dm/dx`` as a function of ``m``; None where it is 0 everywhere."""
+        """Returns ``dm/dx`` as a function of ``m``; None where it is 0 everywhere."""
         return None
 
 
@@ -37,12 +37,12 @@ class SoftMask(Mask):
         self.seed, self.draw = seed, draw
 
     def __call__(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """The sample."""
+        """Returns the relaxed sample of the mask, from the flat logits of tensor ``name``."""
         noise = logistic((self.seed, self.draw, name), logits.numel(), logits.device)
         return noise.add_(logits).div_(temperature).sigmoid_()
 
     def slope(self, mask: Tensor, temperature: float) -> Tensor:
-        """``m (1 - m) / temperature``."""
+        """Returns ``dm/dx = m (1 - m) / temperature``."""
         return torch.addcmul(mask, mask, mask, value=-1).div_(temperature)
 
 
@@ -57,7 +57,7 @@ class BinaryMask(Mask):
         self.seed = seed
 
     def __call__(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """The sample; the temperature does not matter."""
+        """Returns the binary sample of the mask; the temperature does not matter."""
         return (logistic((self.seed, None, name), logits.numel(), logits.device).add_(logits) > 0).float()
 
 
@@ -77,7 +77,7 @@ class HardMask(Mask):
         self.threshold = threshold
 
     def __call__(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """The probabilities, compared."""
+        """Returns 1 where the probability reaches the threshold, else 0."""
         return (logits.sigmoid() >= self.threshold).float()
 
 
@@ -85,9 +85,9 @@ class ExpectedMask(Mask):
     """The probabilities themselves, ``m = sigmoid(x)``: the mean of the binary sample, and near that of the relaxed one."""
 
     def __call__(self, name: str, logits: Tensor, temperature: float) -> Tensor:
-        """``sigmoid(x)``."""
+        """Returns the probabilities ``sigmoid(x)`` as the mask."""
         return logits.sigmoid()
 
     def slope(self, mask: Tensor, temperature: float) -> Tensor:
-        """``m (1 - m)``."""
+        """Returns ``dm/dx = m (1 - m)``."""
         return torch.addcmul(mask, mask, mask, value=-1)

@@ -78,11 +78,11 @@ class RandomPartition(Linear):
         super().__init__(task_vectors, init, constraint)
 
     def group(self, name: str) -> str:
-        """Returns the tensor's own name."""
+        """Returns the tensor's own name, since each tensor is a group of its own."""
         return name
 
     def groups(self, name: str, task_vectors: TaskVectors) -> Groups:
-        """Returns parts by hash, as many as the tensor has elements at most."""
+        """Returns parts by hash, at most as many as the tensor has elements."""
         numel = task_vectors.shape(name).numel()
         count = max(1, min(self.parts, numel))
         seed = self.seed

@@ -25,12 +25,12 @@ class Wrapper(Parametrization, ABC):
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of indices that contractions of ``inner`` keep."""
+        """Returns the bytes of indices that contractions of ``inner`` keep."""
         return self.inner.index_bytes
 
     @property
     def transient_per_element(self) -> int:
-        """Temporary bytes per element while ``inner`` sums tensors."""
+        """Returns the temporary bytes per element while ``inner`` sums tensors."""
         return self.inner.transient_per_element
 
     def coefficients(self) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from adamerge.merging.memory_plan import Plan
 from adamerge.merging.memory_report import print_plan
 from adamerge.runs.class_names import class_named
 from adamerge.runs.configuration import Configuration
+from adamerge.runs.early_checks import Parts, arguments_made, arguments_of, parts_of, refuse_parts
 from adamerge.runs.parser import read
-from adamerge.runs.parts import Parts, arguments_made, arguments_of, parts_of, refuse_parts
 from adamerge.runs.pool import Pool, open_pool
 from adamerge.runs.preparation import waiting
 from adamerge.runs.trainer_settings import whole_number

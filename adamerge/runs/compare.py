@@ -20,7 +20,7 @@ from adamerge.parametrizations import TaskWise
 from adamerge.runs.command_line import Words, told_apart, words_of_fits
 from adamerge.runs.config_files import stages_of
 from adamerge.runs.configuration import configurations
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
 from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_folders import started, summary_of

@@ -14,7 +14,7 @@ from adamerge.runs.command_line import Words, stage_of, told_apart
 from adamerge.runs.config_files import read_config, stages_of
 from adamerge.runs.former_keys import renewed_key, renewed_keys
 from adamerge.runs.help import near_key
-from adamerge.runs.layers import as_text, as_yaml, overlaid, overridden
+from adamerge.runs.overrides import as_text, as_yaml, overlaid, overridden
 
 TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "seed_everything")
 """First parts of every key that a configuration may have."""

@@ -25,10 +25,10 @@ from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.runs.command_line import told_apart
 from adamerge.runs.configuration import configurations
-from adamerge.runs.configured import Configured
+from adamerge.runs.early_checks import Parts
 from adamerge.runs.environment import environment_of, refuse_difference
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read
-from adamerge.runs.parts import Parts
 from adamerge.runs.preparation import prepared
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adamerge.runs.layers import nested, overlaid
+from adamerge.runs.overrides import nested, overlaid
 
 FORMER_KEYS = {
     "search": "model.search.class_path",

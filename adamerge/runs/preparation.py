@@ -10,11 +10,11 @@ from jsonargparse import Namespace
 
 from adamerge.io.unwritten import is_unwritten
 from adamerge.runs.configuration import Configuration
+from adamerge.runs.early_checks import Parts, checked_parts, fit_settings
 from adamerge.runs.parser import read
-from adamerge.runs.parts import Parts, checked_parts, fit_settings
 
 if TYPE_CHECKING:  # what can be refused without Lightning is refused before it is imported
-    from adamerge.runs.configured import Configured
+    from adamerge.runs.instantiate import Configured
 
 
 def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
@@ -28,7 +28,7 @@ def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
         AdamergeError: what can be wrong with configuration, models or data.
     """
     from adamerge.backbones.transformers import outlined
-    from adamerge.runs.configured import Configured
+    from adamerge.runs.instantiate import Configured
     from adamerge.training.selection import KeepBest
 
     # where nothing is learned nothing is run: names and shapes of a network are enough

@@ -27,7 +27,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.runs.command_line import Words
 from adamerge.runs.config_files import read_config
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
 from adamerge.task_vectors.storage import Disk
 from adamerge.task_vectors.task_vectors import TaskVectors

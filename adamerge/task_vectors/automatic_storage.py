@@ -39,7 +39,7 @@ class Automatic(Storage):
         return chosen.place(vectors, device)
 
     def chosen(self, sizes: Sizes, device: torch.device, there: Available, beside: Memory) -> Storage:
-        """Returns the first storage that fits.
+        """Returns the first storage that fits into the memory that is there.
 
         Args:
             sizes: of the task vectors.

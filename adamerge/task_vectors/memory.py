@@ -34,7 +34,7 @@ class Memory:
         return Memory(self.host + other.host, self.device + other.device)
 
     def fits(self, there: Available, margin: float) -> bool:
-        """Whether it is there and a fraction ``margin`` of what is available stays free; what is unknown suffices."""
+        """Returns whether it is available, and a fraction ``margin`` stays free; what is unknown suffices."""
         pairs = ((self.host, there.host), (self.device, there.device))
         return all(has is None or needs <= (1 - margin) * has for needs, has in pairs)
 
@@ -54,7 +54,7 @@ class Available:
 
     @classmethod
     def on(cls, device: torch.device, local_world_size: int | None = None) -> Available:
-        """Returns what there is now.
+        """Returns the memory that is there now, on the device and the host.
 
         Args:
             device: of the merges.
@@ -72,7 +72,7 @@ class Available:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What task vectors consist of.
+    """Numbers of elements that task vectors consist of, and how they are read.
 
     Attributes:
         experts: after the transforms.
@@ -114,12 +114,12 @@ class Sizes:
 
     @property
     def merged(self) -> int:
-        """Elements of all merged tensors."""
+        """Returns the number of elements of all merged tensors."""
         return sum(self.tensors.values())
 
     @property
     def largest(self) -> int:
-        """Elements of the largest merged tensor."""
+        """Returns the number of elements of the largest merged tensor."""
         return max(self.tensors.values(), default=0)
 
     def read(self, device: torch.device) -> int:

@@ -38,7 +38,7 @@ class Storage(ABC):
 
     @property
     def rounding(self) -> str:
-        """By how much a delta may be rounded, as tables write it."""
+        """Returns by how much a delta may be rounded, as tables write it."""
         return "none"
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Resident(Storage):
 
     @property
     def rounding(self) -> str:
-        """By how much a delta may be rounded, relative to itself."""
+        """Returns by how much a delta may be rounded, relative to itself."""
         return _ROUNDING[self.dtype]
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
@@ -147,11 +147,11 @@ class LowBit(Storage):
 
     @property
     def rounding(self) -> str:
-        """By how much a delta may be rounded, relative to the largest of its block of 64."""
+        """Returns by how much a delta may be rounded, relative to the largest of its block of 64."""
         return f"1/{254 if self.bits == 8 else 14} of a block"
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Reads and encodes everything once."""
+        """Reads all task vectors once and encodes them in few bits."""
         code = Blockwise(self.bits)
         return vectors.in_memory(
             device, lambda deltas, _: EncodedDeltas.of(deltas, code, lambda row: row), lambda base: base.to(device)
@@ -185,11 +185,11 @@ class Pinned(Storage):
 
     @property
     def rounding(self) -> str:
-        """By how much a delta may be rounded, relative to itself."""
+        """Returns by how much a delta may be rounded, relative to itself."""
         return _ROUNDING[self.dtype]
 
     def place(self, vectors: TaskVectors, device: torch.device) -> TaskVectors:
-        """Reads everything once, into host memory."""
+        """Reads all task vectors once, into pinned host memory."""
         if device.type == "cpu":
             return Resident(self.dtype).place(vectors, device)
         return self.placed(vectors, device, pinned=True)
@@ -217,7 +217,7 @@ class Pinned(Storage):
 
 
 class Disk(Storage):
-    """Nothing stays in memory: base and experts are memory-mapped, read and subtracted at each merge and each contraction.
+    """Keeps nothing in memory: base and experts are memory-mapped, and read anew at each merge and contraction.
 
     Exact. As many experts as the disk holds; as fast as the system's page cache or the disk.
     """

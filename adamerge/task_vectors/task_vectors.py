@@ -212,7 +212,7 @@ class TaskVectors(Mapping[str, Deltas]):
 
 
 def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether a tensor is the same in two models; two adapters are compared by their factors."""
+    """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
     factors, theirs = one.factors(name), other.factors(name)
     if factors is not None and theirs is not None:
         return factors.equals(theirs)

@@ -20,7 +20,7 @@ Splits = Iterator[tuple[str, "datasets.Dataset"]]
 def cached_splits(
     name: str, recipe: Sequence[Path], build: Callable[[], Splits], cache_dir: Path | None, versions: str = ""
 ) -> datasets.DatasetDict:
-    """Return the four splits of ``name``, of which ``build`` gives each with its name, from the cache if they are there.
+    """Returns the four splits of ``name`` from the cache; ``build`` yields each with its name where they are not there.
 
     The cache is ``cache_dir`` (default: ``adamerge/testbed`` in the user's cache folder); a task's folder there is named
     after a hash of ``recipe``, the files of code that make the data, and of ``versions``, of the packages they are from.
@@ -35,7 +35,7 @@ def cached_splits(
 
 
 def _write(folder: Path, build: Callable[[], Splits]) -> None:
-    """Write the splits beside ``folder``, then move them there in one rename."""
+    """Writes the splits beside ``folder``, then moves them there in one rename."""
     import datasets
 
     folder.parent.mkdir(parents=True, exist_ok=True)

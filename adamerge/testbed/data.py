@@ -19,7 +19,7 @@ class TestbedImages(Calibration):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """Class names and templates of every task."""
+        """Returns class names and templates of every task."""
         from adamerge.testbed.image_tasks import IMAGE_TASKS
 
         return IMAGE_TASKS
@@ -38,7 +38,7 @@ class TestbedText(Calibration):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """Class names and templates of every task."""
+        """Returns class names and templates of every task."""
         from adamerge.testbed.text_tasks import TEXT_TASKS
 
         return TEXT_TASKS
@@ -62,7 +62,7 @@ class TestbedLanguage(Calibration):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """The domains; a language model needs no words for its heads."""
+        """Returns the domains; a language model needs no words for its heads."""
         from adamerge.testbed.causal_tasks import CAUSAL_TASKS
 
         return {task: Vocabulary((), ()) for task in CAUSAL_TASKS}

@@ -1,4 +1,4 @@
-"""The demo: merge the testbed's experts in several ways, compare them, export the best one, reload it elsewhere."""
+"""A demo: it merges the testbed's experts in several ways, compares them, exports the best and reloads it elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.merging.merged_model import MergedModel
 from adamerge.runs.compare import compare, print_table
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
@@ -43,7 +43,7 @@ import open_clip, torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-folder, images, words, found = sys.argv[1:]
+folder, images, words, logits = sys.argv[1:]
 model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
 tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
 classnames, templates = json.loads(words)
@@ -51,12 +51,12 @@ with torch.no_grad():
     prompts = tokenizer([template.format(name) for name in classnames for template in templates])
     words = model.encode_text(prompts, normalize=True).view(len(classnames), len(templates), -1).mean(dim=1)
     features = model.encode_image(load_file(images)["images"], normalize=True)
-    save_file({"logits": model.logit_scale.exp() * features @ normalize(words, dim=-1).T}, found)
+    save_file({"logits": model.logit_scale.exp() * features @ normalize(words, dim=-1).T}, logits)
 """
 
 
 def main() -> None:
-    """Run everything from scratch and say where it is."""
+    """Runs the demo from scratch, and prints where its results are."""
     start = time.monotonic()
     console = Console()
     if not POOL.is_file():
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _best_by_validation(result: dict[str, Any]) -> str:
-    """The learned method with the best accuracy on the validation split; test labels choose nothing here."""
+    """Returns the learned method with the best accuracy on the validation split; test labels choose nothing here."""
     scores = {}
     for name, run in result["runs"].items():
         metrics = read_json(Path(run) / "summary.json")["metrics"]
@@ -97,7 +97,7 @@ def _best_by_validation(result: dict[str, Any]) -> str:
 
 
 def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
-    """Largest difference between the trainer's logits and those of the folder reloaded by open_clip, and largest logit."""
+    """Returns the largest difference between our logits and those of the reloaded folder, and the largest logit."""
     fit = Configured.of(["--config", str(run / "config.yaml")])
     coefficients = load_coefficients(run / "coefficients.safetensors")
     backbone: Any = fit.model.merged.backbone
@@ -112,14 +112,14 @@ def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
     with torch.no_grad():
         model.merge()
         logits = backbone.output(model(inputs), task).logits
-    given, found = folder.parent / "given.safetensors", folder.parent / "found.safetensors"
-    save_file({"images": backbone.normalise(inputs)}, given)
+    images, reloaded_logits = folder.parent / "images.safetensors", folder.parent / "logits.safetensors"
+    save_file({"images": backbone.normalise(inputs)}, images)
     words = json.dumps([list(data.tasks[task].classnames), list(data.tasks[task].templates)])
-    command: Sequence[str] = [sys.executable, "-c", RELOAD, str(folder), str(given), words, str(found)]
+    command: Sequence[str] = [sys.executable, "-c", RELOAD, str(folder), str(images), words, str(reloaded_logits)]
     subprocess.run(command, check=True)
-    reloaded = load_file(found)["logits"]
-    given.unlink()
-    found.unlink()
+    reloaded = load_file(reloaded_logits)["logits"]
+    images.unlink()
+    reloaded_logits.unlink()
     return float((logits - reloaded).abs().max()), float(logits.abs().max())
 
 

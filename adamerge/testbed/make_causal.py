@@ -38,7 +38,7 @@ Texts = Mapping[str, Mapping[str, Sequence[str]]]  # task -> split -> chunks
 
 @dataclass(frozen=True)
 class Recipe:
-    """How large, how long and how hard to train."""
+    """The numbers that say how large the language model is, and how long and how hard it is trained."""
 
     vocabulary: int = 2048
     hidden: int = 128
@@ -55,7 +55,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: Texts, vocabulary: int, bytes_per_task: int = 190_000) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on as much training text of every task; it puts ``<s>`` before each text."""
+    """Trains a byte-level BPE on as much training text of every task; it puts ``<s>`` before each text."""
     sample = []
     for splits in texts.values():
         room = bytes_per_task
@@ -83,7 +83,7 @@ def train_tokenizer(texts: Texts, vocabulary: int, bytes_per_task: int = 190_000
 
 
 def create_model(recipe: Recipe) -> LlamaForCausalLM:
-    """Build the testbed's Llama, of transformers' own class, with fresh weights and tied embeddings."""
+    """Builds the testbed's Llama, of transformers' own class, with fresh weights and tied embeddings."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=recipe.vocabulary,
@@ -102,13 +102,13 @@ def create_model(recipe: Recipe) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """Tokenise to (texts, at most 128), padded on the right."""
+    """Returns the tokens of texts, (texts, at most 128), padded on the right."""
     rows = [ids[:MAX_TOKENS] for ids in tokenizer(list(texts))["input_ids"]]
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
 
 
 def token_losses(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross-entropy in nats of every token that is not padding, each given those before it: (tokens,)."""
+    """Returns the cross-entropy in nats of every token that is not padding, given those before it: (tokens,)."""
     ids = ids[:, : int((ids != PAD).sum(1).max())]
     # Padding stands on the right, where causal attention does not see it.
     logits, targets = model(input_ids=ids).logits[:, :-1], ids[:, 1:]
@@ -118,7 +118,7 @@ def token_losses(model: nn.Module, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Tensor) -> float:
-    """Mean cross-entropy over all tokens of ``ids``: nats per token."""
+    """Returns the mean cross-entropy over all tokens of ``ids``: nats per token."""
     model.eval()
     by_length = ids[(ids != PAD).sum(1).argsort()]  # little padding in a batch
     losses = torch.cat([token_losses(model, part) for part in by_length.split(50)])
@@ -126,12 +126,12 @@ def held_out_loss(model: nn.Module, ids: Tensor) -> float:
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Linear warm-up over 50 steps, then half a cosine down to a tenth."""
+    """Returns the rate at a step: linear warm-up over 50 steps, then half a cosine down to a tenth."""
     return highest * min((step + 1) / 50, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
 
 
 def optimizer_of(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
+    """Returns AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -139,7 +139,7 @@ def optimizer_of(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def draw(pools: Sequence[Tensor], batch: int, seed: int) -> Tensor:
-    """Draw a batch, the same number of rows from every pool; a function of the seed, so that a resumed run draws the same."""
+    """Draws a batch with as many rows of every pool; a function of the seed, so that a resumed run draws the same."""
     generator = torch.Generator().manual_seed(seed)
     width = max(pool.shape[1] for pool in pools)
     rows = []
@@ -150,7 +150,7 @@ def draw(pools: Sequence[Tensor], batch: int, seed: int) -> Tensor:
 
 
 def pretrain(recipe: Recipe, train: Sequence[Tensor], folder: Path) -> dict[str, Tensor]:
-    """Train on a mixture of all domains in equal parts; return the state dict, also left in ``folder/base.pt``."""
+    """Trains on all domains in equal parts; returns the state dict, which it also leaves in ``folder/base.pt``."""
     done, partial_file = folder / "base.pt", folder / "base.partial.pt"
     if done.is_file():
         return torch.load(done, weights_only=True)
@@ -178,7 +178,7 @@ def pretrain(recipe: Recipe, train: Sequence[Tensor], folder: Path) -> dict[str,
 def finetune(
     recipe: Recipe, base: Mapping[str, Tensor], name: str, train: Tensor, validation: Tensor, folder: Path
 ) -> dict[str, Tensor]:
-    """Train all weights on one domain; return those of the lowest validation loss, also left in ``folder``."""
+    """Trains all weights on one domain; returns those of the lowest validation loss, also left in ``folder``."""
     done = folder / f"expert-{name}.pt"
     if done.is_file():
         return torch.load(done, weights_only=True)
@@ -209,7 +209,7 @@ def evaluate(
     experts: Mapping[str, Mapping[str, Tensor]],
     held_out: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Loss of the base, of each expert on every domain, and of task arithmetic with one lambda for all experts."""
+    """Returns losses of the base, of each expert on every domain, and of task arithmetic with one lambda."""
     model = create_model(recipe)
 
     def score(state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -235,7 +235,7 @@ def write(
     experts: Mapping[str, Mapping[str, Tensor]],
     out: Path,
 ) -> None:
-    """Write base and experts as fp16 folders for ``from_pretrained``, and the hashes of all files beside them."""
+    """Writes base and experts as fp16 folders for ``from_pretrained``, and the hashes of all files beside them."""
     folders = {out / "base": base, **{out / "experts" / name: expert for name, expert in experts.items()}}
     for folder, state in folders.items():
         model = create_model(recipe)
@@ -248,7 +248,7 @@ def write(
 
 
 def read(out: Path) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Read tokenizer, base and experts as ``write`` left them, in fp32."""
+    """Reads tokenizer, base and experts as ``write`` left them, in fp32."""
 
     def state(folder: Path) -> dict[str, Tensor]:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
@@ -259,7 +259,7 @@ def read(out: Path) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor], dict[st
 
 
 def make(out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Everything: train what is not yet in ``out/progress``, write the checkpoints, read them back and measure them."""
+    """Trains what is not yet in ``out/progress``, writes the checkpoints, reads them back and measures them."""
     progress = out / "progress"
     progress.mkdir(parents=True, exist_ok=True)
     texts = {name: task_texts(task) for name, task in CAUSAL_TASKS.items()}
@@ -282,7 +282,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Makes the language models from the command line."""
     run("the testbed's language models", Recipe(), make)
 
 

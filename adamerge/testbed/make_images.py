@@ -47,7 +47,7 @@ PREPROCESS_CONFIG = {"size": [28, 28], "mode": "RGB", "mean": list(MEAN), "std":
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard to train."""
+    """The numbers that say how long and how hard the images' CLIP and its experts are trained."""
 
     pretrain_steps: int = 6000
     pretrain_images: int = 16000  # clean images a task; the digits repeat themselves
@@ -61,19 +61,19 @@ class Recipe:
 
 
 def create_model() -> open_clip.CLIP:
-    """Build the testbed's CLIP, of open_clip's own class, with fresh weights."""
+    """Builds the testbed's CLIP, of open_clip's own class, with fresh weights."""
     torch.manual_seed(0)
     return open_clip.CLIP(**MODEL_CONFIG)
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Bytes (n, 1 or 3, 28, 28) to what the model takes, as open_clip's own preprocessing does it."""
+    """Returns bytes (n, 1 or 3, 28, 28) as what the model takes, as open_clip's own preprocessing does it."""
     images = pixels.float().div(255).expand(-1, 3, -1, -1)
     return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def prompt_tokens(task: ImageTask) -> Tensor:
-    """Tokens of every template filled with every class name: (templates, classes, context_length)."""
+    """Returns tokens of every template filled with every class name: (templates, classes, context_length)."""
     tokenizer = _tokenizer()
     return torch.stack([tokenizer([template.format(name) for name in task.classnames]) for template in task.templates])
 
@@ -85,13 +85,13 @@ def _tokenizer() -> open_clip.SimpleTokenizer:
 
 @torch.no_grad()
 def zero_shot_head(model: open_clip.CLIP, task: ImageTask) -> Tensor:
-    """Embed the prompts: their normalised mean over templates, times the logit scale: (classes, embed_dim)."""
+    """Returns the prompts' embeddings: normalised mean over templates, times the logit scale: (classes, embed_dim)."""
     embeddings = torch.stack([model.encode_text(tokens, normalize=True) for tokens in prompt_tokens(task)])
     return F.normalize(embeddings.mean(0), dim=-1) * model.logit_scale.exp()
 
 
 def augment(pixels: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """Mild jitter of bytes: up to 7 degrees, 8 % of size, 7 % of place, 15 % of contrast, all times ``strength``."""
+    """Jitters bytes mildly: up to 7 degrees, 8 % of size, 7 % of place, 15 % of contrast, all times ``strength``."""
     count = len(pixels)
     angle, zoom = (
         (strength * uniform(count, -0.12, 0.12, generator)),
@@ -107,18 +107,18 @@ def augment(pixels: Tensor, generator: torch.Generator, strength: float) -> Tens
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches of shuffled epochs, for ever."""
+    """Yields index batches of shuffled epochs, for ever."""
     while True:
         yield from torch.randperm(count, generator=generator).split(min(size, count))
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then half a cosine down to 0."""
+    """Returns the rate's share at a step: linear warm-up, then half a cosine down to 0."""
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def optimizer_of(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient; weight decay on matrices of the image tower only."""
+    """Returns AdamW over what requires a gradient; weight decay on matrices of the image tower only."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim > 1 and name.startswith("visual.")]
     others = [p for name, p in named if p.ndim < 2 or not name.startswith("visual.")]
@@ -127,7 +127,7 @@ def optimizer_of(model: nn.Module, lr: float, weight_decay: float) -> torch.opti
 
 
 def pretrain(recipe: Recipe, folder: Path, tasks: Mapping[str, ImageTask] = PRETRAINING_TASKS) -> dict[str, Tensor]:
-    """Train both towers on the clean images of all tasks; return the state dict, also left in ``folder/base.pt``.
+    """Trains both towers on the clean images of all tasks; returns the state dict, also left in ``folder/base.pt``.
 
     The loss is the cross-entropy over the prompts of ALL tasks, plus that over the prompts of the image's own task.
     """
@@ -180,7 +180,7 @@ def pretrain(recipe: Recipe, folder: Path, tasks: Mapping[str, ImageTask] = PRET
 
 
 def finetune(base: Mapping[str, Tensor], task: ImageTask, recipe: Recipe, folder: Path) -> dict[str, Tensor]:
-    """Train the image tower on the task under the base's frozen zero-shot head; return its ``visual.*`` tensors."""
+    """Trains the image tower on a task under the base's frozen zero-shot head; returns its ``visual.*`` tensors."""
     done = folder / f"expert-{task.name}.pt"
     if done.is_file():
         return torch.load(done, weights_only=True)
@@ -206,7 +206,7 @@ def finetune(base: Mapping[str, Tensor], task: ImageTask, recipe: Recipe, folder
 
 @torch.no_grad()
 def accuracy(model: open_clip.CLIP, head: Tensor, images: Tensor, labels: Tensor) -> float:
-    """Per cent of ``images`` (bytes) that the image tower under ``head`` gets right."""
+    """Returns the per cent of ``images`` (bytes) that the image tower under ``head`` gets right."""
     features = [model.encode_image(normalise(part), normalize=True) for part in images.split(500)]
     return 100 * (torch.cat(features) @ head.T).argmax(1).eq(labels).float().mean().item()
 
@@ -214,7 +214,7 @@ def accuracy(model: open_clip.CLIP, head: Tensor, images: Tensor, labels: Tensor
 def evaluate(
     base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], split: str = "test"
 ) -> dict[str, Any]:
-    """Accuracy of the base, of each expert on its own task, and of task arithmetic with one lambda for all tasks."""
+    """Returns accuracies of the base, of each expert on its own task, and of task arithmetic with one lambda."""
     tasks = {name: IMAGE_TASKS[name] for name in experts}
     model = create_model().eval()
     model.load_state_dict(base)
@@ -238,7 +238,7 @@ def evaluate(
 
 
 def write(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], out: Path) -> None:
-    """Write base and experts as fp16 safetensors, and the hashes of all files beside them."""
+    """Writes base and experts as fp16 safetensors, and the hashes of all files beside them."""
     (out / "base").mkdir(parents=True, exist_ok=True)
     (out / "experts").mkdir(exist_ok=True)
     config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
@@ -250,7 +250,7 @@ def write(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
 
 
 def read(out: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Read base and experts as ``write`` left them, in fp32."""
+    """Reads base and experts as ``write`` left them, in fp32."""
     base = load_file(out / "base" / "open_clip_model.safetensors")
     files = {name: out / "experts" / f"{name}.safetensors" for name in IMAGE_TASKS}
     experts = {name: load_file(file) for name, file in files.items() if file.is_file()}
@@ -258,7 +258,7 @@ def read(out: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
 
 
 def make(out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Everything: train what is not yet in ``out/progress``, write the checkpoints, read them back and measure them."""
+    """Trains what is not yet in ``out/progress``, writes the checkpoints, reads them back and measures them."""
     progress = out / "progress"
     progress.mkdir(parents=True, exist_ok=True)
     base = pretrain(recipe, progress)
@@ -281,7 +281,7 @@ def _write_half(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Makes the image models from the command line."""
     run("the testbed's base and experts", Recipe(), make)
 
 

@@ -56,7 +56,7 @@ ADAPTERS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard to train."""
+    """The numbers that say how long and how hard each text adapter is trained."""
 
     steps: int = 250
     batch: int = 16
@@ -66,18 +66,18 @@ class Recipe:
 
 
 def load_base() -> nn.Module:
-    """Load the base with transformers' own code, fp32, in eval mode, without gradients."""
+    """Loads the base with transformers' own code, fp32, in eval mode, without gradients."""
     return AutoModel.from_pretrained(base_folder()).float().eval().requires_grad_(False)
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
-    """The base's own tokenizer."""
+    """Loads the tokenizer that the base comes with."""
     return AutoTokenizer.from_pretrained(base_folder())
 
 
 def embed(model: nn.Module, texts: Sequence[str]) -> Tensor:
-    """L2-normalised mean of the last hidden states over the tokens that are no padding: (n, width)."""
+    """Returns L2-normalised means of the last hidden states over the tokens that are no padding: (n, width)."""
     tokens = tokenizer()(list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
     hidden = model(**tokens).last_hidden_state
     mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
@@ -86,14 +86,14 @@ def embed(model: nn.Module, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def zero_shot_head(model: nn.Module, task: TextTask) -> Tensor:
-    """Embed the prompts: their normalised mean over templates, times the scale: (classes, width)."""
+    """Returns the prompts' embeddings: their normalised mean over templates, times the scale: (classes, width)."""
     embeddings = [embed(model, [template.format(name) for name in task.classnames]) for template in task.templates]
     return F.normalize(torch.stack(embeddings).mean(0), dim=-1) * SCALE
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, head: Tensor, texts: Sequence[str], labels: Sequence[int]) -> float:
-    """Per cent of ``texts`` that the encoder under ``head`` gets right; batches of like lengths, which cost least."""
+    """Returns the per cent of ``texts`` that the encoder under ``head`` gets right; batches have like lengths."""
     lengths = [len(ids) for ids in tokenizer()(list(texts))["input_ids"]]
     order = sorted(range(len(texts)), key=lengths.__getitem__)
     right = 0
@@ -105,7 +105,7 @@ def accuracy(model: nn.Module, head: Tensor, texts: Sequence[str], labels: Seque
 
 
 def balanced_batches(labels: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Index batches for ever: the classes in a shuffled turn, each time one of the class's texts at random."""
+    """Yields index batches for ever: the classes in a shuffled turn, each time a random text of the class."""
     members = [[index for index, label in enumerate(labels) if label == wanted] for wanted in range(max(labels) + 1)]
 
     def draw() -> Iterator[int]:
@@ -119,18 +119,18 @@ def balanced_batches(labels: Sequence[int], size: int, generator: torch.Generato
 
 
 def cosine(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to 0."""
+    """Returns the rate's share at a step: linear warm-up, then half a cosine down to 0."""
     return min((step + 1) / recipe.warmup, 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
 
 
 def adapter_config(name: str) -> peft.LoraConfig:
-    """Build the task's adapter: LoRA on every linear of every block."""
+    """Returns the task's adapter: LoRA on every linear of every block."""
     config: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, **ADAPTERS.get(name, {})}
     return peft.LoraConfig(target_modules=list(LINEARS), task_type=peft.TaskType.FEATURE_EXTRACTION, **config)
 
 
 def finetune(task: TextTask, recipe: Recipe, out: Path) -> None:
-    """Train the task's adapter under the base's frozen zero-shot head and write it to ``out/experts/<task>``."""
+    """Trains the task's adapter under the base's frozen zero-shot head and writes it to ``out/experts/<task>``."""
     folder, partial_file = out / "experts" / task.name, out / "progress" / f"{task.name}.partial.pt"
     if (folder / "adapter_model.safetensors").is_file():
         return
@@ -171,7 +171,7 @@ def finetune(task: TextTask, recipe: Recipe, out: Path) -> None:
 
 
 def write_adapter(model: peft.PeftModel, folder: Path) -> None:
-    """Write peft's folder with fp16 factors; a configuration that names the base and no path, in a fixed order."""
+    """Writes peft's folder with fp16 factors; a configuration that names the base and no path, in a fixed order."""
     model.save_pretrained(str(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = BASE_NAME
@@ -185,15 +185,15 @@ def write_adapter(model: peft.PeftModel, folder: Path) -> None:
 
 
 def read_delta(folder: Path) -> dict[str, Tensor]:
-    """Read an adapter as dense fp32 deltas s * B @ A, by the base's names of tensors."""
+    """Reads an adapter as dense fp32 deltas s * B @ A, by the base's names of tensors."""
     config, factors = (
         json.loads((folder / "adapter_config.json").read_text()),
         load_file(folder / "adapter_model.safetensors"),
     )
     deltas = {}
     for name, down in factors.items():
-        module, found, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
-        if not found:
+        module, is_factor, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        if not is_factor:
             continue
         up = factors[name.replace(".lora_A.", ".lora_B.")]
         alphas = [a for key, a in config["alpha_pattern"].items() if module.endswith(f".{key}")]
@@ -204,7 +204,7 @@ def read_delta(folder: Path) -> dict[str, Tensor]:
 
 
 def evaluate(out: Path, names: Sequence[str], split: str = "test") -> dict[str, Any]:
-    """Accuracy of the base, of each expert on its own task, and of task arithmetic with one lambda for all tasks."""
+    """Returns accuracies of the base, of each expert on its own task, and of task arithmetic with one lambda."""
     tasks = {name: TEXT_TASKS[name] for name in names}
     data = {name: task_texts(task)[split] for name, task in tasks.items()}
     model = load_base()
@@ -231,7 +231,7 @@ def evaluate(out: Path, names: Sequence[str], split: str = "test") -> dict[str, 
 
 
 def make(out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Everything: train what is not yet there, read it back and measure it."""
+    """Trains the adapters that are not there yet, reads them back and measures them."""
     for name, task in TEXT_TASKS.items():
         finetune(task, recipe, out)
         print(f"expert {name}: done", flush=True)
@@ -244,7 +244,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Makes the text adapters from the command line."""
     run("the text testbed's experts", Recipe(), make, threads=1)
 
 

@@ -1,4 +1,4 @@
-"""What making any testbed has in common: steps that leave whole files, measures of a merge, hashes, a command line."""
+"""The part that the testbeds' training scripts share: steps that leave whole files, measures of a merge, hashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Score = Mapping[str, float]  # by task
 
 
 def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """One step at the learning rate ``lr``, gradients clipped to a norm of 1; the loss."""
+    """Takes one step at the learning rate ``lr``, gradients clipped to a norm of 1; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
@@ -31,7 +31,7 @@ def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimizer: torch.o
 
 
 def save(value: object, file: Path) -> None:
-    """Write with one rename, so that a run that was killed finds a whole file or none."""
+    """Writes a file with one rename, so that a run that was killed leaves a whole file or none."""
     with staged_file(file) as stage:
         torch.save(value, stage)
 
@@ -39,7 +39,7 @@ def save(value: object, file: Path) -> None:
 def summary(
     individual: Score, curve: Mapping[float, Score], choose: Callable[..., float], digits: int, **more: Any
 ) -> dict[str, Any]:
-    """What ``results.json`` says: the base, each expert on its own task, task arithmetic with one lambda for all tasks.
+    """Returns what ``results.json`` says: scores of the base, of each expert, and of task arithmetic with one lambda.
 
     Args:
         individual: of each expert.
@@ -66,14 +66,14 @@ def summary(
 
 
 def write_sums(out: Path, files: Iterable[Path]) -> None:
-    """Write ``SHA256SUMS``, as sha256sum reads it."""
+    """Writes ``SHA256SUMS`` of these files, as sha256sum reads it."""
     names = {file.relative_to(out).as_posix(): file for file in sorted(files)}
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in names.items()]
     (out / "SHA256SUMS").write_text("".join(lines))
 
 
 def run(what: str, recipe: Any, make: Callable[[Path, Any], Mapping[str, Any]], threads: int = 2) -> None:
-    """From the command line: ``--out``, ``--threads`` and the recipe's fields; prints the averages.
+    """Runs a script's ``make`` from the command line: ``--out``, ``--threads``, the recipe's fields; prints averages.
 
     Args:
         what: is made.

@@ -1,6 +1,15 @@
-"""Training: how coefficients are found, under a Lightning trainer.
+"""Training: a fit learns coefficients under a Lightning trainer, step by step.
 
-``merging.py`` says what is merged and what drives it, ``search.py`` what a search is, ``module.py`` runs it under a trainer.
+Read ``merging.py`` first (what is merged and what drives it), then ``search.py`` (the contract of a search) with
+``descent.py`` and ``bilevel.py``, and ``module.py``, which runs a search under a trainer. ``search_step.py`` has the
+operations of one step, ``objective_gradient.py`` the objective over a batch.
+
+- Before the first step: ``fit_checks.py``, ``data_modules.py``, ``teacher_cache.py``, ``held_coefficients.py``.
+- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``.
+- Which step is the result: ``selection.py`` with ``evaluation.py`` and ``split_scores.py``, ``result.py``, ``batchnorm.py``,
+  ``confusions.py``.
+- What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.
+- ``strategy.py`` is a type that the other files share.
 """
 
 from __future__ import annotations

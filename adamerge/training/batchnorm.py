@@ -27,7 +27,7 @@ MOST_BATCHES = 40
 
 
 def normalisations(backbone: Backbone) -> dict[_BatchNorm, tuple[str, str]]:
-    """The layers with running statistics that ``encode`` runs, and the on-disk names of their mean and variance.
+    """Returns the layers with running statistics that ``encode`` runs, with the on-disk names of mean and variance.
 
     Counters of batches are no statistics: nothing depends on them, and they stay the base's.
     """
@@ -40,7 +40,7 @@ def normalisations(backbone: Backbone) -> dict[_BatchNorm, tuple[str, str]]:
 
 
 class Moments:
-    """Mean and variance of what enters one layer, pooled over batches and processes; called before each of its forwards.
+    """Pools mean and variance of what enters one layer, over batches and processes; called before each of its forwards.
 
     The layer stays in eval mode and is given the batch's own statistics to normalise with, over all processes, rounded to
     its buffers' dtype: what it computes is what it would in train mode, while nothing else about it moves.
@@ -54,22 +54,22 @@ class Moments:
         self._sums: Tensor | None = None
 
     def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        """Add the layer's input, ``(samples, channels, ...)``."""
+        """Adds the layer's input, ``(samples, channels, ...)``, to the pooled mean and variance."""
         values = arguments[0].to(torch.promote_types(arguments[0].dtype, torch.float32))
         variance, mean = torch.var_mean(values, [0, *range(2, values.ndim)], correction=0)
         # widened after the reduction: sums of squares in fp32 would lose a variance that is small beside the mean
         variance, mean = variance.double(), mean.double()
         count = values.numel() / values.shape[1]
-        found = torch.stack([torch.full_like(mean, count), count * mean, count * (variance + mean.square())])
-        reduced = self.strategy.reduce(found, reduce_op="sum")
-        found = reduced if isinstance(reduced, Tensor) else found
-        self._sums = found if self._sums is None else self._sums + found
-        _, batch_mean, batch_variance = _moments(found)
+        own = torch.stack([torch.full_like(mean, count), count * mean, count * (variance + mean.square())])
+        reduced = self.strategy.reduce(own, reduce_op="sum")
+        sums = reduced if isinstance(reduced, Tensor) else own
+        self._sums = sums if self._sums is None else self._sums + sums
+        _, batch_mean, batch_variance = _moments(sums)
         layer.get_buffer("running_mean").copy_(batch_mean)
         layer.get_buffer("running_var").copy_(batch_variance)
 
     def pooled(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and unbiased variance, fp32, of all that came; None where nothing did."""
+        """Returns mean and unbiased variance, fp32, of all inputs that entered the layer; None where none did."""
         if self._sums is None:
             return None
         count, mean, variance = _moments(self._sums)
@@ -84,7 +84,7 @@ def _moments(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def recalibrate(merged: MergedModel, data: Calibration, strategy: Strategy) -> dict[str, Any]:
-    """Recompute the running statistics of the merged network on calibration inputs, and let it keep them.
+    """Recomputes the running statistics of the merged network on calibration inputs, and lets the network keep them.
 
     One pass over batches with as many samples of each task, in the order of a fit's data, without labels; a task with fewer
     samples than the others begins again. In the pass every normalisation uses its batch's own statistics, as in training,
@@ -109,9 +109,9 @@ def recalibrate(merged: MergedModel, data: Calibration, strategy: Strategy) -> d
     steps = _steps(data, strategy)
     merged.merge()
     layers = normalisations(merged.backbone)
-    found = {layer: Moments(strategy) for layer in layers}
+    moments_of = {layer: Moments(strategy) for layer in layers}
     with ExitStack() as stack:
-        for layer, moments in found.items():
+        for layer, moments in moments_of.items():
             for buffer in (layer.running_mean, layer.running_var):
                 assert buffer is not None
                 stack.callback(buffer.copy_, buffer.clone())
@@ -120,7 +120,7 @@ def recalibrate(merged: MergedModel, data: Calibration, strategy: Strategy) -> d
             inputs = join([part.inputs for part in batch.values()])
             with strategy.precision_plugin.forward_context():
                 merged(moved(inputs, merged.device))
-    merged.replace_buffers(_values(layers, found))
+    merged.replace_buffers(_values(layers, moments_of))
     return {
         **data.protocol,
         "recalibrated_buffers": f"{len(merged.recalibrated)} running statistics, from {len(steps)} batches of "
@@ -128,11 +128,13 @@ def recalibrate(merged: MergedModel, data: Calibration, strategy: Strategy) -> d
     }
 
 
-def _values(layers: Mapping[_BatchNorm, tuple[str, str]], found: Mapping[_BatchNorm, Moments]) -> dict[str, Tensor]:
-    """The statistics by on-disk name, of the layers that something entered."""
+def _values(
+    layers: Mapping[_BatchNorm, tuple[str, str]], moments_of: Mapping[_BatchNorm, Moments]
+) -> dict[str, Tensor]:
+    """Returns the recomputed statistics by on-disk name, of the layers that an input entered."""
     values = {}
     for layer, names in layers.items():
-        for name, value in zip(names, found[layer].pooled() or (), strict=False):
+        for name, value in zip(names, moments_of[layer].pooled() or (), strict=False):
             if not torch.isfinite(value).all():
                 raise DivergedError(
                     f"'{name}' cannot be recomputed: what enters this layer of the merged model is not finite",
@@ -143,7 +145,7 @@ def _values(layers: Mapping[_BatchNorm, tuple[str, str]], found: Mapping[_BatchN
 
 
 def _steps(data: Calibration, strategy: Strategy) -> Steps:
-    """Every sample of the largest task once, or as many as may be looked at."""
+    """Returns the order of samples: each of the largest task once, or as many as the data allow to be looked at."""
     samples = {task: data.samples(task, "calibration") for task in data.fitted}
     rank, processes = getattr(strategy, "global_rank", 0), getattr(strategy, "world_size", 1)
     most, most_at_once = max(map(len, samples.values())), max(1, data.eval_batch_size // len(samples))

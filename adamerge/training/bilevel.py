@@ -32,7 +32,7 @@ class Bilevel(Search):
 
     Only the outer step is Lightning's to count, so that ``trainer.max_steps``, the order of data, the numbers of the mask's
     samples, checkpoints and metrics all mean steps of this search. What is left of the coefficients at the end is where
-    they adapted to the last batch; they are learned in a fit of their own, under the mask that this one found.
+    they adapted to the last batch; they are learned in a fit of their own, under the mask that this one learned.
 
     Args:
         optimizer: of the mask.
@@ -100,17 +100,17 @@ class Bilevel(Search):
             )
 
     def optimizers(self, steps: int) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """Makes the inner optimiser and the outer one."""
+        """Makes the optimiser of the coefficients, then that of the mask, whose steps Lightning counts."""
         starts = zip(self._start, self._coefficients, strict=True)
         self._start = [start.to(parameter.device) for start, parameter in starts]
         return [self._inner.of(self._coefficients, steps), self._outer.of(self._mask, steps)]
 
     def first_batch(self, batch: Mapping[str, Batch]) -> dict[str, Batch]:
-        """Returns the half A."""
+        """Returns the half A of the batch, on which the coefficients take their one step."""
         return {task: part.rows(slice(count(part.inputs) // 2)) for task, part in batch.items()}
 
     def step(self, step: SearchStep, batch: Mapping[str, Batch]) -> None:
-        """Resets; merges, and moves the coefficients on A; merges, and moves the mask on B."""
+        """Resets the coefficients; merges, and moves them on half A; merges again, and moves the mask on half B."""
         inner = self.first_batch(batch)
         outer = {task: part.rows(slice(count(inner[task].inputs), None)) for task, part in batch.items()}
         draw = 2 * step.number
@@ -127,7 +127,7 @@ class Bilevel(Search):
     def _gradients(
         self, step: SearchStep, batch: Mapping[str, Batch], draw: int, parameters: Sequence[nn.Parameter]
     ) -> Evaluation:
-        """Merges once, evaluates once, contracts once: the gradients of these parameters alone."""
+        """Merges and evaluates once, and gives these parameters, and no others, their gradients."""
         step.merge(draw, parameters)
         evaluation = step.backward(batch)
         step.gradients(evaluation, parameters)

@@ -30,7 +30,7 @@ class Beginning(Callback):
         self.begin = begin
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Call."""
+        """Calls the function that the callback was made with."""
         self.begin(trainer)
 
 
@@ -45,7 +45,7 @@ class CoefficientFile(Callback):
         self.path = folder / "coefficients.safetensors"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish, write, draw and log; also when a resumed run finds that all its steps are done."""
+        """Settles the result, writes, draws and logs it; also when a resumed run has no step left to do."""
         if not isinstance(pl_module, MergingModule):
             return
         pl_module.finish()  # in every process
@@ -65,7 +65,7 @@ class CoefficientFile(Callback):
             hand_over(trainer.loggers, coefficients, self.path, heatmap)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the last good coefficients."""
+        """Writes the last good coefficients when a fit ends by an error."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule) and trainer.global_step > 0:
             pl_module.result.choose(trainer)
             save_coefficients(pl_module.coefficients(), self.path)
@@ -90,18 +90,18 @@ class CollapseGuard(Callback):
         self._steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Returns what a resumed run needs: the sums of predictions since the last look, and the healthy tasks."""
         return {"sums": self._sums, "healthy": sorted(self._healthy), "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continues with the sums of predictions that a checkpoint holds."""
         self._sums, self._healthy = state_dict["sums"], set(state_dict["healthy"])
         self._steps = state_dict["steps"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up; look now and then."""
+        """Adds the step's predictions to the sums, and judges them every ``every`` steps."""
         # a sample or two are always of one class
         if isinstance(pl_module, MergingModule) and pl_module.data.batch_size >= FEWEST_SAMPLES:
             for task, predictions in pl_module.evaluation.spread.items():
@@ -127,7 +127,7 @@ class CollapseGuard(Callback):
 
 
 class RunawayGuard(Callback):
-    """Stops a fit whose coefficients ran away: says so when one passes ``bound``, and stops it at ``STOP`` times as much.
+    """Warns when a coefficient's size passes ``bound``, and stops the fit at ``STOP`` times as much.
 
     Args:
         bound: the largest size of a coefficient that is thought sound.
@@ -148,12 +148,12 @@ class RunawayGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look now and then."""
+        """Looks at the largest coefficient every ``every`` steps."""
         if (batch_idx + 1) % self.every == 0:
             self._look(trainer.global_step, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the fit ends with."""
+        """Looks at the largest coefficient that the fit ends with."""
         self._look(trainer.global_step, pl_module)
 
     def _look(self, step: int, module: LightningModule) -> None:

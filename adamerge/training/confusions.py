@@ -30,7 +30,7 @@ class Confusions(Accuracy):
         self.counts: Tensor | None = None
 
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
-        """Logits ``(samples, classes)`` and classes ``(samples,)`` to hits; counted on the CPU."""
+        """Returns hits ``(samples,)`` of logits ``(samples, classes)`` and classes ``(samples,)``; counts on CPU."""
         predicted, classes = output.logits.argmax(dim=-1), output.logits.shape[-1]
         cells = (labels * classes + predicted)[labels < classes].cpu()
         counts = torch.bincount(cells, minlength=classes**2).view(classes, classes)
@@ -69,9 +69,9 @@ def exchanged_lines(counts: Mapping[str, Tensor], classnames: Mapping[str, Seque
         who: the model that took them so, for people.
     """
     for task, there in counts.items():
-        found = exchanged(there)
-        if found is not None:
-            a, b, gain = found
+        exchange = exchanged(there)
+        if exchange is not None:
+            a, b, gain = exchange
             total, right = int(there.sum()), int(there.diagonal().sum())
             names = [f"'{classnames[task][i]}'" if i < len(classnames[task]) else str(i) for i in (a, b)]
             yield (

@@ -24,7 +24,7 @@ class DataModule(Calibration, LightningDataModule):
 
     @property
     def trainer(self) -> Trainer | None:
-        """The trainer of the fit; it is the loop that draws the batches."""
+        """Returns the trainer of the fit, which is the loop that draws the batches."""
         return self.loop  # type: ignore[return-value]
 
     @trainer.setter

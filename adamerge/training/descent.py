@@ -47,11 +47,11 @@ class Descent(Search):
         self._parameters: list[nn.Parameter] = []
 
     def begin(self, merged: Learner) -> None:
-        """Takes all parameters that are not frozen."""
+        """Takes all parameters that are not frozen as those to be learned."""
         self._parameters = merged.trained()
 
     def check(self, steps: int, batch_size: int, processes: int = 1) -> None:
-        """Refuses a schedule that cannot be what it says in so many steps, at this rate."""
+        """Refuses a schedule that does not fit so many steps at this learning rate."""
         self._paced.check(steps)
 
     def optimizers(self, steps: int) -> list[tuple[Optimizer, LRScheduler | None]]:

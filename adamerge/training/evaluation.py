@@ -17,7 +17,7 @@ from adamerge.merging.merged_model import MergedModel
 
 @torch.no_grad()
 def score(merged: MergedModel, task: str, batches: Iterable[Batch], metric: Metric) -> Tensor:
-    """Score of each labelled sample of a task, with the weights of the last merge or fill.
+    """Returns the score of each labelled sample of a task, with the weights of the last merge or fill.
 
     Returns:
         ``(samples,)`` on the CPU, in the order of the batches.
@@ -25,34 +25,34 @@ def score(merged: MergedModel, task: str, batches: Iterable[Batch], metric: Metr
     Raises:
         DataError: there are no samples, or no labels.
     """
-    found = []
+    scores = []
     for batch in batches:
         if batch.labels is None:
             raise DataError(f"task '{task}': evaluation needs labels, and the batch has none")
         output = merged.backbone.output(merged(moved(batch.inputs, merged.device)), task)
-        found.append(metric(output, batch.labels.to(merged.device)))
-    if not found:
+        scores.append(metric(output, batch.labels.to(merged.device)))
+    if not scores:
         raise DataError(f"task '{task}': there is nothing to evaluate on")
-    return torch.cat(found).cpu()
+    return torch.cat(scores).cpu()
 
 
 def means(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Task to mean score, of task to ``(samples,)``."""
+    """Returns each task's mean score, from each task's scores ``(samples,)``."""
     return {task: float(values.double().mean()) for task, values in scores.items()}
 
 
 def average(per_task: Mapping[str, float]) -> float:
-    """Plain mean over tasks: every task counts the same, whatever its number of samples."""
+    """Returns the plain mean over tasks: every task counts the same, whatever its number of samples."""
     return sum(per_task.values()) / len(per_task)
 
 
 def gap_closed(method: float, floor: float, ceiling: float) -> float:
-    """Share of the way from ``floor`` (tuned task arithmetic) to ``ceiling`` (the individual experts); NaN without a gap."""
+    """Returns the share of the way from ``floor`` (task arithmetic) to ``ceiling`` (the experts); NaN without a gap."""
     return (method - floor) / (ceiling - floor) if ceiling != floor else math.nan
 
 
 def paired_step(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Difference of the average scores of two models on the same samples, and its paired standard error.
+    """Returns the difference of two models' average scores on the same samples, and its paired standard error.
 
     The average weights tasks equally, so its variance is the mean over tasks of var(d_t) / n_t, divided by their number,
     with d_t the differences per sample.
@@ -64,7 +64,7 @@ def paired_step(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple
 
 
 class Spread:
-    """How spread the predictions of a batch are, added up over micro-batches; a collapsed model gives 0 and 1.
+    """Measures how spread predictions are, added up over micro-batches; a collapsed model has entropy 0 and share 1.
 
     Args:
         sums: of another's ``sums()``, or of several added up; none yet when None.
@@ -77,7 +77,7 @@ class Spread:
             self._probabilities, self._counts = sums.chunk(2)
 
     def update(self, logits: Tensor, mask: Tensor | None = None) -> None:
-        """Add predictions.
+        """Adds the predictions of a batch to the sums.
 
         Args:
             logits: ``(samples, [positions,] classes)``.
@@ -93,17 +93,17 @@ class Spread:
             self._probabilities, self._counts = self._probabilities + probabilities, self._counts + counts
 
     def sums(self) -> Tensor:
-        """The probabilities of all predictions, added up, and how often each class was the largest; ``(2 * classes,)``."""
+        """Returns the sum of all predicted probabilities, and how often each class was largest; ``(2 * classes,)``."""
         assert self._probabilities is not None and self._counts is not None
         return torch.cat([self._probabilities, self._counts])
 
     def marginal_entropy(self) -> Tensor:
-        """Entropy of the mean prediction divided by ``log(classes)``; a scalar."""
+        """Returns the entropy of the mean prediction divided by ``log(classes)``; a scalar."""
         assert self._probabilities is not None
         mean = self._probabilities / self._probabilities.sum()
         return -(mean * mean.clamp_min(1e-30).log()).sum() / math.log(max(len(mean), 2))
 
     def top_class_share(self) -> Tensor:
-        """Share of the most frequent class; a scalar."""
+        """Returns the share of predictions that the most frequent class takes; a scalar."""
         assert self._counts is not None
         return self._counts.max() / self._counts.sum()

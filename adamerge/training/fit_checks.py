@@ -1,4 +1,4 @@
-"""What is checked of a fit before anything is written: that model, search, objective, data and precision go together."""
+"""Checks of a fit before anything is written: that model, search, objective, data and precision go together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a configuration is checked without Lightning
 
 
 def planned(merged: MergedModel, trainer: Trainer) -> Plan:
-    """What a run of this trainer will take, and which storage fits; nothing of the task vectors is read."""
+    """Returns what a run of this trainer will take in memory, and which storage fits, without reading a task vector."""
     device = trainer.strategy.root_device
     units = units_of(merged.backbone.network, merged.backbone.tensors(), merged.task_vectors)
     made = merged.copy.footprint(units, trainer.world_size).made
@@ -47,7 +47,7 @@ def planned(merged: MergedModel, trainer: Trainer) -> Plan:
 
 
 class FitSettings(NamedTuple):
-    """What the checks of a fit ask of its trainer, which need not be there yet.
+    """Settings of a trainer, which need not be there yet, that the checks of a fit depend on.
 
     Attributes:
         steps: of the fit.
@@ -63,13 +63,13 @@ class FitSettings(NamedTuple):
 
     @classmethod
     def of(cls, trainer: Trainer) -> FitSettings:
-        """Returns those of a trainer."""
+        """Returns the settings that the checks of a fit ask of this trainer."""
         clipped, validated = bool(trainer.gradient_clip_val), trainer.limit_val_batches != 0
         return cls(trainer.max_steps, str(trainer.precision), clipped, validated)
 
 
 def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: FitSettings) -> None:
-    """Asks everything that can be known of a fit before it begins, but for its processes: the one list of these checks.
+    """Checks everything that is known of a fit before it begins, but for its processes: the one list of these checks.
 
     Args:
         merged: what is trained.
@@ -101,7 +101,7 @@ def check_method(
     tasks: Collection[str],
     fit: FitSettings,
 ) -> None:
-    """Asks what can be known of a fit while no model and no data are opened.
+    """Checks what is known of a fit while no model and no data are opened.
 
     Args:
         method: how is merged, and what drives it.
@@ -138,12 +138,12 @@ class _Parameters:
     parametrization: Parametrization
 
     def trained(self) -> list[nn.Parameter]:
-        """Returns the parameters that are not frozen."""
+        """Returns the parameters of the parametrization that are not frozen."""
         return [parameter for parameter in self.parametrization.parameters() if parameter.requires_grad]
 
 
 def check_learned(search: Search, parametrization: Parametrization) -> None:
-    """Asks whether a parametrization, which may have no storage, has what a search learns.
+    """Checks whether a parametrization, which may have no storage, has what a search learns.
 
     Raises:
         ConfigError: it has not.
@@ -160,7 +160,7 @@ def check_learned(search: Search, parametrization: Parametrization) -> None:
 def check_processes(
     merged: MergedModel, search: Search, micro_batch: int | None, batch_size: int, trainer: Trainer
 ) -> None:
-    """Asks what only the trainer knows: whether its processes, as many as they are, can take the fit's steps.
+    """Checks what only the trainer knows: whether its processes, as many as they are, can take the fit's steps.
 
     Args:
         merged: what is trained.
@@ -202,7 +202,7 @@ def check_processes(
 
 
 def check_same_models(vectors: TaskVectors) -> None:
-    """See whether all processes of a run read the same base and experts; every weight is read for it.
+    """Checks whether all processes of a run read the same base and experts; every weight is read for it.
 
     Raises:
         CheckpointError: they do not, on every process the same error.
@@ -223,7 +223,7 @@ def check_same_models(vectors: TaskVectors) -> None:
 
 
 def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
-    """The search's own numbers, and what only some searches do."""
+    """Refuses numbers of the search that do not go with the fit, and what only some searches can do."""
     search = method.search
     kind = type(search).__name__
     if fit.clipped and not search.automatic:
@@ -241,7 +241,7 @@ def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
 
 
 def _check_tasks(method: Method, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:
-    """Every expert has data, and every weight a task."""
+    """Refuses an expert without data, and a weight whose task does not exist."""
     unknown = [task for task in experts if task not in tasks]
     if unknown and data.only is None:
         raise ConfigError(
@@ -265,7 +265,7 @@ def _fitted(data: Calibration, tasks: Collection[str]) -> list[str]:
 
 
 def _check_heads(merged: MergedModel) -> None:
-    """Tensors that training does not see must not be merged: the export would differ from what was trained."""
+    """Refuses to merge tensors that training does not see: the export would differ from what was trained."""
     vectors = merged.task_vectors
     unseen = [name for name in vectors if not merged.backbone.trains(name)]
     changed = {
@@ -285,7 +285,7 @@ def _check_heads(merged: MergedModel) -> None:
 def _check_objective(
     method: Method, objective: Objective, experts: Collection[str], data: Calibration, tasks: Collection[str]
 ) -> None:
-    """It is learned with or without labels, and from whom."""
+    """Refuses an objective that lacks the labels or the teachers that it learns from."""
     if objective.labelled != data.labelled:
         raise ConfigError(
             f"{type(objective).__name__} {'needs' if objective.labelled else 'must not see'} labels",

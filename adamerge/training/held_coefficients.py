@@ -63,7 +63,7 @@ class Held:
         self._loaded: dict[nn.Parameter, Tensor] | None = None
 
     def begin(self, run: Callable[[], object] | None, device: torch.device, strategy: Strategy) -> None:
-        """Hold what a checkpoint says, or else what the gradient of a first step says.
+        """Holds the coefficients that a checkpoint names, or else those whose first gradient is only rounding.
 
         Args:
             run: computes that gradient on the merged copy; None where nothing is learned.
@@ -77,17 +77,17 @@ class Held:
             self._masks = {parameter: mask.to(device) for parameter, mask in loaded.items()}
         elif self.wanted and learned and run is not None:
             with strategy.precision_plugin.train_step_context():
-                found = constant(self.merged, run, learned, 0, strategy)
-            self._masks = dict(zip(learned, found, strict=True))
+                rounding = constant(self.merged, run, learned, 0, strategy)
+            self._masks = dict(zip(learned, rounding, strict=True))
         self.guard.hold(self._masks)
         made.hold(by_group(made, self._masks) if self._masks else {})
 
     def state(self, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-        """For a checkpoint: which elements of each parameter are held."""
+        """Returns which elements of each parameter are held, for a checkpoint."""
         return {name: self._masks[parameter].cpu() for name, parameter in named if parameter in self._masks}
 
     def load(self, state: Mapping[str, Tensor], named: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Let the next fit go on with what another held."""
+        """Takes from a checkpoint which elements the next fit holds."""
         self._loaded = {parameter: state[name] for name, parameter in named if name in state}
 
 
@@ -98,7 +98,7 @@ def constant(
     draw: int,
     strategy: Strategy,
 ) -> list[Tensor]:
-    """Which elements of parameters have a gradient that is nothing but rounding, or that nothing depends on.
+    """Returns which elements of parameters have a gradient that is nothing but rounding, or that nothing depends on.
 
     Those whose gradient is exactly 0 in a pass, such as of weights that no sample used, are not among them: another batch
     may need them, and a gradient of 0 moves nothing. Where all would be, none is: the fit begins at a place where the
@@ -126,9 +126,9 @@ def constant(
             for parameter, before in zip(parameters, kept, strict=True):
                 parameter.copy_(before)
     reach = _reach(merged, parameters, draw, strategy)
-    unused = [found == 0 for found in reach]
+    unused = [gradient == 0 for gradient in reach]
     scaled = [_largest(one) / torch.where(no, 1.0, by.abs()) for one, no, by in zip(own, unused, reach, strict=True)]
-    most = SMALL * torch.stack([found.amax() for found in scaled]).amax()
+    most = SMALL * torch.stack([size.amax() for size in scaled]).amax()
     rounding = [
         torch.stack([_apart(one, other) for other in moved]).any(dim=0) & (size <= most)
         for one, size, *moved in zip(own, scaled, *others, strict=True)
@@ -145,31 +145,31 @@ def _move(parameters: Sequence[nn.Parameter], kept: Sequence[Tensor], number: in
 
 
 def _apart(own: Tensor, moved: Tensor) -> Tensor:
-    """Whether two gradients, neither of them 0, are not alike."""
+    """Returns whether two gradients, neither of them 0, differ by more than ``ALIKE`` allows."""
     sizes = _largest(own), _largest(moved)
     return (_largest(own - moved) > ALIKE * torch.maximum(*sizes)) & (torch.minimum(*sizes) > 0)
 
 
 def _largest(probes: Tensor) -> Tensor:
-    """Of ``(PROBES, ...)``, which stands for all."""
+    """Returns the largest size that each element has among the probes, ``(PROBES, ...)``."""
     return probes.abs().amax(dim=0)
 
 
 def _probed(
     merged: MergedModel, run: Callable[[], object], parameters: Sequence[nn.Parameter], draw: int, strategy: Strategy
 ) -> list[Tensor]:
-    """The probes of one pass, ``(PROBES, *shape)`` of each parameter, over all processes."""
+    """Returns the probes of one pass, ``(PROBES, *shape)`` of each parameter, over all processes."""
 
     def factors(name: str, number: int, gradient: Tensor) -> Tensor:
         return logistic((name, number), gradient.numel(), gradient.device).view(gradient.shape)
 
     merged.merge(draw, parameters, Probes(parameters, PROBES, factors))
     run()
-    return [_summed(found, strategy) for found in merged.gradients()]
+    return [_summed(probes, strategy) for probes in merged.gradients()]
 
 
 def _reach(merged: MergedModel, parameters: Sequence[nn.Parameter], draw: int, strategy: Strategy) -> list[Tensor]:
-    """The gradients that random ``G`` of all tensors would have; 0 where no number of the model depends on a parameter."""
+    """Returns gradients that random ``G`` of all tensors give; 0 where no number of a model depends on a parameter."""
     parametrization, gradients = merged.parametrization, MergeGradients(parameters)
     update_of = parametrization.draw(draw)
     rank, processes = getattr(strategy, "global_rank", 0), getattr(strategy, "world_size", 1)
@@ -181,32 +181,32 @@ def _reach(merged: MergedModel, parameters: Sequence[nn.Parameter], draw: int, s
                 next(values)
         numbers = logistic((name, 0), deltas.shape.numel(), merged.device)
         gradients.hand_on({name: _Given(numbers.view(deltas.shape))})
-    return [_summed(found, strategy) for found in gradients.gradients({})]
+    return [_summed(gradient, strategy) for gradient in gradients.gradients({})]
 
 
 class _Given(Place):
-    """A place whose gradient is what it holds."""
+    """A place of the copy whose gradient is a given tensor."""
 
     @property
     def gradient(self) -> Tensor:
-        """The tensor itself."""
+        """Returns the given tensor as the gradient of this place."""
         return self.tensor
 
 
-def _summed(found: Tensor, strategy: Strategy) -> Tensor:
-    """Over all processes."""
-    reduced = strategy.reduce(found, reduce_op="sum")
-    return reduced if isinstance(reduced, Tensor) else found
+def _summed(own: Tensor, strategy: Strategy) -> Tensor:
+    """Returns the tensor summed over all processes."""
+    reduced = strategy.reduce(own, reduce_op="sum")
+    return reduced if isinstance(reduced, Tensor) else own
 
 
 def by_group(parametrization: Parametrization, masks: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
-    """Booleans of parameters as those of groups, ``(experts, coefficients of the group)``, where a group has any."""
+    """Returns booleans of parameters by group, ``(experts, coefficients of the group)``, for groups that have any."""
     kept = {parameter: parameter.detach().clone() for parameter in masks}
     with torch.no_grad():
         for parameter, mask in masks.items():
             parameter.copy_(mask)
         # raw values are views of the parameters
-        found = {group: values == 1 for group, values in parametrization.values().items()}
+        by_name = {group: values == 1 for group, values in parametrization.values().items()}
         for parameter, before in kept.items():
             parameter.copy_(before)
-    return found
+    return by_name

@@ -1,4 +1,4 @@
-"""Learning rates: that of the search decides, and whoever configured an optimiser with another is told."""
+"""Learning rates: the search's own rate is used, and whoever configured an optimiser with another one is warned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class PacedOptimizer:
-    """An optimiser at its learning rate and schedule, by the names that the three have in a configuration.
+    """Makes an optimiser with its learning rate and schedule, by the names that the three have in a configuration.
 
     Args:
         optimizer: makes it.
@@ -41,7 +41,7 @@ class PacedOptimizer:
             raise ConfigError(f"{self._named('lr')} must be positive, got {self.lr}")
 
     def check(self, steps: int) -> None:
-        """Refuses a schedule that cannot be what it says in a fit of so many steps, before there is anything to learn.
+        """Refuses a schedule that does not fit a run of so many steps, before there is anything to learn.
 
         Raises:
             ConfigError: it cannot.
@@ -83,6 +83,6 @@ def paced(optimizer: Optimizer, lr: float, setting: str, of: str) -> Optimizer:
 
 
 def _default(optimizer: Optimizer) -> object:
-    """The rate of an optimiser that was given none."""
+    """Returns the rate of an optimiser that was given none."""
     parameter = inspect.signature(type(optimizer)).parameters.get("lr")
     return None if parameter is None else parameter.default

@@ -1,4 +1,4 @@
-"""Tracking: the loggers of one fit, opened and closed with it: metrics.csv whatever happens, wandb, and the user's own."""
+"""Loggers of one fit, opened and closed with it: metrics.csv whatever happens, wandb, and the user's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adamerge.training.wandb_run import start_wandb
 
 @contextmanager
 def tracked(folder: Path, chosen: Logger | Iterable[Logger] | bool | None, step: int = 0) -> Iterator[list[Logger]]:
-    """The loggers of one fit; what of them must be closed is closed with it, however it ends.
+    """Yields the loggers of one fit, and closes those that must be closed when it ends, however it ends.
 
     Args:
         folder: of the run, with its ``config.yaml``.
@@ -49,7 +49,7 @@ def tracked(folder: Path, chosen: Logger | Iterable[Logger] | bool | None, step:
 
 
 def start_metrics(folder: Path, step: int) -> CSVLogger:
-    """``metrics.csv``, with the rows of an interrupted run up to ``step``; later steps are run again."""
+    """Opens ``metrics.csv`` with the rows of an interrupted run up to ``step``; later steps are run again."""
     path = folder / "metrics.csv"
     rows = []
     if path.is_file():

@@ -26,7 +26,7 @@ class Method:
     Args:
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
-        search: how they are found.
+        search: how they are learned.
         penalty: on the coefficients.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.

@@ -84,7 +84,7 @@ class MergingModule(LightningModule):
 
     @property
     def data(self) -> Calibration:
-        """The trainer's data.
+        """Returns the calibration data of the trainer.
 
         Raises:
             ConfigError: they are no calibration data.
@@ -96,7 +96,7 @@ class MergingModule(LightningModule):
         return data
 
     def preflight(self, data: Calibration, fit: FitSettings) -> None:
-        """Asks everything that can be known of a fit before it begins; the next fit on these data does not ask again.
+        """Checks everything that is known of a fit before it begins; the next fit on these data does not check again.
 
         Raises:
             ConfigError: the parts do not go together.
@@ -106,7 +106,7 @@ class MergingModule(LightningModule):
         self._passed = data
 
     def setup(self, stage: str) -> None:
-        """Checks, and makes the heads from the base's weights."""
+        """Checks the model against its data, and makes the heads from the base's weights."""
         data, strategy = self.data, self.trainer.strategy
         # each process chooses by the memory it sees, and all must compute the same bits: the first one's choice is all's
         self.merged.choose_storage(strategy.broadcast(planned(self.merged, self.trainer).chosen))
@@ -139,7 +139,7 @@ class MergingModule(LightningModule):
         checkpoint["search"] = self.search.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes both up again; a run that held none goes on so."""
+        """Restores the held coefficients and the search's state; a run that held none goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
         if "search" in checkpoint:  # earlier versions wrote none
             self.search.load_state_dict(checkpoint["search"])
@@ -222,27 +222,27 @@ class MergingModule(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Merges for the current coefficients, once for all tasks."""
+        """Merges once for the current coefficients, before all tasks are validated."""
         self._scores.begin(self.data, "validation")
 
     def on_test_epoch_start(self) -> None:
-        """Merges for the current coefficients, once for all tasks."""
+        """Merges once for the current coefficients, before all tasks are tested."""
         self._scores.begin(self.data, "test")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Scores the batch."""
+        """Scores a batch of the validation split."""
         self._scores.update(batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Scores the batch."""
+        """Scores a batch of the test split."""
         self._scores.update(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the score per task and on average."""
+        """Logs the validation score per task and on average."""
         self._scores.log(self)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the score per task and on average."""
+        """Logs the test score per task and on average."""
         self._scores.log(self)
 
     def _batch_objective(self) -> BatchObjective:
@@ -251,6 +251,6 @@ class MergingModule(LightningModule):
         return BatchObjective(self.merged, self.objective, weights, micro_batch, self.trainer.strategy)
 
     def _first_gradient(self, data: Calibration) -> None:
-        """Sends back the gradient that the first step begins with."""
+        """Sends back the gradient that the first step of the fit begins with."""
         batch: Mapping[str, Batch] = on_device(data.steps()[0], self.device)
         self._batch_objective().backward(self.search.first_batch(batch))

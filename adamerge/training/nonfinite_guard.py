@@ -1,4 +1,4 @@
-"""The guard: a step whose gradient is not finite does not happen, and the host learns of it without waiting."""
+"""A guard against gradients that are not finite: such a step is undone, and the host learns of it without waiting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adamerge.errors import DivergedError
 
 
 class _Step(NamedTuple):
-    """What is known of a step: its number, losses, whether it or one before was bad, and when the host knows that."""
+    """A step's number and losses, whether it or one before it was bad, and when the host knows that."""
 
     number: int
     losses: Mapping[str, Tensor]
@@ -38,23 +38,23 @@ class Guard:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing of an earlier fit counts."""
+        """Forgets the bad steps and the held elements of an earlier fit."""
         self._bad: Tensor | None = None
         self._flag: Tensor | None = None  # its copy on the host
         self._copied: torch.cuda.Event | None = None
         self._earlier: _Step | None = None
 
     def hold(self, masks: Mapping[nn.Parameter, Tensor]) -> None:
-        """From now on, keep these elements of parameters where they are, and no others."""
+        """Keeps these elements of parameters where they are from now on, and no others."""
         self._held = dict(masks)
 
     def watch(self, optimizer: Optimizer) -> Optimizer:
-        """Hook to the steps of an optimiser; ``before_step`` is for whoever calls them."""
+        """Hooks the guard to the steps of an optimiser; ``before_step`` is left to whoever calls them."""
         optimizer.register_step_post_hook(self._settle)
         return optimizer
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """If a gradient is not finite, remember it on the device and let the gradient be zero.
+        """Sets a gradient that is not finite to zero, and remembers on the device that it was not.
 
         A search without gradients judges by itself what it evaluates.
         """
@@ -75,19 +75,19 @@ class Guard:
             gradient.copy_(torch.where(self._still(parameter, bad), 0.0, gradient))
 
     def _settle(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """After a step: project, and undo the step if it was not finite."""
+        """Projects the coefficients after a step, and undoes the step if its gradient was not finite."""
         with torch.no_grad():
             self.project()
             for parameter, before in zip(_parameters(optimizer), self._before.pop(optimizer), strict=True):
                 parameter.copy_(torch.where(self._still(parameter, self._bad), before, parameter))  # type: ignore[arg-type]
 
     def _still(self, parameter: nn.Parameter, bad: Tensor) -> Tensor:
-        """Which elements do not move in this step."""
+        """Returns which elements of a parameter do not move in this step."""
         held = self._held.get(parameter)
         return bad if held is None else bad | held
 
     def poll(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Stop if the last step was bad; on a GPU if the one before it was, for which the host hardly waits.
+        """Stops the fit if the last step was bad; on a GPU if the one before it was, for which the host hardly waits.
 
         So all processes stop at the same step, however far each of them has come.
 
@@ -103,7 +103,7 @@ class Guard:
             _stop_if_bad(earlier)
 
     def wait(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """The same, and wait for it: the last step has no next one.
+        """Stops the fit if the last step was bad, and waits to know it: after the last step no other one will tell.
 
         Raises:
             DivergedError: a loss or gradient was not finite.

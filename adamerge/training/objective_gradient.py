@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """What an objective makes of a batch of every task, over the samples of all processes.
+    """Losses and spread of predictions for a batch of every task, over the samples of all processes.
 
     Attributes:
         losses: each task's weighted mean of the objective, times the task's weight; detached.
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The sum of the losses, a scalar."""
+        """Returns the sum of the tasks' losses, a scalar."""
         return torch.stack(list(self.losses.values())).sum()
 
 
@@ -104,7 +104,7 @@ class BatchObjective:
         return self._of_all_processes(Evaluation(losses, spread))
 
     def _of_all_processes(self, own: Evaluation) -> Evaluation:
-        """The losses and the spread of all processes' samples, in one reduction; each process had its own part."""
+        """Returns losses and spread over all processes' samples, by one reduction; each process had its own part."""
         processes = getattr(self.strategy, "world_size", 1)
         if processes == 1:
             return own
@@ -119,7 +119,7 @@ class BatchObjective:
         )
 
     def _scales(self, batch: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Of each sample's loss in the sum over tasks of weighted means over all processes' samples."""
+        """Returns each sample's factor in the sum over tasks of weighted means over all processes' samples."""
         weights = {task: self.objective.weight(part) for task, part in batch.items()}
         totals = torch.stack([weight.sum() for weight in weights.values()])
         reduced = self.strategy.reduce(totals, reduce_op="sum")
@@ -131,7 +131,7 @@ class BatchObjective:
         }
 
     def _forward(self, batch: Mapping[str, Batch]) -> Iterator[tuple[Encoded, list[tuple[str, slice, slice]]]]:
-        """One micro-batch at a time, and for each task in it: its rows there, its samples in the batch."""
+        """Yields one micro-batch at a time, and for each task in it its rows there and its samples in the batch."""
         inputs = join([part.inputs for part in batch.values()])
         total = count(inputs)
         size = self.micro_batch or total
@@ -148,7 +148,7 @@ class BatchObjective:
 
     @torch.no_grad()
     def _predict(self, task: str, inputs: Inputs) -> Output:
-        """What the merged model makes of inputs of one task, in micro-batches, without a gradient."""
+        """Returns the merged model's output for inputs of one task, in micro-batches, without a gradient."""
         size = self.micro_batch or count(inputs)
         parts = [
             self.merged.backbone.output(self.merged(rows(inputs, slice(start, start + size))), task)

@@ -13,7 +13,9 @@ from detect_secrets.plugins.keyword import DENYLIST
 
 
 def _listed() -> Iterator[re.Pattern[str]]:
-    """What detect-secrets knows by its shape: an address is no secret, and those that judge by entropy would take every
+    """Yields the patterns of secrets that detect-secrets knows by their shape.
+
+    Addresses are left out, since they are no secrets, and so are the kinds that judge by entropy: they would take every
     fingerprint for one.
     """
     kinds: Iterable[Any] = get_mapping_from_secret_type_to_class().values()
@@ -63,15 +65,15 @@ def redacted(settings: Any) -> Any:
 
 
 def redacted_words(words: Sequence[str]) -> list[str]:
-    """Returns a command line's words likewise: ``--token=SECRET``, ``--token SECRET``, and secrets inside any word."""
-    found: list[str] = []
+    """Returns a command line's words without secrets, as in ``--token=SECRET``, ``--token SECRET`` or inside a word."""
+    shown: list[str] = []
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""
         if before.startswith("-") and "=" not in before and not word.startswith("-"):
-            found.append(_redacted(before, word))
+            shown.append(_redacted(before, word))
         else:
-            found.append(_text(word))
-    return found
+            shown.append(_text(word))
+    return shown
 
 
 def _redacted(key: str, value: Any) -> Any:
@@ -85,7 +87,7 @@ def _redacted(key: str, value: Any) -> Any:
 def _text(text: str) -> str:
     text = USER.sub(HIDDEN, text)
     text = ASSIGNMENT.sub(
-        lambda found: found["name"] + found["between"] + _redacted_value(found["name"], found["value"]), text
+        lambda match: match["name"] + match["between"] + _redacted_value(match["name"], match["value"]), text
     )
     for shape in SHAPES:
         text = shape.sub(HIDDEN, text)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, and of the last finished step when a fit ends before its last."""
+"""Checkpoints of a run: written whole or not at all, and also of the last finished step when a fit ends early."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ WRITER = "adamerge_version"  # key of a checkpoint, beside Lightning's own
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their target, synced and renamed; a corrupt one is a typed error that names the file."""
+    """Writes checkpoints beside their target, syncs and renames them; a corrupt one is an error that names the file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file."""
+        """Writes the checkpoint so that its file appears whole or not at all."""
         # of a full disk torch says so only through a file that it was given open
         with staged_file(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save({**checkpoint, WRITER: adamerge.__version__}, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file; nothing in it is executed."""
+        """Reads a checkpoint file without executing anything in it."""
         try:
             loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
@@ -45,7 +45,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class StepCheckpoints(ModelCheckpoint):
-    """Lightning's checkpoints, and one more when the fit or the process is asked to end: of the last step that was finished.
+    """Adds to Lightning's checkpoints one of the last finished step when the fit or the process is asked to end.
 
     A first interrupt from the keyboard waits for the end of the step, as SIGTERM does, and a second one does not. Of several
     processes each may be asked at another step, and they end where they are.
@@ -59,14 +59,14 @@ class StepCheckpoints(ModelCheckpoint):
     _alone = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there are steps to wait for."""
+        """Lets interrupts wait for the end of a step, from here on."""
         super().on_train_start(trainer, pl_module)
         self._alone = trainer.world_size == 1
         if self._alone and threading.current_thread() is threading.main_thread():
             self._default = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put a fit that was over, and has more steps now, back into its one pass, after the step it did last."""
+        """Puts a fit that was over, and has more steps now, back into its one pass, after the step it did last."""
         loops = checkpoint["loops"]["fit_loop"]
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         if checkpoint["global_step"] < trainer.max_steps and batches["is_last_batch"]:
@@ -78,20 +78,20 @@ class StepCheckpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write it, too, after a step that a callback has made the last: what was learned by then is gone on from."""
+        """Writes a checkpoint also after a step that a callback made the last; a resumed fit goes on from it."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.should_stop and not self._should_skip_saving_checkpoint(trainer):
-            found = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, found)
-            self._save_last_checkpoint(trainer, found)
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There are no more."""
+        """Lets interrupts act at once again, since there are no more steps to wait for."""
         super().on_train_end(trainer, pl_module)
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write it, where nothing of a step is half done."""
+        """Writes a checkpoint when the process is asked to end, where no step is half done."""
         self._restore()
         if self._alone and isinstance(exception, SIGTERMException):
             self.save_on_exception = True
@@ -120,5 +120,5 @@ class SessionTimer(Timer):
         super().__init__(duration, interval="step", verbose=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: else a run that ended because of its time would do so again at once."""
+        """Returns no state: else a run that ended because of its time would do so again at once."""
         return {}

@@ -1,4 +1,4 @@
-"""Schedules: how a learning rate goes over a fit, as a share of it, whatever the fit's length; and what cannot be."""
+"""Schedules: how a learning rate changes over a fit of any length, as a share of it; which schedules are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def share(self, step: int, steps: int) -> float:
-        """The share of the rate after ``step`` of ``steps`` steps; after all of them it is where the schedule ends."""
+        """Returns the share of the rate after ``step`` of ``steps`` steps; after all, where the schedule ends."""
 
 
 class CosineDecay(Schedule):
@@ -46,7 +46,7 @@ class CosineDecay(Schedule):
         self.floor, self.through = floor, through
 
     def share(self, step: int, steps: int) -> float:
-        """1 before the first step."""
+        """Returns the share of the rate after ``step`` of ``steps`` steps, which is 1 before the first step."""
         return _half_wave(self.through * min(step, steps) / steps, self.floor)
 
 
@@ -71,7 +71,7 @@ class CosineRestarts(Schedule):
         self.periods, self.growth, self.floor = periods, growth, floor
 
     def share(self, step: int, steps: int) -> float:
-        """1 where a wave starts, the floor after the last step."""
+        """Returns the share of the rate after ``step`` steps: 1 where a wave starts, the floor after the last step."""
         if step >= steps:
             return self.floor
         lengths = [self.growth**number for number in range(self.periods)]
@@ -94,7 +94,7 @@ class FollowedSchedule(LambdaLR):
         super().__init__(optimizer, lambda step: schedule.share(step, steps))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at that step, at the rate that this schedule has there."""
+        """Continues at the checkpoint's step, at the rate that this schedule has there."""
         super().load_state_dict(state_dict)
         shares = zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True)
         for group, rate, share in shares:
@@ -103,7 +103,7 @@ class FollowedSchedule(LambdaLR):
 
 
 def scheduled(optimizer: Optimizer, schedule: Schedule | Scheduler, steps: int, setting: str) -> LRScheduler:
-    """The schedule of an optimiser at its rate.
+    """Returns the schedule of an optimiser at its rate, or refuses it.
 
     Args:
         optimizer: at the rate that the fit begins with.
@@ -132,7 +132,7 @@ def check_schedule(
     steps: int,
     setting: str,
 ) -> None:
-    """See whether a schedule can be what it says, before there is anything to learn.
+    """Checks whether a schedule fits the length and rate of a fit, before there is anything to learn.
 
     Args:
         optimizer: makes the optimiser.
@@ -152,7 +152,7 @@ def check_schedule(
 
 
 def _refuse_misfit(scheduler: LRScheduler, rate: float, steps: int, setting: str) -> None:
-    """Refuse one of torch's whose own numbers do not go with the fit's; a constructor's numbers are its attributes."""
+    """Refuses a schedule of torch's whose numbers do not go with the fit's; its attributes hold these numbers."""
     kind, own = type(scheduler).__name__, vars(scheduler)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ConfigError(f"{setting}: ReduceLROnPlateau needs a validation loss, which a merge does not have")

@@ -1,4 +1,4 @@
-"""Search: the contract of how coefficients are found; each of its steps is one that Lightning counts."""
+"""Search: the contract of how coefficients are learned; each of its steps is one that Lightning counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Learner(Protocol):
-    """What a search takes its parameters from: a merged model, or its parametrization alone where there is no network."""
+    """Has the parameters of a search: a merged model, or its parametrization alone where there is no network."""
 
     @property
     def parametrization(self) -> Parametrization:
@@ -29,7 +29,7 @@ class Learner(Protocol):
 
 
 class Search(ABC):
-    """How coefficients are found: what one step evaluates, and how it moves them.
+    """How coefficients are learned: what one step evaluates, and how it moves them.
 
     The constructor takes the search's numbers; a module then makes a copy of the search and ``begin``s it, so that one
     object can serve several modules. Each step moves the coefficients through exactly one optimiser step that Lightning
@@ -48,7 +48,7 @@ class Search(ABC):
 
     @abstractmethod
     def begin(self, merged: Learner) -> None:
-        """Takes the parameters to be found, at the values where a fit begins; nothing has been merged yet.
+        """Takes the parameters to be learned, at the values where a fit begins; nothing has been merged yet.
 
         Raises:
             ConfigError: the parametrization has not what this search learns.
@@ -80,7 +80,7 @@ class Search(ABC):
 
     @abstractmethod
     def step(self, step: SearchStep, batch: Mapping[str, Batch]) -> Tensor | None:
-        """Takes one step.
+        """Takes one step of the search, with one optimiser step that counts.
 
         Args:
             step: the operations that a step is made of.
@@ -95,5 +95,5 @@ class Search(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a ``state_dict``; called after ``begin``, and only where a checkpoint has one."""
+        """Continues from a ``state_dict``; called after ``begin``, and only where a checkpoint has one."""
         return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SearchStep:
-    """What a search can do in one step.
+    """The operations that a search can use in one step.
 
     Args:
         module: that is trained; it logs, and has the optimisers.
@@ -64,7 +64,7 @@ class SearchStep:
         return self._objective.evaluate(batch)
 
     def backward(self, batch: Mapping[str, Batch]) -> Evaluation:
-        """Evaluates the objective likewise, and sends its gradient back to the merged weights."""
+        """Evaluates the objective on a batch of every task, and sends its gradient back to the merged weights."""
         return self._objective.backward(batch)
 
     def pull_back(self, evaluation: Evaluation) -> Tensor:
@@ -126,11 +126,11 @@ class SearchStep:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """The optimisers that the search has made, in its order."""
+        """Returns the optimisers that the search has made, in its order."""
         return [wrapper.optimizer for wrapper in self._wrappers]
 
     @property
     def _wrappers(self) -> list[Any]:
-        """Lightning's wrappers of the optimisers, in the search's order."""
+        """Returns Lightning's wrappers of the optimisers, in the search's order."""
         optimizers: Any = self._module.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]

@@ -1,4 +1,4 @@
-"""Selection: which step's coefficients are a fit's result, decided on the labelled validation split; else the last step's."""
+"""Selection: the labelled validation split decides which step's coefficients are a fit's result; else the last's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adamerge.training.result import Chooser
 
 
 class Look(NamedTuple):
-    """What a selection knows of a step.
+    """The scores by which a selection judges a step: of the merged model, the base and the experts.
 
     Attributes:
         scores: of the merged model on each task's validation split.
@@ -38,18 +38,18 @@ class Look(NamedTuple):
 
 
 class Selection(ABC):
-    """How good a step is."""
+    """A rule that says how good a step is by its scores."""
 
     @abstractmethod
     def value(self, look: Look) -> float | None:
-        """Larger for a better step; None for one that may not be chosen.
+        """Returns a number that is larger for a better step; None for a step that may not be chosen.
 
         Raises:
             ConfigError: the rule does not fit the tasks.
         """
 
     def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
-        """See whether the rule fits the tasks that are fitted and their weights, before a fit begins.
+        """Checks whether the rule fits the tasks that are fitted and their weights, before a fit begins.
 
         Raises:
             ConfigError: it does not.
@@ -64,9 +64,9 @@ class HighestScore(Selection):
     """
 
     def value(self, look: Look) -> float:
-        """The mean of the normalised scores; where less is better, of their inverses."""
+        """Returns the mean of the normalised scores; where less is better, of their inverses."""
         references = {**look.base, **look.experts}
-        return average({task: _ratio(look.metric, found, references[task]) for task, found in look.scores.items()})
+        return average({task: _ratio(look.metric, value, references[task]) for task, value in look.scores.items()})
 
 
 class LowestTarget(Selection):
@@ -87,7 +87,7 @@ class LowestTarget(Selection):
         self.share = share
 
     def value(self, look: Look) -> float | None:
-        """Minus the targets' mean score, normalised by the base's; None where a control lost too much."""
+        """Returns minus the targets' mean score, normalised by the base's; None where a control lost too much."""
         self.check(list(look.scores), look.weights)
         targets = [task for task in look.scores if look.weights.get(task, 1.0) < 0]
         controls = [task for task in look.scores if task not in targets]
@@ -97,7 +97,7 @@ class LowestTarget(Selection):
         return -average({task: kept[task] for task in targets})
 
     def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
-        """Some tasks are to be forgotten, and not all."""
+        """Refuses tasks of which none has a negative weight, or all have."""
         if len({weights.get(task, 1.0) < 0 for task in tasks}) != 2:
             raise ConfigError(
                 "LowestTarget needs a task to forget and a task to keep",
@@ -106,9 +106,9 @@ class LowestTarget(Selection):
             )
 
 
-def _ratio(metric: Metric, found: float, reference: float) -> float:
-    """How good a score is beside another, 1 when it is the same: more is better whatever the metric."""
-    above, below = (found, reference) if metric.higher_is_better else (reference, found)
+def _ratio(metric: Metric, value: float, reference: float) -> float:
+    """Returns how good a score is beside another, 1 when it is the same: more is better whatever the metric."""
+    above, below = (value, reference) if metric.higher_is_better else (reference, value)
     return above / below if below else 1.0 + above
 
 
@@ -137,7 +137,7 @@ class KeepBest(Callback, Chooser):
         self._looks = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing of an earlier fit counts; and there is something to look at."""
+        """Forgets the looks of an earlier fit, and refuses data without a labelled validation split."""
         if stage == "fit":
             self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
             data, weights = _merging(pl_module).data, _merging(pl_module).merging.task_weights or {}
@@ -151,7 +151,7 @@ class KeepBest(Callback, Chooser):
             self.selection.check(data.fitted, weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Returns what a resumed run needs: the best step so far, its coefficients, and the scores to compare with."""
         return {
             "base": self._base,
             "experts": self._experts,
@@ -161,12 +161,12 @@ class KeepBest(Callback, Chooser):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continues with the best step that a checkpoint holds."""
         self._base, self._experts = state_dict["base"], state_dict["experts"]
         self._best, self._values, self._looks = state_dict["best"], state_dict["values"], state_dict["looks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score base and experts, and the coefficients that the fit starts from."""
+        """Scores base and experts, and the coefficients that the fit starts from."""
         if self._looks == 0:
             module = _merging(pl_module)
             merged, data = module.merged, module.data
@@ -181,12 +181,12 @@ class KeepBest(Callback, Chooser):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look; before the step's checkpoint is written, so that a resumed run chooses among the same steps."""
+        """Scores the step before its checkpoint is written, so that a resumed run chooses among the same steps."""
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self._look(_merging(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The best so far are the result of a fit that ends early, too."""
+        """Makes the best step so far the result of a fit that ends early, too."""
         if isinstance(pl_module, MergingModule):
             pl_module.result.choose(trainer)
 

@@ -13,7 +13,7 @@ from adamerge.merging.merged_model import MergedModel
 
 
 class SplitScores:
-    """Adds up the scores of one pass over a split after the other.
+    """Adds up the merged model's scores over one pass after another over a split.
 
     Args:
         merged: on its device.
@@ -24,7 +24,7 @@ class SplitScores:
         self._means: dict[str, MeanMetric] = {}
 
     def begin(self, data: Calibration, split: str) -> None:
-        """Begins a pass: merges for the current coefficients, once for all tasks.
+        """Begins a pass over a split: merges for the current coefficients, once for all tasks.
 
         Args:
             data: with labels of the split.

@@ -1,4 +1,4 @@
-"""Teachers: what each task's expert makes of the samples of a fit, every one of them run once and kept."""
+"""Teachers: the outputs of each task's expert on the samples of a fit, each computed once and kept."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TeacherCache:
         self._memory: dict[tuple[str, int], Kept] = {}
 
     def __call__(self, task: str, index: int) -> Teacher:
-        """What was kept of a sample, expanded to its positions up to the last that counts.
+        """Returns the expert's outputs of a sample, expanded to its positions up to the last that counts.
 
         Raises:
             KeyError: nothing was.
@@ -74,7 +74,7 @@ class TeacherCache:
         strategy: Strategy,
         default_folder: Path,
     ) -> None:
-        """Run what is not there yet, without a gradient; leaves the network filled with an expert.
+        """Runs the experts on samples without outputs, without a gradient; leaves the network filled with an expert.
 
         Args:
             merged: with heads, on its device.
@@ -108,11 +108,11 @@ class TeacherCache:
         self.seconds = time.monotonic() - start
 
     def in_memory(self) -> TeacherCache:
-        """The same, of which nothing is left."""
+        """Returns an empty cache of the same settings, which keeps outputs in memory."""
         return TeacherCache(self.top, self.dtype)
 
     def report(self) -> dict[str, Any]:
-        """For the summary: forward passes of this process, samples that were there already, and seconds."""
+        """Returns forward passes of this process, samples that were there already, and seconds, for the summary."""
         return {"forwards": self.forwards, "found": self.found, "seconds": round(self.seconds, 3)}
 
     def _open(
@@ -121,7 +121,7 @@ class TeacherCache:
         return
 
     def _wanted(self, task: str, steps: Steps) -> list[int]:
-        """Samples that this process shall have run: those of its own part of the batches."""
+        """Returns the samples that this process must have run: those of its own part of the batches."""
         mine = slice(steps.rank, None, steps.world_size)
         return sorted({index for step in range(steps.total) for index in steps.indices(task, step)[mine]})
 
@@ -139,7 +139,7 @@ class TeacherCache:
 
 
 class TeacherFiles(TeacherCache):
-    """The same in memory-mapped files: they survive the process, and other fits with the same experts may use them.
+    """Outputs of the experts in memory-mapped files: they outlive the process, and other fits may use them.
 
     An entry is found again when expert, base, network, head, precision and the sample's own content are the same. Files
     appear whole or not at all. Processes share the folder and the work: each sample is run by one of them.
@@ -192,7 +192,7 @@ class TeacherFiles(TeacherCache):
             self._entries |= {(task, int(index), digest): file for index, digest in digests.items()}
 
     def _wanted(self, task: str, steps: Steps) -> list[int]:
-        """This process's share of what all processes need."""
+        """Returns this process's share of the samples that all processes need."""
         wanted = {index for step in range(steps.total) for index in steps.indices(task, step)}
         return sorted(wanted)[steps.rank :: steps.world_size]
 
@@ -225,13 +225,13 @@ class TeacherFiles(TeacherCache):
 
 
 def _forward_context(strategy: Strategy) -> AbstractContextManager[Any]:
-    """The fit's own precision, so that an expert merged with itself has a distance of 0."""
+    """Returns the fit's own precision as a context, so that an expert merged with itself has a distance of 0."""
     context: AbstractContextManager[Any] = strategy.precision_plugin.forward_context()
     return context
 
 
 def _described(merged: MergedModel) -> Any:
-    """The network's constructor arguments, which decide what counts and what is predicted."""
+    """Returns the network's constructor arguments, which decide what counts and what is predicted."""
     try:
         spec = describe(merged.backbone)
         json.dumps(spec)

@@ -14,7 +14,7 @@ from adamerge.training.redaction import redacted
 
 
 class Tracker(Logger):
-    """Passes on to a logger what it is told, until the logger fails; whatever else is asked is the logger's own answer.
+    """Passes on to a logger what it is told, until the logger fails; what else is asked of it, the logger answers.
 
     Args:
         inner: the logger.
@@ -26,58 +26,58 @@ class Tracker(Logger):
         self._failed = False
 
     def __getattr__(self, name: str) -> Any:
-        """What only some loggers have, such as ``experiment``."""
+        """Returns an attribute that only some loggers have, such as ``experiment``, from the logger."""
         if name == "inner":  # not there yet, while it is copied
             raise AttributeError(name)
         return getattr(self.inner, name)
 
     @property
     def name(self) -> str | None:
-        """The logger's."""
+        """Returns the name that the logger has."""
         return self.inner.name
 
     @property
     def version(self) -> int | str | None:
-        """The logger's."""
+        """Returns the version that the logger has."""
         return self.inner.version
 
     @property
     def save_dir(self) -> str | None:
-        """The logger's."""
+        """Returns the folder that the logger writes to."""
         return self.inner.save_dir
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures of a step."""
+        """Logs the figures of a step, until the logger fails."""
         self.attempt(lambda: self.inner.log_metrics(dict(metrics), step))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Log the configuration."""
+        """Logs the configuration, until the logger fails."""
         self.attempt(lambda: self.inner.log_hyperparams(params, *args, **kwargs))
 
     def log_graph(self, *args: Any, **kwargs: Any) -> None:
-        """Log the network."""
+        """Logs the graph of the network, until the logger fails."""
         self.attempt(lambda: self.inner.log_graph(*args, **kwargs))
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Take note of a checkpoint."""
+        """Tells the logger of a saved checkpoint, until the logger fails."""
         self.attempt(lambda: self.inner.after_save_checkpoint(checkpoint_callback))
 
     def save(self) -> None:
-        """Write what waits."""
+        """Lets the logger write the figures that wait, until the logger fails."""
         self.attempt(lambda: self.inner.save())
 
     def finalize(self, status: str) -> None:
-        """Write the rest."""
+        """Lets the logger write what is left when a fit ends, until the logger fails."""
         self.attempt(lambda: self.inner.finalize(status))
 
     def give(self, coefficients: Coefficients, path: Path, heatmap: Path) -> None:
-        """Take what a fit makes, where the logger has a place for it."""
+        """Takes the coefficients, their file and their heat map where the logger has a place for them."""
 
     def close(self, failed: bool) -> None:
-        """End with the fit; loggers that Lightning closes have nothing left to do."""
+        """Closes the logger with the fit; loggers that Lightning closes have nothing left to do."""
 
     def attempt(self, action: Callable[[], Any]) -> None:
-        """Do it, or give up for good."""
+        """Runs an action of the logger, and gives the logger up when it fails."""
         if self._failed:
             return
         try:
@@ -86,7 +86,7 @@ class Tracker(Logger):
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
-        """Say so, once."""
+        """Stops using the logger, and reports its error once."""
         if not self._failed:
             what = type(self.inner).__name__.removesuffix("Logger").lower()
             print(f"{what} stopped working and is left out from here on ({redacted(str(error))}); metrics.csv goes on")
@@ -94,7 +94,7 @@ class Tracker(Logger):
 
 
 def hand_over(loggers: Iterable[Logger], coefficients: Coefficients, path: Path, heatmap: Path) -> None:
-    """Give what a fit made to those of its loggers that have a place for it."""
+    """Gives the coefficients, their file and their heat map to those of a fit's loggers that have a place for them."""
     for logger in loggers:
         if isinstance(logger, Tracker):
             logger.give(coefficients, path, heatmap)

@@ -25,12 +25,12 @@ _group: ContextVar[str | None] = ContextVar("group", default=None)
 
 
 class WandbTracker(Tracker):
-    """A wandb logger that also takes what a fit makes, and whose run is closed with the fit."""
+    """A wandb logger that also takes a fit's coefficients and heat map, and whose run is closed with the fit."""
 
     inner: WandbLogger
 
     def give(self, coefficients: Coefficients, path: Path, heatmap: Path) -> None:
-        """Log the coefficients as an artifact and the heat map as a picture and a table."""
+        """Logs the coefficients as an artifact and the heat map as a picture and a table."""
         import wandb
 
         def log() -> None:
@@ -52,7 +52,7 @@ class WandbTracker(Tracker):
         self.attempt(log)
 
     def close(self, failed: bool) -> None:
-        """Close the run: what was not taken within ``PATIENCE`` stays in the run's folder, for ``wandb sync``."""
+        """Closes the run: what is not sent within ``PATIENCE`` stays in the run's folder, for ``wandb sync``."""
         try:
             run = self.inner.experiment
             run.finish(exit_code=int(failed))
@@ -64,7 +64,7 @@ class WandbTracker(Tracker):
 
 @contextmanager
 def grouped(folder: Path) -> Iterator[None]:
-    """Runs of wandb that are begun meanwhile share a group of the folder's name; inside another group, that one.
+    """Lets wandb runs that begin meanwhile share a group of the folder's name, or the group that they are in already.
 
     Args:
         folder: of a run of several stages, or of a comparison.
@@ -78,7 +78,7 @@ def grouped(folder: Path) -> Iterator[None]:
 
 
 def start_wandb(folder: Path, settings: Mapping[str, Any], own: WandbLogger | None = None) -> WandbTracker | None:
-    """The fit's wandb run, as ``WANDB_MODE`` says: online, offline or disabled; offline where there is no key or no server.
+    """Starts the fit's wandb run as ``WANDB_MODE`` says: online, offline, disabled; offline without a key or a server.
 
     It is a run of its own, whatever other wandb runs this process has. What it is called and where it goes is said by, in
     this order, the user's ``WandbLogger``; the environment, ``WANDB_NAME``, ``WANDB_RUN_GROUP``, ``WANDB_PROJECT`` and all
@@ -125,11 +125,11 @@ def start_wandb(folder: Path, settings: Mapping[str, Any], own: WandbLogger | No
 
 
 def _options(folder: Path, own: WandbLogger | None) -> dict[str, Any]:
-    """Arguments of ``wandb.init``."""
+    """Returns the arguments of ``wandb.init`` for a run in this folder."""
     group, name = os.environ.get("WANDB_RUN_GROUP") or _group.get(), os.environ.get("WANDB_NAME")
     if name and _group.get():
         name = f"{name}/{folder.name}"
-    found: dict[str, Any] = {
+    options: dict[str, Any] = {
         "project": os.environ.get("WANDB_PROJECT", "adamerge"),
         "name": name or f"{folder.absolute().parent.name}/{folder.absolute().name}",
         "group": group,
@@ -137,10 +137,10 @@ def _options(folder: Path, own: WandbLogger | None) -> dict[str, Any]:
         "id": _id(folder),
     }
     if own is not None:
-        found |= {key: value for key, value in own._wandb_init.items() if value is not None}
-    place = folder if found["dir"] == "." else Path(found["dir"])  # a logger has "." where nothing is said
-    found["dir"] = str(place.absolute())  # wandb's service stays in the directory that it was started in
-    return found
+        options |= {key: value for key, value in own._wandb_init.items() if value is not None}
+    place = folder if options["dir"] == "." else Path(options["dir"])  # a logger has "." where nothing is said
+    options["dir"] = str(place.absolute())  # wandb's service stays in the directory that it was started in
+    return options
 
 
 def _id(folder: Path) -> str:
@@ -182,7 +182,7 @@ def _start(options: Mapping[str, Any], settings: Mapping[str, Any], own: WandbLo
 
 @contextmanager
 def _command_line(words: list[str]) -> Iterator[None]:
-    """Let wandb find these words, which it logs, in place of what was typed."""
+    """Lets wandb log these words as the command line, in place of what was typed."""
     typed, sys.argv = sys.argv, words
     try:
         yield
@@ -201,7 +201,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def environment_variable(name: str, value: str) -> Iterator[None]:
-    """Set a variable for a while, for this process and those it starts meanwhile."""
+    """Sets an environment variable for a while, for this process and those it starts meanwhile."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

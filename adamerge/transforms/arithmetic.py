@@ -32,7 +32,7 @@ class Scale(Transform):
         return tuple(names)
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
-        """Each expert's deltas times its factor; factors of low rank stay factors."""
+        """Returns each expert's deltas times its factor; factors of low rank stay factors."""
         return deltas.mapped(torch.diag(torch.tensor([self.factors.get(expert, 1.0) for expert in experts])))
 
 
@@ -56,13 +56,13 @@ class Combine(Transform):
                 raise ConfigError(f"Combine: '{new}' is a sum of nothing", expected="{expert: factor, ...}", got="{}")
 
     def experts(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The new experts."""
+        """Returns the names of the new experts, in the order of the sums."""
         for parts in self.sums.values():
             _refuse_unknown("Combine", parts, names)
         return tuple(self.sums) or tuple(names)
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
-        """The sums; those of factors of low rank stay factors."""
+        """Returns the sums of the experts' deltas; sums of low-rank factors stay factors."""
         if not self.sums:
             return deltas
         rows = [[parts.get(expert, 0.0) for expert in experts] for parts in self.sums.values()]

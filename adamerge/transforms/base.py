@@ -1,4 +1,4 @@
-"""A transform: task vectors to task vectors, before merging."""
+"""The contract of a transform: it makes new task vectors of task vectors, before merging."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Transform(ABC):
             raise ConfigError(f"{type(self).__name__} keeps no state, got {state}")
 
     def experts(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Names of the experts it gives, from those of the experts it takes; by default the same.
+        """Returns names of the experts it gives, from those of the experts it takes; by default the same.
 
         Raises:
             ConfigError: it needs other experts than these.
@@ -40,7 +40,7 @@ class Transform(ABC):
 
     @abstractmethod
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
-        """The new deltas of tensor ``name``; ``experts`` are the names of those in ``deltas``."""
+        """Returns the new deltas of tensor ``name``; ``experts`` are the names of those in ``deltas``."""
 
 
 class Elementwise(Transform):
@@ -53,9 +53,14 @@ class Elementwise(Transform):
     local: bool = False
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
+<<<<<<< HEAD
         """Deltas that ``apply`` changes at each read."""
         return TransformedDeltas(deltas, lambda rows, _: self.apply(name, rows, state), self.local)
+=======
+        """Returns deltas that ``apply`` changes at each read."""
+        return TransformedDeltas(deltas, partial(self.apply, name, state=state), self.local)
+>>>>>>> words
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
-        """The new deltas of tensor ``name``: ``(experts, numel)`` in fp32 to the same shape."""
+        """Returns the new deltas of tensor ``name``: ``(experts, numel)`` in fp32 to the same shape."""

@@ -32,11 +32,11 @@ class Magnitude(Elementwise):
         self.keep = keep
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
-        """Pruned matrices; everything else as it is, and factors of low rank stay factors there."""
+        """Returns pruned deltas of matrices; of other tensors the deltas as they are, low-rank factors included."""
         return super().deltas(name, deltas, state, experts) if len(deltas.shape) == 2 else deltas
 
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
-        """The kept entries of each expert."""
+        """Returns the largest entries of each expert's matrix, and 0 elsewhere: ``(experts, numel)`` in fp32."""
         pruned = deltas.shape[1] - int(self.keep * deltas.shape[1])
         if pruned == 0:
             return deltas

@@ -47,7 +47,7 @@ class Ties(Elementwise):
         self.keep = keep
 
     def prepare(self, vectors: Mapping[str, Deltas]) -> State:
-        """Thresholds, one per expert, and the majority sign."""
+        """Returns the thresholds of trimming, one per expert, and the majority sign."""
         numel = sum(deltas.shape.numel() for deltas in vectors.values())
         rank = numel - int(self.keep * numel)
         thresholds = _kth_smallest_magnitudes(vectors, max(rank, 1))
@@ -57,7 +57,7 @@ class Ties(Elementwise):
         return {"thresholds": thresholds.tolist(), "majority": [float(torch.tensor(majority).sign())]}
 
     def check_state(self, state: State, experts: int) -> None:
-        """One threshold per expert, and one sign."""
+        """Checks whether a state has one threshold per expert, and one sign."""
         wanted = {"thresholds": experts, "majority": 1}
         if {key: len(values) for key, values in state.items()} != wanted or not all(
             isinstance(value, float) for values in state.values() for value in values
@@ -65,7 +65,7 @@ class Ties(Elementwise):
             raise ConfigError(f"Ties: not a state of {experts} thresholds and one majority sign: {state}")
 
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
-        """The kept entries of each expert."""
+        """Returns the entries that survive trimming and agree with the elected sign, and 0 elsewhere."""
         # made where it costs nothing: a tensor made on a device makes the host wait for it
         trimmed = _trimmed(deltas, torch.tensor(state["thresholds"]).to(deltas.device, non_blocking=True))
         elected = _elected(trimmed)
@@ -85,12 +85,12 @@ class DisjointMean(Elementwise):
     local = True
 
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
-        """The entries, divided."""
+        """Returns the entries, divided by the number of experts whose entry there is not 0."""
         return deltas / deltas.ne(0).sum(dim=0).clamp_min(1)
 
 
 def _pieces(vectors: Mapping[str, Deltas]) -> Iterator[Tensor]:
-    """All tensors of all experts, ``(experts, n)`` at a time."""
+    """Yields all tensors of all experts, ``(experts, n)`` at a time."""
     for deltas in vectors.values():
         for piece, opened in deltas.in_pieces():
             yield opened.rows(torch.float32, piece)
@@ -106,14 +106,14 @@ def _elected(trimmed: Tensor) -> Tensor:
 
 
 def _kth_smallest_magnitudes(vectors: Mapping[str, Deltas], rank: int) -> Tensor:
-    """The ``rank``-th smallest (from 1) of each expert's magnitudes over all tensors, exactly; (experts,) in fp32."""
+    """Returns the ``rank``-th smallest (from 1) of each expert's magnitudes over all tensors: (experts,) in fp32."""
     high, below = _bins_at(vectors, torch.tensor(rank), None)
     low, _ = _bins_at(vectors, rank - below, high)
     return ((high << LOW_BITS) | low).to(torch.int32).view(torch.float32)
 
 
 def _bins_at(vectors: Mapping[str, Deltas], rank: Tensor, high: Tensor | None) -> tuple[Tensor, Tensor]:
-    """For each expert: the histogram bin that holds ``rank``, and how many entries lie in the bins before it.
+    """Returns for each expert the histogram bin that holds ``rank``, and how many entries lie in the bins before it.
 
     Bins are the upper half of the magnitudes' bits, or the lower half of those whose upper half is ``high``.
     """

@@ -23,7 +23,7 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, fitted
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, means

@@ -19,7 +19,7 @@ from typing import Any
 from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.runs.compare import fitted
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.scoring import Scorer, run_coefficients
 from adamerge.training.evaluation import means
 

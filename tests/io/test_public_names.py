@@ -17,7 +17,7 @@ from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.io.public_names import FORMER, current_name, find, is_public, public_name, renewed
 from adamerge.runs.config_files import read_config
-from adamerge.runs.layers import overridden
+from adamerge.runs.overrides import overridden
 from adamerge.runs.parser import read_first
 from adamerge.runs.run_config import write_config
 from adamerge.training.data_modules import of

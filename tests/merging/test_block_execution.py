@@ -17,7 +17,7 @@ from adamerge.merging.block_execution import Passes, Run
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.merging.sharded_copy import ShardedCopy
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from merging.test_block_copy import gradients, model_of
 
 CHECKPOINTED = Passes(checkpointed=True)

@@ -13,7 +13,7 @@ from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, witho
 
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.scoring import Scorer
 from adamerge.training.evaluation import gap_closed
 

@@ -3,7 +3,7 @@
 import pytest
 
 from adamerge.runs.former_keys import FORMER_KEYS, renewed_key, renewed_keys
-from adamerge.runs.layers import overridden
+from adamerge.runs.overrides import overridden
 
 
 @pytest.mark.parametrize(

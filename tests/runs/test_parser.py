@@ -7,7 +7,7 @@ from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.runs.command_line import told_apart
-from adamerge.runs.configured import Configured
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import as_data, read_first
 from adamerge.runs.preparation import prepared
 

@@ -123,7 +123,7 @@ def test_a_comparison_in_which_one_run_was_of_blocks(pool_file, most_blocks, cap
 
 def test_base_and_experts_may_be_asked_for_after_a_merge(pool_file, capfd):
     from adamerge.parametrizations import TaskWise
-    from adamerge.runs.configured import Configured
+    from adamerge.runs.instantiate import Configured
 
     cli = Configured.of(["--config", str(pool_file), "--config", str(LAYER_WISE)])
     vectors, backbone = cli.model.merged.task_vectors, cli.model.merged.backbone

@@ -6,9 +6,9 @@ from running import LAYER_WISE, pool_config, write_yaml
 
 from adamerge import ImageCalibration, MergingModule
 from adamerge.errors import ConfigError
-from adamerge.runs.configured import Configured
+from adamerge.runs.early_checks import checked_parts
+from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
-from adamerge.runs.parts import checked_parts
 from adamerge.training.callbacks import CollapseGuard, RunawayGuard
 
 KEEP = "--trainer.callbacks=[{class_path: KeepBest, init_args: {selection: {class_path: HighestScore}}}]"

@@ -15,8 +15,8 @@ from adamerge.backbones import Backbone
 from adamerge.data import Calibration
 from adamerge.errors import ConfigError
 from adamerge.runs.class_names import class_named
+from adamerge.runs.early_checks import Parts, arguments_made, checked_parts, made_subclass
 from adamerge.runs.parser import read_first, short
-from adamerge.runs.parts import Parts, arguments_made, checked_parts, made_subclass
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.data_modules import DataModule, of
 from adamerge.training.merging import Merging

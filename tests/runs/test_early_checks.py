@@ -10,8 +10,8 @@ from adamerge.errors import AdamergeError, ConfigError
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, HardMask, LayerWise
 from adamerge.parametrizations.constraints import Projection
+from adamerge.runs.early_checks import arguments_made, checked_parts, made, made_subclass
 from adamerge.runs.parser import read_first
-from adamerge.runs.parts import arguments_made, checked_parts, made, made_subclass
 from adamerge.task_vectors.storage import Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import Bilevel, Descent

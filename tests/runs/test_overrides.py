@@ -3,7 +3,7 @@
 import pytest
 
 from adamerge.errors import ConfigError
-from adamerge.runs.layers import as_text, as_yaml, overlaid, overridden
+from adamerge.runs.overrides import as_text, as_yaml, overlaid, overridden
 
 
 def test_mappings_are_laid_over_each_other_and_classes_replaced():
