@@ -53,13 +53,8 @@ class Elementwise(Transform):
     local: bool = False
 
     def deltas(self, name: str, deltas: Deltas, state: State, experts: Sequence[str]) -> Deltas:
-<<<<<<< HEAD
-        """Deltas that ``apply`` changes at each read."""
-        return TransformedDeltas(deltas, lambda rows, _: self.apply(name, rows, state), self.local)
-=======
         """Returns deltas that ``apply`` changes at each read."""
-        return TransformedDeltas(deltas, partial(self.apply, name, state=state), self.local)
->>>>>>> words
+        return TransformedDeltas(deltas, lambda rows, _: self.apply(name, rows, state), self.local)
 
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
