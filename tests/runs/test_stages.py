@@ -140,7 +140,7 @@ def test_a_stage_that_fails_is_the_runs_failure_and_can_be_resumed(pool_file, me
 
 
 def test_a_diverged_stage_ends_the_run(pool_file, method, capfd):
-    class_path = {"class_path": "test_stages.Exploding"}
+    class_path = {"class_path": "runs.test_stages.Exploding"}
     content = yaml.safe_load((method / "1_first.yaml").read_text())
     write_yaml(method / "1_first.yaml", {**content, "model": {**content["model"], "objective": class_path}})
     outcome = command(capfd, "fit", *words(pool_file, method, "--id=a"))
@@ -301,7 +301,7 @@ def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, 
 
 
 def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
-    end = "--1.trainer.callbacks=[{class_path: test_summary.StopsAtThree}]"
+    end = "--1.trainer.callbacks=[{class_path: runs.test_summary.StopsAtThree}]"
     outcome = command(capfd, "fit", *words(pool_file, method, "--id=a", "--1.trainer.max_steps=5", end))
     run = Path("runs/tiny-twice/a")
     assert outcome.code == 0 and "stopped by a callback after 3 of 5 steps" in outcome.out
