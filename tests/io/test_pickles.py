@@ -146,16 +146,18 @@ def test_hostile_and_broken_pickles_are_only_read(tmp_path, monkeypatch, zipped)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pt"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "pools").glob("*t*_*s.yaml")), ids=lambda path: path.stem)
-def test_the_recipe_in_a_pools_header_is_of_the_kind_that_it_names(path):
+@pytest.mark.parametrize("source", ["task_vectors", "tall_masks"])
+def test_the_recipe_of_published_pickles_is_of_the_kind_that_it_names(source):
     """Whole modules need their classes and trust; state dicts neither."""
-    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-    modules, states = "published as pickled modules" in header, "published as pickled state dicts" in header
-    assert modules + states == ("task_vectors" in path.stem or "tall_masks" in path.stem)
-    if modules:
-        assert (
-            re.search(r"torch\.load\([^)]*weights_only=False\)\.state_dict\(\)", header)
-            and "If you trust them" in header
-        )
-    if states:
-        assert re.search(r"torch\.load\([^)]*weights_only=True\)\n?\s", header)
+    pages = (ROOT / "docs" / "pools.md").read_text()
+    kind = {"task_vectors": "modules", "tall_masks": "state dicts"}[source]
+    anchor = f"pickled-{kind.replace(' ', '-')}-of-{source}"
+    section = next(part for part in pages.split("\n### ") if part.lower().startswith(f"pickled {kind} of"))
+    assert f"published as pickled {kind}" in section and f"#{anchor}" in pages
+    for path in (ROOT / "configs" / "pools").glob(f"*_{source}.yaml"):
+        assert anchor in path.read_text(), f"{path.name} leads to the recipe"
+    if kind == "modules":
+        assert re.search(r"torch\.load\([^)]*weights_only=False\)\.state_dict\(\)", section)
+        assert "If you trust them" in section
+    else:
+        assert re.search(r"torch\.load\([^)]*weights_only=True\)\n?\s", section) and "weights_only=False" not in section
