@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from modules import descending
 from rounding import gamma
 from running import child
 from toy_points import INPUTS, ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
@@ -14,8 +15,7 @@ from adamerge.errors import ConfigError, DataError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Entropy, MarginalEntropy, PseudoLabel, Sum, Unchanged
 from adamerge.parametrizations import LayerWise
-from adamerge.training import AdaptiveMerging
-from adamerge.training.objective_gradient import BackwardPass
+from adamerge.training.objective_gradient import BatchObjective
 
 
 class Alone:
@@ -87,7 +87,7 @@ def gradient_of(objective, micro_batch):
     model = merged()
     model.merge()
     batch = {task: Batch(inputs) for task, inputs in points().items()}
-    losses = BackwardPass(model, objective, {}, micro_batch, Alone())(batch)
+    losses = BatchObjective(model, objective, {}, micro_batch, Alone()).backward(batch).losses
     model.pull_back(torch.stack(list(losses.values())).sum()).backward()
     return losses, model.parametrization.w.grad
 
@@ -136,10 +136,10 @@ from functools import partial
 from toy_points import QUIET, ToyClassifier, ToyPoints, vectors_of
 from adamerge.objectives import MarginalEntropy
 from adamerge.parametrizations import LayerWise
-from adamerge.training import AdaptiveMerging
+from modules import descending
 
 torch.set_num_threads(1)
-module = AdaptiveMerging(
+module = descending(
     ToyClassifier(), vectors_of(), LayerWise, MarginalEntropy(), 0.5, partial(SGD, lr=1.0), micro_batch=3
 )
 parallel = {"devices": 2, "strategy": "ddp"} if sys.argv[3] == "2" else {"devices": 1}
@@ -162,11 +162,13 @@ def test_two_processes_take_the_mean_over_both(tmp_path):
 
 def test_a_fit_spreads_the_predictions():
     def fitted(objective):
-        module = AdaptiveMerging(ToyClassifier(), vectors_of(), LayerWise, objective, 0.05)
+        module = descending(ToyClassifier(), vectors_of(), LayerWise, objective, 0.05)
         return fit_toy(module, ToyPoints(batch_size=20), 30)
 
     spread = {name: fitted(objective) for name, objective in (("entropy", Entropy()), ("even", MarginalEntropy()))}
-    least = {name: min(float(found.marginal_entropy()) for found in m.spread.values()) for name, m in spread.items()}
+    least = {
+        name: min(float(task.marginal_entropy()) for task in m.evaluation.spread.values()) for name, m in spread.items()
+    }
     assert least["even"] > least["entropy"]
 
 
@@ -177,7 +179,7 @@ def test_it_needs_to_be_prepared():
 
 def test_who_changes_the_inputs_comes_before_it():
     parts = [PseudoLabel(strong=Unchanged()), MarginalEntropy()]
-    module = AdaptiveMerging(ToyClassifier(), vectors_of(), LayerWise, Sum(parts), 0.05)
+    module = descending(ToyClassifier(), vectors_of(), LayerWise, Sum(parts), 0.05)
     assert fit_toy(module, ToyPoints(batch_size=8), 2).global_step == 2
 
     class Doubled(Entropy):
