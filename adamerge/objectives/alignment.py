@@ -29,8 +29,8 @@ class LogitAlignment(Objective):
         ConfigError: the temperature is not positive.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge distillation (Hinton et al., 2015),
-    https://arxiv.org/abs/1503.02531, for the factor T^2.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge
+    distillation (Hinton et al., 2015), https://arxiv.org/abs/1503.02531, for the factor T^2.
     """
 
     taught = True
@@ -68,7 +68,8 @@ class HiddenAlignment(Objective):
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the
+    paper takes is not public.
     """
 
     taught = True
@@ -112,7 +113,8 @@ class SummedHiddenAlignment(HiddenAlignment):
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
         DataError: the batch has no teacher.
 
-    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the paper takes is not public.
+    Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_hid; which layers the
+    paper takes is not public.
     """
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
