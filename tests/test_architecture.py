@@ -165,3 +165,24 @@ def test_constructors_take_no_nameless_arguments():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 assert node.args.kwarg is None, f"{path}:{node.lineno}: **kwargs hides the schema"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_in_which_order_to_read_it(room):
+    story = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+    files = [path.stem for path in (PACKAGE / room).glob("*.py") if path.stem != "__init__"]
+    silent = [name for name in files if f"``{name}``" not in story and f"{name}.py``" not in story]
+    assert not silent, f"the first lines of adamerge/{room}/__init__.py do not mention {silent}"
+
+
+def test_no_conflict_is_left():
+    """In a docstring it would be valid Python."""
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    assert not [path for path in SOURCES if any(line.startswith(marks) for line in path.read_text().splitlines())]
+
+
+def test_a_file_of_more_than_250_lines_says_why():
+    for path in SOURCES:
+        text = path.read_text()
+        if len(text.splitlines()) > 250:
+            assert "# Longer than 250 lines: " in text, f"{path} has found a second job: give it a name, or say why"

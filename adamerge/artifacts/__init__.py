@@ -4,5 +4,5 @@ Read ``coefficients.py`` first: ``Coefficients`` are all that an export needs be
 with ``recipe.py``, which turns parts into plain data and back. ``export.py`` writes the merged model, one tensor at a time,
 into a folder that ``export_files.py`` stages and completes; ``lora_export.py`` writes merged LoRA experts as one adapter;
 ``model_card.py`` is the folder's README. ``importance.py`` makes the allocation of a second stage from the coefficients of a
-first, and ``heatmap.py`` draws them.
+first, and ``heatmap.py`` draws them, in the cells that ``heatmap_cells.py`` arranges.
 """

@@ -1,4 +1,4 @@
-"""Agreement: expert and network have the base's tensors by name and shape, or one is told what is wrong or to be left out."""
+"""Compatibility: an expert has the base's tensors by name, shape and dtype, or the error says which to leave out."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from adamerge.errors import CheckpointError
 from adamerge.io.safetensors_file import read_json
 
 LOCAL = "local:"
-"""Beginning of what a file says in a model's place of which nobody else would know where it is; its last name follows."""
+"""A model that is only on the machine that wrote the file is called this, followed by the last name of its path."""
 
 _CACHED = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<revision>\w+)(/|$)")
 

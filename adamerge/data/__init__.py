@@ -10,7 +10,7 @@ Lightning takes.
   ``no_data``.
 - How a sample becomes a batch: ``pictures``, ``samples``, ``shots``, ``batch_order``, ``teacher_outputs``, ``loaders``.
 - What is told and refused: ``checks``, ``notices``, ``protocol``, ``overlap``, ``row_numbers``, ``file_faults``.
-- How a sample is scored: ``metrics``.
+- How a sample is scored: ``metrics``. ``dataset`` is a type that the other files share.
 """
 
 from adamerge.data.base import Calibration

@@ -30,8 +30,7 @@ class LogitAlignment(Objective):
         DataError: the batch has no teacher.
 
     Reference: Expert Merging (Zhang et al., 2025), https://arxiv.org/abs/2509.25712, L_logit; knowledge
-    distillation (Hinton et al., 2015),
-    https://arxiv.org/abs/1503.02531, for the factor T^2.
+    distillation (Hinton et al., 2015), https://arxiv.org/abs/1503.02531, for the factor T^2.
     """
 
     taught = True

@@ -2,13 +2,8 @@
 
 Read ``base.py`` first, then ``linear.py``: most are of the linear family, which differ in ``g`` alone, and ``constraints.py``
 is their ``phi``. ``importance.py`` and ``partition.py`` are further members. ``wrapper.py`` is for what goes around another
-<<<<<<< HEAD
-one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a
-generator; ``untrained.py`` says by name which coefficients were held.
-=======
-one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` and ``splitmix64.py`` are random numbers
-without a generator; ``held_names.py`` says by name which coefficients were held.
->>>>>>> words
+one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a generator;
+``held_names.py`` says by name which coefficients were held at their initial values.
 """
 
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update

@@ -21,8 +21,8 @@ OWN = ("class_path", "init_args", "dict_kwargs")
 def overlaid(below: Any, above: Any) -> Any:
     """Returns one value laid over another: mappings key by key, everything else replaced.
 
-    A class keeps of the arguments of the one that it takes the place of those that it has too. Arguments without a class are
-    those of whatever class there is, below or above.
+    Where another class takes the place of one, the arguments below stay that the new class has too. Arguments that are
+    written without a class belong to whatever class there is, below or above.
     """
     if isinstance(above, str) and isinstance(below, dict) and "class_path" in below:
         above = {"class_path": above}

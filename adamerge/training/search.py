@@ -39,7 +39,8 @@ class Search(ABC):
         automatic: whether ``step`` returns a scalar of which Lightning takes the gradient, and the optimiser step after it;
             else ``step`` moves the coefficients itself, and ends with ``SearchStep.count``.
         penalised: whether ``step`` adds ``model.penalty`` to what it minimises; a penalty is refused where it does not.
-        uses_gradients: whether the objective's gradient is asked for; without it, nothing is held.
+        uses_gradients: whether the objective's gradient is asked for. Where it is not, no coefficient is held at its initial
+            value for want of a gradient, and the search itself must refuse values that are not finite.
     """
 
     automatic: bool = True
@@ -71,7 +72,8 @@ class Search(ABC):
     def optimizers(self, steps: int) -> list[tuple[Optimizer, LRScheduler | None]]:
         """Makes the optimisers of a fit of so many steps, each with the schedule of its rate; the last one's steps count.
 
-        Where ``automatic`` there is one. As all of torch's, they call the closure that their ``step`` is given.
+        Where ``automatic`` there is one. As torch's optimisers do, their ``step`` calls the closure that it is given: Lightning
+        runs its hooks there, and the guard against values that are not finite is one of them.
         """
 
     def first_batch(self, batch: Mapping[str, Batch]) -> Mapping[str, Batch]:

@@ -1,8 +1,8 @@
 """Transforms: they change task vectors before these are merged, one idea per file.
 
 Read ``base.py`` first: the contract, one tensor's deltas at a time, after one look at all of them. ``arithmetic.py`` scales
-and adds whole task vectors, ``magnitude.py`` keeps the largest entries of each matrix, and ``ties.py`` trims, elects signs
-and keeps what agrees with them.
+and adds whole task vectors, ``magnitude.py`` keeps the largest entries of each matrix, ``dare.py`` drops entries at random,
+and ``ties.py`` trims, elects signs and keeps what agrees with them.
 """
 
 from adamerge.transforms.arithmetic import Combine, Scale

@@ -5,7 +5,7 @@ import torch
 
 from adamerge.errors import ConfigError
 from adamerge.objectives import RandomOperations, Unchanged
-from adamerge.objectives import operations as module
+from adamerge.objectives import random_operations as module
 from adamerge.objectives.random_operations import OPERATIONS
 from adamerge.objectives.views import seeds_of
 
