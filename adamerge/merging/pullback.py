@@ -81,8 +81,8 @@ class _Pull(NamedTuple):
 class Probes(MergeGradients):
     """Several gradients of one backward pass: of each, ``G`` is multiplied element by element by other numbers.
 
-    The first is the gradient itself. The others are projections of ``G`` on random signs: comparing them with those of a
-    second pass tells, without storing any ``G``, whether the gradients of the two passes agree.
+    The first is the gradient itself. Comparing the others with those of a second pass tells, without storing any ``G``,
+    whether the gradients of the two passes agree beyond their rounding.
 
     Args:
         parameters: of the parametrization, that gradients are for.

@@ -1,9 +1,10 @@
 """Objectives: the losses of the merged model that drive its coefficients, one idea per file.
 
 Read ``base.py`` first: the contract, from one forward pass to one loss per sample. ``entropy.py`` is AdaMerging's and the
-simplest, ``marginal_entropy.py`` spreads the predictions; ``cross_entropy.py`` needs labels, ``alignment.py`` the experts as teachers. ``pseudo_label.py`` learns from its own
-predictions: ``trust.py`` chooses the samples, ``views.py`` and ``random_operations.py`` change them. ``weighted_sum.py`` adds
-several objectives up, and ``penalties.py`` looks at the coefficients alone.
+simplest, ``marginal_entropy.py`` spreads the predictions; ``cross_entropy.py`` needs labels, ``alignment.py`` the experts
+as teachers. ``pseudo_label.py`` learns from its own predictions: ``trust.py`` chooses the samples, ``views.py`` and
+``random_operations.py`` change them. ``weighted_sum.py`` adds several objectives up, and ``penalties.py`` looks at the
+coefficients alone.
 """
 
 from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, SummedHiddenAlignment

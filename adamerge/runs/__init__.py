@@ -10,7 +10,8 @@ command lines of those that take a pool and a method.
 2. ``configuration`` is the result as plain data, one for each stage of a method: ``--2.model.search.lr=0.1`` is told here.
 3. ``parser`` types it, for every verb alike, and loads no trainer; ``trainer_keys`` has the trainer's arguments for it. What
    it refuses is told in one line by ``parser_faults``, ``signatures`` and ``class_names``.
-4. ``early_checks`` makes what opens no file and asks all that is known by then, with ``trainer_settings``. Here ``check`` goes on to headers (``pool``).
+4. ``early_checks`` makes what opens no file and asks all that is known by then, with ``trainer_settings``. Here ``check``
+   goes on to headers (``pool``).
 5. ``instantiate`` makes module, data and trainer; ``preparation`` asks the rest before anything is written.
 
 **A run**: ``run_folders`` names and locks its folder, ``run_config``, ``environment`` and ``summary`` are its files, and

@@ -72,8 +72,8 @@ class Search(ABC):
     def optimizers(self, steps: int) -> list[tuple[Optimizer, LRScheduler | None]]:
         """Makes the optimisers of a fit of so many steps, each with the schedule of its rate; the last one's steps count.
 
-        Where ``automatic`` there is one. As torch's optimisers do, their ``step`` calls the closure that it is given: Lightning
-        runs its hooks there, and the guard against values that are not finite is one of them.
+        Where ``automatic`` there is one. As torch's optimisers do, their ``step`` calls the closure that it is given:
+        Lightning runs its hooks there, and the guard against values that are not finite is one of them.
         """
 
     def first_batch(self, batch: Mapping[str, Batch]) -> Mapping[str, Batch]:
