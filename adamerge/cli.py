@@ -35,7 +35,7 @@ exit codes: 0 done, 2 configuration, 3 model or data, 4 diverged or collapsed, 5
 
 
 def test(arguments: list[str]) -> None:
-    """Score a run, or a coefficient file, on the labelled test or validation split of its data or of a named pool."""
+    """Scores a run, or a coefficient file, on the labelled test or validation split of its data or of a named pool."""
     parser = argparse.ArgumentParser(
         prog="adamerge test",
         usage="adamerge test RUN [POOL] [--split SPLIT] [--allow-plugins PREFIX] [--key=value ...]",
@@ -62,7 +62,7 @@ def test(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Write the merged model to a folder that open_clip or transformers loads; needs no data and no training libraries."""
+    """Writes the merged model to a folder that open_clip or transformers loads, without data and training libraries."""
     parser = argparse.ArgumentParser(prog="adamerge export", description=export.__doc__)
     parser.add_argument("coefficients", type=Path, help="folder of a run, or its coefficients.safetensors")
     parser.add_argument("target", type=Path, help="the new folder")
@@ -116,7 +116,7 @@ def export(arguments: list[str]) -> None:
 
 
 def inspect(arguments: list[str]) -> None:
-    """Show what a coefficient file, a run's folder or a model holds, without reading weights."""
+    """Shows what a coefficient file, a run's folder or a model holds, without reading weights."""
     parser = argparse.ArgumentParser(prog="adamerge inspect", description=inspect.__doc__)
     parser.add_argument("path", help="coefficients.safetensors, a run's folder, or a model")
     own = parser.parse_args(arguments)
@@ -136,7 +136,18 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; every expected failure is one readable error and an exit code."""
+    """Runs a verb and returns the exit code; an expected failure is printed as one readable error.
+
+    Args:
+        arguments: the words after ``adamerge``; those of this process when None.
+
+    Returns:
+        0 when done, otherwise the code that ``adamerge --help`` lists for the failure.
+
+    Raises:
+        AdamergeError: an expected failure, under ``--debug`` alone, so that its trace is shown.
+        SystemExit: help was printed, or the words of the verb were refused.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

@@ -27,7 +27,7 @@ CELL, LINE, SPACE = 0.16, 0.15, 0.06  # inches: a cell's width, a line's height,
 SIZE, DPI, LARGEST = 1.5, 150, 60_000  # width by height of a picture, and pixels that a side may have
 
 
-class Scale(NamedTuple):
+class ColourScale(NamedTuple):
     """Smallest and largest value that have a colour, the name of the colour map, and what the colour bar says of it."""
 
     low: float
@@ -43,17 +43,19 @@ class Scale(NamedTuple):
         return f"{round(value, decimals) + 0.0:.{max(decimals, 0)}f}"  # 0.00, never -0.00
 
 
-def scale_of(values: Any) -> Scale:
+def scale_of(values: Any) -> ColourScale:
     """Makes a scale that shows signs: symmetric about 0, or of one hue where no value is negative."""
     if not len(values):
-        return Scale(0.0, 1.0, "viridis", "coefficient: none is learned and finite")
+        return ColourScale(0.0, 1.0, "viridis", "coefficient: none is learned and finite")
     low, high = float(numpy.min(values)), float(numpy.max(values))
     if low < 0:
         most = max(-low, high)
-        return Scale(-most, most, "RdBu", "coefficient: red is negative, white is 0, blue is positive")
+        return ColourScale(-most, most, "RdBu", "coefficient: red is negative, white is 0, blue is positive")
     if 1e-3 * high < high - low < high / 2:
-        return Scale(low, high, "viridis", "coefficient: none is negative; the colours begin at the smallest, not at 0")
-    return Scale(0.0, high or 1.0, "viridis", "coefficient: none is negative; the colours begin at 0")
+        return ColourScale(
+            low, high, "viridis", "coefficient: none is negative; the colours begin at the smallest, not at 0"
+        )
+    return ColourScale(0.0, high or 1.0, "viridis", "coefficient: none is negative; the colours begin at 0")
 
 
 def notes_of(table: Table, grid: Grid, panels: Sequence[Panel], held: Mapping[str, Sequence[str]]) -> str:
@@ -143,7 +145,9 @@ def _edges(count: int, size: float, mean: float) -> NDArray[numpy.float64]:
     return edges
 
 
-def _draw(page: _Page, panels: Sequence[Panel], columns: Sequence[str], scale: Scale, notes: str, top: float) -> float:
+def _draw(
+    page: _Page, panels: Sequence[Panel], columns: Sequence[str], scale: ColourScale, notes: str, top: float
+) -> float:
     """Draws panels that share a scale, its colour bar and the notes; returns where the next thing may begin."""
     down, across = panels[0].values.shape
     number = max(map(_width, ["mean", *map(scale.text, (scale.low, scale.high))])) + SPACE
@@ -176,7 +180,7 @@ def _draw(page: _Page, panels: Sequence[Panel], columns: Sequence[str], scale: S
     return page.write(notes, left, top + 2.5 * LINE) + LINE
 
 
-def _fill(axes: Axes, panel: Panel, xs: Any, ys: Any, scale: Scale, filled: bool) -> None:
+def _fill(axes: Axes, panel: Panel, xs: Any, ys: Any, scale: ColourScale, filled: bool) -> None:
     """Draws the cells of a panel and of its means; numbers into these, and into all where there is room."""
     (down, across), values = panel.values.shape, with_means(panel.values)
     norm, colours = Normalize(scale.low, scale.high), colormaps[scale.colours]
@@ -240,7 +244,7 @@ def draw_heatmap(
     if masks:
         shares = {name: {"mask of all experts": [own[0]]} for name, own in masks.items()}
         grid = arrange(shares, order)
-        scale = Scale(0.0, 1.0, "Greens", "mask: mean probability that the update of a weight is kept")
+        scale = ColourScale(0.0, 1.0, "Greens", "mask: mean probability that the update of a weight is kept")
         panels = panels_of(shares, grid, {})
         _draw(page, panels, grid.columns, scale, notes_of(shares, grid, panels, {}), top)
     figure = page.finish()

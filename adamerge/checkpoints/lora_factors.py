@@ -28,7 +28,7 @@ class Factors:
     right: Callable[[], Tensor]
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The product, ``(rows, columns)``."""
+        """Returns ``scale * left @ right``, the dense update of the tensor, ``(rows, columns)``."""
         left, right = self.left().to(dtype), self.right().to(dtype)
         with exact(left.device):
             return (left * self.scale) @ right

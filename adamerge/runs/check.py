@@ -33,7 +33,7 @@ from adamerge.training.fit_checks import check_learned
 
 
 def check(stages: Sequence[Configuration]) -> None:
-    """Print what of a pool and a method fits together and what it will take; from headers alone.
+    """Prints whether a pool and a method fit together and what a fit would take, from headers alone.
 
     Fingerprints, and whether weights are finite, are not looked at: that reads every weight, and ``fit`` does it.
 
@@ -78,7 +78,7 @@ def check(stages: Sequence[Configuration]) -> None:
 
 
 def _parts(stage: Configuration, settings: Namespace) -> tuple[AdamergeError | None, Parts | None]:
-    """What the method is refused for, and its parts as far as they are made; neither where they wait for a file."""
+    """Returns the error that refuses the method, and the parts that could be made; neither where a file is awaited."""
     parts = None
     try:
         with stage.named(), waiting(stage):
@@ -90,7 +90,7 @@ def _parts(stage: Configuration, settings: Namespace) -> tuple[AdamergeError | N
 
 
 def _print_stage(console: Console, stage: Configuration, settings: Namespace, parts: Parts, pool: Pool) -> None:
-    """What learning will take, of the experts that can be merged; what the method cannot do is noted."""
+    """Prints what a fit on the mergeable experts will take; an error of the method is added to the pool's problems."""
     plan = None
     try:
         with stage.named(), waiting(stage):
@@ -113,7 +113,7 @@ def _print_stage(console: Console, stage: Configuration, settings: Namespace, pa
 
 
 def plan_of(settings: Namespace, parts: Parts, pool: Pool) -> Plan:
-    """Returns what a fit will take of memory, of the experts that can be merged.
+    """Returns the memory plan of a fit on the experts that can be merged.
 
     Raises:
         AdamergeError: the method does not go with them.
@@ -147,13 +147,13 @@ def _accelerator(settings: Namespace) -> str:
 
 
 def _device(settings: Namespace) -> torch.device:
-    """Where a fit on this machine would run."""
+    """Returns the device that a fit on this machine would run on."""
     wanted = _accelerator(settings)
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _processes(settings: Namespace, device: torch.device) -> tuple[int, int]:
-    """Of a fit on each machine, and machines."""
+    """Returns the local world size of a fit, processes on one machine, and the number of machines."""
     trainer = vars(settings.trainer)
     devices, machines = trainer.get("devices", "auto"), whole_number(trainer, "num_nodes", 1)
     if isinstance(devices, str) and "," in devices:
@@ -177,7 +177,7 @@ def _print_pool(console: Console, pool: Pool) -> None:
 
 
 def _print_notes(console: Console, pool: Pool) -> None:
-    """What is no problem for a merge, and may be one of what is merged."""
+    """Prints notes on what does not hinder a merge, but may make the merged model a poor one."""
     if pool.base is None:
         return
     for task, expert in pool.experts.items():
@@ -186,7 +186,7 @@ def _print_notes(console: Console, pool: Pool) -> None:
 
 
 def _described(checkpoint: Checkpoint) -> str:
-    """Number of tensors, size and dtypes; of an adapter, its factors and ranks."""
+    """Describes a checkpoint by number of tensors, size and dtypes; an adapter by number of tensors and ranks."""
     if isinstance(checkpoint, AdapterCheckpoint):
         ranks = sorted({pair.rank for pair in checkpoint.pairs.values()})
         return f"LoRA of {len(checkpoint.pairs)} tensors, rank {', '.join(map(str, ranks))}"

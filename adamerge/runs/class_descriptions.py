@@ -18,7 +18,7 @@ FACTORIES = {"ParametrizationFactory": "Parametrization"}
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a class, as it is written.
+    """One argument of a class, as the source has it.
 
     Attributes:
         name: of the argument.
@@ -34,14 +34,14 @@ class Argument:
 
     @property
     def part(self) -> str | None:
-        """The class of the package that it takes, if any."""
+        """Public class of the package that the argument takes; None where it takes none."""
         words = [FACTORIES.get(word, word) for word in re.findall(r"\w+", self.kind)]
         return next((word for word in words if word in adamerge.__all__), None)
 
 
 @dataclass(frozen=True)
 class Description:
-    """A class, as it is written.
+    """A class with its docstring and arguments, as the source has them.
 
     Attributes:
         name: of the class.
@@ -55,7 +55,7 @@ class Description:
 
 
 def described(path: str) -> Description | None:
-    """The class of this public or full name; None where the package defines none."""
+    """Returns the description of the class of this public or full name; None where the package defines none."""
     name = path.rpartition(".")[2]
     definition = _definition(name)
     if definition is None or (path != name and not path.startswith("adamerge.")):
@@ -65,7 +65,7 @@ def described(path: str) -> Description | None:
     for base in reversed(_ancestry(name)):
         told |= _documented(base)
         is_data = any(ast.unparse(mark).startswith("dataclass") for mark in base.decorator_list)
-        own = {found.name: found for found in (_fields(base) if is_data else _arguments(base))}
+        own = {argument.name: argument for argument in (_fields(base) if is_data else _arguments(base))}
         arguments = {**arguments, **own} if is_data else own or arguments
     later = (
         {"task_vectors"} if "Parametrization" in {one.name for one in _ancestry(name)} else set()
@@ -85,25 +85,25 @@ def described(path: str) -> Description | None:
 
 
 def kinds_of(base: str) -> list[str]:
-    """Public names of the classes that can stand where one of ``base`` is asked for."""
-    found = [
+    """Returns the public names of all classes that are ``base`` or derive from it and are not abstract, sorted."""
+    concrete = [
         name
         for name in adamerge.__all__
         if (definition := _definition(name)) is not None
         and base in {one.name for one in _ancestry(name)}
         and not {ast.unparse(parent).partition("[")[0] for parent in definition.bases} & {"ABC", "Protocol"}
     ]
-    return sorted(found)
+    return sorted(concrete)
 
 
 @cache
 def _homes() -> dict[str, Path]:
-    found = {}
+    homes: dict[str, Path] = {}
     for path in sorted(
         PACKAGE.rglob("*.py"), key=lambda path: "testbed" not in path.parts
     ):  # the testbed's names yield
-        found.update(dict.fromkeys(re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.M), path))
-    return found
+        homes.update(dict.fromkeys(re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.M), path))
+    return homes
 
 
 @cache
@@ -115,7 +115,7 @@ def _definition(name: str) -> ast.ClassDef | None:
 
 
 def _ancestry(name: str) -> list[ast.ClassDef]:
-    """The class and what it derives from, as far as the package defines it."""
+    """Returns the definitions of a class and of its ancestors, as far as the package defines them."""
     definition = _definition(name)
     if definition is None:
         return []
@@ -144,7 +144,7 @@ def _fields(definition: ast.ClassDef) -> list[Argument]:
         for node in definition.body
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
-        and not ast.unparse(node.annotation).startswith("ClassVar")
+        and not ast.unparse(node.annotation).startswith(("ClassVar", "KW_ONLY"))
     ]
 
 

@@ -11,11 +11,11 @@ from adamerge.io.public_names import PREFIX, find
 from adamerge.runs.class_descriptions import kinds_of
 
 NOUNS = {"Calibration": "data class", "TeacherCache": "cache of teachers"}
-"""What classes are called whose names do not say it."""
+"""Names of classes to nouns that errors use for them, where the name itself would not do."""
 
 
 def class_named(key: str, name: str, kind: type) -> Any:
-    """Returns what a full or a short name stands for.
+    """Returns the class or function that a full or a short name stands for.
 
     Args:
         key: of the configuration, for errors.
@@ -44,7 +44,7 @@ def class_named(key: str, name: str, kind: type) -> Any:
 
 
 def such_as(kind: type) -> str:
-    """Names what can stand where one of this class is asked for."""
+    """Returns a text that lists the classes to choose from where one derived from ``kind`` is asked for."""
     names = [name for name in kinds_of(kind.__name__) if name != kind.__name__]
     if not names:
         return f"a class derived from {full_name(kind)}"
@@ -52,7 +52,7 @@ def such_as(kind: type) -> str:
 
 
 def full_name(kind: type) -> str:
-    """Returns module and name of a class."""
+    """Returns a class's module and qualified name, joined by a dot."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -62,7 +62,7 @@ def _of_kind(module: Any, kind: type) -> list[str]:
 
 
 def _subclasses(kind: type) -> dict[str, type]:
-    """The class and all that are derived from it so far, by their short names."""
+    """Returns a class and all classes derived from it so far, by their short names."""
     known: dict[str, type] = {}
     derived: list[type] = type.__subclasses__(kind)
     for one in derived:

@@ -12,7 +12,7 @@ from adamerge.errors import ConfigError
 
 @dataclass
 class Words:
-    """A command line in parts.
+    """A command line, divided into files, overrides and flags.
 
     Attributes:
         files: configurations, with ``--config`` or without it, in order.
@@ -26,23 +26,23 @@ class Words:
 
     @property
     def in_order(self) -> list[str]:
-        """The same words, every file with its ``--config``."""
+        """All words as one list: files, each with its ``--config``, then overrides, then flags."""
         return [*(f"--config={file}" for file in self.files), *self.overrides, *self.flags]
 
     @property
     def folders(self) -> list[Path]:
-        """The files that are folders of stages."""
+        """Those of the files that are folders, which hold the stages of a method."""
         return [Path(file) for file in self.files if Path(file).is_dir()]
 
     def of_stage(self, number: int) -> list[str]:
-        """Returns the overrides of one stage, its own last; those for all alone where the number is 0."""
+        """Returns the overrides of one stage, its own last; only those for all stages where ``number`` is 0."""
         common = [word for word in self.overrides if stage_of(word) is None]
         own = [re.sub(r"^--\d+\.", "--", word) for word in self.overrides if number and stage_of(word) == number]
         return [*common, *own]
 
 
 def stage_of(word: str) -> int | None:
-    """Returns the number of ``--2.key=value``; None where there is none."""
+    """Returns the number of the stage that an override such as ``--2.key=value`` is for; None where it is for all."""
     given = re.match(r"--(\d+)\.", word)
     return int(given[1]) if given else None
 

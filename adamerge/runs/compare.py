@@ -41,9 +41,9 @@ from adamerge.training.evaluation import average, gap_closed, means, paired_step
 from adamerge.training.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")
-"""What every comparison holds besides the methods asked for."""
+"""Rows of every comparison besides the methods asked for."""
 ENDED = frozenset({"finished", "diverged", "collapsed"})
-"""How a fit ends for good: it is not run again."""
+"""Statuses of a fit that has ended for good and is not run again."""
 LAMBDAS = [round(0.05 * step, 2) for step in range(21)]
 """Coefficients that the oracle chooses from."""
 
@@ -55,7 +55,7 @@ def compare(
     overrides: Sequence[str] = (),
     lambdas: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Fit every method (finished fits in ``folder`` are not repeated), score all on the test split.
+    """Fits every method (finished fits in ``folder`` are not repeated) and scores all of them on the test split.
 
     ``task_arithmetic_tuned`` is an oracle: its coefficient is the best of 0, 0.05 ... 1 on the TEST labels.
     ``gap_closed`` is (method - tuned) / (individual - tuned), of the averages.
@@ -129,7 +129,11 @@ def compare(
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """One row per method, worst average first, the experts themselves last."""
+    """Prints a comparison as a table of one row per method, worst average first, the experts themselves last.
+
+    Args:
+        result: as ``compare`` returns it.
+    """
     headings = ["method", *result["tasks"], "average", "gap closed", "to oracle", "labels"]
     metric = result["metric"]
     factor, sign = metric["factor"], 1 if metric["higher_is_better"] else -1
@@ -158,7 +162,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def fitted(method: Path, words: Words, folder: Path) -> Path:
-    """The method's run in the comparison's folder: found finished, resumed, or fitted now.
+    """Returns the folder of the method's run in the comparison, which is fitted or resumed first unless it has ended.
 
     Args:
         method: which.
@@ -176,7 +180,7 @@ def fitted(method: Path, words: Words, folder: Path) -> Path:
 
 
 def _check_all(words: Mapping[Path, Words], folder: Path) -> None:
-    """See whether every method that is still to fit can be fitted, and whether there is something to score on.
+    """Checks that every method that is still to fit can be fitted, and that there is something to score on.
 
     Raises:
         AdamergeError: not so; nothing has been fitted or written then.
@@ -201,7 +205,7 @@ def _check_all(words: Mapping[Path, Words], folder: Path) -> None:
 
 @contextmanager
 def _named(method: Path) -> Iterator[None]:
-    """Lets an error say of which method it is."""
+    """Puts the name of the method in front of an error raised in the block."""
     try:
         yield
     except AdamergeError as error:
@@ -209,7 +213,7 @@ def _named(method: Path) -> Iterator[None]:
 
 
 def _run_of(method: Path, words: Words, folder: Path) -> Path:
-    """Where the method's run is, or will be: a change of the configuration is another fit, never one found finished."""
+    """Returns the folder of the method's run, named after a hash of its configuration: a changed one is fitted anew."""
     given = [one for file in words.files for one in (stages_of(Path(file)) if Path(file).is_dir() else [Path(file)])]
     shared = [f"--config={file}" for file in words.files[2:]]
     recipe = [*(path.read_bytes() for path in given), *(word.encode() for word in (*shared, *words.overrides))]
@@ -239,5 +243,5 @@ def _result(
 
 
 def _read_labels(protocol: Mapping[str, Any]) -> bool:
-    """Whether labels drove the fit, or chose its result."""
+    """Returns whether labels drove a fit, or chose its result, as its data protocol says."""
     return bool(protocol.get("labelled") or protocol.get("selection"))

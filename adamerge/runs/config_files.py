@@ -15,10 +15,10 @@ from adamerge.io.versions import refuse_later, version_of
 
 
 class OneOfEach(yaml.SafeLoader):
-    """YAML in which a mapping has each key once: of two, the last would win and nobody know."""
+    """YAML loader that refuses a mapping with a key twice, of which the last would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping.
+        """Returns the mapping of a YAML node.
 
         Raises:
             MarkedYAMLError: a key is there twice.
@@ -35,7 +35,7 @@ class OneOfEach(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A file's content with today's names of parts, before its keys are looked at.
+    """Returns a file's content with today's names of parts; its keys are not checked yet.
 
     Raises:
         ConfigError: there is no such file, it holds no mapping, one of its mappings holds a key twice, or a later version of
@@ -51,9 +51,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         what = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise ConfigError(f"{path}: not valid YAML: {place}{what}") from error
+        raise ConfigError(f"{path}: not valid YAML: {position}{what}") from error
     except (
         yaml.YAMLError,
         ValueError,
@@ -74,11 +74,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def refuse_private(content: Any, where: str = "") -> None:
-    """Refuses parts of the package by the modules that hold them: what names them could not be read later.
+    """Refuses private names of the package's parts, which a later version could not read.
 
     Args:
         content: a configuration.
-        where: it stands, with a colon.
+        where: file that it comes from, with a colon, for the error.
 
     Raises:
         ConfigError: a part is named by something else than its public name.
@@ -97,14 +97,14 @@ def refuse_private(content: Any, where: str = "") -> None:
 
 
 def _near_file(path: Path) -> str | None:
-    """Another file of that folder whose name is near."""
+    """Returns a question that proposes a file of that folder with a similar name; None where there is none."""
     there = [one.name for one in path.parent.glob("*")] if path.parent.is_dir() else []
     near = nearest(path.name, there)
     return f"did you mean {path.parent / near}?" if near else None
 
 
 def stages_of(folder: Path) -> list[Path]:
-    """The stages of a method that is a folder, in order.
+    """Returns the files of the stages of a method that is a folder, in order.
 
     Raises:
         ConfigError: its YAML files are not ``1_*.yaml, 2_*.yaml, ...``.

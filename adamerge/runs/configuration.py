@@ -24,39 +24,39 @@ DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is configured of a fit, or of one stage of it.
+    """The configuration of a fit, or of one stage of it.
 
     Attributes:
         files: where it stands, laid over each other in this order.
         words: overrides, laid over these.
         number: of the stage, from 1; 0 where the method has none.
         file: of the stage.
-        places: what marks such as ``{previous}`` stand for, where that is known.
+        replacements: marks such as ``{previous}`` and the paths that they stand for, where these are known.
     """
 
     files: tuple[Path, ...]
     words: tuple[str, ...]
     number: int = 0
     file: Path | None = None
-    places: tuple[tuple[str, str], ...] = ()
+    replacements: tuple[tuple[str, str], ...] = ()
 
     @property
     def content(self) -> dict[str, Any]:
-        """All of it, for the parser: the values of words are texts."""
+        """The whole configuration for the parser, in which the values of overrides are texts."""
         return self._laid(as_text)
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All of it, as YAML has it."""
+        """The whole configuration as plain data, with values as YAML has them."""
         return self._laid(as_yaml)
 
-    def placed(self, places: Mapping[str, str]) -> Configuration:
-        """Returns the same with what stands for files replaced."""
-        return Configuration(self.files, self.words, self.number, self.file, tuple(places.items()))
+    def placed(self, replacements: Mapping[str, str]) -> Configuration:
+        """Returns the same configuration with marks such as ``{previous}`` replaced by these paths."""
+        return Configuration(self.files, self.words, self.number, self.file, tuple(replacements.items()))
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Lets an error say of which stage it is."""
+        """Puts the number and file of the stage in front of an error raised in the block."""
         try:
             yield
         except AdamergeError as error:
@@ -71,11 +71,11 @@ class Configuration:
             config = overlaid(config, renewed_keys(_opened(read_config(file))))
         words = [word[2:].partition("=") for word in self.words]
         config = _opened(overridden(config, [f"--{renewed_key(key)}={value}" for key, _, value in words], read))
-        return _replaced(_with_defaults(config), dict(self.places))
+        return _replaced(_with_defaults(config), dict(self.replacements))
 
 
 def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[Configuration]:
-    """Returns the configuration of each stage of a method; of one that has no stages, one.
+    """Returns the configuration of each stage of a method; a single one where it has no stages.
 
     No library is loaded for it, and no class looked up.
 
@@ -113,11 +113,11 @@ def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[
 
 
 def unknown_key(key: str, where: str) -> ConfigError:
-    """Returns the error of a key that a configuration does not have.
+    """Returns the error for a key that no configuration has.
 
     Args:
         key: which.
-        where: it stands.
+        where: begins the error: where the key stands, and the key.
     """
     near = near_key(key)
     return ConfigError(
@@ -153,7 +153,7 @@ def _require(config: Mapping[str, Any], files: Sequence[str], verb: str) -> None
 
 
 def _opened(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns it with files of their own, as ``model: model.yaml``, in the place of their names."""
+    """Returns a configuration in which sections that name a file, as ``model: model.yaml``, hold its content."""
     named = {key: config[key] for key in ("model", "data", "trainer") if isinstance(config.get(key), str)}
     return {
         **config,
@@ -171,12 +171,12 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _replaced(value: Any, places: Mapping[str, str]) -> Any:
+def _replaced(value: Any, replacements: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _replaced(item, places) for key, item in value.items()}
+        return {key: _replaced(item, replacements) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replaced(item, places) for item in value]
+        return [_replaced(item, replacements) for item in value]
     if isinstance(value, str):
-        for mark, place in places.items():
-            value = value.replace(mark, place)
+        for mark, path in replacements.items():
+            value = value.replace(mark, path)
     return value

@@ -22,7 +22,7 @@ from adamerge.training.merging import Method
 
 @dataclass(frozen=True)
 class Parts:
-    """What is made of a fit's settings without opening base, experts or data.
+    """The parts of a fit that are made of its settings without opening base, experts or data.
 
     Attributes:
         method: how is merged, and what drives it.
@@ -34,7 +34,7 @@ class Parts:
 
 
 def checked_parts(settings: Namespace) -> Parts:
-    """Makes the parts, and asks whether they go together.
+    """Makes the parts of a fit, and checks that they go together.
 
     Raises:
         AdamergeError: as ``parts_of`` and ``refuse_parts``.
@@ -45,7 +45,7 @@ def checked_parts(settings: Namespace) -> Parts:
 
 
 def parts_of(settings: Namespace) -> Parts:
-    """Makes the parts.
+    """Makes the parts of a fit that open nothing.
 
     Raises:
         AdamergeError: one refuses its arguments.
@@ -60,7 +60,7 @@ def parts_of(settings: Namespace) -> Parts:
 
 
 def refuse_parts(settings: Namespace, parts: Parts) -> None:
-    """Asks whether the parts go together: what every verb refuses, before a library of networks is loaded.
+    """Checks that the parts of a fit go together, before a library of networks is loaded.
 
     Raises:
         AdamergeError: they do not, or a file or folder is not there.
@@ -82,13 +82,13 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
 
 
 def fit_settings(settings: Namespace, validated: bool) -> FitSettings:
-    """Returns what the checks of a fit ask of its trainer."""
+    """Returns the trainer's settings that the checks of a fit need; ``validated``: whether validation data are read."""
     trainer = settings.trainer
     return FitSettings(trainer.max_steps, str(trainer.precision), bool(trainer.gradient_clip_val), validated)
 
 
 def made(kind: type, given: Namespace) -> Any:
-    """Returns what a class's arguments, as they are in settings, make.
+    """Returns an instance of a class, made with its arguments as they are in settings.
 
     Raises:
         AdamergeError: a class refuses its arguments.
@@ -106,7 +106,7 @@ def arguments_made(kind: type, given: Namespace) -> dict[str, Any]:
 
 
 def made_subclass(kind: type, given: Namespace) -> Any:
-    """Returns what a class and its arguments, as they are in settings, make.
+    """Returns an instance of the subclass of ``kind`` that settings name, made with its arguments.
 
     Raises:
         AdamergeError: the class refuses its arguments.
@@ -141,10 +141,10 @@ def _check_start(method: Method) -> None:
 
 
 def _check_folders(settings: Namespace) -> None:
-    """What is written as a path is there: of other names a library knows more."""
+    """Checks that data sets written as paths exist; other names are left to the library that loads them."""
     for task, source in (arguments_of(settings.data).get("tasks") or {}).items():
-        place = source.get("init_args", source).get("dataset") if isinstance(source, Namespace) else None
-        if not isinstance(place, str) or not place.startswith((".", "/", "~")):
+        path = source.get("init_args", source).get("dataset") if isinstance(source, Namespace) else None
+        if not isinstance(path, str) or not path.startswith((".", "/", "~")):
             continue
-        if not os.path.exists(os.path.expanduser(place)):
-            raise DataError(f"task '{task}': there is no folder {place}", todo=f"correct data.tasks.{task}.dataset")
+        if not os.path.exists(os.path.expanduser(path)):
+            raise DataError(f"task '{task}': there is no folder {path}", todo=f"correct data.tasks.{task}.dataset")

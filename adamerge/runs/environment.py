@@ -22,7 +22,7 @@ SAME_ON_RESUME = ("adamerge", "torch", "threads", "instructions", "world_size", 
 def environment_of(
     trainer: Trainer | None, vectors: TaskVectors | None = None, protocol: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What decides whether numbers come out the same to the bit.
+    """Returns all that decides whether a fit's numbers repeat to the bit: versions, threads, devices, models and data.
 
     Args:
         trainer: of the fit; None where nothing is fitted.
@@ -45,12 +45,12 @@ def environment_of(
 
 
 def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
-    """See whether a run resumed here gives the numbers that it would have given where it began.
+    """Refuses to resume a run where it would not give the numbers that it would have given where it began.
 
     What an earlier version did not record is not compared.
 
     Raises:
-        ConfigError: what decides that has changed.
+        ConfigError: versions, threads, devices, models or data have changed.
     """
     before = read_json(folder / "environment.json")
     changed = [key for key in SAME_ON_RESUME if key in before and before[key] != _known(environment[key], before[key])]
@@ -64,13 +64,13 @@ def refuse_difference(folder: Path, environment: Mapping[str, Any]) -> None:
 
 
 def _known(value: Any, before: Any) -> Any:
-    """Of several by name, those that were recorded then; else the value."""
+    """Returns a value; of a mapping, only the entries that were recorded before."""
     both = isinstance(value, dict) and isinstance(before, dict)
     return {name: one for name, one in value.items() if name in before} if both else value
 
 
 def _differing(value: Any, other: Any) -> Any:
-    """The value; of several by name, those that are not the other's."""
+    """Returns a value; of a mapping, only the entries that differ from the other mapping."""
     if not isinstance(value, dict) or not isinstance(other, dict):
         return value
     return {name: one for name, one in value.items() if name not in other or other[name] != one}

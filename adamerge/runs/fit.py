@@ -55,7 +55,7 @@ from adamerge.training.wandb_run import environment_variable
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
-    """Learn coefficients as configured, in a new run folder or the one to resume.
+    """Learns coefficients as configured, in a new run folder or the one to resume.
 
     Args:
         arguments: ``--config POOL --config METHOD`` and overrides, as on the command line; with ``resume`` none, or
@@ -92,7 +92,7 @@ def run(
     longer: bool = False,
     allow_resume_difference: bool = False,
 ) -> Path | None:
-    """Learn coefficients as settings say; ``fit`` says what is returned and raised.
+    """Learns coefficients as settings say; ``fit`` says what is returned and raised.
 
     Args:
         settings: as ``read`` returns them.
@@ -123,7 +123,7 @@ def run(
             held.enter_context(locked(folder))
 
         def begin() -> None:
-            """The first files of a run; its configuration last, since a folder that has one can be resumed."""
+            """Writes the first files of a run; its configuration last, since a folder that has one can be resumed."""
             if resume is None:
                 held.enter_context(locked(folder))
                 refuse_used(folder)  # another process may have been quicker
@@ -143,7 +143,7 @@ def run(
 
 
 def _plan_printed(module: MergingModule, trainer: Trainer, settings: Any) -> dict[str, Any]:
-    """Print the plan; the storage it chooses becomes part of the run's own configuration, which a resumed run goes by."""
+    """Prints the plan, keeps its storage in the configuration, by which a resumed run goes, and returns its record."""
     plan = planned(module.merged, trainer)
     if is_first_process():
         print_plan(plan, module.merging.micro_batch)
@@ -183,7 +183,7 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
     with ExitStack() as stack:
 
         def begun(trainer: Trainer) -> None:
-            """Write and log from here on: all that can be known before a fit is known."""
+            """Begins to write and log, once all that can be known before a fit has been checked."""
             begin()
             if is_first_process():
                 write_json(folder / "environment.json", environment)
@@ -217,7 +217,7 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
 def _write_initial(
     module: MergingModule, data: Calibration, folder: Path, begin: Callable[[], None], loggers: Any
 ) -> None:
-    """A method without an objective: its coefficients are the initial ones; data are opened for its buffers, if at all."""
+    """Writes the initial coefficients of a method without an objective; data are opened for its buffers, if at all."""
     module.result.recalibrate(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
         return

@@ -17,7 +17,7 @@ FORMER_KEYS = {
     "model.inner_lr_scheduler": "model.search.inner_schedule",
     "model.fresh_noise": "model.search.fresh_noise",
 }
-"""Key until version 0.2 to today's. There the class of ``model`` was the search."""
+"""Keys until version 0.2, where the class of ``model`` was the search, to today's."""
 
 
 def renewed_key(key: str) -> str:

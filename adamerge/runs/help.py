@@ -26,7 +26,7 @@ RUN_KEYS = {
     "name": "of the run; by default the configs' names",
     "id": "of this run of that name; by default the time",
 }
-"""Keys of a run itself, and what they say."""
+"""Keys of a run itself, with their help."""
 TRAINER_KEYS = {
     "max_steps": "length of the fit in optimiser steps; needed where something is learned",
     "fast_dev_run": "true: one step, and nothing is written",
@@ -39,7 +39,7 @@ TRAINER_KEYS = {
     "logger": "further loggers",
     "enable_progress_bar": "true or false",
 }
-"""Lightning's that most fits need."""
+"""Keys of Lightning's trainer that most fits need, with their help."""
 ELSEWHERE = {
     "learning_rate": "model.search.lr",
     "steps": "trainer.max_steps",
@@ -57,11 +57,11 @@ ELSEWHERE = {
     "network": "model.backbone",
     "loss": "model.objective",
 }
-"""What other programs call our keys."""
+"""Names that other programs use, to the keys that are meant."""
 
 
 def near_key(key: str, among: Sequence[str] = ()) -> str | None:
-    """The key that was probably meant: by another program's word for it, by spelling, or by its last part's.
+    """Returns the key that was probably meant: by another program's word for it, by spelling, or by its last part's.
 
     Args:
         key: as it was given.
@@ -85,16 +85,16 @@ def elsewhere(name: str) -> str | None:
 
 @cache
 def all_keys() -> list[str]:
-    """Full names of the keys of a fit that are ours, and those of Lightning's that most fits need."""
+    """Returns the full names of the package's own keys of a fit, and of Lightning's keys that most fits need."""
     groups = {
         "model": described("Merging"),
         "model.search": described(DEFAULT_SEARCH),
         "data": described("Calibration"),
         "model.task_vectors": described("TaskVectors"),
     }
-    found = [f"{group}.{one.name}" for group, about in groups.items() if about is not None for one in about.arguments]
+    own = [f"{group}.{one.name}" for group, about in groups.items() if about is not None for one in about.arguments]
     return [
-        *found,
+        *own,
         *RUN_KEYS,
         "seed_everything",
         *(f"trainer.{key}" for key in TRAINER_KEYS),
@@ -110,7 +110,7 @@ def _names(path: str) -> list[str]:
 
 
 def fit_help(search: str = DEFAULT_SEARCH) -> str | None:
-    """The keys of a fit under this search; None where the package does not define it."""
+    """Returns the help of a fit under this search; None where the package does not define it."""
     merging, about, data = described("Merging"), described(search), described("Calibration")
     if merging is None or about is None or data is None:
         return None
@@ -146,7 +146,7 @@ def fit_help(search: str = DEFAULT_SEARCH) -> str | None:
 
 
 def help_of(flag: str) -> str | None:
-    """What ``--KEY.help`` or ``--KEY.help=CLASS`` asks for; None where another than this package must know."""
+    """Returns the help that ``--KEY.help`` or ``--KEY.help=CLASS`` asks for; None where it is not of this package."""
     word, _, name = flag.partition("=")
     key = word.removeprefix("--").removesuffix(".help")
     if name:
@@ -163,7 +163,7 @@ def help_of(flag: str) -> str | None:
 
 
 def _kind_of(key: str) -> str | None:
-    """The class of the package that a key takes, found along its parts."""
+    """Returns the name of the class that a key takes; None where it takes none of the package."""
     group, *parts = key.split(".")
     kinds = {"model": ["Merging"], "data": ["Calibration"]}.get(group, [])
     for part in parts:
@@ -184,7 +184,7 @@ def _class_help(about: Description, key: str) -> str:
 
 
 def _line(key: str, one: Argument, indent: str = "") -> str:
-    """An argument: its key with its default, what it says, and the classes that it takes."""
+    """Returns the help of one argument: its key with its default, its description, and the classes that it takes."""
     classes = [name for name in kinds_of(one.part) if name != one.part] if one.part else []
     told = f"{one.told.rstrip('.')} ({', '.join(classes)})" if classes else one.told
     shown = {None: "", "True": "=true", "False": "=false"}.get(one.default, f"={one.default}")

@@ -29,12 +29,12 @@ NARROWEST = 24  # characters of a column of names
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Let the command line end as after any closed pipe."""
+        """Raises ``BrokenPipeError``, so that the command line ends as after any closed pipe."""
         raise BrokenPipeError
 
 
 def describe_path(path: str) -> None:
-    """Print what ``path`` is.
+    """Prints what a coefficient file, a run's folder or a model holds, from headers and metadata alone.
 
     Raises:
         CheckpointError: it is no model.
@@ -79,7 +79,7 @@ def _describe_coefficients(path: Path) -> None:
 
 
 def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
-    """A row for each group: what each expert's task vector is multiplied by there."""
+    """Prints a table with a row for each group: the factor of each expert's task vector there."""
     constraint = _constraint(metadata["parametrization"])
     made = {group: value if constraint is None else constraint(value) for group, value in values.items()}
     held = held_masks(metadata["protocol"], values, metadata["rows"])
@@ -101,26 +101,26 @@ def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> 
 
 
 def _constraint(spec: Mapping[str, Any]) -> Constraint | None:
-    """That of a parametrization or of the one inside it; None where it is not adamerge's."""
+    """Returns the constraint of a parametrization or of the one inside it; None where it is not one of adamerge's."""
     arguments: Mapping[str, Any] = spec.get("init_args") or {}
     if arguments.get("inner"):
         return _constraint(arguments["inner"])
     if not arguments.get("constraint"):
         return Free()
     try:
-        found: Constraint = build(arguments["constraint"], Constraint)
+        constraint: Constraint = build(arguments["constraint"], Constraint)
     except CoefficientsError:
         return None
-    return found
+    return constraint
 
 
 def _names(heading: str) -> Column:
-    """A column whose names go on in the next line where they do not fit: cut ones of weight and bias would look alike."""
+    """Returns a column that folds long names: cut short, those of weight and bias would look alike."""
     return Column(heading, overflow="fold", min_width=NARROWEST)
 
 
 def _print(table: Table) -> None:
-    """As wide as the terminal, or as the table where it goes into a file or pipe, or cannot be narrower."""
+    """Prints a table as wide as the terminal; at full width into a file or pipe, and never narrower than it can be."""
     console = _Console()
     least, most = Measurement.get(console, console.options.update(max_width=1 << 20), table)
     console.width = max(console.width, least if console.is_terminal else most)

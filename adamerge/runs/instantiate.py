@@ -24,7 +24,7 @@ from adamerge.training.module import MergingModule
 
 
 class Configured:
-    """Model, data and trainer of a fit, as its settings have them.
+    """Makes model, data and trainer of a fit from its settings.
 
     Args:
         settings: as ``read`` returns them.
@@ -56,17 +56,17 @@ class Configured:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Configured:
-        """Returns what the words of a command line configure; the first stage of a method that has several."""
+        """Returns the fit that a command line configures; that of the first stage where the method has several."""
         return cls(read_first(arguments))
 
     @property
     def loggers(self) -> Any:
-        """What ``trainer.logger`` says: loggers, whether there are any, or nothing."""
+        """Value of ``trainer.logger``: loggers, whether there are any, or None."""
         return self._trainer["logger"]
 
     @property
     def callbacks(self) -> list[Any]:
-        """What ``trainer.callbacks`` says: one, several or none."""
+        """Callbacks that ``trainer.callbacks`` names, as a list."""
         given = self._trainer["callbacks"] or ()
         return list(given) if isinstance(given, list | tuple) else [given]
 
@@ -92,7 +92,7 @@ def _data_module(settings: Namespace) -> DataModule:
 
 
 def _quieten() -> None:
-    """Leave out what libraries say that is no news to our users."""
+    """Silences messages of libraries that are no news to users of this package."""
     for text in (
         "LeafSpec",
         "exists and is not empty",

@@ -21,8 +21,8 @@ OWN = ("class_path", "init_args", "dict_kwargs")
 def overlaid(below: Any, above: Any) -> Any:
     """Returns one value laid over another: mappings key by key, everything else replaced.
 
-    Where another class takes the place of one, the arguments below stay that the new class has too. Arguments that are
-    written without a class belong to whatever class there is, below or above.
+    A class that replaces another keeps those of its arguments that it has too. Arguments without a class are those of
+    whatever class there is, below or above.
     """
     if isinstance(above, str) and isinstance(below, dict) and "class_path" in below:
         above = {"class_path": above}
@@ -47,13 +47,13 @@ def overlaid(below: Any, above: Any) -> Any:
 
 
 def as_text(text: str) -> Any:
-    """Returns the value of a word for the parser: numbers and switches as written, since a text may look like one."""
+    """Returns the value of an override for the parser: numbers and switches as written, since a text may look like one."""
     value = as_yaml(text)
     return value if value is None or isinstance(value, str | list | dict) else text
 
 
 def as_yaml(text: str) -> Any:
-    """Returns the value of a word as YAML has it, with today's names of classes."""
+    """Returns the value of an override as YAML has it, with today's names of classes."""
     if text in {PREVIOUS, IMPORTANCE, RUN}:  # a mapping to YAML
         return text
     try:
@@ -128,7 +128,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _arguments_of(name: str) -> set[str]:
-    """Returns the names of a class's arguments; none where it cannot be found, which is told later."""
+    """Returns the names of a class's arguments; none where there is no such class, which another check reports."""
     about = described(current_name(name))
     if about is not None:
         return {one.name for one in about.arguments}

@@ -82,7 +82,7 @@ def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
 
 
 def help_by_parser(flag: str) -> str:
-    """Returns what a class from elsewhere takes, for ``--KEY.help=CLASS``.
+    """Returns the help of a class that is not of this package, for ``--KEY.help=CLASS``.
 
     Raises:
         ConfigError: there is no such class or key.
@@ -96,7 +96,7 @@ def help_by_parser(flag: str) -> str:
 
 
 def trainer_help() -> str:
-    """Returns all keys of Lightning's trainer."""
+    """Returns the help of all keys of Lightning's trainer."""
     from lightning import Trainer as Lightnings
 
     parser = ArgumentParser(prog="adamerge fit", usage="adamerge fit POOL METHOD [--trainer.KEY=VALUE ...]")
@@ -156,7 +156,7 @@ def plain_names() -> Iterator[None]:
 
 
 def _narrow(settings: Namespace) -> None:
-    """Leaves of experts and data what ``tasks`` names and ``leave_out`` does not."""
+    """Removes from settings the experts and data that ``tasks`` does not name or ``leave_out`` names."""
     experts = settings.get("model.task_vectors.init_args.experts") or {}
     unknown = [task for task in settings.leave_out or () if task not in experts]
     if unknown:

@@ -29,17 +29,17 @@ class Pool:
     problems: dict[str, list[AdamergeError]] = field(default_factory=dict)
 
     def add(self, who: str, error: AdamergeError) -> None:
-        """Note a problem."""
+        """Adds a problem to those of an expert, or of a key of the configuration."""
         self.problems.setdefault(who, []).append(error)
 
     @property
     def good(self) -> dict[str, Checkpoint]:
-        """The experts that can be merged."""
+        """Experts without a problem, which can be merged, by name."""
         return {task: expert for task, expert in self.experts.items() if task not in self.problems}
 
 
 def open_pool(given: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
-    """Open base and experts from headers, and compare them.
+    """Opens base and experts from headers and compares them; problems are collected, not raised.
 
     Args:
         given: arguments of the task vectors.
@@ -93,7 +93,7 @@ def open_pool(given: Mapping[str, Any], opened: dict[str, Checkpoint]) -> Pool:
 
 
 def _quantisation(expert: Checkpoint) -> str | None:
-    """How the weights of a model's folder are quantised, in the words of its ``config.json``; None where it says nothing."""
+    """Returns how an expert is quantised, in the words of its ``config.json``; None where it says nothing."""
     for folder in {source.parent for source in expert.sources}:
         if (folder / "config.json").is_file():
             try:

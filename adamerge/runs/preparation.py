@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # what can be refused without Lightning is refused before it 
 
 
 def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
-    """Model, data and settings of a fit, made and found to go together; whether all weights are finite is not looked at.
+    """Returns a fit whose model, data and settings go together; whether all weights are finite is not checked.
 
     Args:
         settings: as ``read`` returns them.
@@ -43,7 +43,7 @@ def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
 
 
 def checked(stages: Sequence[Configuration]) -> list[tuple[Namespace, Parts | None]]:
-    """Returns settings and parts of each stage, found to go together as far as that is known while nothing is opened.
+    """Returns settings and parts of each stage; they go together as far as that is known while nothing is opened.
 
     Args:
         stages: of a method; one where it has none.
@@ -61,12 +61,12 @@ def checked(stages: Sequence[Configuration]) -> list[tuple[Namespace, Parts | No
 
 
 def validated(stages: Sequence[Configuration]) -> Configured:
-    """See whether a method can be fitted, each of its stages as far as it can be known before the ones before it ran.
+    """Checks that a method can be fitted, each of its stages as far as it can be known before the earlier ones ran.
 
     Nothing is written, and no weight but those of heads is read.
 
     Returns:
-        What the method, or its first stage, makes of the configuration.
+        The configured fit of the method, or of its first stage.
 
     Raises:
         AdamergeError: it cannot.
@@ -83,7 +83,7 @@ def validated(stages: Sequence[Configuration]) -> Configured:
 
 @contextmanager
 def waiting(stage: Configuration) -> Iterator[None]:
-    """Leaves at that what fails for want of a file that an earlier stage will write: more is known when it has."""
+    """Suppresses an error of the block that comes from a file which an earlier stage has yet to write."""
     try:
         yield
     except Exception as error:  # whatever a part of the user's does about a file that is not there

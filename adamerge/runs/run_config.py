@@ -1,4 +1,4 @@
-"""A run's own configuration: written whole or not at all, naming places so that they hold from wherever one stands."""
+"""A run's own configuration: written whole or not at all, with paths that hold from any working directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = (
     "model.backbone.init_args.model",
     "data.init_args.tasks.*.dataset",
 )
-"""Keys of what may be a file or folder, and may be something else: a Hub id, a package's name, a network's."""
+"""Keys whose value may be a path, or something else: a Hub id, the name of a package or of a network."""
 PATHS = (
     "model.init_from",
     "model.parametrization.*mask_from",
@@ -33,11 +33,11 @@ PATHS = (
     "trainer.logger.init_args.*dir",
     "trainer.callbacks.init_args.dirpath",
 )
-"""Keys of what is a file or folder, there already or not."""
+"""Keys whose value is a path, of a file or folder that may not exist yet."""
 
 
 def write_config(settings: Namespace, path: Path) -> None:
-    """Write the configuration atomically, with absolute paths for what was given relative to the working directory.
+    """Writes the configuration atomically, with absolute paths for what was given relative to the working directory.
 
     Raises:
         ExportError: the file cannot be written.
@@ -48,7 +48,7 @@ def write_config(settings: Namespace, path: Path) -> None:
 
 
 def located(value: Any, key: str = "") -> Any:
-    """The configuration, or what is below a key of it, with absolute paths."""
+    """Returns a configuration, or the part of it below ``key``, with absolute paths."""
     if isinstance(value, dict):
         return {name: located(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if isinstance(value, list):

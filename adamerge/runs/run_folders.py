@@ -23,7 +23,7 @@ STAGES = "stages.json"
 
 
 def run_folder(settings: Any, files: Sequence[str]) -> Path:
-    """``RUNS/NAME/ID``, with names and ids that are not given made up.
+    """Returns the path ``RUNS/NAME/ID`` of a run; a name or id that is not given is made up.
 
     Args:
         settings: of the run.
@@ -42,15 +42,15 @@ def run_folder(settings: Any, files: Sequence[str]) -> Path:
 
 
 def started(folder: Path) -> bool:
-    """Whether a run, of one or several stages, has begun there and can be resumed."""
+    """Returns whether a run, of one or several stages, has begun in a folder and can be resumed."""
     return (folder / STAGES).is_file() or (folder / CONFIG).is_file()
 
 
 def refuse_used(folder: Path) -> None:
-    """See whether a new run may begin in a folder.
+    """Refuses a folder that holds a run already.
 
     Raises:
-        ConfigError: it holds one.
+        ConfigError: it does.
     """
     if started(folder) and is_first_process():
         raise ConfigError(
@@ -59,7 +59,7 @@ def refuse_used(folder: Path) -> None:
 
 
 def refuse_ended(folder: Path) -> None:
-    """See whether a run can be resumed.
+    """Refuses a run that cannot be resumed.
 
     Raises:
         ConfigError: it is no run's folder; or the run diverged or collapsed, and would only do so again.
@@ -75,12 +75,12 @@ def refuse_ended(folder: Path) -> None:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """A run's summary; empty where there is none yet."""
+    """Returns a run's summary; an empty one where none has been written yet."""
     return read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
 
 
 def is_first_process() -> bool:
-    """Whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
+    """Returns whether this process writes for all: the others are started by Lightning, torchrun or a cluster."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only  # late: what is refused is told without Lightning
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -88,7 +88,12 @@ def is_first_process() -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process group at a time in a run's folder, which is made."""
+    """Makes a run's folder and locks it for this process group while the block runs.
+
+    Raises:
+        ConfigError: another process has it.
+        ExportError: it cannot be made.
+    """
     if not is_first_process():
         yield  # the first process holds the lock for all
         return
@@ -111,7 +116,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether another process has a run's folder now."""
+    """Returns whether another process has locked a run's folder."""
     try:
         with locked(folder):
             return False
@@ -120,26 +125,32 @@ def in_use(folder: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; None where there is none yet, so that the run starts over.
+    """Returns the newest checkpoint that can be read; None where there is none yet, so that the run starts over.
 
     Raises:
         CheckpointError: none of those that are there can be read.
     """
-    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
+    checkpoints = sorted(
+        (folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    )
+    for path in checkpoints:
         try:
             step_of(path)
         except CheckpointError as error:
             print(f"{error.what}; trying the one before")
             continue
         return path
-    if found:
+    if checkpoints:
         raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint that can be read", todo="start a new run")
     return None
 
 
 def step_of(checkpoint: Path) -> int:
-    """Steps that a checkpoint was written after."""
+    """Returns the number of steps after which a checkpoint was written.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     from adamerge.training.run_checkpoints import AtomicCheckpoints
 
     step: int = AtomicCheckpoints().load_checkpoint(checkpoint)["global_step"]
@@ -147,7 +158,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
-    """The number of steps that a resumed run shall have, when it is another than its own.
+    """Returns the number of steps that a resumed run is to have; None where it keeps its own.
 
     Raises:
         ConfigError: something else is asked to change; or the run has done as many steps already.
@@ -179,7 +190,7 @@ def other_length(folder: Path, arguments: Sequence[str]) -> int | None:
 
 
 def _name(files: Sequence[str]) -> str:
-    """``testbed_images-adamerging_layer_wise`` for the configs of those names."""
+    """Returns a run's name from its configs' names, such as ``testbed_images-adamerging_layer_wise``."""
     paths = [Path(path) for path in files]
     paths.sort(key=lambda path: path.parent.name != "pools")  # the pool first, in whatever order they were given
     return "-".join(path.stem for path in paths if path.parent.name != "trainer") or "run"

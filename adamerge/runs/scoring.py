@@ -35,7 +35,7 @@ from adamerge.training.confusions import Confusions, exchanged_lines, far_below_
 from adamerge.training.evaluation import average, means, score
 
 Scores = dict[str, Tensor]
-"""Task to the score of each sample."""
+"""Scores of each sample, ``(samples,)``, by task."""
 
 
 class Scorer:
@@ -63,11 +63,11 @@ class Scorer:
         backbone.build_heads(data.tasks, vectors.checkpoints)
 
     def base(self) -> Scores:
-        """The base alone."""
+        """Returns the scores of the base, without any task vector, on all tasks."""
         return self._score(self._plain())
 
     def experts(self) -> Scores:
-        """Each expert on its own task; a task without an expert of its name is left to the base."""
+        """Returns the scores of each expert on its own task, and of the base on tasks without an expert of their name."""
         hits: Scores = {}
         model = self._plain()
         for task in self.data.tasks:
@@ -79,22 +79,22 @@ class Scorer:
         return hits
 
     def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
-        """A merged model on all tasks."""
+        """Returns the scores of a merged model with the parametrization's initial coefficients, on all tasks."""
         return self.of(Coefficients(vectors, parametrization(vectors)))
 
     def of(self, coefficients: Coefficients) -> Scores:
-        """The merged model that a coefficient file describes, on all tasks."""
+        """Returns the scores of the merged model that coefficients describe, on all tasks."""
         model = self._model(coefficients)
         with torch.no_grad():
             model.merge()
         return self._score(model)
 
     def _plain(self) -> MergedModel:
-        """Filled with the base."""
+        """Returns a merged model whose coefficients are all zero, which is the base."""
         return self._model(Coefficients(self.vectors, TaskWise(self.vectors, init=0.0)))
 
     def _model(self, coefficients: Coefficients) -> MergedModel:
-        """The backbone, which is this model's from now on and no earlier one's: its blocks obey one alone."""
+        """Returns a merged model on the backbone, which obeys one model alone: earlier ones cannot be used any more."""
         parametrization = coefficients.parametrization.to(self.device)
         return MergedModel(
             self.backbone,
@@ -116,7 +116,9 @@ class Scorer:
         return scores
 
     def doubts(self, base: Scores, experts: Scores) -> list[str]:
-        """Signs that labels and rows of a head mean other classes, each told; asked for when the experts were scored last.
+        """Returns, and warns of, signs that labels and rows of a head mean other classes.
+
+        It reads the confusions of the experts, so ``experts`` is called right before it.
 
         Args:
             base: scores of the base.
@@ -135,7 +137,7 @@ class Scorer:
 def score_run(
     path: Path, split: str, configs: Sequence[Path] = (), plugins: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> tuple[dict[str, float], Metric]:
-    """Score per task of coefficients on a labelled split, and the metric.
+    """Returns the score per task of coefficients on a labelled split, and the metric that they are in.
 
     The scores of a run's own coefficients on its own data are also written into its summary.
 
@@ -188,7 +190,7 @@ def score_run(
 
 
 def check_scored(backbone: Backbone, data: Calibration, split: str) -> None:
-    """See whether every task has a labelled split of this name.
+    """Checks that every task has a labelled split of this name.
 
     Raises:
         ConfigError: there are no data.
@@ -208,14 +210,17 @@ def check_scored(backbone: Backbone, data: Calibration, split: str) -> None:
 
 
 def calibrated_on(data: Calibration, split: str) -> dict[str, int]:
-    """Task to the number of scored samples that are calibration data too, which is told; in the papers' setting all are."""
-    found = {} if data.transductive else overlap(data, split)
-    for task, count in found.items():
+    """Returns, and warns of, the number of scored samples by task that are calibration data too.
+
+    In the papers' transductive setting all of them are by design: nothing is counted then.
+    """
+    overlaps = {} if data.transductive else overlap(data, split)
+    for task, count in overlaps.items():
         warnings.warn(
             f"task '{task}': {count} of {len(data.rows(task, split))} samples of the {split} split are calibration data too",
             stacklevel=2,
         )
-    return found
+    return overlaps
 
 
 def told(lines: Sequence[str]) -> list[str]:
@@ -230,7 +235,7 @@ def _classnames(data: Calibration) -> dict[str, Sequence[str]]:
 
 
 def print_scores(scores: Mapping[str, float], metric: Metric) -> None:
-    """One row per task."""
+    """Prints a table of scores with one row per task, and their average."""
     table = Table("task", f"{metric.name}, {metric.unit}")
     for task, value in scores.items():
         table.add_row(task, shown(value, metric.factor))
@@ -240,21 +245,21 @@ def print_scores(scores: Mapping[str, float], metric: Metric) -> None:
 
 
 def run_coefficients(run: Path) -> Coefficients:
-    """A run's coefficients; its own configuration, which is the user's code, says which modules they may name."""
+    """Returns a run's coefficients; its own configuration, which is the user's code, says which modules they may name."""
     return load_coefficients(run / "coefficients.safetensors", plugins=sorted(_modules(_configuration(run))))
 
 
 def run_copy(run: Path) -> Copy:
-    """How the merged copy of a run existed."""
+    """Returns how the merged copy of a run existed: whole, by blocks, or in parts over processes."""
     configuration = _configuration(run)
     spec = configuration["model"].get("copy")
     return WholeCopy() if spec is None else build({"init_args": {}, **spec}, Copy, sorted(_modules(configuration)))
 
 
 def copy_for_scores(copies: Sequence[Copy]) -> Copy:
-    """How models exist that one process scores, of how they existed in fits: at once only if all did.
+    """Returns how one process holds the models that it scores: whole only if all of them were whole in their fits.
 
-    One that was in parts over processes is block by block here.
+    A model that was in parts over processes is scored block by block.
     """
     return next((copy for copy in copies if not copy.whole), WholeCopy()).alone()
 
@@ -266,11 +271,11 @@ def _configuration(run: Path) -> Any:
 def _modules(configuration: Any) -> set[str]:
     if isinstance(configuration, dict):
         own = configuration.get("class_path")
-        found = {own.rpartition(".")[0]} if isinstance(own, str) and "." in own else set()
-        return found.union(*map(_modules, configuration.values()))
+        modules = {own.rpartition(".")[0]} if isinstance(own, str) and "." in own else set()
+        return modules.union(*map(_modules, configuration.values()))
     return set().union(*map(_modules, configuration)) if isinstance(configuration, list) else set()
 
 
 def shown(value: float, factor: float) -> str:
-    """As tables have it: percentages with one digit, nats with three."""
+    """Formats a score for tables: percentages with one digit, nats with three."""
     return f"{factor * value:.1f}" if factor > 1 else f"{factor * value:.3f}"

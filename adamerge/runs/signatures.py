@@ -24,13 +24,13 @@ WORDS: dict[Any, str] = {
     list: "list, such as [a, b]",
     dict: "mapping, such as {a: 1}",
 }
-"""What the plain types are called."""
+"""Names of the plain types in errors."""
 GROUPS = ("model", "model.search", "data", "trainer")
-"""Whose keys may have been meant for one another."""
+"""Sections whose keys users may mistake for one another's."""
 
 
 def fault(key: str, value: Any, hint: Any) -> ConfigError | None:
-    """What is wrong with a value, if anything is known to be.
+    """Returns what is wrong with a value; None where nothing is known to be.
 
     Args:
         key: of the value in the configuration, such as ``model.objective``.
@@ -64,7 +64,7 @@ def fault(key: str, value: Any, hint: Any) -> ConfigError | None:
 def argument_fault(
     key: str, kind: Callable[..., Any], given: Mapping[str, Any], skipped: int = 0
 ) -> ConfigError | None:
-    """What is wrong with the arguments of a class, if anything is known to be.
+    """Returns what is wrong with the arguments of a class; None where nothing is known to be.
 
     Args:
         key: of the class in the configuration.
@@ -87,9 +87,9 @@ def argument_fault(
         preset = isinstance(default, type) and default.__module__ not in {"builtins", "inspect"}  # such as Adam
         if preset and isinstance(value, Mapping) and "class_path" not in value:
             value = {**value, "class_path": full_name(default)}
-        found = fault(f"{key}.{name}", value, hints.get(name, Any))
-        if found is not None:
-            return found
+        error = fault(f"{key}.{name}", value, hints.get(name, Any))
+        if error is not None:
+            return error
     for name, one in parameters.items():
         if one.default is one.empty and name not in given and one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}:
             return ConfigError(f"{key}.{name} is missing: {kind.__name__} needs it", todo=_help(key, kind))
@@ -97,14 +97,14 @@ def argument_fault(
 
 
 def _default(kind: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """An argument's default; of a field, what makes it."""
+    """Returns an argument's default; the factory of a field that has one."""
     fields = getattr(kind, "__dataclass_fields__", {})
     made = getattr(fields.get(parameter.name), "default_factory", dataclasses.MISSING)
     return parameter.default if made is dataclasses.MISSING else made
 
 
 def _fault_of_one(key: str, value: Any, hint: Any) -> ConfigError | None:
-    """The same for one of several types."""
+    """Returns what is wrong with a value for one type, which is no union; None where nothing is known to be."""
     origin, kind = _origin(hint), _kind(hint)
     if hint is Any or origin is Any:
         return None
@@ -140,24 +140,24 @@ def _class_fault(key: str, value: Any, kind: type, hint: Any) -> ConfigError | N
     if not isinstance(value, Mapping):
         what = f"{key} is missing" if value is None else f"{key}: {value!r} is no {kind.__name__}"
         return ConfigError(what, expected=such_as(kind))
-    found: Any = kind
+    chosen: Any = kind
     if value.get("class_path") is not None:
         try:
-            found = class_named(key, str(value["class_path"]), kind)
+            chosen = class_named(key, str(value["class_path"]), kind)
         except ConfigError as error:
             return error
-        if not isinstance(found, type) and made_by and callable(found):
+        if not isinstance(chosen, type) and made_by and callable(chosen):
             return None
-        if not (isinstance(found, type) and issubclass(found, kind)):
+        if not (isinstance(chosen, type) and issubclass(chosen, kind)):
             return ConfigError(f"{key}: {value['class_path']} is no {kind.__name__}", expected=such_as(kind))
-    if inspect.isabstract(found):
+    if inspect.isabstract(chosen):
         return ConfigError(f"{key}: it is not said which {kind.__name__}", expected=such_as(kind))
     own = {name: item for name, item in value.items() if name not in {"class_path", "init_args", "dict_kwargs"}}
     skipped = len(typing.get_args(hint)[0]) if made_by else 0
     arguments = value.get("init_args") or {}
     if not isinstance(arguments, Mapping):
         return ConfigError(f"{key}.init_args: {arguments!r} is no {WORDS[dict]}")
-    return argument_fault(key, found, {**arguments, **own}, skipped)
+    return argument_fault(key, chosen, {**arguments, **own}, skipped)
 
 
 def _word(hint: Any) -> str:
@@ -178,7 +178,7 @@ def _origin(hint: Any) -> Any:
 
 
 def _kind(hint: Any) -> type | None:
-    """The class that a configuration names for a type; None for plain ones."""
+    """Returns the class that a configuration names for a type; None for plain types."""
     if _origin(hint) is collections.abc.Callable:
         made = typing.get_args(hint)
         return _kind(made[1]) if len(made) == 2 else None
@@ -211,7 +211,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _help(key: str, kind: Callable[..., Any]) -> str:
-    """The command that shows what a class takes."""
+    """Returns the command that shows the arguments of a class."""
     if key in {"model", "trainer"}:
         return "adamerge fit --help" if key == "model" else "adamerge fit --trainer.help"
     own = kind.__module__.startswith("adamerge.")

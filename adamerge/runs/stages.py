@@ -35,21 +35,21 @@ from adamerge.runs.run_folders import (
 )
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
-"""Of the last stage, also found at the run's top; what says that the run is there comes last."""
+"""Files of the last stage that are copied to the run's folder, in this order: the last one marks the run as there."""
 IMPORTANCES = "importance.json"
-"""In the folder of a stage whose successor asks for them."""
+"""File with the importances of tensors, in the folder of a stage whose successor asks for them."""
 PATIENCE = (
     7200  # seconds for the first process to check all stages, which reads the data, and to write what the others read
 )
 
 
 def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_difference: bool = False) -> Path | None:
-    """``runs.fit``, where one of the configurations may also be a folder of stages ``1_*.yaml, 2_*.yaml, ...``.
+    """Learns coefficients as ``runs.fit`` does, also by stages: a folder ``1_*.yaml, 2_*.yaml, ...`` may be the method.
 
     The stages share the other configurations and the overrides; ``--2.model.search.lr=0.1`` is for the second alone. In a
     stage's file ``{previous}`` stands for the coefficient file of the stage before, ``{importance}`` for the importances of
     its tensors, ``{run}`` for the run's folder. Each stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made
-    is also found in ``RUN``. All files are checked before the first stage begins, and finished stages are not repeated.
+    is copied to ``RUN``. All files are checked before the first stage begins, and finished stages are not repeated.
 
     Args:
         arguments: as on the command line.
@@ -93,15 +93,15 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
 
 
 def _record(stages: Sequence[Configuration], folder: Path) -> None:
-    """Write every stage's whole configuration, so that a resumed run goes on as it was begun."""
+    """Writes every stage's whole configuration, so that a resumed run goes on as it was begun."""
     top, files = folder.absolute(), [stage.file for stage in stages if stage.file is not None]
     every = []
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
-        places = {RUN: str(top)}
+        paths = {RUN: str(top)}
         if number > 0:
             before = top / files[number - 1].stem
-            places |= {PREVIOUS: str(before / FINAL[0]), IMPORTANCE: str(before / IMPORTANCES)}
-        settings = read(stage.placed(places))
+            paths |= {PREVIOUS: str(before / FINAL[0]), IMPORTANCE: str(before / IMPORTANCES)}
+        settings = read(stage.placed(paths))
         settings.runs, settings.name, settings.id = str(folder.parent), folder.name, file.stem
         every.append(settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,20 +111,20 @@ def _record(stages: Sequence[Configuration], folder: Path) -> None:
 
 
 def _forget(folder: Path, files: Sequence[Path]) -> None:
-    """Remove the record of a run whose first stage was refused before it began, so that nothing is left of it."""
+    """Removes the record of a run whose first stage was refused before it began, so that nothing is left of it."""
     if (folder / files[0].stem / "config.yaml").is_file():
         return
     for name in (STAGES, "summary.json", ".lock", *(file.name for file in files)):
         (folder / name).unlink(missing_ok=True)
-    for place in (folder, folder.parent, folder.parent.parent):  # RUNS/NAME/ID
+    for directory in (folder, folder.parent, folder.parent.parent):  # RUNS/NAME/ID
         try:
-            place.rmdir()
+            directory.rmdir()
         except OSError:  # others are in it
             return
 
 
 def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
-    """Which stage of a run shall have another number of steps, and the override that says so.
+    """Returns the stage of a run that is to have another number of steps, with the override that says so.
 
     Raises:
         ConfigError: something else is asked to change; or a stage that others have built on, or that has not begun.
@@ -187,7 +187,7 @@ def _stages(folder: Path) -> list[Path]:
 
 
 def _weigh(configuration: Path, before: Path) -> None:
-    """Write the importances of the stage before, when this one asks for them."""
+    """Writes the importances of the stage before, when the configuration of this one asks for them."""
     target = before.absolute() / IMPORTANCES
     if _names(read_config(configuration), str(target)) and not target.is_file():
         from adamerge.artifacts.importance import write_importances
@@ -202,13 +202,13 @@ def _names(content: Any, value: str) -> bool:
 
 
 def _together() -> None:
-    """Wait for the other processes, where there are any: a stage reads what the one before has written."""
+    """Waits for the other processes, where there are any: a stage reads what the one before has written."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def _gather(folder: Path, stages: Sequence[Path]) -> None:
-    """The run's summary of its stages; and, when all are finished, what the last one made."""
+    """Writes the run's summary of its stages; when all are finished, copies the last one's files to the run's folder."""
     summaries = {stage.name: summary_of(stage) for stage in stages}
     statuses = [summary.get("status", "running") for summary in summaries.values()]
     ended = [status for status in statuses if status not in {"finished", "running"}]

@@ -39,7 +39,7 @@ class Summary(Callback):
         self._chosen: dict[str, float] = {}  # figures of the step that is the result, where that is not the last
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that the run has begun."""
+        """Writes the first summary: the run is under way, with its data protocol and memory plan."""
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             self._content = {"protocol": pl_module.coefficients().protocol}
             if self.plan:
@@ -49,7 +49,7 @@ class Summary(Callback):
             self._write(trainer, "running")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that it is done, and which step is the result."""
+        """Writes that the run is finished or was stopped, with the figures of the step that is the result."""
         if not isinstance(pl_module, MergingModule):
             return
         pl_module.finish()  # in every process
@@ -64,7 +64,7 @@ class Summary(Callback):
             self._write(trainer, "stopped" if self.stopped else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how it ended."""
+        """Writes how an exception ended the run: interrupted, diverged, collapsed or failed."""
         statuses: dict[type, str] = {DivergedError: "diverged", CollapsedError: "collapsed"}
         asked = isinstance(exception, KeyboardInterrupt) or type(exception).__name__ == "SIGTERMException"
         status = "interrupted" if asked else statuses.get(type(exception), "failed")
@@ -78,7 +78,7 @@ class Summary(Callback):
             self._write(trainer, status)
 
     def _go_on(self, trainer: Trainer, before: dict[str, Any]) -> None:
-        """What stays of an earlier session's summary, and what changed since: the length, and with it the schedule."""
+        """Takes over an earlier session's figures, and records a change of the length and with it of the schedule."""
         self._metrics = before.get("metrics", {})  # a resumed run whose steps are all done measures nothing anew
         lengths, length = before.get("lengths", []), before.get("max_steps")
         if length is not None and length != trainer.max_steps:
@@ -90,7 +90,7 @@ class Summary(Callback):
             self._content["lengths"] = lengths
 
     def _choose(self, module: MergingModule) -> None:
-        """The protocol, and the validation figures of the coefficients that were written."""
+        """Records the data protocol and the validation figures of the coefficients that were written."""
         self._content["protocol"] = module.coefficients().protocol
         scores = module.result.choice.get("scores", {})
         if scores:
@@ -115,7 +115,7 @@ class Summary(Callback):
 
 
 def _cause(trainer: Trainer) -> str:
-    """What most likely ended a fit early."""
+    """Returns what most likely ended a fit early: ``trainer.max_time`` or a callback."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     over = [remaining <= 0 for timer in timers if (remaining := timer.time_remaining()) is not None]
     return "trainer.max_time" if any(over) else "a callback"

@@ -70,11 +70,11 @@ class Trainer:
 
 
 CLASSES = ("accelerator", "strategy", "logger", "callbacks", "profiler", "plugins")
-"""Keys whose values may be objects."""
+"""Keys of the trainer whose values may be objects, made of classes."""
 
 
 def names_classes(trainer: Mapping[str, Any]) -> bool:
-    """Returns whether a value of the section is a class, so that Lightning must read it."""
+    """Returns whether a value of the trainer's section is a class, so that Lightning must read it."""
     plain = {key: trainer.get(key) for key in CLASSES}
     named = {key: plain.pop(key) for key in ("logger", "callbacks", "plugins")}
     texts = (None, "", "true", "True", "false", "False", "null", True, False)

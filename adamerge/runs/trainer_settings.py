@@ -11,10 +11,10 @@ from adamerge.errors import ConfigError
 
 
 def whole_number(trainer: Mapping[str, Any], key: str, default: int) -> int:
-    """A setting that counts; the default where it is missing.
+    """Returns a trainer's setting as a whole number; the default where it is missing.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is no whole number.
     """
     value = trainer.get(key)
     try:
@@ -24,7 +24,7 @@ def whole_number(trainer: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def check_length(trainer: Mapping[str, Any]) -> None:
-    """See whether a fit has a length, and does all of it.
+    """Checks that a fit has a length in steps, and that no setting ends it earlier.
 
     Args:
         trainer: its settings; what is missing is the trainer's default.
@@ -86,16 +86,16 @@ def check_length(trainer: Mapping[str, Any]) -> None:
 
 
 def seconds(duration: Any) -> float:
-    """Of a ``trainer.max_time``: ``DD:HH:MM:SS``, a timedelta, or a mapping with its parts.
+    """Returns the seconds of a ``trainer.max_time``: ``DD:HH:MM:SS``, a timedelta, or a mapping with its parts.
 
     Raises:
         ConfigError: it is none of these.
     """
     try:
         if isinstance(duration, str):
-            found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
+            fields = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
             parts = ("days", "hours", "minutes", "seconds")
-            duration = dict(zip(parts, map(int, found.groups()), strict=True)) if found else None
+            duration = dict(zip(parts, map(int, fields.groups()), strict=True)) if fields else None
         return (duration if isinstance(duration, timedelta) else timedelta(**duration)).total_seconds()
     except TypeError as error:
         raise ConfigError(

@@ -17,13 +17,13 @@ from adamerge.runs.help import fit_help, help_of
 
 
 def import_from_here() -> None:
-    """Let configurations name classes of modules in the working directory, after all that is installed."""
+    """Lets configurations name classes of modules in the working directory, after all that is installed."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def fit(arguments: list[str]) -> None:
-    """Learn coefficients, or go on with a run."""
+    """Learns coefficients, or goes on with a run."""
     parser = argparse.ArgumentParser(prog="adamerge fit", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--allow-resume-difference", action="store_true")
@@ -60,7 +60,7 @@ def fit(arguments: list[str]) -> None:
 
 
 def print_config(stage: Configuration, flags: Sequence[str]) -> None:
-    """Prints what would be run, as YAML; without defaults where a flag says so."""
+    """Prints a stage's whole configuration as YAML; without defaults where a flag says so."""
     import_from_here()
     import yaml
 
@@ -70,7 +70,7 @@ def print_config(stage: Configuration, flags: Sequence[str]) -> None:
 
 
 def _help_of_fit(words: Words) -> str | None:
-    """What the flags ask for; None where they ask for nothing, or a library's own parser must answer."""
+    """Returns the help that the flags ask for; None where they ask for none."""
     for flag in words.flags:
         if flag in {"-h", "--help"}:
             search = [word.partition("=")[2] for word in words.overrides if word.startswith("--model.search=")]
@@ -91,7 +91,7 @@ def _help_of_fit(words: Words) -> str | None:
 
 
 def check(arguments: list[str]) -> None:
-    """Say before a fit, from headers alone, what would fail and what it would take.
+    """Says before a fit, from headers alone, what would fail and what it would take.
 
     Nothing is downloaded but LoRA adapters, no weight is read and no network built. Listed are all experts, with
     everything that keeps them from being merged with the base; the number of coefficients; the predicted peak memory
@@ -121,7 +121,7 @@ def check(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Fit several methods on one pool and print one table, beside the base, the experts and tuned task arithmetic."""
+    """Fits several methods on one pool and prints one table, beside the base, the experts and tuned task arithmetic."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument(
         "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
