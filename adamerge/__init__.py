@@ -81,7 +81,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Search": "training",
     "Selection": "training.selection",
     "SentenceClassifier": "backbones",
-    "Scorer": "runs.scoring",
+    "Scorer": "training.scorer",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "ShardedCopy": "merging.sharded_copy",
@@ -199,7 +199,6 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.runs.scoring import Scorer
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors
@@ -217,6 +216,7 @@ if TYPE_CHECKING:
         TeacherFiles,
     )
     from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+    from adamerge.training.scorer import Scorer
     from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,

@@ -24,20 +24,11 @@ from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
 from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_folders import started, summary_of
-from adamerge.runs.scoring import (
-    Scorer,
-    Scores,
-    calibrated_on,
-    check_scored,
-    copy_for_scores,
-    run_coefficients,
-    run_copy,
-    shown,
-    told,
-)
+from adamerge.runs.scoring import calibrated_on, check_scored, copy_for_scores, run_coefficients, run_copy, shown
 from adamerge.runs.stages import fit as fit_stages
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, gap_closed, means, paired_step
+from adamerge.training.scorer import Scorer, Scores, told
 from adamerge.training.wandb_run import grouped
 
 REFERENCES = ("pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned")

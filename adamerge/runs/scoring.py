@@ -7,131 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from adamerge.artifacts.coefficients import Coefficients, load_coefficients
 from adamerge.artifacts.recipe import build
 from adamerge.backbones import Backbone
 from adamerge.data import Calibration
-from adamerge.data.metrics import Accuracy, Metric
+from adamerge.data.metrics import Metric
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import COEFFICIENTS
 from adamerge.io.safetensors_file import read_json
 from adamerge.merging.copies import Copy, WholeCopy
-from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import ParametrizationFactory, TaskWise
 from adamerge.runs.command_line import Words
 from adamerge.runs.config_files import read_config
 from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
-from adamerge.task_vectors.storage import Disk
-from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.confusions import Confusions, exchanged_lines, far_below_lines
-from adamerge.training.evaluation import average, means, score
-
-Scores = dict[str, Tensor]
-"""Scores of each sample, ``(samples,)``, by task."""
-
-
-class Scorer:
-    """Scores merged models on one split, with one backbone and samples decoded once.
-
-    Args:
-        backbone: refilled for every model.
-        data: labelled splits.
-        vectors: base and experts.
-        split: ``test`` or ``validation``.
-        copy: whether each model exists at once or block by block, with the same scores; at once when None.
-
-    Attributes:
-        confusions: of the model that was scored last: task to samples by label and predicted class, where there are classes.
-    """
-
-    def __init__(
-        self, backbone: Backbone, data: Calibration, vectors: TaskVectors, split: str, copy: Copy | None = None
-    ) -> None:
-        self.backbone, self.data, self.vectors, self.split, self.copy = backbone, data, vectors, split, copy
-        self.confusions: dict[str, Tensor] = {}
-        data.serve(backbone)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._plain()
-        backbone.build_heads(data.tasks, vectors.checkpoints)
-
-    def base(self) -> Scores:
-        """Returns the scores of the base, without any task vector, on all tasks."""
-        return self._score(self._plain())
-
-    def experts(self) -> Scores:
-        """Returns the scores of each expert on its own task, and of the base on tasks without an expert of their name."""
-        hits: Scores = {}
-        model = self._plain()
-        for task in self.data.tasks:
-            if task in self.vectors.experts:
-                model.fill_expert(task)
-            else:
-                model.fill(self.vectors.base.__getitem__)
-            hits |= self._score(model, [task])
-        return hits
-
-    def merged(self, vectors: TaskVectors, parametrization: ParametrizationFactory) -> Scores:
-        """Returns the scores of a merged model with the parametrization's initial coefficients, on all tasks."""
-        return self.of(Coefficients(vectors, parametrization(vectors)))
-
-    def of(self, coefficients: Coefficients) -> Scores:
-        """Returns the scores of the merged model that coefficients describe, on all tasks."""
-        model = self._model(coefficients)
-        with torch.no_grad():
-            model.merge()
-        return self._score(model)
-
-    def _plain(self) -> MergedModel:
-        """Returns a merged model whose coefficients are all zero, which is the base."""
-        return self._model(Coefficients(self.vectors, TaskWise(self.vectors, init=0.0)))
-
-    def _model(self, coefficients: Coefficients) -> MergedModel:
-        """Returns a merged model on the backbone, which obeys one model alone: earlier ones cannot be used any more."""
-        parametrization = coefficients.parametrization.to(self.device)
-        return MergedModel(
-            self.backbone,
-            coefficients.task_vectors,
-            parametrization,
-            Disk(),
-            buffers=coefficients.buffers,
-            copy=self.copy,
-        )
-
-    def _score(self, model: MergedModel, tasks: Sequence[str] | None = None) -> Scores:
-        names = list(self.data.tasks) if tasks is None else tasks
-        scores = {}
-        for task in names:
-            metric = Confusions() if type(self.data.metric) is Accuracy else self.data.metric
-            scores[task] = score(model, task, self.data.eval_dataloader(task, self.split), metric)
-            if isinstance(metric, Confusions) and metric.counts is not None:
-                self.confusions[task] = metric.counts
-        return scores
-
-    def doubts(self, base: Scores, experts: Scores) -> list[str]:
-        """Returns, and warns of, signs that labels and rows of a head mean other classes.
-
-        It reads the confusions of the experts, so ``experts`` is called right before it.
-
-        Args:
-            base: scores of the base.
-            experts: of each expert on its own task.
-        """
-        own = [task for task in self.data.tasks if task in self.vectors.experts]
-        counts = {task: self.confusions[task] for task in own if task in self.confusions}
-        return told(
-            [
-                *far_below_lines(base, {task: experts[task] for task in own}, self.data.metric),
-                *exchanged_lines(counts, _classnames(self.data), "its own expert"),
-            ]
-        )
+from adamerge.training.confusions import exchanged_lines
+from adamerge.training.evaluation import average, means
+from adamerge.training.scorer import Scorer, classnames_of, told
 
 
 def score_run(
@@ -175,7 +71,7 @@ def score_run(
     copy = copy_for_scores([configured.model.merged.copy])
     scorer = Scorer(backbone, data, coefficients.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
-    doubts = told([*exchanged_lines(scorer.confusions, _classnames(data), "the merged model")])
+    doubts = told([*exchanged_lines(scorer.confusions, classnames_of(data), "the merged model")])
     if configs or overrides or (path.is_file() and path.name != COEFFICIENTS):
         calibrated_on(data, split)
         return scores, data.metric
@@ -221,17 +117,6 @@ def calibrated_on(data: Calibration, split: str) -> dict[str, int]:
             stacklevel=2,
         )
     return overlaps
-
-
-def told(lines: Sequence[str]) -> list[str]:
-    """Warns of each line, and returns them."""
-    for line in lines:
-        warnings.warn(line, stacklevel=2)
-    return list(lines)
-
-
-def _classnames(data: Calibration) -> dict[str, Sequence[str]]:
-    return {task: words.classnames for task, words in data.tasks.items()}
 
 
 def print_scores(scores: Mapping[str, float], metric: Metric) -> None:

@@ -24,9 +24,10 @@ from adamerge.io.safetensors_file import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, fitted
 from adamerge.runs.instantiate import Configured
-from adamerge.runs.scoring import Scorer, run_coefficients
+from adamerge.runs.scoring import run_coefficients
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.evaluation import average, means
+from adamerge.training.scorer import Scorer
 
 
 def measure(pool: Path, methods: list[tuple[Path, list[str]]], seeds: list[int], folder: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from adamerge.io.atomic import write_json
 from adamerge.io.safetensors_file import read_json
 from adamerge.runs.compare import fitted
 from adamerge.runs.instantiate import Configured
-from adamerge.runs.scoring import Scorer, run_coefficients
+from adamerge.runs.scoring import run_coefficients
 from adamerge.training.evaluation import means
+from adamerge.training.scorer import Scorer
 
 
 def ways_of(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:

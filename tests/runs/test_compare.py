@@ -14,8 +14,8 @@ from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, witho
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
 from adamerge.runs.instantiate import Configured
-from adamerge.runs.scoring import Scorer
 from adamerge.training.evaluation import gap_closed
+from adamerge.training.scorer import Scorer
 
 TASK_WISE = METHODS / "adamerging_task_wise.yaml"
 OVERRIDES = (*QUICK, "--trainer.max_steps=3", "--model.search.lr=0.05")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
 import yaml
 from pico import TASKS, TEXTS, pico_pool
 from running import LAYER_WISE, METHODS, QUICK, command, fit_words, without_pictures, write_yaml
@@ -19,7 +18,7 @@ from adamerge.errors import ConfigError
 from adamerge.merging.block_copy import Block, BlockCopy
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.sharded_copy import ShardedCopy
-from adamerge.runs.scoring import Scorer, copy_for_scores, run_copy, score_run
+from adamerge.runs.scoring import copy_for_scores, run_copy, score_run
 
 
 @pytest.fixture
@@ -119,23 +118,6 @@ def test_a_comparison_in_which_one_run_was_of_blocks(pool_file, most_blocks, cap
         assert most_blocks() == (folder == "other")
     for (name, row), other in zip(results["one"].items(), results["other"].values(), strict=True):
         assert row["per_task"] == pytest.approx(other["per_task"], rel=1e-5), name
-
-
-def test_base_and_experts_may_be_asked_for_after_a_merge(pool_file, capfd):
-    from adamerge.parametrizations import TaskWise
-    from adamerge.runs.instantiate import Configured
-
-    cli = Configured.of(["--config", str(pool_file), "--config", str(LAYER_WISE)])
-    vectors, backbone = cli.model.merged.task_vectors, cli.model.merged.backbone
-    found = []
-    for copy in (None, BlockCopy()):
-        scorer = Scorer(backbone, cli.datamodule, vectors, "test", copy)
-        first = scorer.base()
-        scorer.merged(vectors, TaskWise)
-        again = scorer.base()
-        assert all(torch.equal(first[task], again[task]) for task in TASKS)
-        found.append({**again, **{f"expert {task}": value for task, value in scorer.experts().items()}})
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_how_models_exist_that_one_process_scores():

@@ -30,10 +30,10 @@ from adamerge.errors import ConfigError, DivergedError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete
-from adamerge.runs.scoring import Scorer
 from adamerge.training.batchnorm import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.training.callbacks import CoefficientFile
 from adamerge.training.evaluation import means
+from adamerge.training.scorer import Scorer
 from adamerge.training.selection import KeepBest, Selection
 
 FIRST = "resnet.embedder.embedder.normalization"

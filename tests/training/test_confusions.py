@@ -6,9 +6,9 @@ from toy_points import ToyClassifier, ToyPoints, logits_of, vectors_of, weights_
 
 from adamerge.backbones import Encoded, Output
 from adamerge.data.metrics import Accuracy, TokenLoss
-from adamerge.runs.scoring import Scorer
 from adamerge.training.confusions import Confusions, exchanged, exchanged_lines, far_below_lines
 from adamerge.training.evaluation import means
+from adamerge.training.scorer import Scorer
 
 
 def test_counts_by_hand_over_two_batches():
