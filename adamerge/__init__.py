@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 HOMES = {  # public name to the module that holds it; files name parts by these names alone
     "Automatic": "task_vectors.automatic_storage",
