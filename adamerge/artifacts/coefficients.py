@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.artifacts.model_sources import check_fingerprints, source_of
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import lasting_path
-from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
@@ -154,20 +154,6 @@ def _lasting(model: Checkpoint) -> str:
     return lasting_path(model.location)
 
 
-def _opened_at(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:
-    """Returns where a model is: as given, else as written."""
-    if given is not None:
-        return given
-    if written.startswith(LOCAL):
-        raise CoefficientsError(
-            f"{path} does not say where {who} is, since it lies in an exported folder",
-            expected=f"'{written.removeprefix(LOCAL)}', as it was called there",
-            got="no path",
-            todo=f"point to it with {option}",
-        )
-    return written
-
-
 def load_coefficients(
     path: str | Path,
     base: Source | None = None,
@@ -198,9 +184,9 @@ def load_coefficients(
         )
     try:
         vectors = TaskVectors(
-            _opened_at(path, "the base", "--base PATH", metadata["base"]["source"], base),
+            source_of(path, "the base", "--base PATH", metadata["base"]["source"], base),
             {
-                task: _opened_at(path, f"expert '{task}'", f"--expert {task}=PATH", entry["source"], moved.get(task))
+                task: source_of(path, f"expert '{task}'", f"--expert {task}=PATH", entry["source"], moved.get(task))
                 for task, entry in metadata["experts"].items()
             },
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
@@ -219,7 +205,7 @@ def load_coefficients(
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CoefficientsError(f"{path}: the recipe does not fit the values: {error}") from error
     if verify:
-        _compare_fingerprints(path, metadata, vectors)
+        check_fingerprints(path, metadata, vectors)
     layout = Layout(**metadata["layout"])
     return Coefficients(
         vectors,
@@ -264,18 +250,3 @@ def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
             raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")
         if vectors.base.shape(name) != value.shape:
             raise ValueError(f"buffer '{name}' is {tuple(value.shape)}, in the base {tuple(vectors.base.shape(name))}")
-
-
-def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:
-    models = [("the base", metadata["base"], vectors.base)]
-    models += [
-        (f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints
-    ]
-    for who, entry, checkpoint in models:
-        if checkpoint.fingerprint != entry["fingerprint"]:
-            raise CoefficientsError(
-                f"{path}: {who} at {checkpoint.location} is not the model these coefficients were learned for",
-                expected=f"fingerprint {entry['fingerprint'][:16]}…",
-                got=f"{checkpoint.fingerprint[:16]}…",
-                todo="point to it with --base or --expert NAME=PATH, or accept the difference with --allow-other-models",
-            )

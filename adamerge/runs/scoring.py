@@ -21,7 +21,7 @@ from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import COEFFICIENTS
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations import ParametrizationFactory, TaskWise

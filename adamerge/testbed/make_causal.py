@@ -6,6 +6,8 @@ Every step leaves a file under DIR (``progress/``), so that a run that was kille
 ``DIR/base/`` and ``DIR/experts/<task>/`` (folders for ``from_pretrained``), ``DIR/results.json`` and ``DIR/SHA256SUMS``.
 """
 
+# Longer than 250 lines: the whole recipe of the released checkpoints, read once and from top to bottom.
+
 from __future__ import annotations
 
 import math

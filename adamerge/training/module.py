@@ -20,10 +20,11 @@ from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations.held_names import held_names
-from adamerge.training.batchnorm import normalisations
-from adamerge.training.fit_checks import FitSettings, check_processes, check_same_models, planned, preflight
+from adamerge.training.batchnorm import check_normalised
+from adamerge.training.fit_checks import check_processes, check_same_models, planned, preflight
 from adamerge.training.held_coefficients import Held
 from adamerge.training.merging import Merging
+from adamerge.training.method_checks import FitSettings
 from adamerge.training.nonfinite_guard import Guard
 from adamerge.training.objective_gradient import BatchObjective, Evaluation
 from adamerge.training.result import Result
@@ -51,13 +52,8 @@ class MergingModule(LightningModule):
 
     def __init__(self, merging: Merging) -> None:
         backbone, task_vectors = merging.backbone, merging.task_vectors
-        if merging.recalibrate_buffers and not normalisations(backbone):
-            raise ConfigError(
-                f"model.recalibrate_buffers: {type(backbone).__name__} has no running statistics to recompute",
-                expected="a network with batch normalisation",
-                got=type(backbone.network).__name__,
-                todo="leave it out",
-            )
+        if merging.recalibrate_buffers:
+            check_normalised(backbone)
         super().__init__()
         self.merging = merging
         self.merged = MergedModel(

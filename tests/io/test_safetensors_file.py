@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import TensorFile, cache_folder, read_json
+from adamerge.io.safetensors_file import TensorFile, cache_folder
+from adamerge.io.untrusted_files import read_json
 
 HEADER = {
     "__metadata__": {"format": "pt"},
