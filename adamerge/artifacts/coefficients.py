@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.artifacts.model_sources import check_fingerprints, source_of
+from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import lasting_path
@@ -199,7 +199,7 @@ def load_coefficients(
             raise ValueError(f"rows {metadata['rows']}, experts {list(vectors.experts)}")
         parametrization.load_values(sections["w"])
         parametrization.load_masks(sections["mask"])
-        _check_buffers(sections["buffer"], vectors)
+        check_buffers(sections["buffer"], vectors)
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -241,12 +241,3 @@ def load_values(path: Path, parametrization: Parametrization, experts: Sequence[
         parametrization.load_masks(sections["mask"])
     except (KeyError, ValueError) as error:
         raise CoefficientsError(f"init_from {path}: {error.args[0]}", todo="use the same parametrization") from error
-
-
-def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
-    """Refuses a buffer that is none of the base's floating-point tensors, or is merged."""
-    for name, value in buffers.items():
-        if name not in vectors.base or name in vectors or not vectors.base.dtype(name).is_floating_point:
-            raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")
-        if vectors.base.shape(name) != value.shape:
-            raise ValueError(f"buffer '{name}' is {tuple(value.shape)}, in the base {tuple(vectors.base.shape(name))}")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
@@ -34,6 +36,23 @@ def source_of(path: Path, who: str, option: str, written: str, given: Source | N
             todo=f"point to it with {option}",
         )
     return written
+
+
+def check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
+    """Checks whether the buffers of a coefficient file can take the place of the base's.
+
+    Args:
+        buffers: on-disk name to values.
+        vectors: base and experts.
+
+    Raises:
+        ValueError: one is none of the base's floating-point tensors, is merged, or has another shape.
+    """
+    for name, value in buffers.items():
+        if name not in vectors.base or name in vectors or not vectors.base.dtype(name).is_floating_point:
+            raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")
+        if vectors.base.shape(name) != value.shape:
+            raise ValueError(f"buffer '{name}' is {tuple(value.shape)}, in the base {tuple(vectors.base.shape(name))}")
 
 
 def check_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:

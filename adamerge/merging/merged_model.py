@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.structure import names_in_order, owner
+from adamerge.backbones.structure import names_in_order, owner, prevailing_dtype
 from adamerge.merging.block_execution import Passes, restore
 from adamerge.merging.copies import Copy, Place, WholeCopy
 from adamerge.merging.merged_tensor import Contents, Merge, OneModel
@@ -87,10 +86,7 @@ class MergedModel(nn.Module):
             holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             holder.grad_dtype = torch.float32
-        kinds = Counter[torch.dtype]()
-        for holder in merged.values():
-            kinds[holder.dtype] += holder.numel()
-        self.dtype = kinds.most_common(1)[0][0]
+        self.dtype = prevailing_dtype(merged.values())
         """Dtype of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
             passes.begin(backbone.network, self.copy)

@@ -153,7 +153,14 @@ class MergingModule(LightningModule):
             steps = data.steps()
             batch_size = self.merging.micro_batch or steps.batch_size
             folder = Path(self.trainer.default_root_dir)
-            self.teachers.fill(self.merged, steps, objective.hidden, batch_size, self.trainer.strategy, folder)
+            self.teachers.fill(
+                self.merged,
+                steps,
+                objective.hidden,
+                batch_size=batch_size,
+                strategy=self.trainer.strategy,
+                default_folder=folder,
+            )
             data.teach(self.teachers)
         differentiated = objective is not None and self.search.uses_gradients
         run = partial(self._first_gradient, data) if differentiated else None
@@ -200,11 +207,8 @@ class MergingModule(LightningModule):
         protocol: dict[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self.data.protocol | ({"selection": choice} if choice else {})
-        protocol = {
-            **protocol,
-            **self.result.recalibration,
-            **held_names(merged.parametrization.held, merged.task_vectors.experts),
-        }
+        held = held_names(merged.parametrization.held, merged.task_vectors.experts)
+        protocol |= {**self.result.recalibration, **held}
         last = self.global_step if self._trainer is not None else 0
         step = last if choice.get("step") is None else choice["step"]
         return Coefficients(
