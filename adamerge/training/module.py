@@ -141,30 +141,22 @@ class MergingModule(LightningModule):
             self.search.load_state_dict(checkpoint["search"])
 
     def on_fit_start(self) -> None:
-        """Runs the experts on the samples of the fit, when the objective is taught: before the loader's workers start.
-
-        Then decides which coefficients are held.
-        """
+        """Runs a taught objective's experts, before the loader's workers start, and decides which coefficients are held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
-        data, objective = self.data, self.objective
+        data, objective, strategy = self.data, self.objective, self.trainer.strategy
         data.teach(None)
         if objective is not None and objective.taught:
             steps = data.steps()
             batch_size = self.merging.micro_batch or steps.batch_size
             folder = Path(self.trainer.default_root_dir)
             self.teachers.fill(
-                self.merged,
-                steps,
-                objective.hidden,
-                batch_size=batch_size,
-                strategy=self.trainer.strategy,
-                default_folder=folder,
+                self.merged, steps, objective.hidden, batch_size=batch_size, strategy=strategy, default_folder=folder
             )
             data.teach(self.teachers)
         differentiated = objective is not None and self.search.uses_gradients
         run = partial(self._first_gradient, data) if differentiated else None
-        self.held.begin(run, self.device, self.trainer.strategy)
+        self.held.begin(run, self.device, strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stops when the step before was not finite: its update was undone, so the last good coefficients stand."""
