@@ -5,7 +5,7 @@ import json
 from pico import pico_pool
 from running import command, fit_words, without_pictures, write_yaml
 
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 
 
 def language_pool(tmp_path):

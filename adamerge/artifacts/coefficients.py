@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import lasting_path
-from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
@@ -154,20 +154,6 @@ def _lasting(model: Checkpoint) -> str:
     return lasting_path(model.location)
 
 
-def _opened_at(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:
-    """Returns where a model is: as given, else as written."""
-    if given is not None:
-        return given
-    if written.startswith(LOCAL):
-        raise CoefficientsError(
-            f"{path} does not say where {who} is, since it lies in an exported folder",
-            expected=f"'{written.removeprefix(LOCAL)}', as it was called there",
-            got="no path",
-            todo=f"point to it with {option}",
-        )
-    return written
-
-
 def load_coefficients(
     path: str | Path,
     base: Source | None = None,
@@ -198,9 +184,9 @@ def load_coefficients(
         )
     try:
         vectors = TaskVectors(
-            _opened_at(path, "the base", "--base PATH", metadata["base"]["source"], base),
+            source_of(path, "the base", "--base PATH", metadata["base"]["source"], base),
             {
-                task: _opened_at(path, f"expert '{task}'", f"--expert {task}=PATH", entry["source"], moved.get(task))
+                task: source_of(path, f"expert '{task}'", f"--expert {task}=PATH", entry["source"], moved.get(task))
                 for task, entry in metadata["experts"].items()
             },
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
@@ -213,13 +199,13 @@ def load_coefficients(
             raise ValueError(f"rows {metadata['rows']}, experts {list(vectors.experts)}")
         parametrization.load_values(sections["w"])
         parametrization.load_masks(sections["mask"])
-        _check_buffers(sections["buffer"], vectors)
+        check_buffers(sections["buffer"], vectors)
     except ConfigError as error:
         raise CoefficientsError(f"{path}: the recipe cannot be used: {error.what}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CoefficientsError(f"{path}: the recipe does not fit the values: {error}") from error
     if verify:
-        _compare_fingerprints(path, metadata, vectors)
+        check_fingerprints(path, metadata, vectors)
     layout = Layout(**metadata["layout"])
     return Coefficients(
         vectors,
@@ -255,27 +241,3 @@ def load_values(path: Path, parametrization: Parametrization, experts: Sequence[
         parametrization.load_masks(sections["mask"])
     except (KeyError, ValueError) as error:
         raise CoefficientsError(f"init_from {path}: {error.args[0]}", todo="use the same parametrization") from error
-
-
-def _check_buffers(buffers: Mapping[str, Tensor], vectors: TaskVectors) -> None:
-    """Refuses a buffer that is none of the base's floating-point tensors, or is merged."""
-    for name, value in buffers.items():
-        if name not in vectors.base or name in vectors or not vectors.base.dtype(name).is_floating_point:
-            raise ValueError(f"buffer '{name}' is no floating-point tensor of the base that is not merged")
-        if vectors.base.shape(name) != value.shape:
-            raise ValueError(f"buffer '{name}' is {tuple(value.shape)}, in the base {tuple(vectors.base.shape(name))}")
-
-
-def _compare_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVectors) -> None:
-    models = [("the base", metadata["base"], vectors.base)]
-    models += [
-        (f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints
-    ]
-    for who, entry, checkpoint in models:
-        if checkpoint.fingerprint != entry["fingerprint"]:
-            raise CoefficientsError(
-                f"{path}: {who} at {checkpoint.location} is not the model these coefficients were learned for",
-                expected=f"fingerprint {entry['fingerprint'][:16]}…",
-                got=f"{checkpoint.fingerprint[:16]}…",
-                todo="point to it with --base or --expert NAME=PATH, or accept the difference with --allow-other-models",
-            )

@@ -21,8 +21,8 @@ from adamerge.io.atomic import staged_folder
 from adamerge.io.dtypes import name_of
 from adamerge.io.links import refuse_outside
 from adamerge.io.model_folder import Layout
-from adamerge.io.safetensors_file import quoted, read_json
 from adamerge.io.safetensors_writer import verify_tensors, write_tensors
+from adamerge.io.untrusted_files import quoted, read_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 PLACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}

@@ -146,7 +146,7 @@ def _edges(count: int, size: float, mean: float) -> NDArray[numpy.float64]:
 
 
 def _draw(
-    page: _Page, panels: Sequence[Panel], columns: Sequence[str], scale: ColourScale, notes: str, top: float
+    page: _Page, panels: Sequence[Panel], columns: Sequence[str], scale: ColourScale, *, notes: str, top: float
 ) -> float:
     """Draws panels that share a scale, its colour bar and the notes; returns where the next thing may begin."""
     down, across = panels[0].values.shape
@@ -168,7 +168,7 @@ def _draw(
         text: dict[str, Any] = {"fontsize": SMALL, "parse_math": False}  # a $ in a name is a $
         axes.set_xticks(xs.mean(axis=1), columns, rotation=90 if turned else 0, **text)
         axes.set_yticks(ys.mean(axis=1), rows if column == 0 else [""] * len(rows), **text)
-        _fill(axes, panel, xs, ys, scale, filled)
+        _fill(axes, panel, xs, ys, scale, filled=filled)
     top += math.ceil(len(panels) / beside) * high
     bar, middle = page.axes(left, top, 2, 0.1), (scale.low + scale.high) / 2
     page.figure.colorbar(
@@ -180,7 +180,7 @@ def _draw(
     return page.write(notes, left, top + 2.5 * LINE) + LINE
 
 
-def _fill(axes: Axes, panel: Panel, xs: Any, ys: Any, scale: ColourScale, filled: bool) -> None:
+def _fill(axes: Axes, panel: Panel, xs: Any, ys: Any, scale: ColourScale, *, filled: bool) -> None:
     """Draws the cells of a panel and of its means; numbers into these, and into all where there is room."""
     (down, across), values = panel.values.shape, with_means(panel.values)
     norm, colours = Normalize(scale.low, scale.high), colormaps[scale.colours]
@@ -240,13 +240,13 @@ def draw_heatmap(
         grid = arrange(table, order)
         panels = panels_of(table, grid, held or {})
         scale = scale_of(numpy.concatenate([panel.values.compressed() for panel in panels]))
-        top = _draw(page, panels, grid.columns, scale, notes_of(table, grid, panels, held or {}), top)
+        top = _draw(page, panels, grid.columns, scale, notes=notes_of(table, grid, panels, held or {}), top=top)
     if masks:
         shares = {name: {"mask of all experts": [own[0]]} for name, own in masks.items()}
         grid = arrange(shares, order)
         scale = ColourScale(0.0, 1.0, "Greens", "mask: mean probability that the update of a weight is kept")
         panels = panels_of(shares, grid, {})
-        _draw(page, panels, grid.columns, scale, notes_of(shares, grid, panels, {}), top)
+        _draw(page, panels, grid.columns, scale, notes=notes_of(shares, grid, panels, {}), top=top)
     figure = page.finish()
     with staged_file(path) as temporary:
         figure.savefig(temporary, dpi=min(DPI, LARGEST / max(figure.get_size_inches())), format="png")

@@ -18,9 +18,9 @@ from adamerge.checkpoints.lora import CONFIG, PREFIX, WEIGHTS, AdapterCheckpoint
 from adamerge.checkpoints.origins import base_name
 from adamerge.deltas.low_rank import LowRankDeltas
 from adamerge.errors import ExportError
-from adamerge.io.safetensors_file import quoted
 from adamerge.io.safetensors_writer import verify_tensors
 from adamerge.io.tensor_bytes import tensor_bytes
+from adamerge.io.untrusted_files import quoted
 from adamerge.parametrizations import Linear
 from adamerge.precision import exact
 

@@ -1,7 +1,8 @@
 """Backbones: networks that hold a merged copy, one file per library or family.
 
-Read ``base.py`` first: the contract, from a sample to logits, and ``inputs.py``, how samples become batches. ``open_clip.py``
-is one library; ``transformers.py`` is what all networks of the other share: ``vision.py``, ``encoder.py``, ``causal.py`` with
+Read ``base.py`` first: the contract, from a sample to logits. ``inputs.py`` says how samples become inputs, ``batch.py``
+what comes with them, and ``output.py`` what network and head make of them. ``open_clip.py`` is one library;
+``transformers.py`` is what all networks of the other share: ``vision.py``, ``encoder.py``, ``causal.py`` with
 ``chat_templates.py``, ``seq2seq.py`` and ``vision_language.py``. What stands behind the trunk is in ``zero_shot_head.py``,
 ``expert_heads.py`` or ``language_head.py``. Shared parts: ``name_map.py`` (on-disk names), ``structure.py`` (blocks of a
 network), ``hidden_states.py`` (states by number) and ``losses.py`` (losses of tokens).
@@ -12,8 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adamerge.backbones.base import IGNORED, Backbone, Batch, Encoded, Output, Task, Teacher, masked_mean
+from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.batch import IGNORED, Batch, Teacher
 from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.output import Encoded, Output, masked_mean
 
 _HOMES = {
     "CausalLM": "causal",

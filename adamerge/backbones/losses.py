@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import IGNORED
+from adamerge.backbones.batch import IGNORED
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.base import Backbone, Encoded, Task
+from adamerge.backbones.base import Backbone, Task
 from adamerge.backbones.hidden_states import state_number
 from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
 from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError, did_you_mean
 from adamerge.io.links import refuse_links_outside
 from adamerge.io.model_folder import Layout
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.io.untrusted_settings import refuse_harmful
 
 CONFIG = "open_clip_config.json"

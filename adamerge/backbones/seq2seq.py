@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import IGNORED, Encoded, Output
+from adamerge.backbones.batch import IGNORED
 from adamerge.backbones.causal import LONGEST
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.language_head import LanguageHead
+from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.transformers import TransformersBackbone, chosen
 from adamerge.errors import ConfigError, DataError
 

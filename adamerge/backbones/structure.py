@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -58,3 +60,11 @@ def names_in_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[st
         name: (ranks.get(id(owner(tensor)), len(ranks)), tensor.storage_offset()) for name, tensor in tensors.items()
     }
     return sorted(places, key=places.__getitem__)
+
+
+def prevailing_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Returns the dtype that most elements of the tensors have."""
+    elements = Counter[torch.dtype]()
+    for tensor in tensors:
+        elements[tensor.dtype] += tensor.numel()
+    return elements.most_common(1)[0][0]

@@ -9,9 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import Encoded, Task
+from adamerge.backbones.base import Task
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TransformersBackbone, chosen
 from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from adamerge.backbones.base import IGNORED, Encoded, Output
+from adamerge.backbones.batch import IGNORED
 from adamerge.backbones.causal import longest, next_tokens, shifted, token_inputs
 from adamerge.backbones.chat_templates import chat_spans, within
 from adamerge.backbones.inputs import Inputs, packed, pieces
 from adamerge.backbones.language_head import LanguageHead
+from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.transformers import TransformersBackbone, chosen
 from adamerge.errors import CheckpointError, DataError
 

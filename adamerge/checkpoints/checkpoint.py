@@ -22,8 +22,9 @@ from adamerge.checkpoints.lora_factors import Factors
 from adamerge.errors import CheckpointError, ExportError
 from adamerge.io.atomic import staged_file
 from adamerge.io.dtypes import FORMAT_NAMES, TORCH_DTYPES
-from adamerge.io.safetensors_file import TensorFile, cache_folder, listed, quoted, read_json
+from adamerge.io.safetensors_file import TensorFile, cache_folder
 from adamerge.io.tensor_bytes import byte_chunks
+from adamerge.io.untrusted_files import listed, quoted, read_json
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 

@@ -11,7 +11,7 @@ from adamerge.checkpoints.checkpoint import MERGEABLE, Checkpoint
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.checkpoints.obsolete_tensors import is_unmatched
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import quoted
+from adamerge.io.untrusted_files import quoted
 
 COUNTERS = frozenset({torch.int64, torch.bool})
 """Dtypes of position ids, step counters and masks: buffers that stay the base's. Other integers are quantised weights."""

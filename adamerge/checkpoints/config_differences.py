@@ -8,7 +8,7 @@ from typing import Any
 
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import AdamergeError
-from adamerge.io.safetensors_file import quoted, read_json
+from adamerge.io.untrusted_files import quoted, read_json
 
 _DECISIVE = """
 model_type vocab_size hidden_act hidden_activation activation_function act_fn quick_gelu layer_norm_eps layer_norm_epsilon

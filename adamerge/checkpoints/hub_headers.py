@@ -13,7 +13,8 @@ from adamerge.checkpoints.opening import is_hub_id, open_checkpoint
 from adamerge.checkpoints.renamed_checkpoint import under_names_of
 from adamerge.errors import CheckpointError
 from adamerge.io.dtypes import TORCH_DTYPES
-from adamerge.io.safetensors_file import BITS, quoted
+from adamerge.io.safetensors_file import BITS
+from adamerge.io.untrusted_files import quoted
 
 
 class RemoteCheckpoint(Checkpoint):

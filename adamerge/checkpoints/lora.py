@@ -23,8 +23,9 @@ from adamerge.checkpoints.prefix_matching import Renaming
 from adamerge.errors import CheckpointError
 from adamerge.io.dtypes import FORMAT_NAMES
 from adamerge.io.pickles import described
-from adamerge.io.safetensors_file import TensorFile, listed, quoted
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.tensor_bytes import byte_chunks
+from adamerge.io.untrusted_files import listed, quoted
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import quoted, read_json
+from adamerge.io.untrusted_files import quoted, read_json
 
 # what would make the change another than scale * B @ A, by the configuration's key
 _REFUSED = {

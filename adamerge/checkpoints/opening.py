@@ -17,7 +17,8 @@ from adamerge.checkpoints.renamed_checkpoint import under_names_of
 from adamerge.errors import AdamergeError, CheckpointError
 from adamerge.io import hub_ids as places
 from adamerge.io.pickles import described
-from adamerge.io.safetensors_file import TensorFile, listed, quoted, read_json
+from adamerge.io.safetensors_file import TensorFile
+from adamerge.io.untrusted_files import listed, quoted, read_json
 from adamerge.io.untrusted_settings import refuse_harmful
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}

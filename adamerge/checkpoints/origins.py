@@ -11,7 +11,7 @@ from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.opening import is_hub_id
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 
 LOCAL = "local:"
 """A model that is only on the machine that wrote the file is called this, followed by the last name of its path."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import listed, quoted
+from adamerge.io.untrusted_files import listed, quoted
 
 Exchange = tuple[str, str]
 """A prefix that is dropped, and the one that is put in its place."""

@@ -9,7 +9,7 @@ import torch
 from adamerge.checkpoints.checkpoint import Checkpoint, Scan
 from adamerge.checkpoints.lora_factors import Factors
 from adamerge.checkpoints.prefix_matching import Renaming, blocks
-from adamerge.io.safetensors_file import quoted
+from adamerge.io.untrusted_files import quoted
 
 
 class RenamedCheckpoint(Checkpoint):

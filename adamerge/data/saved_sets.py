@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adamerge.data.file_faults import cause
 from adamerge.errors import CheckpointError, DataError
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 
 if TYPE_CHECKING:
     import datasets

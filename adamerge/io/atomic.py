@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from adamerge.errors import ExportError
-from adamerge.io.safetensors_file import quoted
+from adamerge.io.untrusted_files import quoted
 
 _HOST = hashlib.sha256(node().encode()).hexdigest()[:6]  # a process id means nothing on another machine
 

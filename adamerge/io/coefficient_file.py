@@ -14,8 +14,9 @@ from torch import Tensor
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.io.dtypes import FLOATS
 from adamerge.io.model_folder import Layout
-from adamerge.io.safetensors_file import TensorFile, quoted
+from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.tensor_bytes import tensor_bytes
+from adamerge.io.untrusted_files import quoted
 from adamerge.io.versions import refuse_later
 
 FORMAT = 2

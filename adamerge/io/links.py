@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import quoted
+from adamerge.io.untrusted_files import quoted
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
 TEMPLATES = "additional_chat_templates"  # the one folder that transformers looks into

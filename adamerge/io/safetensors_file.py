@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from adamerge.errors import CheckpointError
 from adamerge.io.pickles import described
+from adamerge.io.untrusted_files import opened, parse_object, quoted
 
 if TYPE_CHECKING:
     import torch  # only for annotations: headers are read without it
@@ -29,17 +27,6 @@ BITS |= {"U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "
 BITS |= {"F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 
-def quoted(name: object) -> str:
-    """Quotes a name or path from outside: escaped to one line, cut to 500 characters."""
-    return repr(str(name)[:500])
-
-
-def listed(names: Iterable[str]) -> str:
-    """Quotes the first ten names in sorted order, and counts the rest."""
-    names = sorted(names)
-    return ", ".join(map(quoted, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
 def identity(status: os.stat_result) -> tuple[int, int, int]:
     """Returns (size, mtime_ns, inode): when these are the same, the file is taken to be the same."""
     return status.st_size, status.st_mtime_ns, status.st_ino
@@ -50,44 +37,6 @@ def cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
     # a relative path there is invalid by the XDG specification, which says to ignore it
     return (Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~"), ".cache")) / "adamerge"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe would wait forever
-            raise CheckpointError(f"{quoted(path)} is not a regular file")
-        with open(path, "rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{quoted(path)}: no such file", todo="check the path") from error
-    except (OSError, ValueError) as error:  # ValueError: a path that no system call accepts, such as one with a NUL
-        raise CheckpointError(f"{quoted(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _parse_object(text: bytes, place: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):  # readers disagree on which of the two counts
-            raise ValueError("a key occurs twice in one object")
-        return members
-
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place} is not valid JSON: {error}", todo="copy or download the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{place} is not a JSON object", expected="{...}", got=type(value).__name__)
-    return value
-
-
-def read_json(path: Path, limit: int = 10_000_000) -> dict[str, Any]:
-    """Reads a JSON object of at most ``limit`` bytes; anything else is a CheckpointError naming the file."""
-    with _opened(path) as file:
-        text = file.read(limit + 1)
-    if len(text) > limit:
-        raise CheckpointError(f"{quoted(path)} is too big", expected=f"at most {limit} bytes", got="more")
-    return _parse_object(text, quoted(path))
 
 
 @dataclass(frozen=True)
@@ -143,7 +92,7 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).absolute()  # a later change of directory must not point elsewhere
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             self.identity = identity(os.fstat(file.fileno()))
             head = file.read(64)
             length = int.from_bytes(head[:8], "little")
@@ -151,7 +100,7 @@ class TensorFile:
             self._data = 8 + length
             self._refuse_truncated(self._data)  # before the header is read as JSON, which it is not when cut short
             file.seek(8)
-            self._parse(_parse_object(file.read(length), f"the header of {quoted(self.path)}"))
+            self._parse(parse_object(file.read(length), f"the header of {quoted(self.path)}"))
         end = self._data + max((info.end for info in self.tensors.values()), default=0)
         self._refuse_truncated(end)
         if self.identity[0] > end:
@@ -246,7 +195,7 @@ class TensorFile:
         """
         info = self._info(name)
         buffer = memoryview(bytearray(min(size, info.nbytes)))
-        with _opened(self.path) as file:
+        with opened(self.path) as file:
             file.seek(self._data + info.start)
             for left in range(info.nbytes, 0, -size):
                 if identity(os.fstat(file.fileno())) != self.identity or file.readinto(buffer[:left]) < min(size, left):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import quoted, read_json
+from adamerge.io.untrusted_files import quoted, read_json
 
 FILES = (
     *("config.json", "open_clip_config.json", "generation_config.json", "tokenizer_config.json"),

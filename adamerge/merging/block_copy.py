@@ -14,7 +14,7 @@ from adamerge.errors import ConfigError
 from adamerge.merging.block_execution import StandIn
 from adamerge.merging.copies import Copy, Place, TransientBlock, Visit
 from adamerge.merging.footprint import Footprint, Unit
-from adamerge.task_vectors.storage import FP32
+from adamerge.task_vectors.memory import FP32
 
 
 class BlockCopy(Copy):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from adamerge.backbones.structure import owner
 from adamerge.merging.footprint import Footprint, Unit
 from adamerge.task_vectors.automatic_storage import Automatic
-from adamerge.task_vectors.storage import FP32, Storage
+from adamerge.task_vectors.memory import FP32
+from adamerge.task_vectors.storage import Storage
 
 
 class Place:

@@ -13,8 +13,8 @@ from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.footprint import Footprint, Unit
 from adamerge.parametrizations import Parametrization
 from adamerge.task_vectors.automatic_storage import Automatic
-from adamerge.task_vectors.memory import Available, Memory, Sizes, size
-from adamerge.task_vectors.storage import FP32, Disk, LowBit, Pinned, Resident, Storage
+from adamerge.task_vectors.memory import FP32, Available, Memory, Sizes, size
+from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 LEARNING = 4 * FP32

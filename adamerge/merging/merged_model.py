@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,17 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.structure import names_in_order, owner
+from adamerge.backbones.structure import names_in_order, owner, prevailing_dtype
 from adamerge.merging.block_execution import Passes, restore
 from adamerge.merging.copies import Copy, Place, WholeCopy
 from adamerge.merging.merged_tensor import Contents, Merge, OneModel
-from adamerge.merging.network_checks import (
-    refuse_half_ties,
-    refuse_other_network,
-    refuse_shared_memory,
-    refuse_unlike_leftovers,
-    refuse_untrainable,
-)
+from adamerge.merging.network_checks import check_network, refuse_untrainable
 from adamerge.merging.pullback import MergeGradients, PullBack
 from adamerge.parametrizations import Parametrization
 from adamerge.precision import exact
@@ -85,11 +78,7 @@ class MergedModel(nn.Module):
         self._copy_device: torch.device | None = None
         self._deltas_device: torch.device | None = None
         self.recalibrated: Mapping[str, Tensor] = dict(buffers or {})
-        refuse_other_network(type(backbone).__name__, tensors, task_vectors.base, backbone.ignores)
-        refuse_unlike_leftovers(tensors, task_vectors.base, task_vectors.checkpoints)
-        backbone.check_base(task_vectors.base)
-        refuse_half_ties(backbone.tied(), task_vectors.checkpoints)
-        refuse_shared_memory(tensors, {"the base": task_vectors.base} | task_vectors.checkpoints)
+        check_network(backbone, tensors, task_vectors.base, task_vectors.checkpoints)
         backbone.network.eval().requires_grad_(False)
         merged = {name: owner(tensors[name]) for name in task_vectors if name in tensors}
         refuse_untrainable(merged, list(task_vectors), task_vectors.base)
@@ -97,10 +86,7 @@ class MergedModel(nn.Module):
             holder.requires_grad_(True)
             # G accumulates in fp32 whatever the dtype of the copy
             holder.grad_dtype = torch.float32
-        kinds = Counter[torch.dtype]()
-        for holder in merged.values():
-            kinds[holder.dtype] += holder.numel()
-        self.dtype = kinds.most_common(1)[0][0]
+        self.dtype = prevailing_dtype(merged.values())
         """Dtype of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
             passes.begin(backbone.network, self.copy)

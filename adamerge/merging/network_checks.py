@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,30 @@ from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.checkpoints.obsolete_tensors import is_leftover, is_unmatched
 from adamerge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from adamerge.backbones import Backbone  # only for annotations: export must not load the networks' libraries
+
+
+def check_network(
+    backbone: Backbone, tensors: Mapping[str, torch.Tensor], base: Checkpoint, experts: Mapping[str, Checkpoint]
+) -> None:
+    """Checks whether a network, before it is filled, is that of base and experts.
+
+    Args:
+        backbone: the network.
+        tensors: of the backbone, by on-disk name.
+        base: of the experts.
+        experts: by task.
+
+    Raises:
+        CheckpointError: it is not, or they are in its memory.
+    """
+    refuse_other_network(type(backbone).__name__, tensors, base, backbone.ignores)
+    refuse_unlike_leftovers(tensors, base, experts)
+    backbone.check_base(base)
+    refuse_half_ties(backbone.tied(), experts)
+    refuse_shared_memory(tensors, {"the base": base, **experts})
 
 
 def refuse_other_network(

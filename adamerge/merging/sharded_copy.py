@@ -18,7 +18,8 @@ from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import Copy, Place
 from adamerge.merging.footprint import Footprint, Unit
 from adamerge.merging.malloc import give_back_freed_memory
-from adamerge.task_vectors.storage import FP32, Disk, Storage
+from adamerge.task_vectors.memory import FP32
+from adamerge.task_vectors.storage import Disk, Storage
 
 
 class ShardedCopy(Copy):

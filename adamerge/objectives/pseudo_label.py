@@ -59,6 +59,7 @@ class PseudoLabel(Objective):
         weak: View | None = None,
         strong: View | None = None,
         trust: Trust | None = None,
+        *,
         temperature: float = 2.0,
         threshold: float = 0.9,
         share: float = 1.0,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adamerge.deltas.groups import Chunks, Groups
 from adamerge.errors import ConfigError
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.io.unwritten import is_unwritten
 from adamerge.parametrizations.constraints import Constraint
 from adamerge.parametrizations.linear import Linear

@@ -29,7 +29,7 @@ from adamerge.runs.preparation import waiting
 from adamerge.runs.trainer_settings import whole_number
 from adamerge.task_vectors.memory import size
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.fit_checks import check_learned
+from adamerge.training.method_checks import check_learned
 
 
 def check(stages: Sequence[Configuration]) -> None:

@@ -16,8 +16,8 @@ from adamerge.io.unwritten import is_unwritten
 from adamerge.runs.class_names import class_named
 from adamerge.runs.parser import plain_names, readable
 from adamerge.runs.trainer_settings import check_length
-from adamerge.training.fit_checks import FitSettings, check_method
 from adamerge.training.merging import Method
+from adamerge.training.method_checks import FitSettings, check_method
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
     named = arguments_of(settings.data).get("tasks")
     tasks = tuple(data.tasks if named is None else named)  # naming the classes of a task may open its data
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
-    check_method(method, experts, dtype, data, tasks, fit_settings(settings, validated=False))
+    check_method(method, experts, dtype, data, tasks=tasks, fit=fit_settings(settings, validated=False))
     _check_start(method)
     if method.objective is not None or method.recalibrate_buffers:
         _check_folders(settings)

@@ -13,7 +13,7 @@ from lightning import Trainer
 
 import adamerge
 from adamerge.errors import ConfigError
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 SAME_ON_RESUME = ("adamerge", "torch", "threads", "instructions", "world_size", "device", "models", "data")

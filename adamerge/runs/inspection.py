@@ -20,7 +20,7 @@ from adamerge.artifacts.recipe import build
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import read_coefficients
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.parametrizations.constraints import Constraint, Free
 from adamerge.parametrizations.held_names import HELD, held_masks
 

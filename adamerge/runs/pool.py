@@ -11,7 +11,7 @@ from adamerge.checkpoints.compatibility import differences, extra_names, names_t
 from adamerge.checkpoints.hub_headers import open_headers
 from adamerge.checkpoints.opening import opening
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
-from adamerge.io.safetensors_file import quoted, read_json
+from adamerge.io.untrusted_files import quoted, read_json
 
 
 @dataclass

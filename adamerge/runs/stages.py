@@ -14,7 +14,7 @@ import torch
 
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN
 from adamerge.runs.command_line import told_apart
 from adamerge.runs.config_files import read_config

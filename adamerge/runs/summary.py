@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 
 from adamerge.errors import AdamergeError, CollapsedError, DivergedError
 from adamerge.io.atomic import write_json
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.training.evaluation import average
 from adamerge.training.module import MergingModule
 

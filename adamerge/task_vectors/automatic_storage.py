@@ -7,8 +7,8 @@ import logging
 import torch
 
 from adamerge.errors import ConfigError
-from adamerge.task_vectors.memory import Available, Memory, Sizes
-from adamerge.task_vectors.storage import FP32, MARGIN, Disk, Pinned, Resident, Storage
+from adamerge.task_vectors.memory import FP32, Available, Memory, Sizes
+from adamerge.task_vectors.storage import MARGIN, Disk, Pinned, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
+from adamerge.deltas.quantized import Code
 from adamerge.deltas.tuning import PIECE
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+FP32 = 4  # bytes
+TRANSFORMED = 3
+"""Tensors of every expert that a transform has in memory at once: what it takes, what is on the way, what it gives."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,26 @@ class Sizes:
     def read(self, device: torch.device) -> int:
         """Returns the most elements that are read at once for sums on ``device``, of each expert."""
         return min(self.largest, PIECE) if self.divisible and device.type == "cpu" else self.largest
+
+    def dense_bytes(self, code: Code) -> int:
+        """Returns the bytes of all dense deltas in this code; each expert's tensor is encoded by itself."""
+        return sum(
+            dense // numel * code.nbytes(numel)
+            for numel, dense in zip(self.tensors.values(), self.dense.values(), strict=True)
+            if numel
+        )
+
+    def transform_bytes(self, read: int) -> int:
+        """Returns the bytes that a transform takes while deltas are read once, beyond a gradient that is not there by then.
+
+        Args:
+            read: elements that are read at once, of each expert.
+        """
+        return max(0, FP32 * (TRANSFORMED * self.experts * read - self.merged)) if self.transformed else 0
+
+    def base_memory(self, device: torch.device) -> Memory:
+        """Returns the memory of the base's merged tensors, which stay as they were opened on a CPU, or move to a device."""
+        return Memory() if device.type == "cpu" else Memory(device=self.base_bytes)
 
 
 def size(nbytes: int | None) -> str:

@@ -7,18 +7,13 @@ from abc import ABC, abstractmethod
 import torch
 
 from adamerge.deltas.base import Deltas, DenseDeltas
-from adamerge.deltas.quantized import Blockwise, Code, EncodedDeltas, Floats
+from adamerge.deltas.quantized import Blockwise, EncodedDeltas, Floats
 from adamerge.deltas.row_buffers import made_at_once, room
 from adamerge.errors import ConfigError
 from adamerge.io.dtypes import torch_dtype
-from adamerge.task_vectors.memory import Available, Memory, Sizes
+from adamerge.task_vectors.memory import FP32, TRANSFORMED, Available, Memory, Sizes
 from adamerge.task_vectors.pinned_transfer import Arena, Conveyor
 from adamerge.task_vectors.task_vectors import TaskVectors
-
-FP32 = 4  # bytes
-TRANSFORMED = 3
-"""Tensors of every expert that a transform has in memory at once: what it takes, what is on the way, what it gives."""
-
 
 MARGIN = 0.2
 """Fraction of the available memory that stays free beside what a plan counts: what activations take is not known before."""
@@ -102,14 +97,15 @@ class Resident(Storage):
 
     def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of deltas and base; a base that is mapped from a file takes nothing on the CPU."""
-        return Memory.of(_dense(sizes, _floats(self.dtype)) + FP32 * sizes.factors, device) + _base(sizes, device)
+        deltas = sizes.dense_bytes(_floats(self.dtype)) + FP32 * sizes.factors
+        return Memory.of(deltas, device) + sizes.base_memory(device)
 
     def transient(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of a few experts' widened deltas, or that of a transform when they are read once."""
         if self.dtype == "float32":
-            return Memory.of(_placing(sizes, sizes.read(device)), device)
+            return Memory.of(sizes.transform_bytes(sizes.read(device)), device)
         widened = FP32 * made_at_once(sizes.experts, device) * sizes.read(device)
-        return Memory.of(max(widened, _placing(sizes, sizes.largest)), device)
+        return Memory.of(max(widened, sizes.transform_bytes(sizes.largest)), device)
 
     def _store(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
@@ -159,12 +155,13 @@ class LowBit(Storage):
 
     def footprint(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of integers and scales, and of the base."""
-        return Memory.of(_dense(sizes, Blockwise(self.bits)) + FP32 * sizes.factors, device) + _base(sizes, device)
+        deltas = sizes.dense_bytes(Blockwise(self.bits)) + FP32 * sizes.factors
+        return Memory.of(deltas, device) + sizes.base_memory(device)
 
     def transient(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of a few experts' decoded deltas and one's integers, or that of a transform at the one read."""
         decoded = (FP32 * made_at_once(sizes.experts, device) + 1) * sizes.read(device)
-        return Memory.of(max(decoded, _placing(sizes, sizes.largest)), device)
+        return Memory.of(max(decoded, sizes.transform_bytes(sizes.largest)), device)
 
 
 class Pinned(Storage):
@@ -198,7 +195,7 @@ class Pinned(Storage):
         """Returns what ``place`` does, also for a device that needs no pinned memory."""
         sizes, code = Sizes.of(vectors), _floats(self.dtype)
         largest = code.nbytes(sizes.largest)
-        arena = Arena(_dense(sizes, code) + sizes.base_bytes, largest, pinned)
+        arena = Arena(sizes.dense_bytes(code) + sizes.base_bytes, largest, pinned)
         carry = Conveyor(device, largest)
         return vectors.in_memory(device, lambda deltas, _: EncodedDeltas.of(deltas, code, arena.put, carry), arena.put)
 
@@ -207,7 +204,7 @@ class Pinned(Storage):
         if device.type == "cpu":
             return Resident(self.dtype).footprint(sizes, device)
         code = _floats(self.dtype)
-        there = _dense(sizes, code) + sizes.base_bytes
+        there = sizes.dense_bytes(code) + sizes.base_bytes
         return Memory(there + there // 4, 2 * code.nbytes(sizes.largest) + FP32 * sizes.factors)
 
     def transient(self, sizes: Sizes, device: torch.device) -> Memory:
@@ -242,24 +239,3 @@ _ROUNDING = {"float32": "none", "bfloat16": "2^-8", "float16": "2^-11"}
 
 def _floats(dtype: str) -> Floats:
     return Floats(torch_dtype(dtype, "storage"))
-
-
-def _dense(sizes: Sizes, code: Code) -> int:
-    """Returns the bytes of all dense deltas; each expert's tensor is encoded by itself."""
-    return sum(
-        dense // numel * code.nbytes(numel)
-        for numel, dense in zip(sizes.tensors.values(), sizes.dense.values(), strict=True)
-        if numel
-    )
-
-
-def _placing(sizes: Sizes, read: int) -> int:
-    """Returns the bytes that a transform takes while deltas are read once, beyond a gradient that is not there by then."""
-    if not sizes.transformed:
-        return 0
-    return max(0, FP32 * (TRANSFORMED * sizes.experts * read - sizes.merged))
-
-
-def _base(sizes: Sizes, device: torch.device) -> Memory:
-    """Returns the memory of the base's merged tensors, which stay as they were opened on a CPU, or are moved to a device."""
-    return Memory() if device.type == "cpu" else Memory(device=sizes.base_bytes)

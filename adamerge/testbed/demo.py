@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from adamerge.artifacts.coefficients import load_coefficients
 from adamerge.artifacts.export import export
 from adamerge.io.atomic import write_json
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.merging.merged_model import MergedModel
 from adamerge.runs.compare import compare, print_table
 from adamerge.runs.instantiate import Configured

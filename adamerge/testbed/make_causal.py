@@ -6,6 +6,8 @@ Every step leaves a file under DIR (``progress/``), so that a run that was kille
 ``DIR/base/`` and ``DIR/experts/<task>/`` (folders for ``from_pretrained``), ``DIR/results.json`` and ``DIR/SHA256SUMS``.
 """
 
+# Longer than 250 lines: the whole recipe of the released checkpoints, read once and from top to bottom.
+
 from __future__ import annotations
 
 import math
@@ -176,7 +178,7 @@ def pretrain(recipe: Recipe, train: Sequence[Tensor], folder: Path) -> dict[str,
 
 
 def finetune(
-    recipe: Recipe, base: Mapping[str, Tensor], name: str, train: Tensor, validation: Tensor, folder: Path
+    recipe: Recipe, base: Mapping[str, Tensor], name: str, train: Tensor, *, validation: Tensor, folder: Path
 ) -> dict[str, Tensor]:
     """Trains all weights on one domain; returns those of the lowest validation loss, also left in ``folder``."""
     done = folder / f"expert-{name}.pt"
@@ -270,7 +272,7 @@ def make(out: Path, recipe: Recipe) -> dict[str, Any]:
     }
     base = pretrain(recipe, [splits["train"] for splits in ids.values()], progress)
     experts = {
-        name: finetune(recipe, base, name, splits["train"], splits["validation"], progress)
+        name: finetune(recipe, base, name, splits["train"], validation=splits["validation"], folder=progress)
         for name, splits in ids.items()
     }
     write(recipe, tokenizer, base, experts, out)

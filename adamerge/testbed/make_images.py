@@ -7,6 +7,8 @@ Every step leaves a file under DIR (``progress/``), so that a run that was kille
 ``DIR/SHA256SUMS``.
 """
 
+# Longer than 250 lines: the whole recipe of the released checkpoints, read once and from top to bottom.
+
 from __future__ import annotations
 
 import json

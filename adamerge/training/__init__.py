@@ -4,7 +4,8 @@ Read ``merging.py`` first (what is merged and what drives it), then ``search.py`
 ``descent.py`` and ``bilevel.py``, and ``module.py``, which runs a search under a trainer. ``search_step.py`` has the
 operations of one step, ``objective_gradient.py`` the objective over a batch.
 
-- Before the first step: ``fit_checks.py``, ``data_modules.py``, ``teacher_cache.py``, ``held_coefficients.py``.
+- Before the first step: ``method_checks.py`` (of what is configured), ``fit_checks.py``, ``data_modules.py``,
+  ``teacher_cache.py``, ``held_coefficients.py``.
 - During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.

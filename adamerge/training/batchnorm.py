@@ -16,7 +16,7 @@ from adamerge.backbones import Backbone
 from adamerge.backbones.inputs import join, moved
 from adamerge.data import Calibration
 from adamerge.data.batch_order import Steps
-from adamerge.errors import DivergedError
+from adamerge.errors import ConfigError, DivergedError
 from adamerge.merging.merged_model import MergedModel
 
 if TYPE_CHECKING:
@@ -37,6 +37,21 @@ def normalisations(backbone: Backbone) -> dict[_BatchNorm, tuple[str, str]]:
         for layer in backbone.network.modules()
         if isinstance(layer, _BatchNorm) and {id(layer.running_mean), id(layer.running_var)} <= names.keys()
     }
+
+
+def check_normalised(backbone: Backbone) -> None:
+    """Checks whether a network has running statistics that can be recomputed.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not normalisations(backbone):
+        raise ConfigError(
+            f"model.recalibrate_buffers: {type(backbone).__name__} has no running statistics to recompute",
+            expected="a network with batch normalisation",
+            got=type(backbone.network).__name__,
+            todo="leave it out",
+        )
 
 
 class Moments:

@@ -20,10 +20,11 @@ from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
 from adamerge.parametrizations.held_names import held_names
-from adamerge.training.batchnorm import normalisations
-from adamerge.training.fit_checks import FitSettings, check_processes, check_same_models, planned, preflight
+from adamerge.training.batchnorm import check_normalised
+from adamerge.training.fit_checks import check_processes, check_same_models, planned, preflight
 from adamerge.training.held_coefficients import Held
 from adamerge.training.merging import Merging
+from adamerge.training.method_checks import FitSettings
 from adamerge.training.nonfinite_guard import Guard
 from adamerge.training.objective_gradient import BatchObjective, Evaluation
 from adamerge.training.result import Result
@@ -51,13 +52,8 @@ class MergingModule(LightningModule):
 
     def __init__(self, merging: Merging) -> None:
         backbone, task_vectors = merging.backbone, merging.task_vectors
-        if merging.recalibrate_buffers and not normalisations(backbone):
-            raise ConfigError(
-                f"model.recalibrate_buffers: {type(backbone).__name__} has no running statistics to recompute",
-                expected="a network with batch normalisation",
-                got=type(backbone.network).__name__,
-                todo="leave it out",
-            )
+        if merging.recalibrate_buffers:
+            check_normalised(backbone)
         super().__init__()
         self.merging = merging
         self.merged = MergedModel(
@@ -145,23 +141,22 @@ class MergingModule(LightningModule):
             self.search.load_state_dict(checkpoint["search"])
 
     def on_fit_start(self) -> None:
-        """Runs the experts on the samples of the fit, when the objective is taught: before the loader's workers start.
-
-        Then decides which coefficients are held.
-        """
+        """Runs a taught objective's experts, before the loader's workers start, and decides which coefficients are held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
-        data, objective = self.data, self.objective
+        data, objective, strategy = self.data, self.objective, self.trainer.strategy
         data.teach(None)
         if objective is not None and objective.taught:
             steps = data.steps()
             batch_size = self.merging.micro_batch or steps.batch_size
             folder = Path(self.trainer.default_root_dir)
-            self.teachers.fill(self.merged, steps, objective.hidden, batch_size, self.trainer.strategy, folder)
+            self.teachers.fill(
+                self.merged, steps, objective.hidden, batch_size=batch_size, strategy=strategy, default_folder=folder
+            )
             data.teach(self.teachers)
         differentiated = objective is not None and self.search.uses_gradients
         run = partial(self._first_gradient, data) if differentiated else None
-        self.held.begin(run, self.device, self.trainer.strategy)
+        self.held.begin(run, self.device, strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stops when the step before was not finite: its update was undone, so the last good coefficients stand."""
@@ -204,11 +199,8 @@ class MergingModule(LightningModule):
         protocol: dict[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self.data.protocol | ({"selection": choice} if choice else {})
-        protocol = {
-            **protocol,
-            **self.result.recalibration,
-            **held_names(merged.parametrization.held, merged.task_vectors.experts),
-        }
+        held = held_names(merged.parametrization.held, merged.task_vectors.experts)
+        protocol |= {**self.result.recalibration, **held}
         last = self.global_step if self._trainer is not None else 0
         step = last if choice.get("step") is None else choice["step"]
         return Coefficients(

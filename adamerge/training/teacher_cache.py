@@ -70,6 +70,7 @@ class TeacherCache:
         merged: MergedModel,
         steps: Steps,
         hidden: Sequence[float],
+        *,
         batch_size: int,
         strategy: Strategy,
         default_folder: Path,

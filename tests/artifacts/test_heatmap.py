@@ -13,10 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
-from test_heatmap_cells import MISTRAL, VIT
 
 from adamerge.artifacts.heatmap import DPI, draw_heatmap, scale_of
 from adamerge.errors import ExportError
+
+from .test_heatmap_cells import MISTRAL, VIT
 
 NAN = float("nan")
 EIGHT = ["sun397", "stanford_cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]

@@ -1,10 +1,10 @@
-"""A backbone of one's own: heads per task, batches without labels unless they are given."""
+"""A backbone of one's own: heads per task, and what it must have."""
 
 import pytest
 import torch
 from torch import nn
 
-from adamerge.backbones import Backbone, Batch, Encoded, Output
+from adamerge.backbones import Backbone, Encoded, Output
 from adamerge.io.model_folder import Layout
 
 
@@ -43,10 +43,6 @@ def test_moving_takes_all_heads_along():
     backbone = Plain()
     backbone.move_heads(torch.device("meta"))
     assert all(head.weight.is_meta for head in backbone.heads.values())
-
-
-def test_a_batch_has_no_labels_unless_they_are_given():
-    assert Batch(torch.zeros(1)).labels is None
 
 
 def test_every_abstract_method_is_needed():

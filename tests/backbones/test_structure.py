@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adamerge.backbones.structure import outermost, owner, users, whole_modules
+from adamerge.backbones.structure import outermost, owner, prevailing_dtype, users, whole_modules
 
 
 def test_a_list_of_lists_is_as_its_members_are_called():
@@ -39,3 +39,9 @@ def test_what_is_gathered_at_once_is_each_block_and_each_module_of_none_that_has
     network = nn.ModuleDict({"embed": nn.Embedding(3, 2), "layers": nn.ModuleList([nn.Sequential(nn.Linear(2, 2))])})
     network["act"] = nn.GELU()
     assert whole_modules(network) == [network["layers"][0], network["embed"]]
+
+
+def test_the_prevailing_dtype_is_that_of_most_elements_not_of_most_tensors():
+    small = [torch.zeros(2), torch.zeros(3)]
+    assert prevailing_dtype([*small, torch.zeros(6, dtype=torch.bfloat16)]) is torch.bfloat16
+    assert prevailing_dtype([*small, torch.zeros(4, dtype=torch.bfloat16)]) is torch.float32

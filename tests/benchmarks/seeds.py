@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adamerge.io.atomic import write_json
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.compare import LAMBDAS, fitted
 from adamerge.runs.instantiate import Configured

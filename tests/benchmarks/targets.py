@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adamerge.io.atomic import write_json
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.runs.compare import fitted
 from adamerge.runs.instantiate import Configured
 from adamerge.runs.scoring import run_coefficients

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError
-from adamerge.io.safetensors_file import TensorFile, cache_folder, read_json
+from adamerge.io.safetensors_file import TensorFile, cache_folder
 
 HEADER = {
     "__metadata__": {"format": "pt"},
@@ -206,19 +206,6 @@ def test_reading_takes_no_memory_of_its_own(path: Path) -> None:
     assert anonymous() - before < 20_000
     tensor[:1] = 7  # even whoever forgets that tensors are for reading does not change the file
     assert TensorFile(path).read("a")[0] == 0
-
-
-def test_read_json(tmp_path: Path) -> None:
-    """An object is read; everything else is refused in the file's name."""
-    path = tmp_path / "config.json"
-    for content, message in ((b"[1]", "not a JSON object"), (b"{", "not valid JSON"), (b'{"a": "' + b"x" * 99, "big")):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"config.json'.*{message}"):
-            read_json(path, limit=90)
-    path.write_bytes(b'{"a": Infinity}')  # real configurations have it
-    assert read_json(path) == {"a": float("inf")}
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_json(tmp_path / "missing.json")
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

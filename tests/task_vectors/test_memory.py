@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from adamerge.deltas.quantized import Floats
 from adamerge.task_vectors import memory
 from adamerge.task_vectors.memory import Available, Memory, Sizes
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -40,6 +41,10 @@ def test_sizes_by_hand(tmp_path):
     assert found.dense == {"a.bias": 12, "a.weight": 72} and found.factors == 0
     assert found.base_bytes == 2 * 28 and found.narrow and not found.transformed
     assert (found.merged, found.largest) == (28, 24)
+    assert found.dense_bytes(Floats(torch.float16)) == 2 * (12 + 72) and found.transform_bytes(24) == 0
+    assert found.base_memory(CPU) == Memory() and found.base_memory(torch.device("cuda")) == Memory(device=2 * 28)
+    transformed = Sizes.of(TaskVectors(base, experts, transforms=[Ties(keep=0.5)]))
+    assert transformed.transform_bytes(24) == 4 * (3 * 3 * 24 - 28) and transformed.transform_bytes(1) == 0
     held = {name: torch.randn(3) for name in ("a", "b")}
     assert not Sizes.of(TaskVectors(held, {"one": held})).narrow
 

@@ -43,7 +43,7 @@ def made(tmp_path_factory, texts):
     ids = {name: make_causal.encode(tokenizer, splits["validation"][:10]) for name, splits in texts.items()}
     base = make_causal.pretrain(TINY, train, out)
     experts = {
-        name: make_causal.finetune(TINY, base, name, rows, ids[name], out)
+        name: make_causal.finetune(TINY, base, name, rows, validation=ids[name], folder=out)
         for name, rows in zip(texts, train, strict=True)
     }
     make_causal.write(TINY, tokenizer, base, experts, out)
@@ -114,7 +114,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(made, tmp_path, monkeypatc
 def test_an_expert_moves_all_weights_and_is_the_best_on_validation(made, tmp_path, capsys):
     _, _, base, experts, ids, train = made
     assert all(not torch.equal(tensor, base[name]) for name, tensor in experts["markup"].items())
-    again = make_causal.finetune(TINY, base, "markup", train[0], ids["markup"], tmp_path)
+    again = make_causal.finetune(TINY, base, "markup", train[0], validation=ids["markup"], folder=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     losses = {line.split()[2].rstrip(":"): float(line.split()[-1]) for line in lines[:-1]}
     assert list(losses) == ["2", "3"] and lines[-1].endswith(f"step {min(losses, key=losses.get)}")

@@ -1,60 +1,25 @@
 """What does not fit together is refused before anything is written."""
 
-from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Trainer
-from modules import bilevel, descending
+from modules import bilevel
 
 from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import CheckpointError, ConfigError
-from adamerge.merging.copies import WholeCopy
-from adamerge.objectives import Entropy, LogitAlignment, Objective
-from adamerge.objectives.penalties import DistanceToInitial
+from adamerge.objectives import Entropy
 from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.task_vectors.memory import Available, Sizes
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.fit_checks import FitSettings, _check_heads, check_processes, check_same_models
+from adamerge.training.fit_checks import _check_heads, check_processes, check_same_models
+from adamerge.training.method_checks import FitSettings
 
-from .test_descent import QUIET, fitted, images, module_of, w
-
-
-class Supervised(Objective):
-    """Cross-entropy, which needs labels."""
-
-    labelled = True
-
-    def forward(self, output, batch):
-        return torch.nn.functional.cross_entropy(output.logits.float(), batch.labels, reduction="none")
-
-
-def test_labelled_objectives_and_unlabelled_data_are_refused_and_the_other_way_round(pool, image_folders):
-    with pytest.raises(ConfigError, match="Supervised needs labels"):
-        fitted(module_of(pool, objective=Supervised()), images(image_folders))
-    with pytest.raises(ConfigError, match="Entropy must not see labels"):
-        fitted(module_of(pool), images(image_folders, labelled=True))
-    module = module_of(pool, objective=Supervised())
-    fitted(module, images(image_folders, labelled=True))
-    assert not torch.equal(w(module), torch.full_like(w(module), 0.3))
-    assert "labelled" in module.coefficients().protocol["calibration_split"]
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_precisions_that_round_coefficients_are_refused(precision, pool, image_folders):
-    with pytest.raises(ConfigError, match=precision):
-        fitted(module_of(pool), images(image_folders), precision=precision)
-
-
-def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(pool, image_folders):
-    only = {"colours": image_folders["colours"]}
-    with pytest.raises(ConfigError, match="shapes"):
-        fitted(module_of(pool), images(only))
-    one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
-    fitted(module_of(one), images(image_folders))
+from .test_descent import QUIET, fitted, images, module_of
+from .test_method_checks import Collective
 
 
 def test_all_that_training_does_not_see_is_left_out_by_one_advice():
@@ -113,12 +78,6 @@ def test_processes_that_read_other_models_are_told_which(who, pool, monkeypatch)
     assert vectors.models()[who].fingerprint[:16] in str(caught.value) and "f" * 16 in str(caught.value)
 
 
-class Collective(WholeCopy):
-    """Whose processes go through each pass together."""
-
-    collective = True
-
-
 def test_processes_that_wait_for_each_other_make_the_same_passes(pool, image_folders):
     module, trainer = module_of(pool, copy=Collective(), micro_batch=3), two_processes(use_distributed_sampler=False)
     with pytest.raises(ConfigError, match="processes of a Collective would wait") as caught:
@@ -157,31 +116,6 @@ def test_everything_is_asked_once_before_a_fit_whoever_asks(pool, image_folders,
     module.preflight(data, FitSettings(steps=1, precision="32-true", clipped=False, validated=False))
     fitted(module, images(image_folders), steps=3)
     assert calls == ["colours", "shapes"] * 4, "nor for these data"
-
-
-@pytest.mark.parametrize("make", [descending, bilevel])
-def test_clipping_and_penalties_are_for_searches_that_have_them(make, pool, image_folders):
-    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
-
-    def asking(clipped, **arguments):
-        module = make(
-            OpenClipClassifier(pool["base"]), vectors, partial(Concrete, inner=LayerWise), Entropy(), **arguments
-        )
-        module.preflight(images(image_folders), FitSettings(2, "32-true", clipped, validated=False))
-
-    asking(clipped=False)
-    refused = pytest.raises(ConfigError, match="trainer.gradient_clip_val is not for Bilevel")
-    with refused if make is bilevel else nullcontext():
-        asking(clipped=True)
-    refused = pytest.raises(ConfigError, match="model.penalty: Bilevel minimises the objective alone")
-    with refused if make is bilevel else nullcontext():
-        asking(clipped=False, penalty=DistanceToInitial())
-
-
-def test_teachers_and_processes_that_wait_for_each_other_are_refused(pool, image_folders):
-    module = module_of(pool, copy=Collective(), objective=LogitAlignment())
-    with pytest.raises(ConfigError, match=r"other passes of the experts.*"):
-        module.preflight(images(image_folders), FitSettings(1, "32-true", clipped=False, validated=False))
 
 
 def test_a_fit_takes_the_storage_that_its_plan_takes(pool, image_folders, monkeypatch):

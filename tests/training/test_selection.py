@@ -14,7 +14,7 @@ from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_o
 from adamerge.artifacts.coefficients import read_coefficients
 from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import ConfigError
-from adamerge.io.safetensors_file import read_json
+from adamerge.io.untrusted_files import read_json
 from adamerge.objectives import CrossEntropy
 from adamerge.parametrizations import LayerWise
 from adamerge.training import MergingModule
