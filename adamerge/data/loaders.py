@@ -104,7 +104,7 @@ def _moved(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=device.type not in BLOCKING)
     if isinstance(value, Mapping):
         return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         parts = [_moved(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

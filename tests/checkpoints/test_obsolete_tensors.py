@@ -55,7 +55,7 @@ def test_they_are_neither_refused_nor_merged(kind, where, tmp_path):
     assert set(written) == plain | (set(OLD[kind]) if "base" in where else set())
     assert all(torch.equal(written[name], OLD[kind][name]) for name in set(written) & set(OLD[kind]))
     model = {"task_vectors": {"base": str(pool["base"]), "experts": {k: str(v) for k, v in pool["experts"].items()}}}
-    assert open_pool({"model": model}, {}).problems == {}
+    assert open_pool(model["task_vectors"], {}).problems == {}
 
 
 @pytest.mark.parametrize("change", ["longer", "integers"])

@@ -44,7 +44,7 @@ def test_evaluation_keeps_order_and_the_rest():
 
 
 def full_batch() -> Batch:
-    teacher = Teacher(torch.zeros(2, 3), None, (torch.zeros(2, 4),))
+    teacher = Teacher(torch.zeros(2, 3), None, [torch.zeros(2, 4), torch.zeros(2, 4)])
     inputs = {"tokens": torch.zeros(2, 5), "mask": torch.ones(2, 5)}
     return Batch(inputs, torch.tensor([0, 1]), teacher, torch.tensor([7, 8]), 3)
 
@@ -52,7 +52,7 @@ def full_batch() -> Batch:
 def devices_of(value):
     if isinstance(value, torch.Tensor):
         return {value.device.type}
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return set().union(*map(devices_of, parts))
 
 

@@ -59,7 +59,7 @@ def test_the_heat_map_is_given_the_networks_order(pool_file, monkeypatch, capfd)
         drawn.update(more, names=list(table), title=title)
         path.touch()
 
-    monkeypatch.setattr("adamerge.callbacks.draw_heatmap", draw)
+    monkeypatch.setattr("adamerge.training.callbacks.draw_heatmap", draw)
     assert command(capfd, "fit", *fit_words(pool_file, "--name=drawn", "--id=a", steps=1)).code == 0
     assert drawn["title"] == "Merging coefficients after 1 steps" and drawn["masks"] == {}
     assert drawn["names"] == sorted(drawn["names"]) and set(drawn["names"]) <= set(drawn["order"])

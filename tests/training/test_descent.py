@@ -10,7 +10,7 @@ from modules import descending
 from rounding import gamma, roundings_of
 from torch.optim import SGD, Adam
 
-from adamerge import ImageCalibration, ImageTask, TaskVectors
+from adamerge import Descent, ImageCalibration, ImageTask, TaskVectors
 from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.objectives import Entropy
@@ -317,3 +317,9 @@ def test_the_spread_is_that_of_the_whole_batch(micro_batch, pool, image_folders)
     other.fit(reference, images(image_folders))
     for key in other.logged_metrics:
         assert float(trainer.logged_metrics[key]) == pytest.approx(float(other.logged_metrics[key]), abs=1e-5), key
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, float("inf"), float("nan")])
+def test_a_rate_is_refused_where_it_is_given(lr):
+    with pytest.raises(ConfigError, match=r"model\.search\.lr must be positive"):
+        Descent(lr=lr)

@@ -71,7 +71,7 @@ def test_two_fits_of_one_process_have_a_run_each(pool_file, tmp_path, offline, m
         assert outcome.code == 0, outcome.err[-2000:]
     assert len(files_of(tmp_path)) == 2 and wandb.run is None
     one, two = check_whole(tmp_path / "runs/one/seed0"), check_whole(tmp_path / "runs/two/seed0")
-    assert (one.config["model"]["lr"], two.config["model"]["lr"]) == (0.5, 0.25)
+    assert [own.config["model"]["search"]["init_args"]["lr"] for own in (one, two)] == [0.5, 0.25]
     assert one.values("train/loss")[0] == two.values("train/loss")[0] != one.values("train/loss")[2]
     assert one.values("train/loss")[2] != two.values("train/loss")[2]
     assert one.run.run_id != two.run.run_id and {one.run.run_id, two.run.run_id}.isdisjoint({"seed0", "one", "two"})
