@@ -61,7 +61,7 @@ def test_all_tensors_go_to_the_device_but_the_numbers_of_the_samples():
     there = on_device({"letters": batch}, meta)["letters"]
     assert there.indices is batch.indices and there.step == 3
     assert devices_of(there._replace(indices=None)) == {"meta"}
-    assert type(there.teacher) is Teacher and type(there.teacher.hidden) is tuple and there.teacher.classes is None
+    assert type(there.teacher) is Teacher and type(there.teacher.hidden) is list and there.teacher.classes is None
     assert devices_of(on_device(batch, meta)) == {"meta"}, "a batch for evaluation whole"
     same = on_device(batch, torch.device("cpu"))
     assert torch.equal(same.inputs["mask"], batch.inputs["mask"]) and same.labels.tolist() == [0, 1]
