@@ -16,8 +16,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pages import anchor_of, header, labels_of
 from running import LAYER_WISE, METHODS, ROOT, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 from safetensors.torch import load_file
+
+from adamerge.errors import AdamergeError
+from adamerge.runs import parser
+from adamerge.runs.configuration import configurations
 
 CONFIGS, README = ROOT / "configs", ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,7 +127,7 @@ def kind_of_config(content: Any) -> str:
 
 
 def readings(words: list[str]) -> Iterator[list[str]]:
-    """Words of ``adamerge fit`` that are read as the command's, one a stage; none for runs, which must be there."""
+    """Words of ``adamerge fit`` that are read as the command's, one a method; none for runs, which must be there."""
     verb, rest = words[0], list(words[1:])
     if verb not in {"fit", "check", "compare"} or "--resume" in rest:
         return
@@ -135,19 +140,19 @@ def readings(words: list[str]) -> Iterator[list[str]]:
         for method in files[1:]:
             yield from readings(["fit", files[0], method, *overrides])
         return
-    folders = [file for file in files if (ROOT / file).is_dir()]
-    stages = sorted((ROOT / folders[0]).glob("*.yaml")) if folders else [None]
-    for number, stage in enumerate(stages, 1):
-        given = [str(stage) if file in folders else file for file in files]
-        own = [re.sub(rf"^--{number}\.", "--", word) for word in overrides]
-        yield [*given, *(word for word in own if stage is None or not re.match(r"--\d+\.", word))]
+    yield [*files, *overrides]
 
 
 def read(capfd: pytest.CaptureFixture[str], words: list[str]) -> None:
-    """Have the program's parser read a command: every file, key, class and value."""
+    """Have the program's parser read a command: every file, key, class and value, of each stage of a method."""
     for arguments in readings(words):
-        outcome = command(capfd, "fit", *arguments, "--print_config")
+        outcome = command(capfd, "fit", *arguments, "--print_config")  # of the first stage
         assert outcome.code == 0, f"adamerge {shlex.join(words)}\n{outcome.err[-2000:]}"
+        for stage in configurations(arguments)[1:]:
+            try:
+                parser.read(stage)
+            except AdamergeError as error:
+                raise AssertionError(f"adamerge {shlex.join(words)}\n{error}") from error
 
 
 @pytest.fixture
@@ -382,10 +387,9 @@ def prose(path: Path) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """What the headings of a page are called in links, as GitHub makes it."""
+    """What the headings of a page are called in links."""
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
-    titles = re.findall(r"^#+ (.+)$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).replace(" ", "-") for title in titles}
+    return {anchor_of(title) for title in re.findall(r"^#+ (.+)$", text, re.M)}
 
 
 def refuse_dead(target: str, page: Path) -> None:
@@ -487,29 +491,6 @@ MOST_LINES, WIDTH = 10, 120
 
 def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
-
-
-def header(path: Path) -> list[str]:
-    lines = path.read_text().splitlines()
-    return lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
-
-
-def labels_of(path: Path) -> dict[str, str]:
-    """What stands under each label, in the file's order.
-
-    Raises:
-        AssertionError: a line is neither a label's nor goes on with one, or a label is there twice.
-    """
-    found: dict[str, list[str]] = {}
-    for line in header(path):
-        opened = re.fullmatch(r"# ([A-Z]+): (\S.*)", line)
-        if opened:
-            assert opened[1] not in found, f"{opened[1]} twice"
-            found[opened[1]] = [opened[2]]
-        else:
-            assert found and re.fullmatch(r"#   \S.*", line), f"neither a label nor the rest of one: {line}"
-            found[list(found)[-1]].append(line[4:])
-    return {label: ("\n" if label == "RUN" else " ").join(lines) for label, lines in found.items()}
 
 
 @pytest.mark.parametrize("path", HEADED, ids=name_of)

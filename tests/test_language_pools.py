@@ -1,10 +1,12 @@
 """The pools of the papers, language: what ``include`` takes of the real architectures, and prompts made of real columns."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from pages import labels_of, one_line, section_of_pool
 from pico import DECODER as PICO_DECODER
 from pico import internvl_pool, moved_expert, pictures_of_sizes, qwen2_vl_pool
 from running import METHODS, ROOT, TASK_ARITHMETIC, command, without_pictures, write_yaml
@@ -36,6 +38,16 @@ EXPERTS = {
     "mistral_7b": 3,
     "internvl2_5_1b": 5,
     "qwen2_vl_7b": 5,
+}
+# what the page on pools estimates for each
+ESTIMATED = {
+    "flan_t5_base_glue_lora": "base with LoRA 3 to 6 minutes and 4 GB of device memory",
+    "flan_t5_large_glue_lora": "large with LoRA 10 to 20 minutes and 9 GB",
+    "flan_t5_base_glue": "base with whole experts 5 to 10 minutes and 12 GB",
+    "roberta_base_glue": "3 to 6 minutes, and 6 GB of device memory",
+    "mistral_7b": "50 steps that learn, at 3 samples each, 15 to 30 minutes on one GPU of 80 GB",
+    "internvl2_5_1b": "50 steps that learn 5 to 10 minutes on one recent data-centre GPU, and 12 GB of device memory",
+    "qwen2_vl_7b": "50 steps that learn, at 5 samples each, 30 to 60 minutes on one GPU of 80 GB",
 }
 # columns of the data sets, as their cards say
 GLUE = {
@@ -104,10 +116,16 @@ def test_experts_and_tasks_agree(name):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_a_header_is_honest(name):
-    header = path_of(name).read_text(encoding="utf-8").split("\nmodel:")[0].replace("\n# ", " ")
-    assert "Not run here. Estimated, not measured" in header and "ever beside figures" in header and "%" in header
-    assert f"adamerge fit --config configs/pools/{name}.yaml" in header
+def test_what_is_said_of_a_pool_is_honest(name):
+    """In its first lines and in its section of the page, whose published figures are the same."""
+    labels, text = labels_of(path_of(name)), one_line(section_of_pool(path_of(name)))
+    assert labels["EXPECT"].startswith("not run here. Published")
+    assert labels["RUN"].startswith(f"adamerge fit configs/pools/{name}.yaml ")
+    figure = r"\b\d\d\.\d+"
+    assert set(re.findall(figure, labels["EXPECT"])) <= set(re.findall(figure, text))
+    assert "%" in text and "ever beside figures" in text
+    _, _, estimates = text.partition("Estimated, not measured")
+    assert ESTIMATED[name] in estimates
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from pages import labels_of, one_line, section, section_of_pool
 from running import LAYER_WISE, ROOT, command, without_pictures, write_yaml
 from safetensors.torch import save_file
 from stand_ins import bare_clip_expert, moved, noise_data, pico_clip, pico_clip_expert, pico_open_clip, read_pool
@@ -22,6 +23,7 @@ VISION = sorted(POOLS.glob("clip_vit_*.yaml"))
 HUB = [path for path in VISION if path.stem.endswith("_hub")]
 OPEN_CLIP = [path for path in VISION if path not in HUB]
 LAYERS = {"b32": 12, "b16": 12, "l14": 24}
+NAMES = {"b32": "ViT-B/32", "b16": "ViT-B/16", "l14": "ViT-L/14"}  # as the page has them
 TENSORS = {"b32": (199, 152), "b16": (199, 152), "l14": (391, 296)}  # of a vision tower: transformers', open_clip's
 COUNTS = {"hub": 20, "task_vectors": 8, "tall_masks": 20}
 
@@ -67,10 +69,36 @@ def test_experts_and_tasks_agree(path):
 
 
 @pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
-def test_a_header_is_honest(path):
-    header = path.read_text(encoding="utf-8").split("\nmodel:")[0].replace("\n# ", " ")
-    assert "Not run here." in header and "Estimated, not measured" in header and "Never beside figures" in header
-    assert f"adamerge fit --config configs/pools/{path.name}" in header and " %" in header
+def test_what_is_said_of_a_pool_is_honest(path):
+    """In its first lines and in its section of the page, whose published figures are the same."""
+    labels, text = labels_of(path), one_line(section_of_pool(path))
+    assert labels["EXPECT"].startswith("not run here. Published") and " %" in labels["EXPECT"]
+    assert labels["RUN"].startswith(f"adamerge fit configs/pools/{path.name} ")
+    assert "different checkpoints of the same base" in text and "never put them side by side" in text
+    assert "on the inputs of the test sets" in text and "accuracies in %" in text
+    (estimate,) = rows_of(text_of_table(path, "Estimated, **not measured**"), NAMES[architecture_of(path)])
+    assert re.search(r"\d+ to \d+ minutes", estimate) and len(re.findall(r"\d GB|\d and \d+ GB", estimate)) == 2
+
+    published = text_of_table(path, f"Published for `*_{family_of(path)}`")
+    lines = [[cell.strip() for cell in line.split("|")] for line in published.splitlines() if line.startswith("|")]
+    column = lines[0].index(NAMES[architecture_of(path)])
+    told = " ".join([published.partition("|")[0], *(line[column] for line in lines)])
+    figures = re.findall(r"\d+\.\d", labels["EXPECT"].replace(".yaml", ""))
+    assert len(figures) >= 4 and set(figures) <= set(re.findall(r"\d+\.\d", told))
+
+
+def text_of_table(path: Path, beginning: str) -> str:
+    """What stands in a pool's section from these words on to the end of the next table."""
+    _, opened, rest = section_of_pool(path).partition(f"\n{beginning}")
+    assert opened, f"no {beginning}"
+    before, table = rest.split("\n\n")[:2]
+    assert table.startswith("|"), f"no table after {beginning}"
+    return f"{before}\n\n{table}"
+
+
+def rows_of(text: str, name: str) -> list[str]:
+    """The rows of a table that are of this name."""
+    return [line for line in text.splitlines() if line.startswith(f"| {name} |")]
 
 
 def test_the_families_share_no_expert_and_no_architecture_does():
@@ -170,16 +198,19 @@ def test_a_pool_runs_on_stand_ins(path, tmp_path, monkeypatch, capfd):
     ("name", "width", "layers", "patch", "text_width", "joint"),
     [("b32", 768, 12, 32, 512, 512), ("b16", 768, 12, 16, 512, 512), ("l14", 1024, 24, 14, 768, 768)],
 )
-def test_the_papers_pickles_keep_as_many_entries_as_the_header_says(name, width, layers, patch, text_width, joint):
+def test_the_papers_pickles_keep_as_many_entries_as_the_page_says(name, width, layers, patch, text_width, joint):
     """TIES there counts the text tower's remains; counted by hand from the architectures, not by our code."""
     stem = 3 * patch**2 * width + width + ((224 // patch) ** 2 + 1) * width + 2 * width
     block = 4 * width**2 + 4 * width + 8 * width**2 + 5 * width + 4 * width
     visual = stem + layers * block + 2 * width + width * joint
     # token and position embeddings, final norm, projection, temperature: all but the blocks
     remains = 49408 * text_width + 77 * text_width + 2 * text_width + text_width * joint + 1
-    header = (POOLS / f"clip_vit_{name}_task_vectors.yaml").read_text(encoding="utf-8")
-    numbers = [int(found.replace(",", "")) for found in re.findall(r"\d+,\d{3},\d{3}", header)]
+    pool, anchor = POOLS / f"clip_vit_{name}_task_vectors.yaml", "ties-on-the-papers-pickles"
+    assert f"docs/pools.md#{anchor}" in labels_of(pool)["DIFFERS"]
+    text = section(ROOT / "docs" / "pools.md", anchor)
+    (row,) = rows_of(text, NAMES[name])
+    numbers = [int(number.replace(",", "")) for number in re.findall(r"\d+,\d{3},\d{3}", row)]
     assert numbers == [visual, remains]
-    (keep,) = re.findall(r"keep: (0\.\d+)", header)
+    (keep,) = re.findall(rf"{pool.name} .*\n.*keep: (0\.\d+)", text)
     assert int(float(keep) * visual) == int((visual + remains) * 0.2), "the same number of entries survives"
-    assert f"{100 * float(keep):.2f} %" in header
+    assert f"| {100 * float(keep):.2f} % |" in row
