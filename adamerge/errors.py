@@ -49,11 +49,11 @@ class AdamergeError(Exception):
         """Returns the same error whose first line begins with whose it is, where it does not say so.
 
         Args:
-            whose: such as ``expert 'cars'``.
+            whose: such as ``expert 'cars'``; nothing is put in front when empty.
             todo: what to do instead, if anything else.
         """
         said = re.search(rf"(?<!\S){re.escape(whose)}(?!\w)", self.what)
-        what = self.what if said else f"{whose}: {self.what}"
+        what = self.what if said or not whose else f"{whose}: {self.what}"
         return type(self)(
             what, where=self.where, expected=self.expected, got=self.got, todo=self.todo if todo is None else todo
         )

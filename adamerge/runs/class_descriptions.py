@@ -46,7 +46,7 @@ class Description:
     Attributes:
         name: of the class.
         told: the docstring before its sections.
-        arguments: in order, those that must be given first.
+        arguments: in order, those that must be given first, and of these the class's own before its ancestors'.
     """
 
     name: str
@@ -62,6 +62,7 @@ def described(path: str) -> Description | None:
         return None
     told: dict[str, str] = {}
     arguments: dict[str, Argument] = {}
+    own: dict[str, Argument] = {}  # after the loop those of the class itself
     for base in reversed(_ancestry(name)):
         told |= _documented(base)
         is_data = any(ast.unparse(mark).startswith("dataclass") for mark in base.decorator_list)
@@ -78,7 +79,9 @@ def described(path: str) -> Description | None:
         summary[0].strip(),
         tuple(
             Argument(one.name, one.kind, one.default, told.get(one.name, ""))
-            for one in sorted(arguments.values(), key=lambda one: one.default is not None)  # what must be given first
+            for one in sorted(
+                arguments.values(), key=lambda one: 2 if one.default is not None else 1 if one.name not in own else 0
+            )
             if one.name not in later
         ),
     )

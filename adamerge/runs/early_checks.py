@@ -72,8 +72,7 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
     if method.objective is not None:
         check_length(vars(settings.trainer))
     experts = list(arguments_of(settings.model.task_vectors).get("experts") or {})
-    named = arguments_of(settings.data).get("tasks")
-    tasks = tuple(data.tasks if named is None else named)  # naming the classes of a task may open its data
+    tasks = arguments_of(settings.data).get("tasks")  # data that are asked may open a task for the names of its classes
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
     check_method(method, experts, dtype, data, tasks=tasks, fit=fit_settings(settings, validated=False))
     _check_start(method)

@@ -18,7 +18,7 @@ from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.public_names import PREFIX, find
 from adamerge.runs.config_files import refuse_private
-from adamerge.runs.configuration import Configuration, configurations
+from adamerge.runs.configuration import DEFAULTS, Configuration, configurations
 from adamerge.runs.former_keys import renewed_key
 from adamerge.runs.help import RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
@@ -81,15 +81,21 @@ def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
     return dict(yaml.safe_load(text) or {})
 
 
-def help_by_parser(flag: str) -> str:
+def help_by_parser(flag: str, search: str = DEFAULTS["model.search"]) -> str:
     """Returns the help of a class that is not of this package, for ``--KEY.help=CLASS``.
+
+    Args:
+        flag: as it was given.
+        search: class of the search, one of whose arguments the key may be.
 
     Raises:
         ConfigError: there is no such class or key.
     """
+    key = renewed_key(flag.removeprefix("--"))
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit), plain_names():
+        _load_named([search])
         try:
-            parser_of({}).parse_args([renewed_key(flag)])
+            parser_of({}).parse_args([f"--model.search={search}", f"--{key}"])
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
             raise readable(error) from error
     return printed.getvalue()

@@ -71,10 +71,10 @@ def print_config(stage: Configuration, flags: Sequence[str]) -> None:
 
 def _help_of_fit(words: Words) -> str | None:
     """Returns the help that the flags ask for; None where they ask for none."""
+    search = [word.partition("=")[2] for word in words.overrides if word.startswith("--model.search=")][-1:]
     for flag in words.flags:
         if flag in {"-h", "--help"}:
-            search = [word.partition("=")[2] for word in words.overrides if word.startswith("--model.search=")]
-            return fit_help(*search[-1:])
+            return fit_help(*search)
         if flag == "--trainer.help":
             from adamerge.runs.parser import trainer_help
 
@@ -85,7 +85,7 @@ def _help_of_fit(words: Words) -> str | None:
                 import_from_here()
                 from adamerge.runs.parser import help_by_parser
 
-                return help_by_parser(flag)
+                return help_by_parser(flag, *search)
             return text
     return None
 

@@ -55,7 +55,7 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
         DataError: the data cannot be read.
     """
     objective = merging.objective
-    check_method(merging, merged.task_vectors.experts, merged.dtype, data, tasks=tuple(data.tasks), fit=fit)
+    check_method(merging, merged.task_vectors.experts, merged.dtype, data, fit=fit)
     if objective is not None:
         _check_heads(merged)
         check_learned(merging.search, merged.parametrization)

@@ -50,7 +50,7 @@ def check_method(
     dtype: torch.dtype,
     data: Calibration,
     *,
-    tasks: Collection[str],
+    tasks: Collection[str] | None = None,
     fit: FitSettings,
 ) -> None:
     """Checks what is known of a fit while no model and no data are opened.
@@ -60,7 +60,8 @@ def check_method(
         experts: names of those that are merged.
         dtype: of the merged copy.
         data: on which it is learned.
-        tasks: names of those that the data have.
+        tasks: names of those that the data have, where they are known; the data are asked when None, which may open them, and
+            only where something is learned.
         fit: of the trainer.
 
     Raises:
@@ -77,6 +78,7 @@ def check_method(
         )
     if objective is None:
         return
+    tasks = tuple(data.tasks) if tasks is None else tasks
     _check_search(method, data.batch_size, fit)
     check_precision(fit.precision, dtype)
     _check_objective(method, objective, experts, data, tasks)

@@ -23,7 +23,9 @@ from adamerge.runs.check import check
 from adamerge.runs.configuration import configurations
 
 STAGED = METHODS / "expert_merging_plusplus"
-NOTHING_LEARNED = {METHODS / f"{name}.yaml" for name in ("task_arithmetic", "ties", "ties_original", "weight_average")}
+NOTHING_LEARNED = {
+    METHODS / f"{name}.yaml" for name in ("dare", "task_arithmetic", "ties", "ties_original", "weight_average")
+}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from conftest import CLASSES
 from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 
 from adamerge.parametrizations import TaskWise
+from adamerge.runs.command_line import Words
 from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
 from adamerge.runs.instantiate import Configured
 from adamerge.training.evaluation import gap_closed
@@ -237,6 +238,6 @@ def test_what_ended_before_its_time_is_left_out_each_time(tmp_path, monkeypatch,
         monkeypatch.setattr(comparison, "_run_of", lambda *words, run=run: run)
         monkeypatch.setattr(comparison, "started", lambda run: True)
         resumed = []
-        monkeypatch.setattr(comparison, "fit", lambda words, resume, resumed=resumed: resumed.append(resume))
-        assert comparison.fitted(tmp_path, tmp_path, tmp_path, []) == run
+        monkeypatch.setattr(comparison, "fit_stages", lambda words, resume, resumed=resumed: resumed.append(resume))
+        assert comparison.fitted(tmp_path, Words(), tmp_path) == run
         assert resumed == ([run] if status == "stopped" else [])

@@ -102,6 +102,12 @@ def test_trainer_keys_are_shown_on_request_alone(capfd):
 def test_help_that_only_a_library_has_is_the_parsers(capfd):
     outcome = command(capfd, "fit", "--model.search.optimizer.help=torch.optim.AdamW")
     assert outcome.code == 0 and "weight_decay" in outcome.out
+    flag = "--model.search.inner_optimizer.help=torch.optim.AdamW"  # of the search that is named alone
+    outcome = command(capfd, "fit", "--model.search=Bilevel", flag)
+    assert outcome.code == 0 and "weight_decay" in outcome.out and "inner_optimizer" in outcome.out
+    assert command(capfd, "fit", flag).code == 2
+    former = command(capfd, "fit", "--model.optimizer.help=torch.optim.AdamW")
+    assert former.code == 0 and "weight_decay" in former.out
 
 
 @pytest.mark.parametrize("words", [[], ["--2.model.search.lr=0.5"]])
