@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 from matplotlib import colormaps
@@ -19,43 +19,13 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
+from adamerge.artifacts.colour_scale import ColourScale, scale_of
 from adamerge.artifacts.heatmap_cells import Grid, Panel, Table, arrange, panels_of, with_means
 from adamerge.io.atomic import staged_file
 
 SMALL, MEDIUM, LARGE = 6.5, 8.0, 11.0  # points
 CELL, LINE, SPACE = 0.16, 0.15, 0.06  # inches: a cell's width, a line's height, and what keeps things apart
 SIZE, DPI, LARGEST = 1.5, 150, 60_000  # width by height of a picture, and pixels that a side may have
-
-
-class ColourScale(NamedTuple):
-    """Smallest and largest value that have a colour, the name of the colour map, and what the colour bar says of it."""
-
-    low: float
-    high: float
-    colours: str
-    words: str
-
-    def text(self, value: float) -> str:
-        """Formats a number as finely as the colours tell values apart."""
-        decimals = 2 - math.ceil(math.log10((self.high - self.low) / 2.5))
-        if not -6 < decimals < 6:
-            return f"{value:.1e}"
-        return f"{round(value, decimals) + 0.0:.{max(decimals, 0)}f}"  # 0.00, never -0.00
-
-
-def scale_of(values: Any) -> ColourScale:
-    """Makes a scale that shows signs: symmetric about 0, or of one hue where no value is negative."""
-    if not len(values):
-        return ColourScale(0.0, 1.0, "viridis", "coefficient: none is learned and finite")
-    low, high = float(numpy.min(values)), float(numpy.max(values))
-    if low < 0:
-        most = max(-low, high)
-        return ColourScale(-most, most, "RdBu", "coefficient: red is negative, white is 0, blue is positive")
-    if 1e-3 * high < high - low < high / 2:
-        return ColourScale(
-            low, high, "viridis", "coefficient: none is negative; the colours begin at the smallest, not at 0"
-        )
-    return ColourScale(0.0, high or 1.0, "viridis", "coefficient: none is negative; the colours begin at 0")
 
 
 def notes_of(table: Table, grid: Grid, panels: Sequence[Panel], held: Mapping[str, Sequence[str]]) -> str:
