@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from running import LAYER_WISE, METHODS, ROOT, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
+from running import (
+    LAYER_WISE,
+    METHODS,
+    ROOT,
+    TASK_ARITHMETIC,
+    command,
+    import_anew,
+    pool_config,
+    without_pictures,
+    write_yaml,
+)
 from safetensors.torch import load_file
 
 CONFIGS, README = ROOT / "configs", ROOT / "README.md"
@@ -322,6 +332,7 @@ def session(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.syspath_prepend(str(tmp_path))
+    import_anew(monkeypatch, "mypaper")
     without_pictures(monkeypatch)
     return Session(tmp_path, capfd)
 
