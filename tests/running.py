@@ -67,6 +67,12 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module}.draw_heatmap", lambda table, path, *title, **more: path.write_bytes(b""))
 
 
+def import_anew(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Let a module be imported from where this test writes it, and no other test meet it."""
+    monkeypatch.setitem(sys.modules, module, None)  # what was there, or that nothing was, is what comes back
+    del sys.modules[module]
+
+
 def command(capfd: pytest.CaptureFixture[str], *words: object) -> Outcome:
     """``adamerge WORDS`` in this process."""
     capfd.readouterr()

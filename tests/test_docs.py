@@ -17,7 +17,17 @@ import pytest
 import torch
 import yaml
 from pages import anchor_of, header, labels_of
-from running import LAYER_WISE, METHODS, ROOT, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
+from running import (
+    LAYER_WISE,
+    METHODS,
+    ROOT,
+    TASK_ARITHMETIC,
+    command,
+    import_anew,
+    pool_config,
+    without_pictures,
+    write_yaml,
+)
 from safetensors.torch import load_file
 
 from adamerge.errors import AdamergeError
@@ -327,6 +337,7 @@ def session(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.syspath_prepend(str(tmp_path))
+    import_anew(monkeypatch, "mypaper")
     without_pictures(monkeypatch)
     return Session(tmp_path, capfd)
 

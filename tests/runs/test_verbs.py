@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line_rows import answers, rows, set_out
-from running import LAYER_WISE, child, command, pool_config, write_yaml
+from running import LAYER_WISE, child, command, import_anew, pool_config, write_yaml
 
 ROWS = rows()
 SAMPLE = 4  # one row of so many is in every run of the tests, all are in the slow one
@@ -14,6 +14,7 @@ SAMPLE = 4  # one row of so many is in every run of the tests, all are in the sl
 def place(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    import_anew(monkeypatch, "mypaper")
     set_out(tmp_path, pool, image_folders)
     return tmp_path
 
