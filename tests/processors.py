@@ -14,11 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NUMERICAL = (
-    "backbones", "modules", "objectives", "parametrizations", "transforms", "test_adamerging.py", "test_adapters.py",
-    "test_atlas.py", "test_blocks.py", "test_constraints.py", "test_contracts.py", "test_deltas.py", "test_evaluation.py",
-    "test_expert_merging.py", "test_groups.py", "test_kept_deltas.py", "test_known_answer.py", "test_low_rank.py",
-    "test_merged_model.py", "test_merging.py", "test_passes.py", "test_penalties.py", "test_precision.py", "test_rows.py",
-    "test_storage.py", "test_streamed.py", "test_sums.py", "test_way_back.py",
+    "backbones", "deltas", "objectives", "parametrizations", "transforms", "checkpoints/test_lora.py",
+    "merging/test_block_copy.py", "merging/test_block_execution.py", "merging/test_merged_model.py",
+    "merging/test_merged_tensor.py", "merging/test_pullback.py", "task_vectors/test_storage.py",
+    "training/test_batchnorm.py", "training/test_bilevel.py", "training/test_descent.py", "training/test_evaluation.py",
+    "training/test_fit_checks.py", "training/test_held_coefficients.py", "training/test_learning_rate.py",
+    "training/test_module.py", "training/test_nonfinite_guard.py", "training/test_objective_gradient.py",
+    "training/test_schedules.py", "training/test_search.py", "training/test_teacher_cache.py", "test_adamerging.py",
+    "test_atlas.py", "test_contracts.py", "test_expert_merging.py", "test_known_answer.py", "test_precision.py",
 )  # fmt: skip
 NONE = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
