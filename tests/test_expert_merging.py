@@ -11,7 +11,7 @@ from modules import descending
 from rounding import Disturb, allowed, undisturbed
 from torch import Tensor
 from torch.optim import LBFGS, SGD, AdamW
-from torch.optim.schedule import CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from toys import WIDTH, ToyLanguage, ToyTexts, forward, toy_fit, toy_vectors, toy_weights
 
 from adamerge.backbones import Batch, Teacher
