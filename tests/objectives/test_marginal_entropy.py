@@ -157,7 +157,9 @@ def test_two_processes_take_the_mean_over_both(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     alone, first, second = (torch.load(tmp_path / f"{n}.pt") for n in ("alone_0", "both_0", "both_1"))
     assert torch.equal(first, second), "the ranks drifted apart"
-    assert (alone - first).abs().max() <= 1e-6 and (alone - 0.5).abs().max() > 1e-3
+    moved = (alone - 0.3).abs().max()
+    # three gradients of at most what was moved; in both runs each is off by a sum over samples and weights, there and back
+    assert (alone - first).abs().max() <= 2 * 3 * gamma(ROUNDINGS + 25 + 7) * moved and moved > 1e-3
 
 
 def test_a_fit_spreads_the_predictions():
