@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from adamerge.data import Calibration
 from adamerge.data.batch_order import Steps
 from adamerge.errors import ConfigError, DivergedError
 from adamerge.merging.merged_model import MergedModel
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
+from adamerge.training.strategy import Strategy
 
 MOST_BATCHES = 40
 """So many batches of ``data.eval_batch_size`` samples are looked at, or all calibration samples where that is less."""

@@ -10,7 +10,6 @@ by a thousandth, a true gradient is nearly the same, however small it is, and ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,7 @@ from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.precision import exact
 from adamerge.training.nonfinite_guard import Guard
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
+from adamerge.training.strategy import Strategy
 
 PROBES = 4
 """Sums of each gradient: its own, and others of the same products with random weights. By all of them two roundings are

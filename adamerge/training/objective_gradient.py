@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.training.evaluation import Spread
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
+from adamerge.training.strategy import Strategy
 
 
 class Evaluation(NamedTuple):

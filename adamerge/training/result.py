@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from adamerge.data import Calibration
 from adamerge.merging.merged_model import MergedModel
 from adamerge.training.batchnorm import recalibrate
+from adamerge.training.strategy import Strategy
 
 if TYPE_CHECKING:
     from lightning import Trainer
-    from lightning.pytorch.strategies import Strategy
 
 
 class Chooser(ABC):

@@ -7,18 +7,20 @@ import pytest
 
 from adamerge.artifacts.colour_scale import ColourScale, scale_of
 
+SCALES = [
+    ([-0.1, 0.5], -0.5, 0.5, "red is negative, white is 0, blue is positive"),
+    ([-2.0, -1.0], -2.0, 2.0, "red is negative, white is 0, blue is positive"),
+    ([0.1, 0.5], 0.0, 0.5, "none is negative; the colours begin at 0"),
+    ([0.3, 0.4], 0.3, 0.4, "none is negative; the colours begin at the smallest, not at 0"),
+    ([0.3, 0.3], 0.0, 0.3, "none is negative; the colours begin at 0"),
+    ([0.3, 0.3 + 1e-6], 0.0, 0.3 + 1e-6, "none is negative; the colours begin at 0"),
+    ([0.0], 0.0, 1.0, "none is negative; the colours begin at 0"),
+    ([], 0.0, 1.0, "none is learned and finite"),
+]
+"""Values, the ends of their scale, and what the colour bar says."""
 
-@pytest.mark.parametrize(
-    ("values", "low", "high", "words"),
-    [
-        ([-0.1, 0.5], -0.5, 0.5, "red is negative, white is 0, blue is positive"),
-        ([-2.0, -1.0], -2.0, 2.0, "red is negative, white is 0, blue is positive"),
-        ([0.1, 0.5], 0.0, 0.5, "none is negative; the colours begin at 0"),
-        ([0.3, 0.4], 0.3, 0.4, "none is negative; the colours begin at the smallest, not at 0"),
-        ([0.3, 0.3], 0.0, 0.3, "none is negative; the colours begin at 0"),
-        ([], 0.0, 1.0, "none is learned and finite"),
-    ],
-)
+
+@pytest.mark.parametrize(("values", "low", "high", "words"), SCALES)
 def test_a_scale_shows_signs_and_says_so(values, low, high, words):
     scale = scale_of(numpy.array(values))
     assert (scale.low, scale.high, scale.words) == (low, high, f"coefficient: {words}")

@@ -17,6 +17,7 @@ from PIL import Image
 from adamerge.artifacts.heatmap import DPI, draw_heatmap, scale_of
 from adamerge.errors import ExportError
 
+from .test_colour_scale import SCALES
 from .test_heatmap_cells import MISTRAL, VIT
 
 NAN = float("nan")
@@ -161,19 +162,7 @@ def test_block_10_stands_after_block_9_and_experts_as_in_the_table(drawn):
     assert cells(axes)["b", "9"] == pytest.approx(0.9) and cells(axes)["mean", "9"] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize(
-    ("values", "low", "high", "words"),
-    [
-        ([-0.1, 0.5], -0.5, 0.5, "red is negative, white is 0, blue is positive"),
-        ([-2.0, -1.0], -2.0, 2.0, "red is negative, white is 0, blue is positive"),
-        ([0.1, 0.5], 0.0, 0.5, "none is negative; the colours begin at 0"),
-        ([0.3, 0.4], 0.3, 0.4, "none is negative; the colours begin at the smallest, not at 0"),
-        ([0.3, 0.3], 0.0, 0.3, "none is negative; the colours begin at 0"),
-        ([0.3, 0.3 + 1e-6], 0.0, 0.3 + 1e-6, "none is negative; the colours begin at 0"),
-        ([0.0], 0.0, 1.0, "none is negative; the colours begin at 0"),
-        ([], 0.0, 1.0, "none is learned and finite"),
-    ],
-)
+@pytest.mark.parametrize(("values", "low", "high", "words"), SCALES)
 def test_colours_show_signs_and_the_bar_says_how(values, low, high, words, drawn):
     scale = scale_of(numpy.array(values))
     assert (scale.low, scale.high, scale.words) == (low, high, f"coefficient: {words}")
