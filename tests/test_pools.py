@@ -177,7 +177,7 @@ def pico(path: Path, folder: Path) -> dict:
     return pool
 
 
-QUICK = {"clip_vit_b32_task_vectors", "clip_vit_b32_hub"}
+QUICK = {"clip_vit_b32_task_vectors"}
 SLOWLY = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in VISION]
 
 

@@ -144,6 +144,7 @@ def test_an_id_is_used_once(pool_file, capfd):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_with_its_holder(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
     code = (
@@ -398,6 +399,7 @@ def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sen
     assert (run / "coefficients.safetensors").read_bytes() == kept and steps_of(run) == list(range(100))
 
 
+@pytest.mark.slow
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):
     """What was logged before the checkpoint that a run resumes from must be in the file when the process dies."""
     code = (

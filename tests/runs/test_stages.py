@@ -181,7 +181,8 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("stage", ["2_second", pytest.param("1_first", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2_second", "1_first"])
 def test_a_killed_stage_goes_on_to_the_same_bits(stage, pool_file, method, tmp_path, capfd, request):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child has
@@ -277,6 +278,7 @@ def test_test_inspect_and_export_take_a_staged_run(pool_file, method, capfd):
     assert Path("merged/open_clip_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, capfd):
     """Only the last that has begun: others have built on the ones before it."""
     run = fit(words(pool_file, method, "--id=a"))
@@ -310,6 +312,7 @@ def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
     assert summary(run)["status"] == "finished" and summary(run / "1_first")["step"] == 5
 
 
+@pytest.mark.slow
 def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, capfd):
     monkeypatch.setattr("adamerge.runs.compare.LAMBDAS", [0.3])
     given = ["compare", pool_file, method, TASK_ARITHMETIC, "--folder", "table", *QUICK, "--2.model.search.lr=0.5"]

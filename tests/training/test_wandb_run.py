@@ -107,6 +107,7 @@ def test_the_stages_of_a_method_are_runs_of_one_group(pool_file, twice, tmp_path
     assert first.run.run_id != second.run.run_id
 
 
+@pytest.mark.slow
 def test_the_fits_of_a_comparison_are_runs_of_one_group(pool_file, twice, tmp_path, offline, capfd):
     """Those of a staged method among them, whatever group the method would have alone."""
     method = METHODS / "adamerging_task_wise.yaml"
@@ -263,7 +264,8 @@ def test_disabled_leaves_nothing(pool_file, tmp_path, capfd, monkeypatch):
     assert not [path for path in tmp_path.rglob("*wandb*") if path.name != "wandb_cache"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param("online", marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", None])
 def test_no_key_and_no_terminal_is_logged_offline(mode, pool_file, tmp_path):
     """Without WANDB_MODE too: what a fresh machine has."""
     start = time.monotonic()
