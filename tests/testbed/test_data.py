@@ -92,6 +92,7 @@ class Sealed(TestbedImages):
         pytest.fail(f"the labels of task '{task}', {split} split, were read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Blind, Sealed])
 def test_labels_are_never_read_for_calibration(kind, two, backbone):
     plain, other = (list(served(backbone, which).train_dataloader()) for which in (TestbedImages, kind))

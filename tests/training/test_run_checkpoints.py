@@ -80,6 +80,7 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "times", "code", "step"), [
     (signal.SIGINT, 1, 130, 38),
     (signal.SIGTERM, 1, 143, 38),

@@ -95,6 +95,7 @@ def twice(tmp_path):
     return tmp_path / "twice"
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_method_are_runs_of_one_group(pool_file, twice, tmp_path, offline, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_NAME", "mine")
     words = ["--config", pool_file, "--config", twice, *QUICK, "--name=n", "--id=a"]
@@ -188,6 +189,7 @@ def new_service(monkeypatch, tmp_path):
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_leaves_an_offline_record(pool_file, tmp_path, new_service, monkeypatch, capfd):
     for name, value in NOWHERE.items():
         monkeypatch.setenv(name, value)
