@@ -51,8 +51,8 @@ def test_help_needs_no_torch(words, tmp_path):
 
 def test_export_inspect_and_check_need_no_lightning(tmp_path):
     code = (
-        "from adamerge.cli import main\nfor verb in ('export', 'inspect', 'check'):\n    try:\n        main([verb, '--help'])\n"
-        "    except SystemExit as end:\n        assert not end.code"
+        "from adamerge.cli import main\nfor verb in ('export', 'inspect', 'check'):\n    try:\n"
+        "        main([verb, '--help'])\n    except SystemExit as end:\n        assert not end.code"
     )
     loaded = loaded_by(
         tmp_path,
