@@ -132,10 +132,10 @@ class ResumableFile:
         return ExportError(what, todo="free space there, or choose another --runs")
 
 
-def _hashed(file: BinaryIO, nbytes: int) -> str:
-    """Returns the sha256 of the next bytes of a file; of fewer where it ends before."""
+def _hashed(file: BinaryIO, nbytes: int) -> str | None:
+    """Returns the sha256 of the next bytes of a file; None where it ends before."""
     digest = hashlib.sha256()
     while nbytes > 0 and (chunk := file.read(min(CHUNK, nbytes))):
         digest.update(chunk)
         nbytes -= len(chunk)
-    return digest.hexdigest() if nbytes == 0 else ""
+    return digest.hexdigest() if nbytes == 0 else None

@@ -26,6 +26,7 @@ FIELDS: dict[str, type] = {
     "solver": dict,
     "base": dict,
     "experts_from": dict,
+    "transforms": list,
     "protocol": dict,
 }
 

@@ -43,7 +43,14 @@ def solve(
     device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     target, begun = folder / FOLDER / f"{MERGED}.safetensors", time.perf_counter()
     shown = _with_bar if progress else iter
-    write_task_vectors(target, merging.solver, vectors.to(device), recipe=recipe, shown=shown)
+    write_task_vectors(
+        target,
+        merging.solver,
+        vectors.to(device),
+        recipe=recipe,
+        transforms=[describe(one) for one in vectors.transforms],
+        shown=shown,
+    )
     told = {"solver": recipe, "seconds": time.perf_counter() - begun}
     merged = TaskVectors(vectors.base, {MERGED: target}, include=vectors.include, exclude=vectors.exclude)
     return replace(coefficients, task_vectors=merged, parametrization=merging.parametrization(merged)), told

@@ -180,7 +180,8 @@ def without_rounding(decomposition: Decomposition, *, size: int, of: Tensor | No
 def orthogonal(matrix: Tensor) -> Tensor:
     """Returns the nearest matrix with orthonormal columns, or rows where these are fewer: ``P Q^T`` of ``P S Q^T``.
 
-    Its solution of the orthogonal Procrustes problem is what Task Singular Vectors and Iso-CTS decorrelate vectors by.
+    It solves the orthogonal Procrustes problem, by which Task Singular Vectors and Iso-CTS decorrelate vectors. Where these
+    depend on one another, such as those of thin factors, only what they span is kept: the rest would be arbitrary.
     """
-    p, _, qt = torch.linalg.svd(matrix, full_matrices=False)
+    p, _, qt = without_rounding(torch.linalg.svd(matrix, full_matrices=False), size=max(matrix.shape), of=None)
     return p @ qt

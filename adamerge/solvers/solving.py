@@ -31,6 +31,7 @@ def write_task_vectors(
     vectors: TaskVectors,
     *,
     recipe: Mapping[str, Any],
+    transforms: Sequence[Mapping[str, Any]] = (),
     protocol: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     shown: Shown = iter,
@@ -45,6 +46,7 @@ def write_task_vectors(
         solver: makes each tensor's delta.
         vectors: base, experts and transforms.
         recipe: of the solver, as plain data.
+        transforms: of the vectors, as plain data.
         protocol: which data were used, and how; none when None.
         dtype: of the deltas in the file.
         shown: goes through the names of tensors, and shows how far it is.
@@ -62,6 +64,7 @@ def write_task_vectors(
             "solver": dict(recipe),
             "base": {"fingerprint": vectors.base.fingerprint},
             "experts_from": {task: {"fingerprint": own.fingerprint} for task, own in vectors.checkpoints.items()},
+            "transforms": [dict(one) for one in transforms],
             "protocol": dict(protocol or {}),
         }
     )

@@ -46,10 +46,11 @@ class Wudi(MatrixSolver):
         a, b = interference(experts)
         mean = a.diagonal().mean()
         pull = self.ridge * torch.where(mean > 0, mean, 1.0)  # of experts that changed nothing the sum is 0
-        b += pull * summed(experts).dense().double()
+        total = summed(experts).dense()
+        b += pull * total.double()
         a.diagonal().add_(pull)
         # A is symmetric: D A = B is A D^T = B^T
-        return torch.cholesky_solve(b.T, torch.linalg.cholesky(a)).T.float().contiguous()
+        return torch.cholesky_solve(b.T, torch.linalg.cholesky(a)).T.to(total.dtype).contiguous()
 
 
 def interference(experts: list[Matrix]) -> tuple[Tensor, Tensor]:

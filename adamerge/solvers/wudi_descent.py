@@ -38,8 +38,8 @@ class WudiDescent(MatrixSolver):
 
     def merged(self, experts: list[Matrix]) -> Tensor:
         """Returns the merged delta of one matrix, ``(rows, columns)`` in fp32."""
-        a, b = (matrix.float() for matrix in interference(experts))
         merged = summed(experts).dense().clone()
+        a, b = (matrix.to(merged.dtype) for matrix in interference(experts))
         adam = torch.optim.Adam([merged], lr=self.lr)
         for _ in range(self.steps):
             merged.grad = 2 * (merged @ a - b)
