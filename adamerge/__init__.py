@@ -98,6 +98,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "TaskWise": "parametrizations",
     "TeacherCache": "training",
     "TeacherFiles": "training",
+    "Teachers": "training",
+    "TeachersAhead": "training",
     "TestbedImages": "testbed.data",
     "TestbedLanguage": "testbed.data",
     "TestbedText": "testbed.data",
@@ -214,6 +216,8 @@ if TYPE_CHECKING:
         Search,
         TeacherCache,
         TeacherFiles,
+        Teachers,
+        TeachersAhead,
     )
     from adamerge.training.callbacks import CollapseGuard, RunawayGuard
     from adamerge.training.scorer import Scorer

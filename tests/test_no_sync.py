@@ -147,9 +147,9 @@ class Nowhere(CPUAccelerator):
 class Taught(TeacherCache):
     """Filled by a fit on the CPU: numbers that the meta device could not give."""
 
-    def fill(self, merged: Any, *arguments: Any, **named: Any) -> None:
+    def begin(self, merged: Any, *arguments: Any, **named: Any) -> None:
         if merged.device != META:
-            super().fill(merged, *arguments, **named)
+            super().begin(merged, *arguments, **named)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adamerge.backbones import Inputs
+from adamerge.backbones import Backbone, Inputs
 from adamerge.deltas.splitmix64 import mixed
 from adamerge.errors import ConfigError
 
@@ -18,6 +18,14 @@ TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
 class View(ABC):
     """Makes a changed copy of each sample of a batch."""
+
+    def of(self, backbone: Backbone) -> View:
+        """Returns the view for samples that a backbone has preprocessed; itself where it asks nothing of the backbone.
+
+        Raises:
+            ConfigError: the backbone's samples have not what the view changes.
+        """
+        return self
 
     @abstractmethod
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch.optim import Optimizer
 from adamerge.artifacts.coefficients import Coefficients, load_values
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
-from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
@@ -30,7 +28,7 @@ from adamerge.training.objective_gradient import BatchObjective, Evaluation
 from adamerge.training.result import Result
 from adamerge.training.search_step import SearchStep
 from adamerge.training.split_scores import SplitScores
-from adamerge.training.teacher_cache import TeacherCache
+from adamerge.training.step_batches import StepBatches
 
 
 class MergingModule(LightningModule):
@@ -65,7 +63,8 @@ class MergingModule(LightningModule):
             passes=merging.passes,
         )
         self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
-        self.teachers = merging.teachers if merging.teachers is not None else TeacherCache()
+        self.teachers = merging.teaching()
+        self.batches = StepBatches(self.merged, merging.objective, merging.views, merging.micro_batch)
         if merging.init_from is not None and not is_unwritten(merging.init_from):
             load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
         self.guard = Guard(self.merged.parametrization.project_)
@@ -130,32 +129,30 @@ class MergingModule(LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in schedulers]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves which coefficients are held, which is decided once for a run, and the search's state."""
+        """Saves which coefficients are held, which is decided once for a run, and the search's and teachers' state."""
         checkpoint["held"] = self.held.state(self.named_parameters())
         checkpoint["search"] = self.search.state_dict()
+        checkpoint["teachers"] = self.teachers.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the held coefficients and the search's state; a run that held none goes on so."""
+        """Restores the held coefficients and the search's and teachers' state; a run that held none goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
         if "search" in checkpoint:  # earlier versions wrote none
             self.search.load_state_dict(checkpoint["search"])
+        self.teachers.load_state_dict(checkpoint.get("teachers", {}))
 
     def on_fit_start(self) -> None:
-        """Runs a taught objective's experts, before the loader's workers start, and decides which coefficients are held."""
+        """Gets a taught objective's experts ready, before the loader's workers start, and decides what is held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
-        data, objective, strategy = self.data, self.objective, self.trainer.strategy
-        data.teach(None)
-        if objective is not None and objective.taught:
-            steps = data.steps()
-            batch_size = self.merging.micro_batch or steps.batch_size
-            folder = Path(self.trainer.default_root_dir)
-            self.teachers.fill(
-                self.merged, steps, objective.hidden, batch_size=batch_size, strategy=strategy, default_folder=folder
-            )
-            data.teach(self.teachers)
-        differentiated = objective is not None and self.search.uses_gradients
-        run = partial(self._first_gradient, data) if differentiated else None
+        data, strategy = self.data, self.trainer.strategy
+        self.batches.begin(self.teachers, data, self.trainer)
+        differentiated = self.objective is not None and self.search.uses_gradients
+        run = None
+        if differentiated and self.held.open:
+            with strategy.precision_plugin.train_step_context():
+                batch = self.search.first_batch(self.batches.first(data, self.device))
+            run = partial(self._batch_objective().backward, batch)
         self.held.begin(run, self.device, strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -169,7 +166,7 @@ class MergingModule(LightningModule):
             RuntimeError: a search that moves the coefficients itself has not done so in exactly one step that counts.
         """
         step = SearchStep(self, self.merged, self._batch_objective(), self.guard, self.merging.penalty)
-        total = self.search.step(step, batch)
+        total = self.search.step(step, self.batches(batch))
         self.evaluation = step.evaluation
         if not self.search.automatic and self.global_step != step.number + 1:
             kind, moves = type(self.search).__name__, self.global_step - step.number
@@ -241,8 +238,3 @@ class MergingModule(LightningModule):
         assert self.objective is not None
         weights, micro_batch = self.merging.task_weights or {}, self.merging.micro_batch
         return BatchObjective(self.merged, self.objective, weights, micro_batch, self.trainer.strategy)
-
-    def _first_gradient(self, data: Calibration) -> None:
-        """Sends back the gradient that the first step of the fit begins with."""
-        batch: Mapping[str, Batch] = on_device(data.steps()[0], self.device)
-        self._batch_objective().backward(self.search.first_batch(batch))
