@@ -1,5 +1,6 @@
 """adamerge: learn how to merge models."""
 
+# Longer than 250 lines: a public name stands twice, for who runs it and for who checks its type.
 from __future__ import annotations
 
 import importlib
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.3.0"
 
 HOMES = {  # public name to the module that holds it; files name parts by these names alone
+    "AffinePhotometric": "objectives",
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
     "Bilevel": "training",
@@ -23,6 +25,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "training.callbacks",
     "Combine": "transforms",
+    "Composed": "objectives",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
     "Copy": "merging.copies",
@@ -63,6 +66,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "MergedModel": "merging.merged_model",
     "Merging": "training",
     "MergingModule": "training",
+    "MixInputs": "objectives",
     "NoData": "data",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
@@ -78,16 +82,17 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
     "Schedule": "training",
+    "Scorer": "training.scorer",
     "Search": "training",
     "Selection": "training.selection",
     "SentenceClassifier": "backbones",
-    "Scorer": "training.scorer",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "ShardedCopy": "merging.sharded_copy",
     "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
     "Softmax": "parametrizations.constraints",
+    "SpanCrop": "objectives",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "objectives.penalties",
@@ -106,6 +111,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "TextCalibration": "data",
     "TextTask": "data",
     "Ties": "transforms",
+    "TokenDropout": "objectives",
+    "TokenMasking": "objectives",
     "Transform": "transforms",
     "Trust": "objectives",
     "Unchanged": "objectives",
@@ -165,6 +172,8 @@ if TYPE_CHECKING:
     from adamerge.merging.merged_model import MergedModel
     from adamerge.merging.sharded_copy import ShardedCopy
     from adamerge.objectives import (
+        AffinePhotometric,
+        Composed,
         CropAndFlip,
         CrossEntropy,
         Entropy,
@@ -172,13 +181,17 @@ if TYPE_CHECKING:
         HiddenAlignment,
         LogitAlignment,
         MarginalEntropy,
+        MixInputs,
         Objective,
         PseudoLabel,
         RandomOperations,
+        SpanCrop,
         Sum,
         SummedHiddenAlignment,
         SurestOfAll,
         SurestOfPredicted,
+        TokenDropout,
+        TokenMasking,
         Trust,
         Unchanged,
         View,

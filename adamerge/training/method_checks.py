@@ -178,7 +178,7 @@ def _check_objective(
         )
     if method.views is not None and objective.taught and not method.teaching().changing:
         raise ConfigError(
-            f"model.teachers={type(method.teaching()).__name__} runs each sample once, and model.views changes it in every step",
+            f"model.teachers={type(method.teaching()).__name__} runs a sample once, and model.views changes it in each step",
             expected="model.teachers=adamerge.TeachersAhead",
             got=f"model.views={type(method.views).__name__}",
             todo="leave out model.teachers, or model.views",

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class StepBatches:
     """Makes of the samples of a step the batch that the step works on, before its first merge.
 
-    Each task's samples become their views, all of this process's at once: a function of the data's seed, task, step and sample,
-    and for views that combine samples, of the others. An objective with teachers gets the experts' outputs for these.
+    Each task's samples become their views, all of this process's at once: a function of the data's seed, task, step and
+    sample, and for views that combine samples, of the others. An objective with teachers gets the experts' outputs for these.
 
     Args:
         merged: the merged model, whose network the experts use too.
@@ -41,13 +41,14 @@ class StepBatches:
         self._merged, self._micro_batch = merged, micro_batch
         self._taught = objective is not None and objective.taught
         self._hidden = () if objective is None else objective.hidden
-        self._view = None if view is None else view.of(merged.backbone)
+        self._given, self._view = view, view  # the latter, in a fit, for the samples of its backbone
         self._teachers: Teachers | None = None
         self._seed = 0
 
     def begin(self, teachers: Teachers, data: Calibration, trainer: Trainer) -> None:
         """Gets the teachers ready for a fit, before the loader's workers start; tells people what they cost."""
         self._seed, self._teachers = data.seed, None
+        self._view = None if self._given is None else self._given.of(self._merged.backbone)
         data.teach(None)
         if not self._taught:
             return

@@ -91,7 +91,7 @@ class Teachers(ABC):
         """Returns empty teachers of the same settings, which keep outputs in memory."""
 
     def told(self) -> str:
-        """Returns what the experts' passes will cost, a line for people, once ``begin`` knows it; empty where nothing is left."""
+        """Returns what the experts' passes are going to cost, a line for people; empty where ``begin`` has done all."""
         return ""
 
     @abstractmethod

@@ -78,8 +78,8 @@ def test_each_expert_is_asked_on_the_view_that_the_merged_model_sees():
         assert torch.equal(batch.inputs, points + moves) and moves.abs().max() > 0.3
         expert = {name: value.double() for name, value in experts[task].items()}
         right, slack = allowed(
-            lambda disturb, expert=expert, task=task, seen=batch.inputs.double(): logits_of(
-                {name: disturb(value) for name, value in expert.items()}, task, seen
+            lambda disturb, expert=expert, task=task, seen=batch.inputs: logits_of(
+                {name: disturb(value) for name, value in expert.items()}, task, seen.double()
             ),
             ROUNDINGS,
         )
@@ -222,7 +222,7 @@ def test_a_search_for_masks_halves_what_both_have_seen(tmp_path):
 
 @pytest.mark.parametrize("teachers", [TeacherCache(), TeacherFiles()])
 def test_outputs_of_samples_are_refused_for_views(teachers):
-    with pytest.raises(ConfigError, match="runs each sample once, and model.views changes it") as raised:
+    with pytest.raises(ConfigError, match="runs a sample once, and model.views changes it") as raised:
         fit_toy(module_of(teachers), ToyPoints(), 1)
     assert "TeachersAhead" in str(raised.value)
 
