@@ -209,6 +209,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "LogitAlignment": partial(objectives.LogitAlignment, 2.0),
     "HiddenAlignment": partial(objectives.HiddenAlignment, [0, -1]),
     "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0, -1]),
+    "NormalisedHiddenAlignment": partial(objectives.NormalisedHiddenAlignment, 2),
+    "ExpertLabels": objectives.ExpertLabels,
+    "WeightedByConfidence": lambda: objectives.WeightedByConfidence(objectives.LogitAlignment(), 0.5, 0.1),
+    "WhereAgreed": lambda: objectives.WhereAgreed(objectives.ExpertLabels()),
     "MarginalEntropy": objectives.MarginalEntropy,
     "PseudoLabel": partial(PseudoLabel, strong=objectives.Unchanged()),
     "Sum": lambda: objectives.Sum([Entropy(), PseudoLabel(strong=objectives.Unchanged())], [1.0, 0.5]),
@@ -257,7 +261,17 @@ def test_every_objective(name, make):
     assert watch.passes == (4 if name in {"PseudoLabel", "Sum"} else 0)
 
 
-@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment", "SummedHiddenAlignment"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Entropy",
+        "LogitAlignment",
+        "HiddenAlignment",
+        "SummedHiddenAlignment",
+        "NormalisedHiddenAlignment",
+        "ExpertLabels",
+    ],
+)
 def test_a_language_model_whose_positions_count_or_not(name):
     fit(
         lambda teachers: descending(

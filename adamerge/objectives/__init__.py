@@ -2,18 +2,25 @@
 
 Read ``base.py`` first: the contract, from one forward pass to one loss per sample. ``entropy.py`` is AdaMerging's and the
 simplest, ``marginal_entropy.py`` spreads the predictions; ``cross_entropy.py`` needs labels, ``alignment.py`` the experts
-as teachers. ``pseudo_label.py`` learns from its own predictions: ``trust.py`` chooses the samples.
-``weighted_sum.py`` adds several objectives up, and ``penalties.py`` looks at the coefficients alone.
+as teachers, as ``expert_labels.py`` does, and ``chosen_samples.py`` weighs samples. ``pseudo_label.py`` learns from its own
+predictions: ``trust.py`` chooses the samples. ``weighted_sum.py`` adds several objectives up, and ``penalties.py`` looks at the coefficients alone.
 
 How samples are changed anew in each step, for whoever looks at them: ``views.py`` has the contract, ``random_operations.py``,
 ``affine_photometric.py`` and ``mixing.py`` are for images, ``text_views.py`` for texts.
 """
 
 from adamerge.objectives.affine_photometric import AffinePhotometric
-from adamerge.objectives.alignment import HiddenAlignment, LogitAlignment, SummedHiddenAlignment
+from adamerge.objectives.alignment import (
+    HiddenAlignment,
+    LogitAlignment,
+    NormalisedHiddenAlignment,
+    SummedHiddenAlignment,
+)
 from adamerge.objectives.base import Course, Objective
+from adamerge.objectives.chosen_samples import WeightedByConfidence, WhereAgreed
 from adamerge.objectives.cross_entropy import CrossEntropy
 from adamerge.objectives.entropy import Entropy
+from adamerge.objectives.expert_labels import ExpertLabels
 from adamerge.objectives.marginal_entropy import MarginalEntropy
 from adamerge.objectives.mixing import MixInputs
 from adamerge.objectives.pseudo_label import PseudoLabel
@@ -30,11 +37,13 @@ __all__ = [
     "CropAndFlip",
     "CrossEntropy",
     "Entropy",
+    "ExpertLabels",
     "FlipAndShift",
     "HiddenAlignment",
     "LogitAlignment",
     "MarginalEntropy",
     "MixInputs",
+    "NormalisedHiddenAlignment",
     "Objective",
     "PseudoLabel",
     "RandomOperations",
@@ -48,4 +57,6 @@ __all__ = [
     "Trust",
     "Unchanged",
     "View",
+    "WeightedByConfidence",
+    "WhereAgreed",
 ]

@@ -16,6 +16,7 @@ from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.descent import Descent
 from adamerge.training.search import Search
+from adamerge.training.task_balance import EqualAtStart
 from adamerge.training.teacher_cache import TeacherCache
 from adamerge.training.teachers import Teachers
 from adamerge.training.teachers_ahead import TeachersAhead
@@ -33,6 +34,7 @@ class Method:
         views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
             they are when None.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
+        balance: weights of tasks beside these, from the sizes of their first losses; none when None.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
@@ -54,6 +56,7 @@ class Method:
     penalty: Penalty | None = None
     views: View | None = None
     task_weights: dict[str, float] | None = None
+    balance: EqualAtStart | None = None
     micro_batch: int | None = None
     storage: Storage | None = None
     copy: Copy | None = None

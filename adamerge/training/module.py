@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -29,6 +31,7 @@ from adamerge.training.result import Result
 from adamerge.training.search_step import SearchStep
 from adamerge.training.split_scores import SplitScores
 from adamerge.training.step_batches import StepBatches
+from adamerge.training.task_balance import TaskBalance
 
 
 class MergingModule(LightningModule):
@@ -64,6 +67,7 @@ class MergingModule(LightningModule):
         )
         self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
         self.teachers = merging.teaching()
+        self.balance = TaskBalance(merging.task_weights, merging.balance)
         self.batches = StepBatches(self.merged, merging.objective, merging.views, merging.micro_batch)
         if merging.init_from is not None and not is_unwritten(merging.init_from):
             load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
@@ -129,31 +133,31 @@ class MergingModule(LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in schedulers]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves which coefficients are held, which is decided once for a run, and the search's and teachers' state."""
+        """Saves what is decided once for a run, such as which coefficients are held, and the search's state."""
         checkpoint["held"] = self.held.state(self.named_parameters())
         checkpoint["search"] = self.search.state_dict()
         checkpoint["teachers"] = self.teachers.state_dict()
+        checkpoint["balance"] = self.balance.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the held coefficients and the search's and teachers' state; a run that held none goes on so."""
+        """Restores what a run has decided and the search's state; a run that held no coefficients goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
         if "search" in checkpoint:  # earlier versions wrote none
             self.search.load_state_dict(checkpoint["search"])
         self.teachers.load_state_dict(checkpoint.get("teachers", {}))
+        self.balance.load_state_dict(checkpoint.get("balance", {}))
 
     def on_fit_start(self) -> None:
         """Gets a taught objective's experts ready, before the loader's workers start, and decides what is held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
-        data, strategy = self.data, self.trainer.strategy
-        self.batches.begin(self.teachers, data, self.trainer)
-        differentiated = self.objective is not None and self.search.uses_gradients
+        self.batches.begin(self.teachers, self.data, self.trainer)
+        self.balance.begin(self._first_losses, self.device)
         run = None
-        if differentiated and self.held.open:
-            with strategy.precision_plugin.train_step_context():
-                batch = self.search.first_batch(self.batches.first(data, self.device))
-            run = partial(self._batch_objective().backward, batch)
-        self.held.begin(run, self.device, strategy)
+        if self.objective is not None and self.search.uses_gradients and self.held.open:
+            batch = self.search.first_batch(self.batches.first(self.data, self.device))
+            run = partial(self._batch_objective(self.balance.of()).backward, batch)
+        self.held.begin(run, self.device, self.trainer.strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stops when the step before was not finite: its update was undone, so the last good coefficients stand."""
@@ -165,7 +169,7 @@ class MergingModule(LightningModule):
         Raises:
             RuntimeError: a search that moves the coefficients itself has not done so in exactly one step that counts.
         """
-        step = SearchStep(self, self.merged, self._batch_objective(), self.guard, self.merging.penalty)
+        step = SearchStep(self, self.merged, self._batch_objective(self.balance.of()), self.guard, self.merging.penalty)
         total = self.search.step(step, self.batches(batch))
         self.evaluation = step.evaluation
         if not self.search.automatic and self.global_step != step.number + 1:
@@ -234,7 +238,13 @@ class MergingModule(LightningModule):
         """Logs the test score per task and on average."""
         self._scores.log(self)
 
-    def _batch_objective(self) -> BatchObjective:
+    def _batch_objective(self, weights: Mapping[str, float | Tensor]) -> BatchObjective:
         assert self.objective is not None
-        weights, micro_batch = self.merging.task_weights or {}, self.merging.micro_batch
-        return BatchObjective(self.merged, self.objective, weights, micro_batch, self.trainer.strategy)
+        return BatchObjective(self.merged, self.objective, weights, self.merging.micro_batch, self.trainer.strategy)
+
+    @torch.no_grad()
+    def _first_losses(self) -> Mapping[str, Tensor]:
+        batch = self.batches.first(self.data, self.device)
+        with self.trainer.strategy.precision_plugin.train_step_context():
+            self.merged.merge(0)
+            return self._batch_objective({}).evaluate(batch).losses
