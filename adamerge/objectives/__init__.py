@@ -1,9 +1,10 @@
 """Objectives: the losses of the merged model that drive its coefficients, one idea per file.
 
 Read ``base.py`` first: the contract, from one forward pass to one loss per sample. ``entropy.py`` is AdaMerging's and the
-simplest, ``marginal_entropy.py`` spreads the predictions; ``cross_entropy.py`` needs labels, ``alignment.py`` the experts
-as teachers, as ``expert_labels.py`` does, and ``chosen_samples.py`` weighs samples. ``pseudo_label.py`` learns from its own
-predictions: ``trust.py`` chooses the samples. ``weighted_sum.py`` adds several objectives up, and ``penalties.py`` looks at the coefficients alone.
+simplest, ``marginal_entropy.py`` spreads the predictions; ``cross_entropy.py`` needs labels, ``alignment.py`` and
+``expert_labels.py`` the experts as teachers, and ``chosen_samples.py`` says which samples count. ``pseudo_label.py`` learns
+from its own predictions, of samples that ``trust.py`` chooses. ``weighted_sum.py`` adds several objectives up, and
+``penalties.py`` looks at the coefficients alone.
 
 How samples are changed anew in each step, for whoever looks at them: ``views.py`` has the contract, ``random_operations.py``,
 ``affine_photometric.py`` and ``mixing.py`` are for images, ``text_views.py`` for texts.

@@ -164,10 +164,8 @@ def test_normalised_distances_and_gradients_are_those_of_the_formula_whatever_th
     assert (found.double() - right).abs().max() < 1e-5 * right.abs().max()
     larger = hidden([8 * ours], [8 * theirs], [1], mask, NormalisedHiddenAlignment)
     assert torch.allclose(larger, losses), "of another unit"
-    alone = [
-        hidden([ours[i : i + 1]], [theirs[i : i + 1]], [1], mask[i : i + 1], NormalisedHiddenAlignment)
-        for i in range(3)
-    ]
+    rows = [slice(i, i + 1) for i in range(3)]
+    alone = [hidden([ours[row]], [theirs[row]], [1], mask[row], NormalisedHiddenAlignment) for row in rows]
     assert torch.allclose(torch.cat(alone), losses), "of the sample, and not of the batch"
 
 
