@@ -74,11 +74,13 @@ class TeachersAhead(Teachers):
         strategy: Strategy,
         default_folder: Path,
     ) -> None:
-        """Decides how far to run ahead; the outputs of one step, of whatever model the network holds, tell their size."""
+        """Decides how far to run ahead; what the merged model makes of one step tells the size of the outputs."""
         self.forwards, self.fills, self.seconds, self._kept = dict.fromkeys(steps.samples, 0), 0, 0.0, {}
         fit = self._fit = _Fit(merged, steps, tuple(hidden), show, batch_size, strategy, 1, 0, 0)
         every, self._begun = self._begun or self.every, None
         if every is None:
+            with torch.no_grad():
+                merged.merge(0)  # what the fit keeps on the device is there when the memory is looked at
             nbytes = max(1, sum(_nbytes(self._outputs(fit, task, 0)) for task in steps.samples))
             budget = self._budget(merged.device)
             every = strategy.broadcast(max(1, min(budget // nbytes, steps.total)))
