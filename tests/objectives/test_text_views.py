@@ -1,12 +1,14 @@
 """Views of texts: which tokens go and which stay, and that neither the batch's length nor its order matters."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pico import pico_pool
 
-from adamerge.backbones.inputs import TextPlace
+from adamerge.backbones.inputs import TextPlace, stack
 from adamerge.errors import ConfigError
 from adamerge.objectives import Composed, SpanCrop, TokenDropout, TokenMasking, Unchanged
 from adamerge.objectives.views import seeds_of, uniform
@@ -107,6 +109,34 @@ def test_nothing_left_out_is_the_text():
 def test_several_of_them_are_made_for_the_backbone_too():
     both = of(Composed([TokenDropout(0.3), Unchanged(), TokenMasking(0.3)]))(texts(), SEEDS)
     assert any(MASK in shown(both, i) for i in range(40)) and both["attention_mask"].sum() < 200 + 80
+
+
+@pytest.mark.parametrize("kind", ["bert_mlm", "sentence", "gpt2", "t5"])
+def test_networks_of_texts_say_where_their_text_is(kind, tmp_path):
+    """A view of a batch is for the network what the shortened text is alone; special tokens are all there."""
+    pool = pico_pool(kind, tmp_path)
+    backbone = pool["backbone"]()
+    samples = [backbone.preprocess(sample) for sample in next(iter(pool["samples"].values()))]
+    inputs, place = stack(samples), backbone.text_place()
+    seeds = seeds_of(0, 3, torch.arange(len(samples)))
+    special = torch.isin(inputs["input_ids"], torch.tensor(place.special)) & inputs["attention_mask"].bool()
+    for view in (TokenDropout(0.4), SpanCrop(0.5)):
+        found = view.of(backbone)(inputs, seeds)
+        assert found.keys() == inputs.keys() and found["attention_mask"].sum() < inputs["attention_mask"].sum()
+        kept = torch.isin(found["input_ids"], torch.tensor(place.special)) & found["attention_mask"].bool()
+        assert torch.equal(kept.sum(dim=1), special.sum(dim=1))
+        with torch.no_grad():
+            whole = backbone.encode(found)
+            for i in range(len(samples)):
+                length = int(found["attention_mask"][i].sum())
+                short = {n: v[i : i + 1, :length] if n in place.along else v[i : i + 1] for n, v in found.items()}
+                alone, features = backbone.encode(short), whole.features[i : i + 1]
+                if features.ndim == 3:  # of positions, of which those count that the mask says
+                    counts = torch.arange(length) >= 0 if whole.mask is None else whole.mask[i]
+                    places = torch.nonzero(counts)[:, 0].tolist()
+                    assert whole.mask is None or places == torch.nonzero(alone.mask[0])[:, 0].tolist()
+                    features, alone = features[:, places], replace(alone, features=alone.features[:, places])
+                assert torch.allclose(alone.features, features, atol=1e-5)
 
 
 def test_a_backbone_without_texts_is_refused_and_one_without_a_mask():

@@ -15,7 +15,7 @@ from running import child
 from toy_points import QUIET, ROUNDINGS, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors
 
-from adamerge import Concrete, LayerWise, TeacherCache, TeacherFiles, TeachersAhead
+from adamerge import BlockCopy, Concrete, LayerWise, TeacherCache, TeacherFiles, TeachersAhead, WholeCopy
 from adamerge.data.batch_order import seed_of
 from adamerge.errors import ConfigError
 from adamerge.objectives import CrossEntropy, Entropy, HiddenAlignment, LogitAlignment, Sum, View
@@ -101,16 +101,17 @@ def test_how_far_ahead_changes_no_bit(arguments):
     assert (found[0] - 0.3).abs().max() > 0.01 and (w(still) - found[0]).abs().max() > 1e-3
 
 
-def test_hidden_states_of_texts_of_other_lengths():
+@pytest.mark.parametrize("copy", [WholeCopy(), BlockCopy()], ids=str)
+def test_hidden_states_of_texts_of_other_lengths(copy):
     """The teacher's positions are those of its own task's batch, and padding counts nowhere."""
     found = []
     for every in (1, 4, 99):
         watching = Watching(LogitAlignment(), HiddenAlignment([1, -1]))
         module = descending(
             ToyLanguage(), toy_vectors(), partial(LayerWise, init=0.3), watching, 0.1, teachers=TeachersAhead(every),
-            views=OtherTokens(), hold=False,
+            views=OtherTokens(), hold=False, copy=copy,
         )  # fmt: skip
-        found.append(w(toy_fit(module, ToyTexts(), 9)))
+        found.append(w(toy_fit(module, ToyTexts(), 6)))
         merged = module.merged
         for task, batch in watching.seen[-2:]:
             merged.fill_expert(task)
