@@ -1,7 +1,6 @@
 """The contract of teachers: what both kinds answer, and which one a method takes where none is given."""
 
 import pytest
-from running import child
 
 from adamerge import LayerWise, Merging, TeacherCache, TeacherFiles, TeachersAhead
 from adamerge.errors import ConfigError
@@ -33,8 +32,3 @@ def test_what_leaves_no_files_behind_has_the_same_settings(kind):
 def test_numbers_out_of_range_are_refused(arguments):
     with pytest.raises(ConfigError, match="TeacherCache"):
         TeacherCache(**arguments)
-
-
-def test_what_is_configured_loads_no_trainer(tmp_path):
-    done = child(["-c", "import sys, adamerge.training.teachers_ahead\nprint(*sys.modules)"], tmp_path)
-    assert "torch" in (loaded := set(done.stdout.split())) and not loaded & {"lightning", "datasets", "transformers"}

@@ -87,7 +87,7 @@ def test_each_expert_is_asked_on_the_view_that_the_merged_model_sees():
         assert not batch.teacher.logits.requires_grad
 
 
-@pytest.mark.parametrize("arguments", [{}, {"micro_batch": 3}, {"hold": True}])
+@pytest.mark.parametrize("arguments", [{"micro_batch": 3, "hold": True}, pytest.param({}, marks=pytest.mark.slow)])
 def test_how_far_ahead_changes_no_bit(arguments):
     found = []
     for every, fills in ((1, 10), (7, 2), (99, 1)):
@@ -101,11 +101,11 @@ def test_how_far_ahead_changes_no_bit(arguments):
     assert (found[0] - 0.3).abs().max() > 0.01 and (w(still) - found[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("copy", [WholeCopy(), BlockCopy()], ids=str)
+@pytest.mark.parametrize("copy", [WholeCopy(), pytest.param(BlockCopy(), marks=pytest.mark.slow)], ids=str)
 def test_hidden_states_of_texts_of_other_lengths(copy):
     """The teacher's positions are those of its own task's batch, and padding counts nowhere."""
     found = []
-    for every in (1, 4, 99):
+    for every in (1, 4):
         watching = Watching(LogitAlignment(), HiddenAlignment([1, -1]))
         module = descending(
             ToyLanguage(), toy_vectors(), partial(LayerWise, init=0.3), watching, 0.1, teachers=TeachersAhead(every),
@@ -119,7 +119,7 @@ def test_hidden_states_of_texts_of_other_lengths(copy):
                 right = merged(batch.inputs, (1, -1))
             assert torch.equal(batch.teacher.logits, right.features)
             assert all(torch.equal(*states) for states in zip(batch.teacher.hidden, right.hidden, strict=True))
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[1])
 
 
 def test_an_expert_merged_with_itself_has_no_loss():
@@ -137,7 +137,7 @@ def test_an_expert_merged_with_itself_has_no_loss():
     assert float(apart.evaluation.losses["one"]) > 0.01
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_fit_resumed_inside_a_span_is_bit_equal(workers, tmp_path):
     """Spans of 4 of 10 steps; step 6 is within the second. How far ahead is the run's, whatever the memory is by then."""
     settings = {**QUIET, "enable_checkpointing": True, "max_steps": 10, "max_epochs": 1}
@@ -159,7 +159,7 @@ def test_a_fit_resumed_inside_a_span_is_bit_equal(workers, tmp_path):
 
 def test_how_far_ahead_comes_from_the_memory_and_is_told_before_the_fit(capsys):
     """Outputs of a step: two tasks, 8 samples, 3 logits of 4 bytes, 192 bytes."""
-    for memory, every in ((192 * 3 + 191, 3), (191, 1), (10**9, 5)):
+    for memory, every in ((192 * 3 + 191, 3), (191, 1)):
         module = module_of(TeachersAhead(memory=memory))
         fit_toy(module, ToyPoints(), 5)
         assert module.teachers.report()["every"] == every
@@ -211,14 +211,14 @@ def test_the_largest_logits_alone():
 def test_a_search_for_masks_halves_what_both_have_seen(tmp_path):
     """Each half has the teachers of its own samples: how far ahead changes no bit there either."""
     found = []
-    for every in (1, 3, 99):
+    for every in (1, 3):
         module = bilevel(
             ToyClassifier(), vectors_of(), partial(Concrete, inner=LayerWise), LogitAlignment(), lr=0.5, inner_lr=0.2,
             views=Noise(), teachers=TeachersAhead(every),
         )  # fmt: skip
         fit_toy(module, ToyPoints(), 5)
         found.append(torch.cat([value.flatten() for value in module.merged.parametrization.state_dict().values()]))
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("teachers", [TeacherCache(), TeacherFiles()])
