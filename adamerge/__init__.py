@@ -1,5 +1,6 @@
 """adamerge: learn how to merge models."""
 
+# Longer than 250 lines: a public name stands twice, for who runs it and for who checks its type.
 from __future__ import annotations
 
 import importlib
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.3.0"
 
 HOMES = {  # public name to the module that holds it; files name parts by these names alone
+    "AffinePhotometric": "objectives",
     "Automatic": "task_vectors.automatic_storage",
     "Backbone": "backbones",
     "Bilevel": "training",
@@ -23,6 +25,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "training.callbacks",
     "Combine": "transforms",
+    "Composed": "objectives",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
     "Copy": "merging.copies",
@@ -37,7 +40,9 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "DistanceToInitial": "objectives.penalties",
     "Elementwise": "transforms",
     "Entropy": "objectives",
+    "EqualAtStart": "training",
     "ExpectedMask": "parametrizations",
+    "ExpertLabels": "objectives",
     "FlipAndShift": "objectives",
     "Free": "parametrizations.constraints",
     "Frozen": "parametrizations",
@@ -66,7 +71,9 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "MergedModel": "merging.merged_model",
     "Merging": "training",
     "MergingModule": "training",
+    "MixInputs": "objectives",
     "NoData": "data",
+    "NormalisedHiddenAlignment": "objectives",
     "Objective": "objectives",
     "OpenClipClassifier": "backbones",
     "Parametrization": "parametrizations",
@@ -92,6 +99,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SoftMask": "parametrizations",
     "Softmax": "parametrizations.constraints",
     "Solver": "solvers",
+    "SpanCrop": "objectives",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "objectives.penalties",
@@ -102,12 +110,16 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "TaskWise": "parametrizations",
     "TeacherCache": "training",
     "TeacherFiles": "training",
+    "Teachers": "training",
+    "TeachersAhead": "training",
     "TestbedImages": "testbed.data",
     "TestbedLanguage": "testbed.data",
     "TestbedText": "testbed.data",
     "TextCalibration": "data",
     "TextTask": "data",
     "Ties": "transforms",
+    "TokenDropout": "objectives",
+    "TokenMasking": "objectives",
     "Transform": "transforms",
     "Trust": "objectives",
     "TSVM": "solvers",
@@ -115,6 +127,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "View": "objectives",
     "VisionLanguage": "backbones",
     "WeightedSum": "solvers",
+    "WeightedByConfidence": "objectives",
+    "WhereAgreed": "objectives",
     "WholeCopy": "merging.copies",
     "Wudi": "solvers",
     "WudiDescent": "solvers",
@@ -171,23 +185,33 @@ if TYPE_CHECKING:
     from adamerge.merging.merged_model import MergedModel
     from adamerge.merging.sharded_copy import ShardedCopy
     from adamerge.objectives import (
+        AffinePhotometric,
+        Composed,
         CropAndFlip,
         CrossEntropy,
         Entropy,
+        ExpertLabels,
         FlipAndShift,
         HiddenAlignment,
         LogitAlignment,
         MarginalEntropy,
+        MixInputs,
+        NormalisedHiddenAlignment,
         Objective,
         PseudoLabel,
         RandomOperations,
+        SpanCrop,
         Sum,
         SummedHiddenAlignment,
         SurestOfAll,
         SurestOfPredicted,
+        TokenDropout,
+        TokenMasking,
         Trust,
         Unchanged,
         View,
+        WeightedByConfidence,
+        WhereAgreed,
     )
     from adamerge.objectives.penalties import CoefficientNorm, DistanceToInitial, Penalty, SummedDistanceToInitial
     from adamerge.parametrizations import (
@@ -217,12 +241,15 @@ if TYPE_CHECKING:
         CosineDecay,
         CosineRestarts,
         Descent,
+        EqualAtStart,
         Merging,
         MergingModule,
         Schedule,
         Search,
         TeacherCache,
         TeacherFiles,
+        Teachers,
+        TeachersAhead,
     )
     from adamerge.training.callbacks import CollapseGuard, RunawayGuard
     from adamerge.training.scorer import Scorer

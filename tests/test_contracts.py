@@ -558,7 +558,9 @@ OTHER_ARGUMENTS = {
     "Ties": {"keep": 0.45}, "Clamp": {"low": -0.5, "high": 1.5}, "Projection": {"low": -0.25, "high": 0.75},
     "TaskWise": {"init": 0.11}, "BlockWise": {"init": 0.12}, "LayerWise": {"init": None},
     "LogitAlignment": {"temperature": 2.0}, "HiddenAlignment": {"layers": [1, -1]},
-    "SummedHiddenAlignment": {"layers": [0.5]},
+    "SummedHiddenAlignment": {"layers": [0.5]}, "NormalisedHiddenAlignment": {"layers": 3},
+    "WeightedByConfidence": {"objective": adamerge.objectives.LogitAlignment(), "power": 0.5, "threshold": 0.25},
+    "WhereAgreed": {"objective": adamerge.objectives.LogitAlignment()},
     "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]}, "MarginalEntropy": {"normalise": True},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
     "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
@@ -630,6 +632,7 @@ class Hand(NamedTuple):
     hidden: tuple[Tensor, ...] = ()
     targets: Tensor | None = None
     marginal: Tensor | None = None
+    agreed: Tensor | None = None
 
 
 def entropies(z: Tensor) -> Tensor:
@@ -661,6 +664,20 @@ HAND = {
     "SummedHiddenAlignment": Hand(
         [5.0, 16.0], lambda z: torch.tensor([5.0, 16.0]) + 0 * z.sum(), {"layers": [0.5]}, None,
         Teacher(torch.zeros(2, 3), hidden=(torch.zeros(2, 1, 2),)), (STATES,),
+    ),
+    # the expert's states 3, -1 have mean 1 and variance 4: (2^2 + 3^2) / 2 / 4 and (3^2 + 3^2) / 2 / 4
+    "NormalisedHiddenAlignment": Hand(
+        [6.5 / 4, 9 / 4], lambda z: torch.tensor([6.5 / 4, 9 / 4]) + 0 * z.sum(), {"layers": 1}, None,
+        Teacher(torch.zeros(2, 3), hidden=(torch.tensor([[[3.0, -1.0]], [[3.0, -1.0]]]),)), (STATES,),
+    ),
+    "ExpertLabels": Hand([math.log(3), math.log(2)], lambda z: -z.log_softmax(dim=-1)[:, 0], teacher=TAUGHT),
+    "WeightedByConfidence": Hand(
+        [math.log(3), 1.5 * math.log(2)], entropies,
+        {"objective": adamerge.objectives.Entropy(), "power": 0.0, "threshold": 0.49}, teacher=TAUGHT,
+    ),
+    "WhereAgreed": Hand(
+        [math.log(3), 1.5 * math.log(2)], entropies, {"objective": adamerge.objectives.Entropy()}, teacher=TAUGHT,
+        agreed=torch.tensor([True, True]),
     ),
     "MarginalEntropy": Hand(
         [(math.log(5 / 12) + 2 * math.log(7 / 24)) / 3, (math.log(5 / 12) + math.log(7 / 24)) / 2],
@@ -696,7 +713,9 @@ def test_objective_is_the_hand_computed_number_without_labels(kind):
     objective = kind(**case.arguments)
     tensor = torch.tensor(LOGITS, requires_grad=True)
     output = Output(tensor, Encoded(torch.zeros(2, 4), case.hidden))
-    batch = Batch(torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets, marginal=case.marginal)
+    batch = Batch(
+        torch.zeros(2, 3), case.labels, case.teacher, targets=case.targets, marginal=case.marginal, agreed=case.agreed
+    )
     losses = objective(output, batch)
     assert losses.shape == (2,) and losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(case.expected, rel=1e-6, abs=1e-7)

@@ -66,6 +66,67 @@ def test_a_bf16_mixed_step_on_cuda(pool, image_folders, storage):
         assert torch.allclose(ours[name], tensor, rtol=1e-6, atol=1e-6), name
 
 
+@pytest.mark.parametrize("view", ["AffinePhotometric", "MixInputs", "FlipAndShift", "CropAndFlip"])
+def test_a_view_on_cuda_is_the_cpus(view):
+    """Numbers of samples are drawn on the host; pixels that are interpolated may be rounded the other way."""
+    from adamerge import objectives
+    from adamerge.objectives.views import seeds_of
+
+    images = torch.randint(0, 256, (32, 3, 24, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seeds, kind = seeds_of(0, 3, torch.arange(32)), getattr(objectives, view)()
+    here, there = kind(images, seeds), kind(images.cuda(), seeds)
+    assert there.device.type == "cuda" and (here.int() - there.cpu().int()).abs().max() <= 1
+    assert torch.equal(kind(images[5:9].cuda(), seeds[5:9]), there[5:9]) or view == "MixInputs"
+
+
+@pytest.mark.parametrize("view", ["TokenDropout", "TokenMasking", "SpanCrop"])
+def test_a_view_of_texts_on_cuda_is_the_cpus(view):
+    from types import SimpleNamespace
+
+    from adamerge import objectives
+    from adamerge.backbones.inputs import TextPlace
+    from adamerge.objectives.views import seeds_of
+
+    place = TextPlace(("input_ids", "attention_mask"), (0, 1, 2), 3)
+    kind = getattr(objectives, view)(0.4).of(SimpleNamespace(text_place=lambda: place))
+    texts = {"input_ids": torch.arange(320).view(16, 20), "attention_mask": torch.ones(16, 20, dtype=torch.int64)}
+    seeds = seeds_of(0, 3, torch.arange(16))
+    here, there = kind(texts, seeds), kind({name: value.cuda() for name, value in texts.items()}, seeds)
+    assert all(torch.equal(here[name], there[name].cpu()) for name in here)
+
+
+def test_teachers_run_ahead_on_cuda_and_how_far_changes_no_bit():
+    from functools import partial
+
+    from modules import descending
+    from toy_points import ToyClassifier, ToyPoints, fit_toy, vectors_of
+
+    from adamerge import LayerWise, LogitAlignment, TeachersAhead
+    from adamerge.objectives.views import View, numbers_on
+
+    class Noise(View):
+        def __call__(self, inputs, seeds):
+            return inputs + numbers_on(inputs.device, seeds, 0)[:, None]
+
+    found = []
+    for every in (1, 3, 99):
+        module = descending(
+            ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), LogitAlignment(), 0.1, views=Noise(),
+            teachers=TeachersAhead(every),
+        )  # fmt: skip
+        step = module.search.step
+
+        def watched(one, batch, step=step):
+            assert all(part.teacher.logits.device.type == "cuda" for part in batch.values())
+            return step(one, batch)
+
+        module.search.step = watched
+        fit_toy(module, ToyPoints(), 7, accelerator="gpu", devices=1)
+        found.append(module.merged.parametrization.w.detach().cpu())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (found[0] - 0.3).abs().max() > 0.01
+
+
 def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     from torch import nn
 

@@ -53,9 +53,14 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "MarginalEntropy": objectives.MarginalEntropy,
     "HiddenAlignment": partial(objectives.HiddenAlignment, [-1]),
     "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [-1]),
+    "NormalisedHiddenAlignment": partial(objectives.NormalisedHiddenAlignment, [-1]),
+    "ExpertLabels": objectives.ExpertLabels,
+    "WeightedByConfidence": lambda: objectives.WeightedByConfidence(objectives.LogitAlignment(), 0.5, 0.01),
+    "WhereAgreed": lambda: objectives.WhereAgreed(objectives.ExpertLabels()),
     "Sum": lambda: objectives.Sum([objectives.LogitAlignment(2.0), objectives.HiddenAlignment([0, 1])], [1.0, 0.5]),
     "PseudoLabel": partial(objectives.PseudoLabel, strong=objectives.Unchanged()),
 }
+OF_SAMPLES = {"PseudoLabel", "WeightedByConfidence", "WhereAgreed"}  # of one class each, and some of them alone
 LANGUAGE = {*CAUSAL, "t5", "t5_untied", *VISION_LANGUAGE}
 OF_IMAGES = {"open_clip", "vit", "resnet", "clip"}
 RANK = 2
@@ -64,10 +69,10 @@ RANK = 2
 def legal(*choices: str) -> bool:
     """Whether choices of several axes go together.
 
-    Factors are of matrices, and a ResNet has none but its head's; pseudo-labels are of samples, not of positions.
+    Factors are of matrices, and a ResNet has none but its head's; what chooses samples is of classes, not of positions.
     """
     lora_of_nothing = {"resnet", "lora"} <= set(choices)
-    return not lora_of_nothing and not ("PseudoLabel" in choices and LANGUAGE & set(choices))
+    return not lora_of_nothing and not (OF_SAMPLES & set(choices) and LANGUAGE & set(choices))
 
 
 def open_clip_pool(folder: Path) -> dict[str, Any]:
@@ -204,7 +209,9 @@ def on_the_engine(engine: Engine, parts: Sequence[str], kinds: Sequence[str], wa
     return done
 
 
-DIRECT = [name for name in OBJECTIVES if name != "PseudoLabel"]  # which needs a fit's course: it goes through the CLI
+DIRECT = [
+    name for name in OBJECTIVES if name not in OF_SAMPLES
+]  # which need a fit's course or agree on none: by the CLI
 
 
 @pytest.mark.slow

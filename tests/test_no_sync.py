@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch.loops.fit_loop
@@ -30,15 +31,15 @@ from toys import ToyLanguage, ToyTexts, toy_vectors
 
 from adamerge import objectives, parametrizations
 from adamerge.backbones import Batch
-from adamerge.backbones.inputs import stack
+from adamerge.backbones.inputs import TextPlace, stack
 from adamerge.merging.block_copy import BlockCopy
 from adamerge.objectives import Entropy, Objective, PseudoLabel
 from adamerge.objectives.penalties import DistanceToInitial
-from adamerge.objectives.views import seeds_of
+from adamerge.objectives.views import numbers_on, seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import MergingModule, TeacherCache
+from adamerge.training import MergingModule, TeacherCache, Teachers, TeachersAhead
 from adamerge.training.objective_gradient import BatchObjective
 
 META = torch.device("meta")
@@ -147,9 +148,9 @@ class Nowhere(CPUAccelerator):
 class Taught(TeacherCache):
     """Filled by a fit on the CPU: numbers that the meta device could not give."""
 
-    def fill(self, merged: Any, *arguments: Any, **named: Any) -> None:
+    def begin(self, merged: Any, *arguments: Any, **named: Any) -> None:
         if merged.device != META:
-            super().fill(merged, *arguments, **named)
+            super().begin(merged, *arguments, **named)
 
 
 @pytest.fixture(autouse=True)
@@ -208,22 +209,26 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "LogitAlignment": partial(objectives.LogitAlignment, 2.0),
     "HiddenAlignment": partial(objectives.HiddenAlignment, [0, -1]),
     "SummedHiddenAlignment": partial(objectives.SummedHiddenAlignment, [0, -1]),
+    "NormalisedHiddenAlignment": partial(objectives.NormalisedHiddenAlignment, 2),
+    "ExpertLabels": objectives.ExpertLabels,
+    "WeightedByConfidence": lambda: objectives.WeightedByConfidence(objectives.LogitAlignment(), 0.5, 0.1),
+    "WhereAgreed": lambda: objectives.WhereAgreed(objectives.ExpertLabels()),
     "MarginalEntropy": objectives.MarginalEntropy,
     "PseudoLabel": partial(PseudoLabel, strong=objectives.Unchanged()),
     "Sum": lambda: objectives.Sum([Entropy(), PseudoLabel(strong=objectives.Unchanged())], [1.0, 0.5]),
 }
 
 
-def search(part: Any, objective: Objective, storage: Storage, teachers: TeacherCache, **more: Any) -> MergingModule:
+def search(part: Any, objective: Objective, storage: Storage, teachers: Teachers, **more: Any) -> MergingModule:
     return descending(
         ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers, micro_batch=3,
         penalty=DistanceToInitial(), **more,
     )  # fmt: skip
 
 
-def masks(objective: Objective, storage: Storage, teachers: TeacherCache) -> MergingModule:
+def masks(objective: Objective, storage: Storage, teachers: Teachers, **more: Any) -> MergingModule:
     part = partial(Concrete, inner=LayerWise)
-    return bilevel(ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers)
+    return bilevel(ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers, **more)
 
 
 PAIRS = [
@@ -256,7 +261,17 @@ def test_every_objective(name, make):
     assert watch.passes == (4 if name in {"PseudoLabel", "Sum"} else 0)
 
 
-@pytest.mark.parametrize("name", ["Entropy", "LogitAlignment", "HiddenAlignment", "SummedHiddenAlignment"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Entropy",
+        "LogitAlignment",
+        "HiddenAlignment",
+        "SummedHiddenAlignment",
+        "NormalisedHiddenAlignment",
+        "ExpertLabels",
+    ],
+)
 def test_a_language_model_whose_positions_count_or_not(name):
     fit(
         lambda teachers: descending(
@@ -315,7 +330,16 @@ def test_every_constraint(kind):
 
 @pytest.mark.parametrize(
     "view",
-    [objectives.FlipAndShift(), objectives.CropAndFlip(), objectives.RandomOperations(), objectives.Unchanged()],
+    [
+        objectives.FlipAndShift(),
+        objectives.CropAndFlip(),
+        objectives.RandomOperations(),
+        objectives.Unchanged(),
+        objectives.AffinePhotometric(),
+        objectives.MixInputs(),
+        objectives.Composed([objectives.AffinePhotometric(), objectives.MixInputs()]),
+    ],
+    ids=lambda view: type(view).__name__,
 )
 def test_every_view(view):
     """Images on the device, seeds on the host: which operation a sample gets is known without asking."""
@@ -325,6 +349,45 @@ def test_every_view(view):
     with Literals(watch), watch:
         found = view(images, seeds)
     assert found.device == META and found.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "view",
+    [objectives.TokenDropout(), objectives.TokenMasking(), objectives.SpanCrop()],
+    ids=lambda view: type(view).__name__,
+)
+def test_every_view_of_texts(view):
+    place = TextPlace(("input_ids", "attention_mask"), (1, 2), 3)
+    view = view.of(SimpleNamespace(text_place=lambda: place))
+    texts = {name: torch.zeros(12, 8, dtype=torch.int64, device=META) for name in place.along}
+    view(texts, seeds_of(0, 3, torch.arange(12)))  # the ids of special tokens go to the device once
+    watch = Watch(search(LayerWise, Entropy(), Resident(), Taught()))
+    watch.strict = True
+    with Literals(watch), watch:
+        found = view(texts, seeds_of(0, 4, torch.arange(12)))
+    assert all(value.device == META and value.shape == (12, 8) for value in found.values())
+
+
+class Noise(objectives.View):
+    """Points moved at random."""
+
+    def __call__(self, inputs: Any, seeds: Tensor) -> Any:
+        return inputs + numbers_on(inputs.device, seeds, 0)[:, None]
+
+
+@pytest.mark.parametrize("make", [partial(search, LayerWise), masks], ids=["adaptive", "bilevel"])
+def test_steps_whose_teachers_have_run_ahead(make):
+    """Experts are read from files once in a span: here before the first step, and all steps are of one span."""
+    module = None
+
+    def ahead(_: TeacherCache) -> MergingModule:
+        nonlocal module
+        objective = objectives.Sum([objectives.LogitAlignment(), Entropy()])
+        module = make(objective, Resident(), TeachersAhead(STEPS), views=Noise())
+        return module
+
+    fit(ahead)
+    assert module is not None and module.teachers.report()["fills"] == len(module.merged.task_vectors.experts)
 
 
 def test_all_parts_are_here():

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.inputs import Inputs, TextPlace
 from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.structure import owner
 from adamerge.checkpoints.checkpoint import Checkpoint
@@ -128,6 +128,10 @@ class Backbone(ABC):
             TypeError: the network predicts classes, whose labels are in the data.
         """
         raise TypeError(f"{type(self).__name__} predicts classes")
+
+    def text_place(self) -> TextPlace | None:
+        """Returns where the text is in preprocessed inputs, for views of it; None where there is none to change."""
+        return None
 
     def move_heads(self, device: torch.device) -> None:
         """Moves the heads to the device where the network runs."""

@@ -46,6 +46,7 @@ class Batch(NamedTuple):
             the batch.
         marginal: ``(classes,)``, the mean prediction of all of the step's samples of this task, of all processes, that an
             objective set in the same way; the same for any of the samples.
+        agreed: ``(samples,)``, whether model and expert predict the same class, that an objective set in the same way.
     """
 
     inputs: Inputs
@@ -55,6 +56,7 @@ class Batch(NamedTuple):
     step: int = 0
     targets: Tensor | None = None
     marginal: Tensor | None = None
+    agreed: Tensor | None = None
 
     def rows(self, which: slice) -> Batch:
         """Returns a batch of some of the samples, with their labels and teacher."""
@@ -66,4 +68,5 @@ class Batch(NamedTuple):
             self.step,
             None if self.targets is None else self.targets[which],
             self.marginal,
+            None if self.agreed is None else self.agreed[which],
         )

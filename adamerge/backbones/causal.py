@@ -10,10 +10,10 @@ from torch import Tensor
 
 from adamerge.backbones.batch import IGNORED
 from adamerge.backbones.chat_templates import chat_ids, chat_tokens
-from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.inputs import Inputs, TextPlace
 from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.output import Encoded, Output
-from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.backbones.transformers import TransformersBackbone, chosen, text_place
 from adamerge.errors import ConfigError, DataError
 
 LONGEST = 512
@@ -67,6 +67,10 @@ class CausalLM(TransformersBackbone):
                 got=sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__,
             )
         return token_inputs(ids, predicted if self.response_only else None, self.max_length)
+
+    def text_place(self) -> TextPlace:
+        """Returns where the tokens and what goes with them are in preprocessed inputs."""
+        return text_place(self.tokenizer, ("input_ids", "attention_mask", "predicted"))
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Returns last hidden states after the final norm; a position counts when the next token is to be predicted."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from adamerge.backbones.base import Task
 from adamerge.backbones.causal import longest
 from adamerge.backbones.expert_heads import ExpertHeads
-from adamerge.backbones.inputs import Inputs, moved, stack
+from adamerge.backbones.inputs import Inputs, TextPlace, moved, stack
 from adamerge.backbones.output import Encoded
-from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.backbones.transformers import TransformersBackbone, chosen, text_place
 from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import DataError
@@ -48,6 +48,10 @@ class SequenceClassifier(ExpertHeads):
             DataError: the text is empty.
         """
         return text_inputs(self.tokenizer, sample, self.max_length)
+
+    def text_place(self) -> TextPlace:
+        """Returns where the tokens and what goes with them are in preprocessed inputs."""
+        return text_place(self.tokenizer, self.tokenizer.model_input_names)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Returns the features that enter the head; hidden states count where there is text."""
@@ -104,6 +108,10 @@ class SentenceClassifier(TransformersBackbone):
             DataError: the text is empty.
         """
         return text_inputs(self.tokenizer, sample, self.max_length)
+
+    def text_place(self) -> TextPlace:
+        """Returns where the tokens and what goes with them are in preprocessed inputs."""
+        return text_place(self.tokenizer, self.tokenizer.model_input_names)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Returns the mean of the last hidden states over the text, ``(samples, width)``, not normalised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,24 @@ Inputs = Tensor | dict[str, Tensor]
 
 COUNT = ".count"
 """Ends the name of the number of pieces that a sample has of what the name begins with."""
+
+
+class TextPlace(NamedTuple):
+    """Where the text is in a backbone's inputs, which a view of texts must know.
+
+    Attributes:
+        along: names of all tensors ``(samples, positions)`` that have an entry for each token.
+        special: ids of tokens that are no text, such as marks of begin and end.
+        mask: id of the token that stands for one that is not shown; None where there is none.
+        ids: name of the token ids.
+        attended: name of the tensor that is 1 where there is a token and 0 where there is padding.
+    """
+
+    along: tuple[str, ...]
+    special: tuple[int, ...]
+    mask: int | None = None
+    ids: str = "input_ids"
+    attended: str = "attention_mask"
 
 
 def count(inputs: Inputs) -> int:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from adamerge.backbones.batch import IGNORED
 from adamerge.backbones.causal import LONGEST
-from adamerge.backbones.inputs import Inputs
+from adamerge.backbones.inputs import Inputs, TextPlace
 from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.output import Encoded, Output
-from adamerge.backbones.transformers import TransformersBackbone, chosen
+from adamerge.backbones.transformers import TransformersBackbone, chosen, text_place
 from adamerge.errors import ConfigError, DataError
 
 
@@ -72,6 +72,10 @@ class Seq2Seq(TransformersBackbone):
             "decoder_input_ids": torch.tensor(tokens),
             "decoder_attention_mask": (torch.arange(len(tokens)) < predicting).long(),
         }
+
+    def text_place(self) -> TextPlace:
+        """Returns where the encoder's text and what goes with it are in preprocessed inputs."""
+        return text_place(self.tokenizer, ("input_ids", "attention_mask"))
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Returns the decoder's last hidden states; the positions of start token and target, without its end, count."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adamerge.backbones.base import Backbone, Task
 from adamerge.backbones.hidden_states import state_number
+from adamerge.backbones.inputs import TextPlace
 from adamerge.backbones.name_map import names_of
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.obsolete_tensors import is_leftover
@@ -144,6 +145,16 @@ class TransformersBackbone(Backbone):
                 got=f"{len(self.missing)} missing, {len(surprising)} unexpected",
                 todo="check that config.json belongs to these weights, and the backbone to this kind of model",
             )
+
+
+def text_place(tokenizer: Any, along: Sequence[str]) -> TextPlace:
+    """Returns where the text is in inputs that have a tokenizer's ids.
+
+    Args:
+        tokenizer: transformers'.
+        along: names of all tensors that have an entry for each token.
+    """
+    return TextPlace(tuple(along), tuple(sorted(set(tokenizer.all_special_ids))), tokenizer.mask_token_id)
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:

@@ -65,16 +65,17 @@ class Steps(Dataset[dict[str, Batch]]):
         return self.total
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        batch = {}
-        for task, samples in self.samples.items():
-            indices = self.indices(task, step)[self.rank :: self.world_size]
-            inputs, labels, teacher = stack([samples[index] for index in indices]), None, None
-            if self.labels is not None:
-                labels = stack_tensors([self.labels[task][index] for index in indices], IGNORED)
-            if self.teach is not None:
-                teacher = stack_teachers([self.teach(task, index) for index in indices])
-            batch[task] = Batch(inputs, labels, teacher, torch.tensor(indices), step)
-        return batch
+        return {task: self.part(task, step) for task in self.samples}
+
+    def part(self, task: str, step: int) -> Batch:
+        """Returns this process's samples of one task for a step."""
+        indices = self.indices(task, step)[self.rank :: self.world_size]
+        inputs, labels, teacher = stack([self.samples[task][index] for index in indices]), None, None
+        if self.labels is not None:
+            labels = stack_tensors([self.labels[task][index] for index in indices], IGNORED)
+        if self.teach is not None:
+            teacher = stack_teachers([self.teach(task, index) for index in indices])
+        return Batch(inputs, labels, teacher, torch.tensor(indices), step)
 
     def indices(self, task: str, step: int) -> list[int]:
         """Returns the sample numbers of a step: epochs are shuffled without replacement, and batches may span them."""

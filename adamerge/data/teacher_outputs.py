@@ -22,21 +22,34 @@ Kept = dict[str, Tensor]
 
 def compact(output: Output, top: int | None, dtype: str | None) -> list[Kept]:
     """Returns what is kept of each sample of a batch, on the CPU."""
-    logits, classes = output.logits.detach(), None
-    if top is not None and top < logits.shape[-1]:
-        logits, classes = logits.topk(top, dim=-1)
-    if dtype is not None and getattr(torch, dtype).itemsize < logits.dtype.itemsize:
-        # a softmax does not see the shift, and narrow dtypes are finest near 0
-        logits = (logits - logits.amax(dim=-1, keepdim=True)).to(getattr(torch, dtype))
+    logits, classes = narrowed(output.logits.detach(), top, dtype)
     parts: dict[str, Tensor] = {"logits": logits}
     if classes is not None:
-        parts["classes"] = classes.int()
+        parts["classes"] = classes
     hidden = {f"hidden.{i}": states.detach() for i, states in enumerate(output.encoded.hidden)}
     logits_at, hidden_at = (
         _on_host(parts, output.mask, "mask"),
         _on_host(hidden, output.encoded.hidden_mask, "hidden_mask"),
     )
     return [{**one, **other} for one, other in zip(logits_at, hidden_at, strict=True)] if hidden else logits_at
+
+
+def narrowed(logits: Tensor, top: int | None, dtype: str | None) -> tuple[Tensor, Tensor | None]:
+    """Returns the largest logits alone in a narrower dtype, and which classes they are of; all and None without ``top``.
+
+    Args:
+        logits: ``(..., classes)``.
+        top: so many of them; all when None.
+        dtype: less their largest, where it is narrower than theirs; None for their own.
+    """
+    classes = None
+    if top is not None and top < logits.shape[-1]:
+        logits, largest = logits.topk(top, dim=-1)
+        classes = largest.int()
+    if dtype is not None and getattr(torch, dtype).itemsize < logits.dtype.itemsize:
+        # a softmax does not see the shift, and narrow dtypes are finest near 0
+        logits = (logits - logits.amax(dim=-1, keepdim=True)).to(getattr(torch, dtype))
+    return logits, classes
 
 
 def expanded(kept: Kept) -> Teacher:

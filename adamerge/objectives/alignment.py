@@ -62,7 +62,8 @@ class HiddenAlignment(Objective):
 
     Args:
         layers: numbers of the hidden states: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones
-            count from the last, and what lies between 0 and 1 is a share of the depth: 0.5 is the middle.
+            count from the last, and what lies between 0 and 1 is a share of the depth: 0.5 is the middle. One whole number
+            instead of a list is how many, evenly through the depth: the number of blocks takes what leaves each of them.
 
     Raises:
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
@@ -74,16 +75,20 @@ class HiddenAlignment(Objective):
 
     taught = True
 
-    def __init__(self, layers: Sequence[int | float]) -> None:
+    def __init__(self, layers: int | Sequence[int | float]) -> None:
         super().__init__()
-        if not layers:
+        if isinstance(layers, int):
+            chosen = [*(place / layers for place in range(1, layers)), -1] if layers > 0 else []
+        else:
+            chosen = list(layers)
+        if not chosen:
             raise ConfigError(f"{type(self).__name__}: layers must name at least one hidden state, such as [-1]")
-        wrong = [layer for layer in layers if not (0 < layer < 1 or layer % 1 == 0)]
+        wrong = [layer for layer in chosen if not (0 < layer < 1 or layer % 1 == 0)]
         if wrong:
             raise ConfigError(
                 f"{type(self).__name__}: layers must be whole numbers, or shares of the depth between 0 and 1, got {wrong[0]}"
             )
-        self.layers, self.hidden = list(layers), tuple(layers)
+        self.layers, self.hidden = layers if isinstance(layers, int) else chosen, tuple(chosen)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)`` of model and expert."""
@@ -91,12 +96,11 @@ class HiddenAlignment(Objective):
 
     def _distances(self, output: Output, batch: Batch, over_width: Callable[..., Tensor]) -> list[Tensor]:
         """Returns, per layer, the mean over positions of the squares' mean or sum over the width: ``(samples,)``."""
-        teacher, mask = _teacher(self, batch), output.encoded.hidden_mask
         distances = []
-        for ours, theirs in zip(output.encoded.hidden, teacher.hidden, strict=True):
-            positions = theirs.shape[1]  # of this task's longest sample; those of other tasks may be longer
-            squared = over_width((ours[:, :positions].float() - theirs.float()).square(), dim=-1)
-            distances.append(squared.mean(dim=1) if mask is None else masked_mean(squared, mask[:, :positions]))
+        for ours, theirs in zip(output.encoded.hidden, _teacher(self, batch).hidden, strict=True):
+            # positions of this task's longest sample; those of other tasks may be longer
+            squared = (ours[:, : theirs.shape[1]].float() - theirs.float()).square()
+            distances.append(_over_positions(over_width(squared, dim=-1), output))
         return distances
 
 
@@ -120,6 +124,48 @@ class SummedHiddenAlignment(HiddenAlignment):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Returns distances ``(samples,)`` of hidden states ``(samples, positions, width)``, summed over the width."""
         return torch.stack(self._distances(output, batch, torch.sum)).sum(dim=0)
+
+
+class NormalisedHiddenAlignment(HiddenAlignment):
+    """Mean over chosen layers of ``mean (h - h_k)^2 / var(h_k)``: the share of the expert's variance that is missed.
+
+    Both means are over the positions that count and the width, of one sample and one layer: ``var`` is the mean square of the
+    expert's states less their mean there. It is a number of the sample, so that micro-batches and processes change
+    nothing. A model that says the mean for everything has 1. Layers count alike, however large their states are, and so do
+    tasks; the weight beside a divergence need not be found anew for each network.
+
+    Args:
+        layers: as of ``HiddenAlignment``.
+
+    Raises:
+        ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
+        DataError: the batch has no teacher.
+
+    Reference: normalised targets of hidden states: data2vec (Baevski et al., 2022), https://arxiv.org/abs/2202.03555; here
+    divided by the variance of all of a sample's states.
+    """
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        """Returns shares ``(samples,)`` of hidden states ``(samples, positions, width)`` of model and expert."""
+        shares = [
+            distance / _variance(theirs.float(), output).clamp_min(torch.finfo(torch.float32).eps)
+            for distance, theirs in zip(
+                self._distances(output, batch, torch.mean), _teacher(self, batch).hidden, strict=True
+            )
+        ]
+        return torch.stack(shares).mean(dim=0)
+
+
+def _variance(states: Tensor, output: Output) -> Tensor:
+    """Returns the variance of each sample's states over the positions that count and the width, ``(samples,)``."""
+    mean = _over_positions(states.mean(dim=-1), output)
+    return _over_positions((states - mean[:, None, None]).square().mean(dim=-1), output)
+
+
+def _over_positions(values: Tensor, output: Output) -> Tensor:
+    """Returns the mean over the positions whose hidden states count, of ``(samples, positions)``: ``(samples,)``."""
+    mask = output.encoded.hidden_mask
+    return values.mean(dim=1) if mask is None else masked_mean(values, mask[:, : values.shape[1]])
 
 
 def _teacher(objective: Objective, batch: Batch) -> Teacher:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adamerge.backbones import Inputs
+from adamerge.backbones import Backbone, Inputs
 from adamerge.deltas.splitmix64 import mixed
 from adamerge.errors import ConfigError
 
@@ -18,6 +18,14 @@ TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
 class View(ABC):
     """Makes a changed copy of each sample of a batch."""
+
+    def of(self, backbone: Backbone) -> View:
+        """Returns the view for samples that a backbone has preprocessed; itself where it asks nothing of the backbone.
+
+        Raises:
+            ConfigError: the backbone's samples have not what the view changes.
+        """
+        return self
 
     @abstractmethod
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
@@ -34,6 +42,32 @@ class Unchanged(View):
 
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
         """Returns the inputs as they are, whatever the seeds."""
+        return inputs
+
+
+class Composed(View):
+    """Several views one after the other, each with random numbers of its own.
+
+    Args:
+        views: in their order.
+
+    Raises:
+        ConfigError: there are none.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        if not views:
+            raise ConfigError("Composed: views must name at least one view")
+        self.views = list(views)
+
+    def of(self, backbone: Backbone) -> Composed:
+        """Returns the same views in the same order, each for samples that the backbone has preprocessed."""
+        return Composed([view.of(backbone) for view in self.views])
+
+    def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
+        """Returns what the last view makes of what the ones before it made of the samples."""
+        for place, view in enumerate(self.views):
+            inputs = view(inputs, mixed(seeds * 31 + place + 1))
         return inputs
 
 
@@ -137,7 +171,7 @@ def seeds_of(seed: int, step: int, indices: Tensor, purpose: int = 0) -> Tensor:
     return seeds
 
 
-def uniform(seeds: Tensor, number: int) -> Tensor:
+def uniform(seeds: Tensor, number: int | Tensor) -> Tensor:
     """Returns the ``number``-th random number of each seed, fp32 in [0, 1): the same on every device."""
     bits = mixed(seeds * 31 + number + 1)
     return (bits & 0xFFFFFF).float() / 0x1000000

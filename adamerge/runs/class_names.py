@@ -10,7 +10,7 @@ from adamerge.errors import ConfigError, nearest
 from adamerge.io.public_names import PREFIX, find
 from adamerge.runs.class_descriptions import kinds_of
 
-NOUNS = {"Calibration": "data class", "TeacherCache": "cache of teachers"}
+NOUNS = {"Calibration": "data class", "Teachers": "kind of teachers"}
 """Names of classes to nouns that errors use for them, where the name itself would not do."""
 
 

@@ -5,7 +5,9 @@ Read ``merging.py`` first (what is merged and what drives it), then ``search.py`
 operations of one step, ``objective_gradient.py`` the objective over a batch.
 
 - Before the first step: ``method_checks.py`` (of what is configured), ``fit_checks.py``, ``data_modules.py``,
-  ``teacher_cache.py``, ``held_coefficients.py``.
+  ``task_balance.py``, ``held_coefficients.py``.
+- What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teachers_ahead.py``
+  (inputs that change in every step).
 - During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.
@@ -23,12 +25,15 @@ _HOMES = {
     "CosineDecay": "schedules",
     "CosineRestarts": "schedules",
     "Descent": "descent",
+    "EqualAtStart": "task_balance",
     "Merging": "merging",
     "MergingModule": "module",
     "Schedule": "schedules",
     "Search": "search",
     "TeacherCache": "teacher_cache",
     "TeacherFiles": "teacher_cache",
+    "Teachers": "teachers",
+    "TeachersAhead": "teachers_ahead",
 }
 
 __all__ = list(_HOMES)
@@ -40,7 +45,10 @@ if TYPE_CHECKING:
     from adamerge.training.module import MergingModule
     from adamerge.training.schedules import CosineDecay, CosineRestarts, Schedule
     from adamerge.training.search import Search
+    from adamerge.training.task_balance import EqualAtStart
     from adamerge.training.teacher_cache import TeacherCache, TeacherFiles
+    from adamerge.training.teachers import Teachers
+    from adamerge.training.teachers_ahead import TeachersAhead
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
+from adamerge.backbones.inputs import stack
 from adamerge.checkpoints.name_patterns import excluding
 from adamerge.data import Calibration
 from adamerge.errors import CheckpointError, ConfigError
@@ -64,6 +65,18 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
     if objective is not None:
         for task in data.fitted:
             objective.check(task, data.samples(task, "calibration"), len(data.tasks[task].classnames))
+            _check_view(merged, merging, data, task)
+
+
+def _check_view(merged: MergedModel, merging: Merging, data: Calibration, task: str) -> None:
+    """Refuses samples of which ``model.views`` cannot be made."""
+    if merging.views is None:
+        return
+    try:
+        inputs = stack([data.samples(task, "calibration")[0]])
+        merging.views.of(merged.backbone)(inputs, torch.zeros(1, dtype=torch.int64))
+    except ConfigError as error:
+        raise error.told_of(f"model.views, task '{task}': ") from error
 
 
 def check_processes(

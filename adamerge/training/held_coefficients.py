@@ -59,6 +59,11 @@ class Held:
         self._masks: dict[nn.Parameter, Tensor] = {}
         self._loaded: dict[nn.Parameter, Tensor] | None = None
 
+    @property
+    def open(self) -> bool:
+        """Returns whether the next fit has yet to decide what is held: it is wanted, and no checkpoint says it."""
+        return self.wanted and self._loaded is None
+
     def begin(self, run: Callable[[], object] | None, device: torch.device, strategy: Strategy) -> None:
         """Holds the coefficients that a checkpoint names, or else those whose first gradient is only rounding.
 

@@ -9,7 +9,7 @@ from adamerge.backbones import Backbone
 from adamerge.errors import ConfigError
 from adamerge.merging.block_execution import Passes
 from adamerge.merging.copies import Copy
-from adamerge.objectives import Objective
+from adamerge.objectives import Objective, View
 from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import ParametrizationFactory
 from adamerge.solvers import Solver
@@ -17,7 +17,10 @@ from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.descent import Descent
 from adamerge.training.search import Search
+from adamerge.training.task_balance import EqualAtStart
 from adamerge.training.teacher_cache import TeacherCache
+from adamerge.training.teachers import Teachers
+from adamerge.training.teachers_ahead import TeachersAhead
 
 
 @dataclass(eq=False, kw_only=True)
@@ -30,13 +33,17 @@ class Method:
         solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
         search: how they are learned.
         penalty: on the coefficients.
+        views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
+            they are when None.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
+        balance: weights of tasks beside these, from the sizes of their first losses; none when None.
         micro_batch: samples per forward pass, of whatever task; all of the step's samples at once when None.
         storage: where the deltas are between merges, and in how many bits; the fastest exact one that fits when None.
         copy: whether the merged copy exists at once, block by block, or in parts over processes; at once when None.
         passes: how the network's blocks run, checkpointed or compiled; as they are when None.
         init_from: a coefficient file of the same groups and experts to start from.
-        teachers: where outputs of the experts are kept, for objectives that align with them; in memory when None.
+        teachers: where outputs of the experts are kept, for objectives that align with them; when None, in memory, of each
+            sample once, or with ``views`` of some steps ahead.
         recalibrate_buffers: after the fit, recompute the running statistics of batch normalisation on calibration inputs and
             keep them with the coefficients; the base's when False. During the fit they are the base's in any case.
         hold: keep coefficients where they begin whose gradient is nothing but rounding, or that weigh nothing.
@@ -50,19 +57,27 @@ class Method:
     solver: Solver | None = None
     search: Search = field(default_factory=Descent)
     penalty: Penalty | None = None
+    views: View | None = None
     task_weights: dict[str, float] | None = None
+    balance: EqualAtStart | None = None
     micro_batch: int | None = None
     storage: Storage | None = None
     copy: Copy | None = None
     passes: Passes | None = None
     init_from: str | Path | None = None
-    teachers: TeacherCache | None = None
+    teachers: Teachers | None = None
     recalibrate_buffers: bool = False
     hold: bool = True
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {self.micro_batch}")
+
+    def teaching(self) -> Teachers:
+        """Returns the teachers: those given, or the plain ones for samples that change in each step or do not."""
+        if self.teachers is not None:
+            return self.teachers
+        return TeacherCache() if self.views is None else TeachersAhead()
 
 
 @dataclass(eq=False, kw_only=True)

@@ -198,6 +198,19 @@ def _check_objective(
             got=f"model.copy={method.copy}",
             todo="set model.copy=adamerge.BlockCopy",
         )
+    if method.views is not None and objective.labelled:
+        raise ConfigError(
+            f"{type(objective).__name__} learns from labels, and they are those of the samples as they are",
+            got=f"model.views={type(method.views).__name__}",
+            todo="leave out model.views",
+        )
+    if method.views is not None and objective.taught and not method.teaching().changing:
+        raise ConfigError(
+            f"model.teachers={type(method.teaching()).__name__} runs a sample once, and model.views changes it in each step",
+            expected="model.teachers=adamerge.TeachersAhead",
+            got=f"model.views={type(method.views).__name__}",
+            todo="leave out model.teachers, or model.views",
+        )
     untaught = [task for task in _fitted(data, tasks) if task not in experts]
     if objective.taught and untaught:
         raise ConfigError(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,7 +16,6 @@ from torch.optim import Optimizer
 from adamerge.artifacts.coefficients import Coefficients, load_values
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
-from adamerge.data.loaders import on_device
 from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.merged_model import MergedModel
@@ -30,7 +30,8 @@ from adamerge.training.objective_gradient import BatchObjective, Evaluation
 from adamerge.training.result import Result
 from adamerge.training.search_step import SearchStep
 from adamerge.training.split_scores import SplitScores
-from adamerge.training.teacher_cache import TeacherCache
+from adamerge.training.step_batches import StepBatches
+from adamerge.training.task_balance import TaskBalance
 
 
 class MergingModule(LightningModule):
@@ -65,7 +66,9 @@ class MergingModule(LightningModule):
             passes=merging.passes,
         )
         self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
-        self.teachers = merging.teachers if merging.teachers is not None else TeacherCache()
+        self.teachers = merging.teaching()
+        self.balance = TaskBalance(merging.task_weights, merging.balance)
+        self.batches = StepBatches(self.merged, merging.objective, merging.views, merging.micro_batch)
         if merging.init_from is not None and not is_unwritten(merging.init_from):
             load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
         self.guard = Guard(self.merged.parametrization.project_)
@@ -130,33 +133,31 @@ class MergingModule(LightningModule):
         return optimizers, [{"scheduler": scheduler, "interval": "step"} for scheduler in schedulers]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves which coefficients are held, which is decided once for a run, and the search's state."""
+        """Saves what is decided once for a run, such as which coefficients are held, and the search's state."""
         checkpoint["held"] = self.held.state(self.named_parameters())
         checkpoint["search"] = self.search.state_dict()
+        checkpoint["teachers"] = self.teachers.state_dict()
+        checkpoint["balance"] = self.balance.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the held coefficients and the search's state; a run that held none goes on so."""
+        """Restores what a run has decided and the search's state; a run that held no coefficients goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
         if "search" in checkpoint:  # earlier versions wrote none
             self.search.load_state_dict(checkpoint["search"])
+        self.teachers.load_state_dict(checkpoint.get("teachers", {}))
+        self.balance.load_state_dict(checkpoint.get("balance", {}))
 
     def on_fit_start(self) -> None:
-        """Runs a taught objective's experts, before the loader's workers start, and decides which coefficients are held."""
+        """Gets a taught objective's experts ready, before the loader's workers start, and decides what is held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
-        data, objective, strategy = self.data, self.objective, self.trainer.strategy
-        data.teach(None)
-        if objective is not None and objective.taught:
-            steps = data.steps()
-            batch_size = self.merging.micro_batch or steps.batch_size
-            folder = Path(self.trainer.default_root_dir)
-            self.teachers.fill(
-                self.merged, steps, objective.hidden, batch_size=batch_size, strategy=strategy, default_folder=folder
-            )
-            data.teach(self.teachers)
-        differentiated = objective is not None and self.search.uses_gradients
-        run = partial(self._first_gradient, data) if differentiated else None
-        self.held.begin(run, self.device, strategy)
+        self.batches.begin(self.teachers, self.data, self.trainer)
+        self.balance.begin(self._first_losses, self.device)
+        run = None
+        if self.objective is not None and self.search.uses_gradients and self.held.open:
+            batch = self.search.first_batch(self.batches.first(self.data, self.device))
+            run = partial(self._batch_objective(self.balance.of()).backward, batch)
+        self.held.begin(run, self.device, self.trainer.strategy)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Stops when the step before was not finite: its update was undone, so the last good coefficients stand."""
@@ -168,8 +169,8 @@ class MergingModule(LightningModule):
         Raises:
             RuntimeError: a search that moves the coefficients itself has not done so in exactly one step that counts.
         """
-        step = SearchStep(self, self.merged, self._batch_objective(), self.guard, self.merging.penalty)
-        total = self.search.step(step, batch)
+        step = SearchStep(self, self.merged, self._batch_objective(self.balance.of()), self.guard, self.merging.penalty)
+        total = self.search.step(step, self.batches(batch))
         self.evaluation = step.evaluation
         if not self.search.automatic and self.global_step != step.number + 1:
             kind, moves = type(self.search).__name__, self.global_step - step.number
@@ -237,12 +238,13 @@ class MergingModule(LightningModule):
         """Logs the test score per task and on average."""
         self._scores.log(self)
 
-    def _batch_objective(self) -> BatchObjective:
+    def _batch_objective(self, weights: Mapping[str, float | Tensor]) -> BatchObjective:
         assert self.objective is not None
-        weights, micro_batch = self.merging.task_weights or {}, self.merging.micro_batch
-        return BatchObjective(self.merged, self.objective, weights, micro_batch, self.trainer.strategy)
+        return BatchObjective(self.merged, self.objective, weights, self.merging.micro_batch, self.trainer.strategy)
 
-    def _first_gradient(self, data: Calibration) -> None:
-        """Sends back the gradient that the first step of the fit begins with."""
-        batch: Mapping[str, Batch] = on_device(data.steps()[0], self.device)
-        self._batch_objective().backward(self.search.first_batch(batch))
+    @torch.no_grad()
+    def _first_losses(self) -> Mapping[str, Tensor]:
+        batch = self.batches.first(self.data, self.device)
+        with self.trainer.strategy.precision_plugin.train_step_context():
+            self.merged.merge(0)
+            return self._batch_objective({}).evaluate(batch).losses

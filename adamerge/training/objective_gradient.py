@@ -51,7 +51,7 @@ class BatchObjective:
         self,
         merged: MergedModel,
         objective: Objective,
-        task_weights: Mapping[str, float],
+        task_weights: Mapping[str, float | Tensor],
         micro_batch: int | None,
         strategy: Strategy,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Teachers: the outputs of each task's expert on the samples of a fit, each computed once and kept."""
+"""Teacher caches: the outputs of each task's expert on the samples of a fit, each computed once and kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,23 @@ import safetensors.torch
 import torch
 
 from adamerge.artifacts.recipe import describe
-from adamerge.backbones import Teacher
+from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import moved, stack
 from adamerge.data.batch_order import Steps
 from adamerge.data.samples import Samples
-from adamerge.data.teacher_outputs import Kept, compact, digest_of, expanded
+from adamerge.data.teacher_outputs import Kept, Teach, compact, digest_of, expanded
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
-from adamerge.io.dtypes import torch_dtype
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
 from adamerge.training.strategy import Strategy
+from adamerge.training.teachers import Show, Teachers, forward_context
 
 FORMAT = 1
 DIGESTS = "digests"
 
 
-class TeacherCache:
+class TeacherCache(Teachers):
     """Outputs of the experts, in memory; filled before a fit, read by the data loader and its workers.
 
     The teacher of a task is the network filled with the task's expert; each sample that the fit's steps use goes through
@@ -44,17 +43,11 @@ class TeacherCache:
         ConfigError: a number is out of range, or an unknown dtype.
     """
 
+    changing = False
+
     def __init__(self, top: int | None = None, dtype: str | None = None) -> None:
-        if top is not None and top < 2:
-            raise ConfigError(
-                f"{type(self).__name__}: top must be at least 2, got {top}: one class has no distribution"
-            )
-        if dtype is not None:
-            torch_dtype(dtype, type(self).__name__)
-        self.top, self.dtype = top, dtype
-        self.forwards: dict[str, int] = {}
+        super().__init__(top, dtype)
         self.found: dict[str, int] = {}
-        self.seconds = 0.0
         self._memory: dict[tuple[str, int], Kept] = {}
 
     def __call__(self, task: str, index: int) -> Teacher:
@@ -65,29 +58,18 @@ class TeacherCache:
         """
         return expanded(self._kept(task, index))
 
-    def fill(
+    def begin(
         self,
         merged: MergedModel,
         steps: Steps,
         hidden: Sequence[float],
         *,
+        show: Show,
         batch_size: int,
         strategy: Strategy,
         default_folder: Path,
     ) -> None:
-        """Runs the experts on samples without outputs, without a gradient; leaves the network filled with an expert.
-
-        Args:
-            merged: with heads, on its device.
-            steps: of the fit.
-            hidden: numbers of the hidden states to keep, or shares of the depth.
-            batch_size: samples per forward pass.
-            strategy: of the trainer: its precision, and the other processes.
-            default_folder: for what is kept in files that have no folder of their own.
-
-        Raises:
-            ConfigError: there is no such hidden state.
-        """
+        """Runs the experts on samples without outputs, without a gradient; leaves the network filled with an expert."""
         start = time.monotonic()
         self.forwards, self.found, self._memory = dict.fromkeys(steps.samples, 0), {}, {}
         for task, samples in steps.samples.items():
@@ -100,13 +82,21 @@ class TeacherCache:
             for first in range(0, len(missing), batch_size):
                 indices = missing[first : first + batch_size]
                 inputs = stack([samples[index] for index in indices])
-                with torch.no_grad(), _forward_context(strategy):
+                with torch.no_grad(), forward_context(strategy):
                     encoded = merged(moved(inputs, merged.device), tuple(hidden))
                     output = merged.backbone.output(encoded, task)
                 self._keep(task, dict(zip(indices, compact(output, self.top, self.dtype), strict=True)), samples)
                 self.forwards[task] += len(indices)
         self._close(strategy, steps)
         self.seconds = time.monotonic() - start
+
+    def of_samples(self) -> Teach:
+        """Returns the cache itself: the data loader asks it for each sample."""
+        return self
+
+    def taught(self, batch: Mapping[str, Batch]) -> dict[str, Batch]:
+        """Returns the batch as it is: the data loader has put the outputs into it."""
+        return dict(batch)
 
     def in_memory(self) -> TeacherCache:
         """Returns an empty cache of the same settings, which keeps outputs in memory."""
@@ -223,12 +213,6 @@ class TeacherFiles(TeacherCache):
                 self._read(task)
                 for index in super()._wanted(task, steps):
                     self._digests[task, index] = digest_of(samples[index])
-
-
-def _forward_context(strategy: Strategy) -> AbstractContextManager[Any]:
-    """Returns the fit's own precision as a context, so that an expert merged with itself has a distance of 0."""
-    context: AbstractContextManager[Any] = strategy.precision_plugin.forward_context()
-    return context
 
 
 def _described(merged: MergedModel) -> Any:

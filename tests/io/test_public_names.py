@@ -25,7 +25,7 @@ from adamerge.training.data_modules import of
 ROOT = Path(__file__).parents[2]
 KINDS = [
     "Backbone", "Calibration", "Constraint", "Copy", "Mask", "MergingModule", "Objective", "Parametrization", "Passes",
-    "Penalty", "Selection", "Storage", "TeacherCache", "Transform", "View",
+    "Penalty", "Selection", "Storage", "Teachers", "Transform", "View",
 ]  # fmt: skip
 NOT_FOR_FILES = {
     "ClassCalibration": "what calibrations of classes share",

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from adamerge.backbones import Batch, Encoded, Output, Teacher
+from adamerge.backbones.hidden_states import state_number
 from adamerge.errors import ConfigError, DataError
-from adamerge.objectives import HiddenAlignment, LogitAlignment, SummedHiddenAlignment
+from adamerge.objectives import HiddenAlignment, LogitAlignment, NormalisedHiddenAlignment, SummedHiddenAlignment
 
 LN3 = math.log(3.0)
 
@@ -129,6 +130,53 @@ def test_hidden_positions_that_do_not_count_change_nothing():
     expected = 2 * (ours[:, :3].detach().double() - theirs) / 3 / mask.sum(1)[:, None, None]
     assert not gradient[~mask].any()
     assert (gradient[:, :3][mask[:, :3]].double() - expected[mask[:, :3]]).abs().max() < 1e-6
+
+
+def test_normalised_hidden_distance_by_hand():
+    """The expert's 1, 3, 5, 7 have mean 4 and variance 5: a distance of 10 is twice that; saying the mean for all is 1."""
+    theirs = torch.tensor([[[1.0, 3.0], [5.0, 7.0]]])
+    ours = theirs + torch.tensor([[[2.0, 4.0], [4.0, 2.0]]])
+    assert hidden([ours], [theirs], [1], kind=NormalisedHiddenAlignment).tolist() == pytest.approx([2.0])
+    mean = torch.full_like(theirs, 4.0)
+    assert hidden([ours, mean], [theirs, theirs], [1, 2], kind=NormalisedHiddenAlignment).tolist() == [1.5]
+    # the second position alone: 5 and 7 have variance 1
+    mask = torch.tensor([[False, True]])
+    assert hidden([ours], [theirs], [1], mask, NormalisedHiddenAlignment).tolist() == pytest.approx([10.0])
+    assert hidden([theirs], [theirs], [1], kind=NormalisedHiddenAlignment).tolist() == [0.0]
+    still = torch.ones(1, 2, 2)
+    assert hidden([still], [still], [1], kind=NormalisedHiddenAlignment).tolist() == [0.0], "nothing to explain"
+
+
+def test_normalised_distances_and_gradients_are_those_of_the_formula_whatever_the_size_of_the_states():
+    torch.manual_seed(6)
+    ours, theirs = torch.randn(3, 4, 5, requires_grad=True), 3 + 2 * torch.randn(3, 4, 5)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    losses = hidden([ours], [theirs], [1], mask, NormalisedHiddenAlignment)
+    reference = ours.detach().double().requires_grad_(True)
+    expected = torch.stack(
+        [
+            (one[kept] - other[kept]).square().mean() / other[kept].var(correction=0)
+            for one, other, kept in zip(reference, theirs.double(), mask, strict=True)
+        ]
+    )
+    assert torch.allclose(losses.double(), expected, rtol=1e-5)
+    found, right = torch.autograd.grad(losses.sum(), ours)[0], torch.autograd.grad(expected.sum(), reference)[0]
+    assert (found.double() - right).abs().max() < 1e-5 * right.abs().max()
+    larger = hidden([8 * ours], [8 * theirs], [1], mask, NormalisedHiddenAlignment)
+    assert torch.allclose(larger, losses), "of another unit"
+    rows = [slice(i, i + 1) for i in range(3)]
+    alone = [hidden([ours[row]], [theirs[row]], [1], mask[row], NormalisedHiddenAlignment) for row in rows]
+    assert torch.allclose(torch.cat(alone), losses), "of the sample, and not of the batch"
+
+
+def test_a_number_of_layers_is_evenly_through_the_depth():
+    """As many as there are blocks is what leaves each of them; of four blocks two are the second and the last."""
+    for count, blocks, expected in ((4, 4, [1, 2, 3, 4]), (2, 4, [2, 4]), (1, 12, [12]), (12, 12, list(range(1, 13)))):
+        wanted = NormalisedHiddenAlignment(count).hidden
+        assert [state_number(number, blocks + 1) for number in wanted] == expected
+    assert HiddenAlignment(3).layers == 3 and HiddenAlignment([3]).hidden == (3,)
+    with pytest.raises(ConfigError, match="at least one hidden state"):
+        HiddenAlignment(0)
 
 
 def test_they_declare_what_they_need():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from adamerge.errors import ConfigError
-from adamerge.objectives import CropAndFlip, FlipAndShift, RandomOperations, Unchanged
+from adamerge.objectives import AffinePhotometric, Composed, CropAndFlip, FlipAndShift, RandomOperations, Unchanged
 from adamerge.objectives.views import seeds_of, uniform
 
 IMAGES = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,16 @@ def test_numbers_are_uniform_and_independent():
 
 
 @pytest.mark.parametrize(
-    "view", [Unchanged(), FlipAndShift(), CropAndFlip(), RandomOperations()], ids=lambda v: type(v).__name__
+    "view",
+    [
+        Unchanged(),
+        FlipAndShift(),
+        CropAndFlip(),
+        RandomOperations(),
+        AffinePhotometric(),
+        Composed([AffinePhotometric(), FlipAndShift()]),
+    ],
+    ids=lambda v: type(v).__name__,
 )
 def test_a_view_depends_on_sample_and_seed_alone(view):
     whole = view(IMAGES, SEEDS)
@@ -114,7 +123,18 @@ def test_the_whole_unflipped_is_the_image_and_flips_can_be_off():
     assert CropAndFlip().boxes((4, 400), SEEDS)[:, 2:].tolist() == [[4, 400]] * 64, "nothing of such a ratio fits"
 
 
-@pytest.mark.parametrize("view", [FlipAndShift(), CropAndFlip(), RandomOperations()])
+def test_views_one_after_the_other_have_numbers_of_their_own():
+    first, second = (SEEDS * 31 + place + 1 for place in range(2))
+    first, second = (
+        torch.tensor([(splitmix(int(seed)) + 2**63) % 2**64 - 2**63 for seed in seeds]) for seeds in (first, second)
+    )
+    shift = FlipAndShift(0.5, 0.25)
+    assert torch.equal(Composed([shift, shift])(IMAGES, SEEDS), shift(shift(IMAGES, first), second))
+    with pytest.raises(ConfigError, match="at least one view"):
+        Composed([])
+
+
+@pytest.mark.parametrize("view", [FlipAndShift(), CropAndFlip(), RandomOperations(), AffinePhotometric()])
 @pytest.mark.parametrize(
     "inputs", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 7, dtype=torch.uint8), {"a": torch.zeros(2)}]
 )

@@ -271,6 +271,11 @@ class Backwards(ToyTexts):
         return {split: rows.select(range(len(rows))[::-1]) for split, rows in super().load(task).items()}
 
 
+def as_they_are(task, batch):
+    """No views."""
+    return batch
+
+
 class OfTwo:
     """Stands for the strategy of one of two processes."""
 
@@ -292,7 +297,9 @@ def test_a_sample_of_an_earlier_fit_under_the_same_number_is_not_taken_for_this_
         for rank in (1, 0):
             steps.rank = rank
             cache = TeacherFiles(folder=tmp_path)
-            cache.fill(module.merged, steps, (), batch_size=4, strategy=OfTwo(), default_folder=tmp_path)
+            cache.begin(
+                module.merged, steps, (), show=as_they_are, batch_size=4, strategy=OfTwo(), default_folder=tmp_path
+            )
         wanted = TeacherCache()._wanted("one", steps)
         assert len(wanted) > 5
         for index in wanted:
