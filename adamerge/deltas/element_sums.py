@@ -102,7 +102,7 @@ class RowColumnSums(SharedSums):
     def _tile(self, out: Tensor, rows: Tensor, coefficients: Tensor, tile: Tile, fresh: bool) -> None:
         own = out[tile.elements].view(tile.shape)
         of_columns = slice(self.rows + tile.columns.start, self.rows + tile.columns.stop)
-        scale = torch.empty(tile.shape, dtype=out.dtype, device=out.device)
+        scale = room(tile.shape, out.dtype, out.device)
         for number, row in enumerate(rows):
             torch.add(coefficients[number, tile.rows, None], coefficients[number, of_columns], out=scale)
             values = row[tile.elements].view(tile.shape)
@@ -120,9 +120,12 @@ class RowColumnSums(SharedSums):
         of_rows = gradient.new_zeros(count, self.rows - first)
         exact = torch.float64 if gradient.device.type == "cpu" else gradient.dtype
         of_columns = gradient.new_zeros(count, self.columns, dtype=exact)
+        made = room([0], gradient.dtype, gradient.device)
         for tile in self.tiles():
             shape, own = (count, *tile.shape), slice(tile.rows.start - first, tile.rows.stop - first)
-            products = (rows[:, tile.elements] * gradient[tile.elements]).view(shape)
+            if made.shape != shape:
+                made = room(shape, gradient.dtype, gradient.device)  # of the same memory for tile after tile
+            products = torch.mul(rows[:, tile.elements].view(shape), gradient[tile.elements].view(shape[1:]), out=made)
             of_rows[:, own] += products.sum(dim=2)
             of_columns[:, tile.columns] += products.sum(dim=1)
         return torch.cat([of_rows, of_columns.to(gradient.dtype)], dim=1)

@@ -14,16 +14,16 @@ from adamerge.deltas.tuning import RUN
 
 
 class Runs(NamedTuple):
-    """Consecutive runs of one length: the elements of a part that they are, and the first one's coefficient."""
+    """Consecutive runs of one length: the elements of a part that they are, the first one's coefficient, and how many."""
 
     elements: slice
     first: int
-    count: int
+    number: int
 
     @property
     def coefficients(self) -> slice:
         """Returns the coefficients of the runs."""
-        return slice(self.first, self.first + self.count)
+        return slice(self.first, self.first + self.number)
 
 
 class RunSums(SharedSums):
@@ -35,7 +35,7 @@ class RunSums(SharedSums):
 
     def __init__(self, runs: Sequence[Runs]) -> None:
         self.runs = runs
-        self.touched = slice(runs[0].first, runs[-1].first + runs[-1].count) if runs else slice(0, 0)
+        self.touched = slice(runs[0].first, runs[-1].coefficients.stop) if runs else slice(0, 0)
 
     def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         """Returns the sums of the runs, one after the other."""
@@ -49,7 +49,7 @@ class RunSums(SharedSums):
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Returns each run's products with its part of the gradient."""
-        sums = [_dots(rows[:, own.elements], gradient[own.elements], own.count) for own in self.runs]
+        sums = [_dots(rows[:, own.elements], gradient[own.elements], own.number) for own in self.runs]
         return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1) if sums else gradient.new_empty(len(rows), 0)
 
 

@@ -36,7 +36,7 @@ VECTOR = 16
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other (random parts)."""
 
-LONGEST_INDEXED = 1 << 13
+LONGEST_INDEXED = 1 << 10
 """Elements of runs of unequal lengths from which each is summed by calls of its own; of shorter ones the calls take longer
 than an index for each element."""
 

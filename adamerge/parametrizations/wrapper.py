@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class Wrapper(Parametrization, ABC):
     def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
         super().__init__()
         self.inner = inner(task_vectors)
-        self.initial = self.inner.initial
+        self.initial, self.probed = self.inner.initial, self.inner.probed
 
     @property
     def index_bytes(self) -> int:
@@ -36,6 +37,18 @@ class Wrapper(Parametrization, ABC):
     def coefficients(self) -> dict[str, Tensor]:
         """Returns the constrained coefficients of ``inner``."""
         return self.inner.coefficients()
+
+    def begun(self, group: str) -> Tensor | float:
+        """Returns the coefficients of a group that a fit of ``inner`` begins with."""
+        return self.inner.begun(group)
+
+    def sizes(self) -> dict[str, Tensor]:
+        """Returns how large the coefficients of ``inner`` are."""
+        return self.inner.sizes()
+
+    def moments(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns mean and standard deviation of what multiplies an expert's elements in ``inner``."""
+        return self.inner.moments(values)
 
     def values(self) -> dict[str, Tensor]:
         """Returns the raw values of ``inner``."""

@@ -67,7 +67,7 @@ GROUPS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=[1 << 13, 4], ids=["indexed", "by themselves"])
+@pytest.fixture(params=[1 << 10, 4], ids=["indexed", "by themselves"])
 def _short_runs(request, monkeypatch):
     """Runs of unequal lengths, either way of summing them."""
     monkeypatch.setattr("adamerge.deltas.groups.LONGEST_INDEXED", request.param)
