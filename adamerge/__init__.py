@@ -51,6 +51,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "ImageTextCalibration": "data",
     "ImageTextTask": "data",
     "ImportanceChunkWise": "parametrizations",
+    "IsoC": "solvers",
+    "IsoCTS": "solvers",
     "KeepBest": "training.selection",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
@@ -61,6 +63,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Magnitude": "transforms",
     "MarginalEntropy": "objectives",
     "Mask": "parametrizations",
+    "MatrixSolver": "solvers",
     "MergedModel": "merging.merged_model",
     "Merging": "training",
     "MergingModule": "training",
@@ -81,16 +84,17 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
     "Schedule": "training",
+    "Scorer": "training.scorer",
     "Search": "training",
     "Selection": "training.selection",
     "SentenceClassifier": "backbones",
-    "Scorer": "training.scorer",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
     "ShardedCopy": "merging.sharded_copy",
     "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
     "Softmax": "parametrizations.constraints",
+    "Solver": "solvers",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "objectives.penalties",
@@ -109,10 +113,14 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Ties": "transforms",
     "Transform": "transforms",
     "Trust": "objectives",
+    "TSVM": "solvers",
     "Unchanged": "objectives",
     "View": "objectives",
     "VisionLanguage": "backbones",
+    "WeightedSum": "solvers",
     "WholeCopy": "merging.copies",
+    "Wudi": "solvers",
+    "WudiDescent": "solvers",
     "draw_heatmap": "artifacts.heatmap",
     "export": "artifacts.export",
     "load_coefficients": "artifacts.coefficients",
@@ -204,6 +212,7 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
+    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Solver, WeightedSum, Wudi, WudiDescent
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

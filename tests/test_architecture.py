@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamerge"
 ORDER = [
-    "errors", "io", "precision", "checkpoints", "deltas", "backbones", "transforms", "task_vectors", "parametrizations",
-    "merging", "artifacts", "objectives", "data", "training", "runs", "cli", "testbed",
+    "errors", "io", "precision", "checkpoints", "deltas", "backbones", "transforms", "task_vectors", "solvers",
+    "parametrizations", "merging", "artifacts", "objectives", "data", "training", "runs", "cli", "testbed",
 ]  # fmt: skip
 """Rooms and root files: each imports only what stands before it."""
 ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]

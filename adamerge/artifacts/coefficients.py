@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from torch import Tensor
 
 import adamerge
-from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of
+from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of, written_source
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
-from adamerge.checkpoints.opening import lasting_path
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
 from adamerge.io.coefficient_file import FORMAT, METADATA_KEY, digest_of, plain_layout, read_coefficients
@@ -107,12 +107,12 @@ def save_coefficients(
     Args:
         coefficients: what is written.
         path: of the file.
-        location: what the file says of where a model is; its path on this machine when None.
+        location: what the file says of where a model is; when None its path on this machine, or inside the file's run.
 
     Raises:
         ExportError: the file cannot be written.
     """
-    vectors, location = coefficients.task_vectors, location or _lasting
+    vectors, location = coefficients.task_vectors, location or partial(written_source, Path(path))
     metadata = {
         "format": FORMAT,
         "version": adamerge.__version__,
@@ -147,11 +147,6 @@ def save_coefficients(
     with staged_file(Path(path)) as temporary:
         # not one string of bytes first: a mask is as large as the model
         safetensors.torch.save_file(values, temporary, {METADATA_KEY: json.dumps(metadata)})
-
-
-def _lasting(model: Checkpoint) -> str:
-    """Returns the path of a model from wherever one stands; what is no path is as it was."""
-    return lasting_path(model.location)
 
 
 def load_coefficients(

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from adamerge.checkpoints.checkpoint import Checkpoint
+from adamerge.checkpoints.opening import lasting_path
 from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError
+from adamerge.io.coefficient_file import CONFIG, STAGES
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
+
+RUN = "run:"
+"""A model inside the folder of a run is called this, followed by its path there: such a run can be moved as a whole."""
+
+
+def written_source(path: Path, model: Checkpoint) -> str:
+    """Returns what a coefficient file says of where a model is: by the run that both lie in, else wherever one stands.
+
+    Args:
+        path: of the file; the run is the folder that it lies in, or for a stage the one above.
+        model: which.
+    """
+    folder, place = Path(os.path.abspath(path)).parent, Path(os.path.abspath(model.location))
+    runs = [run for run, mark in ((folder.parent, STAGES), (folder, CONFIG)) if (run / mark).is_file()]
+    if runs and model.sources == (place,) and place.is_relative_to(runs[0]):
+        return RUN + place.relative_to(runs[0]).as_posix()
+    return lasting_path(model.location)
 
 
 def source_of(path: Path, who: str, option: str, written: str, given: Source | None) -> Source:
@@ -28,6 +49,16 @@ def source_of(path: Path, who: str, option: str, written: str, given: Source | N
     """
     if given is not None:
         return given
+    if written.startswith(RUN):
+        inside, folder = written.removeprefix(RUN), path if path.is_dir() else path.parent
+        # of a stage's file the run is the folder above; the last stage's is copied into the run's own
+        for run in (folder, folder.parent):
+            if (run / inside).is_file():
+                return str(run / inside)
+        raise CoefficientsError(
+            f"{path}: {who} is not there: it was written as '{inside}' in the folder of its run",
+            todo=f"keep the file in the run's folder, or point to the model with {option}",
+        )
     if written.startswith(LOCAL):
         raise CoefficientsError(
             f"{path} does not say where {who} is, since it lies in an exported folder",

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ from adamerge.io.tensor_bytes import byte_chunks
 from adamerge.io.untrusted_files import listed, quoted, read_json
 
 MERGEABLE: frozenset[torch.dtype] = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-
 
 # a float is NaN or Inf exactly when all bits of its exponent are set: looked up in the bits, in any chunk at any speed
 _EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
@@ -85,6 +84,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def factors(self, name: str) -> Factors | None:
         """Returns what one tensor adds to its base's as factors that are read later; None where it is a whole tensor."""
+        return None
+
+    def delta(self, name: str) -> Callable[[], torch.Tensor] | None:
+        """Returns what reads the delta of one tensor to its base's, where such are stored; None where whole tensors are."""
         return None
 
     def own_name(self, name: str) -> str:

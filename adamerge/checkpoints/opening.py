@@ -14,10 +14,12 @@ import torch
 from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint, StateDict
 from adamerge.checkpoints.lora import AdapterCheckpoint, is_adapter
 from adamerge.checkpoints.renamed_checkpoint import under_names_of
+from adamerge.checkpoints.task_vectors import TaskVectorCheckpoint
 from adamerge.errors import AdamergeError, CheckpointError
 from adamerge.io import hub_ids as places
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile
+from adamerge.io.task_vector_file import is_task_vector_file
 from adamerge.io.untrusted_files import listed, quoted, read_json
 from adamerge.io.untrusted_settings import refuse_harmful
 
@@ -66,7 +68,7 @@ def _open(source: str | Path | Mapping[str, torch.Tensor], base: Checkpoint | No
             # an installed package may move: the file that is written should not say where it was
             name = source if isinstance(source, str) and source.startswith(_PACKAGE) else place
             return _open_folder(name, Path(place), base)
-        return SafetensorsCheckpoint(place, [TensorFile(Path(place))])
+        return _open_file(place, base)
     except OSError as error:  # a folder that may not be listed
         raise CheckpointError(f"{quoted(source)} cannot be read: {error}") from error
 
@@ -120,6 +122,17 @@ def _open_pair(model: str, adapter: str, base: Checkpoint | None) -> Checkpoint:
             f"{quoted(adapter)}, after the '+', is no LoRA adapter", todo="name the folder of an adapter"
         )
     return opened
+
+
+def _open_file(place: str, base: Checkpoint | None) -> Checkpoint:
+    """Opens a safetensors file, which is a model, or says of itself that it holds task vectors of the base."""
+    file = TensorFile(Path(place))
+    if not is_task_vector_file(file):
+        return SafetensorsCheckpoint(place, [file])
+    if base is None:
+        what = f"{quoted(place)} holds task vectors and is no model"
+        raise CheckpointError(what, todo="name it as an expert, beside the base that it was solved for")
+    return TaskVectorCheckpoint(file, base, place)
 
 
 def _open_folder(source: str, folder: Path, base: Checkpoint | None) -> Checkpoint:

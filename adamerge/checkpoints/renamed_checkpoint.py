@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -41,6 +41,10 @@ class RenamedCheckpoint(Checkpoint):
     def factors(self, name: str) -> Factors | None:
         """Returns what the checkpoint has as factors."""
         return self.checkpoint.factors(self._entry(name))
+
+    def delta(self, name: str) -> Callable[[], torch.Tensor] | None:
+        """Returns what reads the delta that the checkpoint has."""
+        return self.checkpoint.delta(self._entry(name))
 
     def own_name(self, name: str) -> str:
         """Returns the name in the file."""

@@ -15,8 +15,8 @@ stations: ``Deltas.contract`` in ``base.py``, ``Groups.within``, and ``SharedSum
 is part of another formula, such as a mask, ``Deltas.combine`` in ``base.py`` is both, as one function that autograd knows.
 
 **Kinds of deltas** differ in where the rows come from: ``base.py`` has stored ones (``DenseDeltas``) and those that a
-transform changes; ``streamed.py`` subtracts them from files at each read; ``quantized.py`` decodes them from fewer bits;
-``low_rank.py`` multiplies LoRA's factors, and never makes them dense for one coefficient of a whole tensor.
+transform changes; ``streamed.py`` reads or subtracts them from files each time; ``quantized.py`` decodes them from fewer
+bits; ``low_rank.py`` multiplies LoRA's factors, and never makes them dense for one coefficient of a whole tensor.
 
 **Below the kernels**: ``cpu_sums.py`` says when a CPU's library may add several rows in one call without another bit;
 ``row_buffers.py`` has the memory that rows are made in; ``splitmix64.py`` has random numbers without a generator, for what is

@@ -1,4 +1,4 @@
-"""Deltas read from disk: raw tensors, subtracted anew at each read, a small piece of a tensor at a time."""
+"""Deltas read from disk, a small piece of a tensor at a time: raw tensors subtracted anew, or deltas stored as such."""
 
 from __future__ import annotations
 
@@ -58,6 +58,36 @@ class StreamedDeltas(Deltas):
             torch.sub(own, base, out=row)
 
         return filled(self.experts, rows, subtract)
+
+
+class StoredDeltas(Deltas):
+    """Deltas that files hold as such, read anew each time, a few experts in memory at a time.
+
+    Args:
+        experts: each gives one expert's delta of this name.
+        shape: of the tensor.
+        device: where sums are computed.
+    """
+
+    divisible = True
+
+    def __init__(self, experts: Sequence[Callable[[], Tensor]], shape: torch.Size, device: torch.device) -> None:
+        self.experts, self.shape, self.device = experts, shape, device
+
+    def opened(self) -> Deltas:
+        """Returns deltas of the tensors as they are mapped now, so that no file is opened again."""
+        return StoredDeltas([partial(_itself, read()) for read in self.experts], self.shape, self.device)
+
+    def row_batches(self, dtype: torch.dtype, part: slice | None = None) -> Iterator[Tensor]:
+        """Yields the rows of a few experts, in memory that is used again for the next few."""
+        part = self.whole if part is None else part
+        at_once = made_at_once(len(self.experts), self.device)
+        rows = room([at_once, part.stop - part.start], dtype, self.device)
+
+        def read(expert: Callable[[], Tensor], row: Tensor) -> None:
+            row.copy_(expert().reshape(-1)[part], non_blocking=True)
+
+        return filled(self.experts, rows, read)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ FORMAT = 2
 METADATA_KEY = "adamerge"
 COEFFICIENTS = "coefficients.safetensors"
 """In the folder of a run."""
+CONFIG = "config.yaml"
+"""Beside it, in the folder of a run."""
+STAGES = "stages.json"
+"""In the folder of a run of several stages, each of which is a run in a folder below it."""
 SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", *FLOATS)
 FIELDS: dict[str, type] = {

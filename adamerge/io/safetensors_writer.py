@@ -86,6 +86,23 @@ def _nbytes(entry: tuple[torch.dtype, torch.Size]) -> int:
     return shape.numel() * dtype.itemsize
 
 
+def header_bytes(header: Header, metadata: Mapping[str, str]) -> bytes:
+    """Returns what a safetensors file begins with, up to the first tensor's bytes.
+
+    Args:
+        header: of the tensors, which follow one another in its order.
+        metadata: of the file.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in header.items():
+        start, end = end, end + _nbytes((dtype, shape))
+        entries[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def write_tensors(path: Path, header: Header, tensors: Iterable[tuple[str, Iterable[Tensor]]]) -> dict[str, str]:
     """Writes a safetensors file; no more than a few pieces wait in memory.
 
@@ -100,17 +117,11 @@ def write_tensors(path: Path, header: Header, tensors: Iterable[tuple[str, Itera
     Raises:
         ExportError: it cannot be written.
     """
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (dtype, shape) in header.items():
-        start, end = end, end + _nbytes((dtype, shape))
-        entries[name] = {"dtype": FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = header_bytes(header, {"format": "pt"})
     try:
         # written and hashed beside the merging: neither holds Python's lock
         with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-            file.write(struct.pack("<Q", len(text)) + text)
+            file.write(text)
             digests = {name: hashlib.sha256() for name in header}
             waiting: deque[Future[None]] = deque()
             for name, pieces in tensors:

@@ -6,6 +6,8 @@ PREVIOUS = "{previous}"
 """Stands for the coefficient file of the stage before."""
 IMPORTANCE = "{importance}"
 """Stands for the importances of the tensors, as the stage before found them."""
+TASK_VECTORS = "{task_vectors}"
+"""Stands for the file of task vectors that the last earlier stage with a solver has written."""
 RUN = "{run}"
 """Stands for the folder of the run."""
 
@@ -17,4 +19,4 @@ def is_unwritten(path: object) -> bool:
     wants to know what it would take, and whether it goes with the rest. A part that does not ask fails with an error that
     names the path, and whoever made it leaves it at that.
     """
-    return any(mark in str(path) for mark in (PREVIOUS, IMPORTANCE, RUN))
+    return any(mark in str(path) for mark in (PREVIOUS, IMPORTANCE, TASK_VECTORS, RUN))

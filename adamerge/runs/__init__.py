@@ -14,6 +14,7 @@ command lines of those that take a pool and a method.
    goes on to headers (``pool``).
 5. ``instantiate`` makes module, data and trainer; ``preparation`` asks the rest before anything is written.
 
-**A run**: ``run_folders`` names and locks its folder, ``run_config``, ``environment`` and ``summary`` are its files, and
-``stages`` runs a method of several. ``help`` and ``class_descriptions`` read the sources and import nothing.
+**A run**: ``run_folders`` names and locks its folder, ``run_config``, ``environment`` and ``summary`` are its files,
+``solve`` is a method that writes task vectors instead of learning, and ``stages`` runs a method of several. ``help`` and
+``class_descriptions`` read the sources and import nothing.
 """

@@ -101,6 +101,9 @@ def _print_stage(console: Console, stage: Configuration, settings: Namespace, pa
         return
     if plan is None:
         console.print("what it takes is known when the stage before it has written its files")
+    elif parts.method.solver is not None:
+        kind = type(parts.method.solver).__name__
+        console.print(f"nothing is learned: {kind} writes one task vector of all experts, tensor by tensor")
     elif parts.method.objective is None:
         console.print(
             "nothing is learned: a fit writes the coefficients as they are and loads no weights, and an export merges "

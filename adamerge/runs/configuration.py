@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adamerge.errors import AdamergeError, ConfigError
-from adamerge.io.unwritten import IMPORTANCE, PREVIOUS
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, TASK_VECTORS
 from adamerge.runs.command_line import Words, stage_of, told_apart
 from adamerge.runs.config_files import read_config, stages_of
 from adamerge.runs.former_keys import renewed_key, renewed_keys
@@ -20,6 +20,8 @@ TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "
 """First parts of every key that a configuration may have."""
 DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
 """Classes where none is named."""
+SOLVED = {"class_path": "adamerge.TaskWise", "init_args": {"init": 1.0}}
+"""How the one task vector that a solver writes is merged, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[
     if marks:
         where = f"{every[0].file}: the first stage" if words.folders else f"{marks[0]}: a method without stages"
         raise ConfigError(f"{where} has no stage before it", expected="no {previous}, no {importance}")
+    _refuse_unsolved(every)
     if "--help" not in words.flags:
         _require(first, words.files, verb)
     return every
@@ -142,6 +145,21 @@ def _refuse_words(words: Words, stages: int) -> None:
             raise unknown_key(key.rstrip("+"), f"--{key.rstrip('+')}")
 
 
+def _refuse_unsolved(stages: Sequence[Configuration]) -> None:
+    """Refuses ``{task_vectors}`` where no stage before it has a solver."""
+    solvers = False
+    for stage in stages:
+        content = stage.plain
+        if TASK_VECTORS in str(content) and not solvers:
+            raise ConfigError(
+                f"{stage.file or TASK_VECTORS}: {TASK_VECTORS} stands for what an earlier stage's solver has written",
+                expected="a stage before it that has model.solver",
+                got="none",
+                todo="put a stage with a solver before it, or name a file of task vectors",
+            )
+        solvers = solvers or bool((content.get("model") or {}).get("solver"))
+
+
 def _require(config: Mapping[str, Any], files: Sequence[str], verb: str) -> None:
     model = config.get("model")
     for key in ("task_vectors", "parametrization"):
@@ -167,7 +185,10 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         config = {**config, "data": {"class_path": DEFAULTS["data"]}}
     if isinstance(model, dict):
         search = overlaid({"class_path": DEFAULTS["model.search"]}, model.get("search") or {})
-        config = {**config, "model": {**model, "search": search}}
+        model = {**model, "search": search}
+        if model.get("solver"):  # one vector comes out of it, which is merged as it is
+            model["parametrization"] = overlaid(SOLVED, model.get("parametrization") or {})
+        config = {**config, "model": model}
     return config
 
 

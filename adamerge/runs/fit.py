@@ -18,9 +18,9 @@ from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.artifacts.heatmap import draw_heatmap
 from adamerge.artifacts.importance import allocation_table
 from adamerge.artifacts.recipe import describe
-from adamerge.data import Calibration
 from adamerge.data.overlap import contents
 from adamerge.io.atomic import write_json
+from adamerge.io.coefficient_file import CONFIG, STAGES
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.runs.command_line import told_apart
@@ -32,9 +32,7 @@ from adamerge.runs.parser import read
 from adamerge.runs.preparation import prepared
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (
-    CONFIG,
     RUN_ID,
-    STAGES,
     is_first_process,
     last_checkpoint,
     locked,
@@ -44,6 +42,7 @@ from adamerge.runs.run_folders import (
     run_folder,
     step_of,
 )
+from adamerge.runs.solve import solve
 from adamerge.runs.summary import Summary
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
 from adamerge.training.fit_checks import planned
@@ -136,7 +135,7 @@ def run(
                 write_config(settings, folder / CONFIG)
 
         if module.objective is None:
-            _write_initial(module, data, folder, begin, fit.loggers)
+            _write_initial(fit, folder, begin)
         else:
             _search(fit, folder, begin, resume is not None, allow_resume_difference)
     return folder
@@ -214,15 +213,22 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
         print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
 
 
-def _write_initial(
-    module: MergingModule, data: Calibration, folder: Path, begin: Callable[[], None], loggers: Any
-) -> None:
-    """Writes the initial coefficients of a method without an objective; data are opened for its buffers, if at all."""
-    module.result.recalibrate(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
+def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> None:
+    """Writes the initial coefficients of a method without an objective; data are opened for its buffers, if at all.
+
+    Those of a method with a solver merge what the solver writes beside them.
+    """
+    module, trainer = fit.model, fit.settings.trainer
+    module.result.recalibrate(fit.datamodule, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
         return
-    coefficients = module.coefficients()
+    coefficients, told = module.coefficients(), dict[str, Any]()
     begin()
+    if module.merging.solver is not None:
+        shown = trainer.enable_progress_bar is not False
+        coefficients, told = solve(
+            coefficients, module.merging, folder, accelerator=str(trainer.accelerator), progress=shown
+        )
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(
         coefficients.table(),
@@ -231,12 +237,12 @@ def _write_initial(
         masks=coefficients.mask_table(),
         order=module.merged.order,
     )
-    with tracked(folder, loggers) as trackers:
+    with tracked(folder, fit.loggers) as trackers:
         hand_over(trackers, coefficients, folder / "coefficients.safetensors", folder / "heatmap.png")
         for tracker in trackers:
             tracker.finalize("success")
     write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
     write_json(
         folder / "summary.json",
-        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},
+        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}, **told},
     )

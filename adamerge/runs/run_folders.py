@@ -14,12 +14,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adamerge.errors import CheckpointError, ConfigError, ExportError
+from adamerge.io.coefficient_file import CONFIG, STAGES
 from adamerge.io.untrusted_files import read_json
 from adamerge.runs.config_files import read_config
 
 RUN_ID = "ADAMERGE_RUN_ID"  # environment variable; set it where something other than Lightning starts the processes
-CONFIG = "config.yaml"
-STAGES = "stages.json"
 
 
 def run_folder(settings: Any, files: Sequence[str]) -> Path:

@@ -69,7 +69,8 @@ def score_run(
     coefficients = load_coefficients(path, plugins=trusted)
     check_scored(backbone, data, split)
     copy = copy_for_scores([configured.model.merged.copy])
-    scorer = Scorer(backbone, data, coefficients.task_vectors, split, copy)
+    # heads are of the pool's experts: a file may merge what a solver made of them
+    scorer = Scorer(backbone, data, configured.model.merged.task_vectors, split, copy)
     scores = means(scorer.of(coefficients))
     doubts = told([*exchanged_lines(scorer.confusions, classnames_of(data), "the merged model")])
     if configs or overrides or (path.is_file() and path.name != COEFFICIENTS):

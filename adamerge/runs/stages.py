@@ -14,8 +14,10 @@ import torch
 
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
+from adamerge.io.coefficient_file import STAGES
+from adamerge.io.task_vector_file import FOLDER
 from adamerge.io.untrusted_files import read_json
-from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN
+from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN, TASK_VECTORS
 from adamerge.runs.command_line import told_apart
 from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import Configuration, configurations
@@ -24,7 +26,6 @@ from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (
     RUN_ID,
-    STAGES,
     in_use,
     is_first_process,
     locked,
@@ -33,6 +34,7 @@ from adamerge.runs.run_folders import (
     run_folder,
     summary_of,
 )
+from adamerge.solvers.solving import MERGED
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
 """Files of the last stage that are copied to the run's folder, in this order: the last one marks the run as there."""
@@ -48,8 +50,9 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
 
     The stages share the other configurations and the overrides; ``--2.model.search.lr=0.1`` is for the second alone. In a
     stage's file ``{previous}`` stands for the coefficient file of the stage before, ``{importance}`` for the importances of
-    its tensors, ``{run}`` for the run's folder. Each stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made
-    is copied to ``RUN``. All files are checked before the first stage begins, and finished stages are not repeated.
+    its tensors, ``{task_vectors}`` for the file of the last stage that had a solver, ``{run}`` for the run's folder. Each
+    stage is a run in ``RUN/1_.../``, ``RUN/2_.../``; what the last one made is copied to ``RUN``. All files are checked
+    before the first stage begins, and finished stages are not repeated.
 
     Args:
         arguments: as on the command line.
@@ -95,15 +98,18 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
 def _record(stages: Sequence[Configuration], folder: Path) -> None:
     """Writes every stage's whole configuration, so that a resumed run goes on as it was begun."""
     top, files = folder.absolute(), [stage.file for stage in stages if stage.file is not None]
-    every = []
+    every: list[Any] = []
+    vectors: dict[str, str] = {}  # of the last stage with a solver, once there is one
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
-        paths = {RUN: str(top)}
+        paths = {RUN: str(top), **vectors}
         if number > 0:
             before = top / files[number - 1].stem
             paths |= {PREVIOUS: str(before / FINAL[0]), IMPORTANCE: str(before / IMPORTANCES)}
         settings = read(stage.placed(paths))
         settings.runs, settings.name, settings.id = str(folder.parent), folder.name, file.stem
         every.append(settings)
+        if settings.model.solver is not None:
+            vectors = {TASK_VECTORS: str(top / file.stem / FOLDER / f"{MERGED}.safetensors")}
     folder.mkdir(parents=True, exist_ok=True)
     for file, settings in zip(files, every, strict=True):
         write_config(settings, folder / file.name)

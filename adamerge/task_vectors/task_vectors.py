@@ -16,7 +16,7 @@ from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refu
 from adamerge.checkpoints.opening import open_checkpoint, opening
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
-from adamerge.deltas.streamed import StreamedDeltas
+from adamerge.deltas.streamed import StoredDeltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.precision import exact
 from adamerge.transforms import State, Transform
@@ -195,20 +195,27 @@ class TaskVectors(Mapping[str, Deltas]):
         return deltas
 
     def _raw(self, name: str) -> Deltas:
-        """Returns the deltas before any transform: as factors where an expert has them, else read and subtracted."""
-        shape = self.shape(name)
-        kinds: list[tuple[int, Deltas]] = []
-        experts = ((checkpoint, checkpoint.factors(name)) for checkpoint in self.checkpoints.values())
-        for low_rank, run in groupby(experts, lambda expert: expert[1] is not None):
-            members = list(run)
-            kind: Deltas
-            if low_rank:
-                kind = LowRankDeltas.of([factors for _, factors in members if factors], shape, self.device)
-            else:
-                readers = [partial(checkpoint.__getitem__, name) for checkpoint, _ in members]
-                kind = StreamedDeltas(partial(self.base_tensor, name), readers, shape, self.device)
-            kinds.append((len(members), kind))
+        """Returns the deltas before any transform, of each expert as it has them: factors, deltas, or whole tensors."""
+        runs = [(kind, list(run)) for kind, run in groupby(self.checkpoints.values(), partial(self._kind, name))]
+        kinds = [(len(run), kind(name, run)) for kind, run in runs]
         return kinds[0][1] if len(kinds) == 1 else JoinedDeltas(kinds)
+
+    def _kind(self, name: str, checkpoint: Checkpoint) -> Callable[[str, list[Checkpoint]], Deltas]:
+        if checkpoint.factors(name) is not None:
+            return self._low_rank
+        return self._subtracted if checkpoint.delta(name) is None else self._stored_as_such
+
+    def _low_rank(self, name: str, experts: list[Checkpoint]) -> Deltas:
+        factors = [own for expert in experts if (own := expert.factors(name)) is not None]
+        return LowRankDeltas.of(factors, self.shape(name), self.device)
+
+    def _stored_as_such(self, name: str, experts: list[Checkpoint]) -> Deltas:
+        readers = [read for expert in experts if (read := expert.delta(name)) is not None]
+        return StoredDeltas(readers, self.shape(name), self.device)
+
+    def _subtracted(self, name: str, experts: list[Checkpoint]) -> Deltas:
+        readers = [partial(expert.__getitem__, name) for expert in experts]
+        return StreamedDeltas(partial(self.base_tensor, name), readers, self.shape(name), self.device)
 
 
 def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:

@@ -12,6 +12,7 @@ from adamerge.merging.copies import Copy
 from adamerge.objectives import Objective
 from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import ParametrizationFactory
+from adamerge.solvers import Solver
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.descent import Descent
@@ -26,6 +27,7 @@ class Method:
     Args:
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
+        solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
         search: how they are learned.
         penalty: on the coefficients.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named, negative to move away from it.
@@ -45,6 +47,7 @@ class Method:
 
     parametrization: ParametrizationFactory
     objective: Objective | None = None
+    solver: Solver | None = None
     search: Search = field(default_factory=Descent)
     penalty: Penalty | None = None
     task_weights: dict[str, float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from adamerge.artifacts.recipe import describe
 from adamerge.data import Calibration, NoData
 from adamerge.errors import ConfigError, did_you_mean
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Parametrization
 from adamerge.precision import check_precision
+from adamerge.solvers import Solver
 from adamerge.training.merging import Method
 from adamerge.training.search import Search
 
@@ -68,6 +71,8 @@ def check_method(
         ConfigError: the parts do not go together.
     """
     objective = method.objective
+    if method.solver is not None:
+        _check_solver(method, method.solver)
     if isinstance(data, NoData) and (objective is not None or method.recalibrate_buffers):
         what = f"model.objective={type(objective).__name__}" if objective is not None else "model.recalibrate_buffers"
         raise ConfigError(
@@ -127,6 +132,29 @@ def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
             todo="leave it out",
         )
     search.check(fit.steps, batch_size)
+
+
+def _check_solver(method: Method, solver: Solver) -> None:
+    """Refuses what does not go with a solver, whose task vectors take the place of the experts'."""
+    kind = type(solver).__name__
+    other = {
+        "model.objective": method.objective,
+        "model.init_from": method.init_from,
+        "model.recalibrate_buffers": method.recalibrate_buffers or None,
+    }
+    for key, value in other.items():
+        if value is not None:
+            raise ConfigError(
+                f"{key} does not go with model.solver={kind}: a solver is a stage of its own",
+                todo="make the method a folder of stages, and name the solver's file {task_vectors} in the second",
+            )
+    try:
+        json.dumps(describe(solver))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{kind} cannot be written into a file of task vectors: {error}",
+            todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
+        ) from error
 
 
 def _check_tasks(method: Method, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:

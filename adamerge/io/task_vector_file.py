@@ -1,0 +1,102 @@
+"""The task vector file: deltas as such, by on-disk names, and what says whose they are; checked before they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adamerge.errors import CheckpointError
+from adamerge.io.coefficient_file import METADATA_KEY
+from adamerge.io.safetensors_file import TensorFile
+from adamerge.io.untrusted_files import quoted
+from adamerge.io.versions import refuse_later
+
+FORMAT = 1
+KIND = "task_vectors"
+FOLDER = "task_vectors"
+"""In the folder of a run."""
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+FIELDS: dict[str, type] = {
+    "format": int,
+    "kind": str,
+    "version": str,
+    "merged": bool,
+    "solver": dict,
+    "base": dict,
+    "experts_from": dict,
+    "transforms": list,
+    "protocol": dict,
+}
+
+
+def text_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the metadata of a task vector file as the format writes them: one text under ``adamerge``.
+
+    Args:
+        metadata: values of all ``FIELDS`` but format and kind.
+    """
+    return {METADATA_KEY: json.dumps({"format": FORMAT, "kind": KIND, **metadata})}
+
+
+def is_task_vector_file(file: TensorFile) -> bool:
+    """Returns whether a file says of itself that it holds task vectors, from its header alone."""
+    return isinstance(metadata := _parsed(file), dict) and metadata.get("kind") == KIND
+
+
+def task_vector_metadata(file: TensorFile) -> dict[str, Any]:
+    """Returns the metadata of a file of one merged task vector, whose tensors go by the base's on-disk names.
+
+    Raises:
+        CheckpointError: it holds no task vectors, is one of a later version, or a field is missing, unknown or not of its
+            kind; or a tensor is no floating-point one.
+    """
+    metadata, path = _parsed(file), file.path
+    if not isinstance(metadata, dict) or metadata.get("kind") != KIND:
+        raise CheckpointError(f"{quoted(path)} holds no task vectors", todo="name a file that a solver has written")
+    refuse_later(metadata.get("version"), path, CheckpointError)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{quoted(path)}: unknown format of task vectors",
+            expected=FORMAT,
+            got=metadata.get("format"),
+            todo="update adamerge",
+        )
+    if metadata.keys() != FIELDS.keys():
+        odd = sorted(map(str, FIELDS.keys() ^ metadata.keys()))
+        raise CheckpointError(f"{quoted(path)}: unknown or missing fields {odd}", todo="solve again")
+    for name, kind in FIELDS.items():
+        if type(metadata[name]) is not kind:
+            raise CheckpointError(
+                f"{quoted(path)}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200]
+            )
+    if not metadata["merged"]:
+        raise CheckpointError(f"{quoted(path)} does not hold one merged task vector", todo="update adamerge")
+    for who, entry in [("the base", metadata["base"]), *metadata["experts_from"].items()]:
+        if not (isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str)):
+            raise CheckpointError(f"{quoted(path)}: model '{who}'", expected="a fingerprint", got=repr(entry)[:200])
+    for name, info in file.tensors.items():
+        if info.dtype not in FLOAT_TYPES:
+            raise CheckpointError(
+                f"{quoted(path)}: '{name}' is {info.dtype}, which is no task vector",
+                expected=" or ".join(FLOAT_TYPES),
+                got=info.dtype,
+            )
+    return metadata
+
+
+def read_task_vectors(path: Path) -> dict[str, Any]:
+    """Returns the metadata of the task vector file at a path.
+
+    Raises:
+        CheckpointError: as ``task_vector_metadata``, or it cannot be opened.
+    """
+    return task_vector_metadata(TensorFile(path))
+
+
+def _parsed(file: TensorFile) -> Any:
+    try:
+        return json.loads(file.metadata[METADATA_KEY])
+    except (KeyError, ValueError, RecursionError):
+        return None

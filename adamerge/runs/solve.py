@@ -1,0 +1,61 @@
+"""A stage with a solver: its task vectors in the run's folder, and the coefficients that merge them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from adamerge.artifacts.coefficients import Coefficients
+from adamerge.artifacts.recipe import describe
+from adamerge.io.task_vector_file import FOLDER
+from adamerge.solvers.solving import MERGED, write_task_vectors
+from adamerge.task_vectors.task_vectors import TaskVectors
+from adamerge.training.merging import Merging
+
+
+def solve(
+    coefficients: Coefficients, merging: Merging, folder: Path, *, accelerator: str, progress: bool
+) -> tuple[Coefficients, dict[str, Any]]:
+    """Writes the task vectors of a solver into a run's folder, in which a solve that was killed goes on.
+
+    Args:
+        coefficients: of the method as it would be without a solver.
+        merging: the method.
+        folder: of the run.
+        accelerator: of the trainer; a GPU is used where there is one, unless it is ``cpu``.
+        progress: whether a bar is shown.
+
+    Returns:
+        Coefficients of the one task vector that was written, as the method's parametrization begins with them; and what the
+        run's summary says of the solver: its recipe, and its seconds in this session.
+
+    Raises:
+        AdamergeError: as ``write_task_vectors``.
+    """
+    assert merging.solver is not None
+    vectors, recipe = merging.task_vectors, describe(merging.solver)
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    target, begun = folder / FOLDER / f"{MERGED}.safetensors", time.perf_counter()
+    shown = _with_bar if progress else iter
+    write_task_vectors(
+        target,
+        merging.solver,
+        vectors.to(device),
+        recipe=recipe,
+        transforms=[describe(one) for one in vectors.transforms],
+        shown=shown,
+    )
+    told = {"solver": recipe, "seconds": time.perf_counter() - begun}
+    merged = TaskVectors(vectors.base, {MERGED: target}, include=vectors.include, exclude=vectors.exclude)
+    return replace(coefficients, task_vectors=merged, parametrization=merging.parametrization(merged)), told
+
+
+def _with_bar(names: Sequence[str]) -> Iterator[str]:
+    tensors: Iterable[str] = track(names, description="solving", transient=True)
+    yield from tensors
