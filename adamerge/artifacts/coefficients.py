@@ -117,11 +117,9 @@ def save_coefficients(
         "format": FORMAT,
         "version": adamerge.__version__,
         "step": coefficients.step,
-        "base": {"source": location(vectors.base), "fingerprint": vectors.base.fingerprint},
-        "experts": {
-            task: {"source": location(checkpoint), "fingerprint": checkpoint.fingerprint}
-            for task, checkpoint in vectors.checkpoints.items()
-        },
+        "base": _entry(vectors.base, location),
+        "experts": {task: _entry(checkpoint, location) for task, checkpoint in vectors.checkpoints.items()},
+        **({} if vectors.start is None else {"start": _entry(vectors.start, location)}),
         "rows": list(vectors.experts),
         "include": list(vectors.include),
         "exclude": list(vectors.exclude),
@@ -149,12 +147,19 @@ def save_coefficients(
         safetensors.torch.save_file(values, temporary, {METADATA_KEY: json.dumps(metadata)})
 
 
+def _entry(model: Checkpoint, location: Callable[[Checkpoint], str]) -> dict[str, str]:
+    """Returns what the file says of a model."""
+    return {"source": location(model), "fingerprint": model.fingerprint}
+
+
 def load_coefficients(
     path: str | Path,
     base: Source | None = None,
     experts: Mapping[str, Source] | None = None,
     plugins: Sequence[str] = (),
     verify: bool = True,
+    *,
+    start: str | Path | None = None,
 ) -> Coefficients:
     """Opens a coefficient file and the models it names.
 
@@ -164,6 +169,7 @@ def load_coefficients(
         experts: where experts are now, by name, when not where the file says; the others stay.
         plugins: prefixes of further modules that the recipe may name; by default ``adamerge.`` alone.
         verify: compare the models' fingerprints with the file's, which reads every weight once.
+        start: where the start's file of deltas is now, when not where the file says.
 
     Raises:
         CoefficientsError: the file is corrupt, of an unknown version, names foreign classes, or belongs to other models.
@@ -177,6 +183,9 @@ def load_coefficients(
         raise CoefficientsError(
             f"{path} has no expert '{unknown[0]}'", expected=f"one of {sorted(metadata['experts'])}", got=unknown[0]
         )
+    if start is not None and "start" not in metadata:
+        raise CoefficientsError(f"{path} begins from the base, and has no start", todo="leave out --start")
+    began = metadata.get("start")
     try:
         vectors = TaskVectors(
             source_of(path, "the base", "--base PATH", metadata["base"]["source"], base),
@@ -187,6 +196,7 @@ def load_coefficients(
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],
+            start=None if began is None else str(source_of(path, "the start", "--start PATH", began["source"], start)),
             states=metadata["states"],
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)

@@ -25,6 +25,9 @@ def card(coefficients: Coefficients) -> str:
         f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
         for task, checkpoint in vectors.checkpoints.items()
     )
+    start = vectors.start
+    if start is not None:
+        experts += f"\n\nThe coefficients begin from `{shown(start)}` (sha256 `{start.fingerprint[:16]}`){start.note}."
     table = coefficients.table()
     rows = "\n".join(
         f"| `{group}` | " + " | ".join(", ".join(f"{c:.4f}" for c in values[task]) for task in vectors.experts) + " |"

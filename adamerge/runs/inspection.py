@@ -19,7 +19,7 @@ from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.artifacts.recipe import build
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CoefficientsError
-from adamerge.io.coefficient_file import read_coefficients
+from adamerge.io.coefficient_file import START, read_coefficients
 from adamerge.io.untrusted_files import read_json
 from adamerge.parametrizations.constraints import Constraint, Free
 from adamerge.parametrizations.held_names import HELD, held_masks
@@ -61,6 +61,9 @@ def _describe_coefficients(path: Path) -> None:
     console.print(f"base: {escape(metadata['base']['source'])} (sha256 {metadata['base']['fingerprint'][:16]})")
     for task, entry in metadata["experts"].items():
         console.print(f"expert {escape(task)}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
+    if START in metadata:
+        entry = metadata[START]
+        console.print(f"start: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
     for part in (*metadata["transforms"], metadata["parametrization"]):
         console.print(escape(f"{part['class_path']} {part['init_args']}"))
     protocol = {key: value for key, value in metadata["protocol"].items() if key != HELD}
