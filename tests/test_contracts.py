@@ -128,17 +128,17 @@ def hashed(name: str, numel: int, parts: int = 5, seed: int = 0) -> list[tuple[s
     return found
 
 
-def rows_and_columns(name: str, numel: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Of element (i, j): the coefficient of row i and that of column j, all rows first; an element's own in a vector."""
+def rows_and_columns(name: str, numel: int) -> list[list[tuple[str, int]]]:
+    """Of element (i, j): the coefficient of row i and that of column j; an element's own in a vector."""
     shape = SHAPES[name]
     if len(shape) < 2:
-        return [(name, (e,)) for e in range(numel)]
+        return [[(name, e)] for e in range(numel)]
     columns = math.prod(shape[1:])
-    return [(name, (e // columns, shape[0] + e % columns)) for e in range(numel)]
+    return [[(f"{name}/rows", e // columns), (f"{name}/columns", e % columns)] for e in range(numel)]
 
 
-# of each element of a flattened tensor: the group it belongs to, and its place there, or the places of what is added
-GROUP_OF: dict[str, Callable[[str, int], list[tuple[str | None, int | tuple[int, ...]]]]] = {
+# of each element of a flattened tensor: the group it belongs to, and its place there; a list of those that are added
+GROUP_OF: dict[str, Callable[[str, int], list]] = {
     "TaskWise": lambda name, numel: [("model", 0)] * numel,
     "BlockWise": lambda name, numel: [(BLOCKS[name], 0)] * numel,
     "LayerWise": lambda name, numel: [(name, 0)] * numel,
@@ -363,8 +363,8 @@ def theta(files: dict, transform: type | None, kind: type, constraint: type, val
     for name, tau in formula(TRANSFORMED, transform)(taus_of(files)).items():
         still = 1 / len(tau) if constraint.__name__ == "Softmax" else 0.3
         coefficients[None] = torch.full((len(tau), 1), still, dtype=torch.float64)
-        places = [(group, [at] if isinstance(at, int) else list(at)) for group, at in group_of(name, tau.shape[1])]
-        columns = [coefficients[group][:, at].sum(dim=1) for group, at in places]
+        added = [own if isinstance(own, list) else [own] for own in group_of(name, tau.shape[1])]
+        columns = [sum(coefficients[group][:, at] for group, at in own) for own in added]
         update = (torch.stack(columns, dim=1) * tau).sum(dim=0)
         found[name] = stored(files["base"])[name] + update.view(SHAPES[name])
     return found

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.artifacts.coefficient_table import Cell, coefficient_table
 from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of, written_source
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from adamerge.io.dtypes import name_of
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.held_names import held_masks
+from adamerge.parametrizations.wrapper import kind_of
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 
@@ -66,14 +68,11 @@ class Coefficients:
                     todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
                 ) from error
 
-    def table(self) -> dict[str, dict[str, list[float]]]:
-        """Returns group name to expert name to coefficients, after the constraint."""
-        experts = self.task_vectors.experts
+    def table(self) -> dict[str, dict[str, Cell]]:
+        """Returns group name to expert name to coefficients, after the constraint; mean and spread where they are many."""
         with torch.no_grad():
-            return {
-                group: {task: row.tolist() for task, row in zip(experts, value, strict=True)}
-                for group, value in self.parametrization.coefficients().items()
-            }
+            made = self.parametrization.coefficients()
+        return coefficient_table(kind_of(self.parametrization), made, self.task_vectors.experts)
 
     @property
     def held(self) -> dict[str, Tensor]:

@@ -85,11 +85,12 @@ class Parametrization(nn.Module, ABC):
                 if own.numel()
             }
 
-    def moments(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns mean and standard deviation of what multiplies an expert's elements: group name to two of ``(experts,)``.
+    @staticmethod
+    def moments(values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns mean and standard deviation of what multiplies an expert's elements: name to two of ``(experts,)``.
 
         Args:
-            values: coefficients or raw values: group name to ``(experts, coefficients of the group)``.
+            values: coefficients or raw values as a file has them: group name to ``(experts, coefficients of the group)``.
         """
         return {group: (own.mean(dim=1), own.std(dim=1, correction=0)) for group, own in values.items()}
 

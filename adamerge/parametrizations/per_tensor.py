@@ -12,6 +12,9 @@ from adamerge.deltas.groups import Elements, Groups, RowsAndColumns
 from adamerge.parametrizations.linear import Linear
 from adamerge.task_vectors.task_vectors import TaskVectors
 
+ROWS, COLUMNS = "/rows", "/columns"
+"""What the groups of a matrix end in, after its name."""
+
 
 class PerTensor(Linear, ABC):
     """A parameter ``(experts, coefficients)`` for each tensor, in place of one matrix for all; no constraint.
@@ -59,9 +62,9 @@ class PerTensor(Linear, ABC):
         return {group: self.raw(group).detach() for group in self._numbers}
 
     def sizes(self) -> dict[str, Tensor]:
-        """Returns the root mean square of what multiplies each expert's elements: group name to ``(experts,)``."""
-        moments = self.moments(self.values())
-        return {group: torch.hypot(*pair) for group, pair in moments.items() if self.raw(group).numel()}
+        """Returns the root mean square of what multiplies each expert's elements: tensor name to ``(experts,)``."""
+        moments = self.moments({group: own for group, own in self.values().items() if own.numel()})
+        return {name: torch.hypot(*pair) for name, pair in moments.items()}
 
 
 class RowColumnWise(PerTensor):
@@ -92,25 +95,44 @@ class RowColumnWise(PerTensor):
         shape = task_vectors.shape(name)
         return RowsAndColumns(shape[0], shape[1:].numel()) if len(shape) > 1 else Elements(shape.numel())
 
-    def begun(self, group: str) -> Tensor | float:
-        """Returns ``init`` for rows and 0 for columns."""
-        groups, raw = self._groups[group], self.raw(group)
-        if not isinstance(groups, RowsAndColumns):
-            return self.initial
-        begun = torch.zeros(groups.count, dtype=raw.dtype, device=raw.device)
-        begun[: groups.rows] = self.initial
-        return begun
+    def coefficients(self) -> dict[str, Tensor]:
+        """Returns the coefficients: of a matrix as two groups, ``NAME/rows`` and ``NAME/columns``."""
+        return {group: own for name in self._numbers for group, own in self._parts(name, self.raw(name)).items()}
 
-    def moments(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns mean and standard deviation over a matrix of ``r[i] + c[j]``; both follow from those of r and of c."""
-        return {group: self._moments(self._groups[group], own) for group, own in values.items()}
+    def values(self) -> dict[str, Tensor]:
+        """Returns the raw values, which are the coefficients, in the same groups."""
+        return {group: own.detach() for group, own in self.coefficients().items()}
+
+    def begun(self, group: str) -> Tensor | float:
+        """Returns ``init`` for rows and elements, and 0 for columns."""
+        return 0.0 if group.endswith(COLUMNS) and group not in self._numbers else self.initial
+
+    def _parts(self, name: str, own: Tensor) -> dict[str, Tensor]:
+        groups = self._groups[name]
+        if not isinstance(groups, RowsAndColumns):
+            return {name: own}
+        return {name + ROWS: own[:, : groups.rows], name + COLUMNS: own[:, groups.rows :]}
 
     @staticmethod
-    def _moments(groups: Groups, own: Tensor) -> tuple[Tensor, Tensor]:
-        parts = own.split([groups.rows, groups.columns], dim=1) if isinstance(groups, RowsAndColumns) else (own,)
-        means = torch.stack([part.mean(dim=1) for part in parts])
-        variances = torch.stack([part.var(dim=1, correction=0) for part in parts])
-        return means.sum(dim=0), variances.sum(dim=0).sqrt()
+    def moments(values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns mean and standard deviation over a matrix of ``r[i] + c[j]``, which are those of r and of c added."""
+        moments = {}
+        for group, own in values.items():
+            name = group.removesuffix(COLUMNS)
+            if name != group and name + ROWS in values:
+                continue  # with its rows
+            name = group.removesuffix(ROWS)
+            parts = [own, values[name + COLUMNS]] if name != group and name + COLUMNS in values else [own]
+            means, variances = ([one(part, dim=1) for part in parts] for one in (torch.mean, _variance))
+            moments[name if len(parts) > 1 else group] = (
+                sum(means[1:], means[0]),
+                sum(variances[1:], variances[0]).sqrt(),
+            )
+        return moments
+
+
+def _variance(own: Tensor, dim: int) -> Tensor:
+    return own.var(dim=dim, correction=0)
 
 
 class ElementWise(PerTensor):

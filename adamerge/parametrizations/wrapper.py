@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -46,10 +45,6 @@ class Wrapper(Parametrization, ABC):
         """Returns how large the coefficients of ``inner`` are."""
         return self.inner.sizes()
 
-    def moments(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns mean and standard deviation of what multiplies an expert's elements in ``inner``."""
-        return self.inner.moments(values)
-
     def values(self) -> dict[str, Tensor]:
         """Returns the raw values of ``inner``."""
         return self.inner.values()
@@ -61,3 +56,8 @@ class Wrapper(Parametrization, ABC):
     def project_(self) -> None:
         """Puts the raw values of ``inner`` back into their constraint's set."""
         self.inner.project_()
+
+
+def kind_of(parametrization: Parametrization) -> type[Parametrization]:
+    """Returns the class of a parametrization whose coefficients these are: of the one inside, where it is wrapped."""
+    return kind_of(parametrization.inner) if isinstance(parametrization, Wrapper) else type(parametrization)

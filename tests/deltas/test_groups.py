@@ -2,28 +2,12 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.groups import Chunks, Elements, Ids, RowsAndColumns, Whole
 from adamerge.deltas.tuning import SEGMENT
 
 CPU = torch.device("cpu")
-
-
-class Counter(TorchDispatchMode):
-    """Elements of every operation that is no view."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            self.elements += max(
-                (x.numel() for x in tree_leaves((args, found)) if isinstance(x, torch.Tensor)), default=0
-            )
-        return found
 
 
 def columns_of(groups, numel):
@@ -91,30 +75,6 @@ def test_a_part_has_the_coefficients_of_its_elements(groups):
             assert torch.allclose(shared.contract(rows[:, part], slope), wanted[:, shared.touched], atol=1e-5)
             wanted[:, shared.touched] = 0
             assert not wanted.any()  # no other coefficient is of this part
-
-
-@pytest.mark.usefixtures("_short_runs")
-@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
-@pytest.mark.parametrize("piece", [60, 13])
-def test_pieces_are_added_up_where_they_belong(groups, piece, monkeypatch):
-    """Of whole numbers, which no order rounds; one piece and several, of a part and of all."""
-    deltas, slope = DenseDeltas(torch.randint(-8, 8, (3, 60)).float()), torch.randint(-8, 8, (60,)).float()
-    monkeypatch.setattr(deltas, "piece", piece)
-    for part in (slice(0, 60), slice(5, 49), slice(12, 12)):
-        wanted = (deltas.values[:, part] * slope[part]) @ used_by(groups, 60)[:, part].t()
-        assert torch.equal(deltas.contract(slope[part], groups, part), wanted)
-
-
-def test_one_coefficient_an_element_takes_memory_once_however_many_pieces(monkeypatch):
-    """Pieces times elements is what a tensor of sums for each piece would be."""
-    numel, pieces = 1 << 12, 64
-    deltas = DenseDeltas(torch.randn(2, numel))
-    monkeypatch.setattr(deltas, "piece", numel // pieces)
-    with Counter() as counter:
-        found = deltas.contract(torch.randn(numel), Elements(numel))
-    # the zeros, each piece's products and their addition; once more of a model's gradient that is drawn here
-    assert found.shape == (2, numel) and found.dtype == torch.float32
-    assert counter.elements <= 3 * 2 * numel + 3 * numel
 
 
 def test_sums_by_id_are_exact_over_many_runs():
