@@ -121,7 +121,8 @@ class Linear(Parametrization):
 
     def project_(self) -> None:
         """Projects ``w`` into its constraint's set."""
-        self.constraint.project_(self.w.detach())
+        for parameter in self.parameters():
+            self.constraint.project_(parameter.detach())
 
 
 class _Views:
@@ -145,7 +146,15 @@ class _Views:
     @staticmethod
     def _state(w: Tensor) -> tuple[object, ...]:
         version = None if w.is_inference() else w._version
-        return id(w), w.data_ptr(), w.dtype, version, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return (
+            id(w),
+            w.device,
+            w.data_ptr(),
+            w.dtype,
+            version,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
 
 
 class TaskWise(Linear):
