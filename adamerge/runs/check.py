@@ -16,6 +16,7 @@ from adamerge.checkpoints.config_differences import unlike
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.obsolete_tensors import leftovers
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
+from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.footprint import units_by_name
 from adamerge.merging.memory_plan import Plan
@@ -49,7 +50,7 @@ def check(stages: Sequence[Configuration]) -> None:
     opened: dict[str, Checkpoint] = {}
     shown: Any = None
     for stage, settings in [(stage, read(stage)) for stage in stages]:
-        given = arguments_of(settings.model.task_vectors)
+        given, awaited = _without_awaited(stage, arguments_of(settings.model.task_vectors))
         refused, parts = _parts(stage, settings)
         pool = open_pool(given, opened)
         told = (given, list(pool.experts), list(pool.problems))
@@ -59,7 +60,7 @@ def check(stages: Sequence[Configuration]) -> None:
             shown = told
         if stage.file is not None and pool.base is not None:
             console.print(f"\n[bold]stage {stage.number} of {len(stages)}: {escape(stage.file.name)}[/bold]")
-        if parts is None and refused is None:
+        if refused is None and (awaited or parts is None):
             console.print("what it takes is known when the stage before it has written its files")
         elif parts is not None and pool.good:
             _print_stage(console, stage, settings, parts, pool)
@@ -75,6 +76,14 @@ def check(stages: Sequence[Configuration]) -> None:
         "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
         "objective goes with them; nor, before `compare`, whether labels and rows of the heads mean the same"
     )
+
+
+def _without_awaited(stage: Configuration, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Returns arguments of task vectors without the experts that an earlier stage is to write, and the names of these."""
+    experts = dict(given.get("experts") or {})
+    awaited = [task for task, source in experts.items() if stage.number > 1 and is_unwritten(source)]
+    left = {task: source for task, source in experts.items() if task not in awaited}
+    return {**given, "experts": left}, awaited
 
 
 def _parts(stage: Configuration, settings: Namespace) -> tuple[AdamergeError | None, Parts | None]:

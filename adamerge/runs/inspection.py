@@ -18,9 +18,12 @@ from adamerge.artifacts.coefficient_table import Moments, summarised
 from adamerge.artifacts.coefficients import mask_statistics
 from adamerge.artifacts.model_card import COEFFICIENTS_FILE
 from adamerge.artifacts.recipe import build, build_factory
+from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CoefficientsError
 from adamerge.io.coefficient_file import START, read_coefficients
+from adamerge.io.safetensors_file import TensorFile
+from adamerge.io.task_vector_file import is_task_vector_file, task_vector_metadata
 from adamerge.io.untrusted_files import read_json
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.constraints import Constraint, Free
@@ -149,8 +152,29 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
+def _describe_task_vectors(file: TensorFile) -> None:
+    metadata = task_vector_metadata(file)
+    console, solver = _Console(), metadata["solver"]
+    console.print(f"[bold]{escape(str(file.path))}[/bold]: task vectors, adamerge {metadata['version']}")
+    console.print(escape(f"{solver.get('class_path')} {solver.get('init_args')}"))
+    for who, entry in (("base", metadata["base"]), *metadata["experts_from"].items()):
+        console.print(escape(f"{who}: sha256 {entry['fingerprint'][:16]}"))
+    console.print(escape(f"data: {metadata['protocol'] or 'none'}"))
+    _print_tensors(SafetensorsCheckpoint(str(file.path), [file]))
+
+
 def _describe_model(path: str) -> None:
-    checkpoint = open_checkpoint(path)
+    if Path(path).is_file() and is_task_vector_file(file := TensorFile(Path(path))):
+        _describe_task_vectors(file)
+        return
+    _print_tensors(open_checkpoint(path))
+    if (Path(path) / COEFFICIENTS_FILE).is_file():
+        _Console().print(
+            f"merged by adamerge: adamerge inspect {escape(str(Path(path) / COEFFICIENTS_FILE))}", soft_wrap=True
+        )
+
+
+def _print_tensors(checkpoint: Checkpoint) -> None:
     headings = [Column(heading, no_wrap=True) for heading in ("shape", "dtype")]
     table = Table(_names("tensor"), *headings, title=escape(checkpoint.location))
     for name in checkpoint:
@@ -161,7 +185,3 @@ def _describe_model(path: str) -> None:
     _Console().print(
         f"{len(checkpoint)} tensors, {sum(math.prod(checkpoint.shape(name)) for name in checkpoint):,} elements"
     )
-    if (Path(path) / COEFFICIENTS_FILE).is_file():
-        _Console().print(
-            f"merged by adamerge: adamerge inspect {escape(str(Path(path) / COEFFICIENTS_FILE))}", soft_wrap=True
-        )

@@ -281,6 +281,26 @@ def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
     assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "diverged"
 
 
+@pytest.mark.parametrize("kind", ["RowColumnWise", "ElementWise"])
+def test_of_many_coefficients_that_of_a_tensor_as_a_whole_counts(kind, pool):
+    """One number in a hundred may be what it likes; a task vector that is taken a hundred times may not."""
+    vectors = TaskVectors(**pool)
+    module = descending(OpenClipClassifier(pool["base"]), vectors, getattr(adamerge, kind), Entropy())
+    values = module.merged.parametrization.values()
+    group = max((name for name in values if not name.endswith("columns")), key=lambda name: values[name].shape[1])
+    guard = RunawayGuard(bound=5.0)
+    values[group][1, 0] = 20.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guard._look(1, module)
+    values[group][1] = 20.0
+    with pytest.warns(UserWarning, match=f"of expert '{vectors.experts[1]}' for '{group.removesuffix('/rows')}', 20"):
+        guard._look(2, module)
+    values[group][1] = 200.0
+    with pytest.raises(DivergedError, match="ran away"):
+        guard._look(3, module)
+
+
 @pytest.mark.parametrize(
     ("rate", "words", "told"),
     [(20, [], True), (20, [guarded_by(bound=1e6)], False), (1e3, [guarded_by(bound=1e6)], False), (0.1, [], False)],
