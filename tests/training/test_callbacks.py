@@ -9,11 +9,14 @@ import pytest
 import torch
 from conftest import CLASSES
 from lightning import LightningModule
+from modules import descending
 from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
+import adamerge
 from adamerge.backbones import OpenClipClassifier, Output
-from adamerge.errors import CollapsedError, ConfigError
+from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.objectives import Entropy
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import MergingModule
 from adamerge.training.callbacks import CollapseGuard, RunawayGuard
 from adamerge.training.objective_gradient import Evaluation
