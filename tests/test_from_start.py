@@ -44,6 +44,7 @@ def run(request, pool, image_folders, tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.slow
 def test_what_is_learned_from_a_start_is_what_is_exported(run, capfd):
     kind, pool, pool_file, folder, root = run
     checked = command(capfd, "check", pool_file, folder)

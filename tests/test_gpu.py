@@ -123,3 +123,16 @@ def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     where = {name: tensor.device.type for name, tensor in network.state_dict().items()}
     assert {where[name] for name in ("0.0.weight", "0.0.bias", "1.weight", "1.bias")} == {"cpu"}
     assert {where[name] for name in ("extra", "0.scale", "1.running_mean", "1.num_batches_tracked")} == {"cuda"}
+
+
+@pytest.mark.parametrize("name", ["WeightedSum", "Wudi", "WudiDescent", "TSVM", "IsoC", "IsoCTS"])
+def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
+    import adamerge
+    from adamerge.solvers.solving import solved
+    from adamerge.task_vectors.task_vectors import TaskVectors
+
+    vectors, solver = TaskVectors(**pool), getattr(adamerge, name)()
+    for tensor in vectors:
+        ours, theirs = solved(solver, tensor, vectors.to("cuda")), solved(solver, tensor, vectors)
+        assert ours.device.type == "cuda" and ours.dtype == torch.float32
+        assert torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), tensor

@@ -103,7 +103,7 @@ def test_planted_coefficients_are_recovered(kind, constraint):
         assert (found[group] - value).abs().max() < 1e-3, group
 
 
-@pytest.mark.parametrize("kind", [RowColumnWise, ElementWise])
+@pytest.mark.parametrize("kind", [RowColumnWise, pytest.param(ElementWise, marks=pytest.mark.slow)])
 def test_planted_rows_columns_and_elements_are_recovered(kind):
     """Of rows and columns, what they add up to: a number that all rows gain and all columns lose changes nothing.
 
