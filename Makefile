@@ -27,6 +27,7 @@ test-numerics: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/parametrizations.py
 	$(BIN)/python tests/benchmarks/language_model.py --compare
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/export.py

@@ -1,6 +1,7 @@
 """adamerge: learn how to merge models."""
 
 # Longer than 250 lines: a public name stands twice, for who runs it and for who checks its type.
+
 from __future__ import annotations
 
 import importlib
@@ -38,6 +39,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "DisjointMean": "transforms",
     "Disk": "task_vectors.storage",
     "DistanceToInitial": "objectives.penalties",
+    "ElementWise": "parametrizations",
     "Elementwise": "transforms",
     "Entropy": "objectives",
     "EqualAtStart": "training",
@@ -85,6 +87,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
     "Resident": "task_vectors.storage",
+    "RootSumSquare": "transforms",
+    "RowColumnWise": "parametrizations",
     "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
     "Schedule": "training",
@@ -219,6 +223,7 @@ if TYPE_CHECKING:
         BlockWise,
         ChunkWise,
         Concrete,
+        ElementWise,
         ExpectedMask,
         Frozen,
         HardMask,
@@ -227,6 +232,7 @@ if TYPE_CHECKING:
         Mask,
         Parametrization,
         RandomPartition,
+        RowColumnWise,
         SoftMask,
         TaskWise,
     )
@@ -260,6 +266,7 @@ if TYPE_CHECKING:
         DisjointMean,
         Elementwise,
         Magnitude,
+        RootSumSquare,
         Scale,
         Ties,
         Transform,

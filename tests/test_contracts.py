@@ -128,14 +128,25 @@ def hashed(name: str, numel: int, parts: int = 5, seed: int = 0) -> list[tuple[s
     return found
 
 
-# of each element of a flattened tensor: the group it belongs to, and its place there
-GROUP_OF: dict[str, Callable[[str, int], list[tuple[str | None, int]]]] = {
+def rows_and_columns(name: str, numel: int) -> list[list[tuple[str, int]]]:
+    """Of element (i, j): the coefficient of row i and that of column j; an element's own in a vector."""
+    shape = SHAPES[name]
+    if len(shape) < 2:
+        return [[(name, e)] for e in range(numel)]
+    columns = math.prod(shape[1:])
+    return [[(f"{name}/rows", e // columns), (f"{name}/columns", e % columns)] for e in range(numel)]
+
+
+# of each element of a flattened tensor: the group it belongs to, and its place there; a list of those that are added
+GROUP_OF: dict[str, Callable[[str, int], list]] = {
     "TaskWise": lambda name, numel: [("model", 0)] * numel,
     "BlockWise": lambda name, numel: [(BLOCKS[name], 0)] * numel,
     "LayerWise": lambda name, numel: [(name, 0)] * numel,
     "ChunkWise": two_chunks,
     "ImportanceChunkWise": allocated,
     "RandomPartition": hashed,
+    "RowColumnWise": rows_and_columns,
+    "ElementWise": lambda name, numel: [(name, e) for e in range(numel)],
 }
 
 
@@ -193,6 +204,7 @@ TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "Ties": ties,
     "Magnitude": magnitude,
     "Dare": dare,
+    "RootSumSquare": lambda taus: {n: (t * t).sum(dim=0, keepdim=True) ** 0.5 for n, t in taus.items()},
     "DisjointMean": lambda taus: {n: t / (t != 0).sum(dim=0).clamp(min=1) for n, t in taus.items()},
     "Scale": times([[-1, 0, 0], [0, 1, 0], [0, 0, 0.5]]),
     "Combine": times([[-1, 1, 1], [0, 0.5, 0], [0, 0, 2]]),
@@ -201,11 +213,21 @@ TRANSFORMED: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
 GIVEN: dict[str, dict] = {"Scale": {"factors": SCALES}, "Combine": {"sums": SUMS}, "Dare": {"drop": 0.5, "seed": 3}}
 
 
+FREE = adamerge.parametrizations.constraints.Free()
+
+
+def constrained(kind: type) -> bool:
+    """Whether a parametrization takes a constraint; what has none is free."""
+    return "constraint" in inspect.signature(kind).parameters
+
+
 def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrization:
     if kind.__name__ == "ImportanceChunkWise":
         arguments["allocation"] = {name: ALLOCATION[name] for name in vectors}
     if isinstance(arguments.get("constraint"), adamerge.parametrizations.constraints.Softmax):
         arguments["init"] = None  # it starts nowhere else
+    if not constrained(kind):
+        assert isinstance(arguments.pop("constraint", FREE), type(FREE))
     return kind(vectors, **{"init": 0.3, **arguments})
 
 
@@ -290,6 +312,8 @@ def random_values(parametrization: Parametrization, low: float = -0.4, high: flo
         for group, value in parametrization.values().items()
     }
     for value in values.values():
+        if len(value) == 1:
+            continue
         value[0, 0], value[1, 0] = low, (low + high) / 2  # one outside [0, 1] and one inside, in each group
     return values
 
@@ -302,12 +326,23 @@ def sweep() -> list:
     """Every combination; of the transforms beyond TIES, which constraints cannot see, those with two constraints."""
     found = []
     for transform in (None, *TRANSFORMS):
-        few = {"Free", "Softmax"} if named(transform) not in {"None", "Ties"} else {named(kind) for kind in CONSTRAINTS}
+        two = {"Free"} if named(transform) == "RootSumSquare" else {"Free", "Softmax"}  # one expert's share is always 1
+        few = two if named(transform) not in {"None", "Ties"} else {named(kind) for kind in CONSTRAINTS}
         for kind, constraint in itertools.product(PARAMETRIZATIONS, CONSTRAINTS):
-            if named(constraint) in few:
+            if named(constraint) in few and (constrained(kind) or named(constraint) == "Free"):
                 parts = (transform, kind, constraint)
                 found.append(pytest.param(*parts, id="-".join(map(named, parts))))
     return found
+
+
+def pairs(constraints: list[type]) -> list:
+    """Every parametrization with every of these constraints that it takes."""
+    both = itertools.product(PARAMETRIZATIONS, constraints)
+    return [
+        pytest.param(kind, own, id=f"{named(kind)}-{named(own)}")
+        for kind, own in both
+        if constrained(kind) or named(own) == "Free"
+    ]
 
 
 def over_all(test: Callable) -> Callable:
@@ -324,10 +359,12 @@ def theta(files: dict, transform: type | None, kind: type, constraint: type, val
     """theta0 + sum_k phi(w[k, g(e)]) tau'_k[e], element by element in float64."""
     phi, group_of = formula(PHI, constraint), formula(GROUP_OF, kind)
     coefficients: dict = {group: phi(value) for group, value in values.items()}
-    coefficients[None] = torch.full((3, 1), 1 / 3 if constraint.__name__ == "Softmax" else 0.3, dtype=torch.float64)
     found = {}
     for name, tau in formula(TRANSFORMED, transform)(taus_of(files)).items():
-        columns = [coefficients[group][:, place] for group, place in group_of(name, tau.shape[1])]
+        still = 1 / len(tau) if constraint.__name__ == "Softmax" else 0.3
+        coefficients[None] = torch.full((len(tau), 1), still, dtype=torch.float64)
+        added = [own if isinstance(own, list) else [own] for own in group_of(name, tau.shape[1])]
+        columns = [sum(coefficients[group][:, at] for group, at in own) for own in added]
         update = (torch.stack(columns, dim=1) * tau).sum(dim=0)
         found[name] = stored(files["base"])[name] + update.view(SHAPES[name])
     return found
@@ -348,8 +385,7 @@ AROUND: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=named)
-@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
-@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=named)
+@pytest.mark.parametrize(("kind", "constraint"), pairs(CONSTRAINTS))
 def test_what_wraps_a_parametrization_multiplies_its_update(files, wrapper, kind, constraint):
     vectors = TaskVectors(**files)
     around = formula(AROUND, wrapper)
@@ -389,9 +425,9 @@ def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, con
     scalar.backward()
 
     (1.25 * sum((backbone.slopes[n].double() * t + t * t / 2).sum() for n, t in expected.items())).backward()
-    gradient = parametrization.w.grad.clone()
     with torch.no_grad():  # the gradient takes the shape of the values, by whatever columns a group has
-        parametrization.w.copy_(gradient)
+        for parameter in parametrization.parameters():
+            parameter.copy_(parameter.grad.clone())
     found = parametrization.values()
     largest = max(float(value.grad.abs().max()) for value in values.values())
     assert largest > 1e-2
@@ -415,8 +451,9 @@ def test_gradient_agrees_with_finite_differences_in_float64(files, transform, ki
         updates = {name: parametrization(name, vectors[name]) for name in vectors}
         return sum((slopes[name] * update + update**2).sum() for name, update in updates.items())
 
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
-        assert gradient.abs().max() > 1e-2
+    gradients = torch.autograd.grad(loss(), parameters)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-2
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         for index in range(0, parameter.numel(), max(1, parameter.numel() // 7)):
             flat = parameter.data.view(-1)
             before, step = float(flat[index]), 1e-5
@@ -436,9 +473,11 @@ def test_every_part_starts_where_it_says(files, transform, kind, constraint):
     for init in (0.25, None):
         parametrization = made(kind, vectors, init=init, constraint=constraint())
         for group, value in parametrization.coefficients().items():
-            assert torch.allclose(value, torch.full_like(value, parametrization.initial), atol=1e-6), group
-        wanted = 1 / 3 if init is None or constraint.__name__ == "Softmax" else init
+            assert torch.allclose(value, torch.zeros_like(value) + parametrization.begun(group), atol=1e-6), group
+        wanted = 1 / len(vectors.experts) if init is None or constraint.__name__ == "Softmax" else init
         assert parametrization.initial == pytest.approx(wanted)
+        for mean, spread in parametrization.moments(parametrization.coefficients()).values():
+            assert torch.allclose(mean, torch.full_like(mean, wanted)) and torch.allclose(spread, 0 * spread, atol=1e-6)
 
 
 @over_all
@@ -472,8 +511,7 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
 
 
 @pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
-@pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
-@pytest.mark.parametrize("constraint", REACHES_ANYTHING, ids=named)
+@pytest.mark.parametrize(("kind", "constraint"), pairs(REACHES_ANYTHING))
 @pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, storage):
     vectors = TaskVectors(**files, transforms=transforms_of(transform))
@@ -488,10 +526,11 @@ def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transfo
     for name, tensor in learned.items():
         assert torch.equal(tensor.detach().view(torch.int32), base[name].float().view(torch.int32))
     kept = formula(TRANSFORMED, transform)(taus_of(files))
-    for index in range(len(EXPERTS)):
+    whole = made(kind, vectors, constraint=constraint(), init=1.0).values()
+    for index in range(len(vectors.experts)):
         one = {group: torch.zeros_like(value) for group, value in values.items()}
-        for value in one.values():
-            value[index] = 1.0
+        for group, value in one.items():
+            value[index] = whole[group][index]
         parametrization.load_values(one)
         merged.merge()
         for name, tensor in learned.items():
@@ -512,6 +551,8 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
     if transform is not None and transform.__name__ == "Combine":
         assert plain.experts == other.experts == tuple(SUMS)
         there = [0, 1, 2]
+    elif transform is not None and transform.__name__ == "RootSumSquare":
+        there = [0]
     else:
         assert plain.experts != other.experts
     one, two = made(kind, plain, constraint=constraint()), made(kind, other, constraint=constraint())
@@ -563,7 +604,8 @@ OTHER_ARGUMENTS = {
     "WhereAgreed": {"objective": adamerge.objectives.LogitAlignment()},
     "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]}, "MarginalEntropy": {"normalise": True},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
-    "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, **GIVEN,
+    "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, "RowColumnWise": {"init": 0.16},
+    "ElementWise": {"init": 0.17}, "RootSumSquare": {"name": "all"}, **GIVEN,
     "ImportanceChunkWise": {
         "init": 0.15, "budget": 1.5, "kappa": 0.5, "importance": {name: 1.0 + i for i, name in enumerate(SHAPES)},
     },

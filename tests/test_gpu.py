@@ -127,6 +127,51 @@ def test_teachers_run_ahead_on_cuda_and_how_far_changes_no_bit():
     assert (found[0] - 0.3).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("storage", [Resident(), Resident("bfloat16"), Pinned(), LowBit(8), Disk()], ids=str)
+@pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise"])
+def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):
+    """Merge, gradient and start are the CPU's, of matrices and vectors, of chunks of one length and of unequal ones."""
+    from safetensors.torch import save_file
+    from starts import save_start
+
+    import adamerge
+    from adamerge.merging.copies import Place
+    from adamerge.merging.merged_tensor import updates
+    from adamerge.merging.pullback import MergeGradients
+    from adamerge.task_vectors.task_vectors import TaskVectors
+
+    shapes = {"matrix": (96, 130), "conv": (8, 3, 4, 4), "vector": (101,), "number": ()}
+    torch.manual_seed(0)
+    base = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    experts = {str(k): tmp_path / f"{k}.safetensors" for k in range(5)}
+    for path in experts.values():
+        save_file({name: own + 0.1 * torch.randn_like(own) for name, own in base.items()}, path)
+    deltas = {name: 0.1 * torch.randn_like(own) for name, own in base.items()}
+    start = save_start(tmp_path / "start.safetensors", deltas, tmp_path / "base.safetensors")
+    vectors = TaskVectors(tmp_path / "base.safetensors", experts, start=start)
+    arguments = {"chunks": 48} if kind == "ChunkWise" else {}
+    slopes, found = {name: torch.randn(shape) for name, shape in shapes.items()}, {}
+    for device in ("cpu", "cuda"):
+        placed = storage.place(vectors, torch.device(device))
+        parametrization = getattr(adamerge, kind)(placed, init=0.3, **arguments)
+        for value in parametrization.values().values():
+            value.copy_(torch.linspace(-1, 1, value.numel()).view_as(value))
+        parametrization.to(device)
+        gradients, places, merged = MergeGradients(list(parametrization.parameters())), {}, {}
+        for name in placed:
+            pieces = updates(parametrization, name, placed[name], gradients=gradients, start=placed.start_deltas(name))
+            merged[name] = torch.cat([update for _, update in pieces]).cpu()
+            parameter = torch.nn.Parameter(torch.zeros(shapes[name], device=device))
+            parameter.grad = slopes[name].to(device)
+            places[name] = Place(parameter)
+        found[device] = merged, [own.cpu() for own in gradients.gradients(places)]
+    for name, own in found["cpu"][0].items():
+        assert torch.allclose(found["cuda"][0][name], own, rtol=1e-5, atol=1e-6), name
+    for one, other in zip(found["cuda"][1], found["cpu"][1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     from torch import nn
 

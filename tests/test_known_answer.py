@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from adamerge.backbones import Backbone, Encoded
 from adamerge.io.model_folder import Layout
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import BlockWise, ChunkWise, LayerWise, TaskWise
+from adamerge.parametrizations import BlockWise, ChunkWise, ElementWise, LayerWise, RowColumnWise, TaskWise
 from adamerge.parametrizations.constraints import Free, Projection, Sigmoid
 from adamerge.task_vectors.task_vectors import TaskVectors
 
@@ -101,6 +101,65 @@ def test_planted_coefficients_are_recovered(kind, constraint):
     assert found.keys() == answer.keys()
     for group, value in answer.items():
         assert (found[group] - value).abs().max() < 1e-3, group
+
+
+@pytest.mark.parametrize("kind", [RowColumnWise, pytest.param(ElementWise, marks=pytest.mark.slow)])
+def test_planted_rows_columns_and_elements_are_recovered(kind):
+    """Of rows and columns, what they add up to: a number that all rows gain and all columns lose changes nothing.
+
+    A vector has as many unknowns an element as experts, and of elements a matrix has, too: what they add up to is found.
+    """
+    torch.manual_seed(3)
+    torch.set_num_threads(1)
+    backbone, experts = Regressor(), 3 if kind is RowColumnWise else 1
+    base = {name: value.clone() for name, value in backbone.network.state_dict().items()}
+    # no delta is near 0, where its coefficient could be anything
+    models = {
+        f"e{k}": {n: v + torch.randn_like(v).sign() * (0.2 + 0.4 * torch.rand_like(v)) for n, v in base.items()}
+        for k in range(experts)
+    }
+    vectors = TaskVectors(base, models, include=["layers.1.*"])
+    generator, theta, answer = torch.Generator().manual_seed(7), {}, {}
+    for name in vectors:
+        shape = base[name].shape
+        tau = torch.stack([own[name].double() - base[name].double() for own in models.values()])
+        if kind is RowColumnWise and len(shape) == 2:
+            rows, columns = (torch.rand(experts, n, generator=generator, dtype=torch.float64) for n in shape)
+            answer[name] = rows.unsqueeze(2) + columns.unsqueeze(1) - 0.5
+        else:
+            answer[name] = torch.rand(experts, *shape, generator=generator, dtype=torch.float64)
+        theta[name] = base[name].double() + (answer[name] * tau).sum(dim=0)
+    inputs = 3 * torch.randn(512, 5)
+    hidden = torch.tanh(inputs.double() @ base["layers.0.weight"].double().T + base["layers.0.bias"].double())
+    target = (hidden @ theta["layers.1.weight"].T + theta["layers.1.bias"]).float()
+    parametrization = kind(vectors, init=0.3)
+    merged = MergedModel(backbone, vectors, parametrization)
+    optimizer = torch.optim.LBFGS(
+        parametrization.parameters(), max_iter=400, history_size=30, tolerance_grad=1e-9, tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        merged.merge()
+        loss = (merged(inputs).features - target).pow(2).mean()
+        loss.backward()
+        scalar = merged.pull_back(loss.detach())
+        scalar.backward()
+        return scalar
+
+    start = float(closure().detach())
+    optimizer.step(closure)
+    values = {group: value.double() for group, value in parametrization.values().items()}
+    assert start > 1e-2 and float(closure().detach()) < 1e-8
+    for name, wanted in answer.items():
+        if f"{name}/rows" in values:
+            found = values[f"{name}/rows"].unsqueeze(2) + values[f"{name}/columns"].unsqueeze(1)
+            assert (found - wanted).abs().max() < 1e-2, name
+        elif kind is ElementWise:
+            tau = (models["e0"][name] - base[name]).double()
+            assert ((values[name].view_as(wanted) - wanted) * tau).abs().max() < 1e-3, name
+        assert (merged.backbone.tensors()[name].double() - theta[name]).abs().max() < 2e-3, name
 
 
 def test_a_wrong_gradient_would_not_find_them():

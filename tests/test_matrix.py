@@ -44,8 +44,10 @@ CONSTRAINTS = ["Free", "Clamp", "Projection", "Sigmoid", "Softmax"]
 INIT = {**dict.fromkeys(CONSTRAINTS, 0.3), "Softmax": None}
 PARAMETRIZATIONS: dict[str, dict[str, Any]] = {
     "TaskWise": {}, "BlockWise": {}, "LayerWise": {}, "ChunkWise": {"chunks": 3}, "RandomPartition": {"parts": 3},
-    "ImportanceChunkWise": {"budget": 1.5}, "Concrete": {},
+    "ImportanceChunkWise": {"budget": 1.5}, "Concrete": {}, "RowColumnWise": {}, "ElementWise": {},
 }  # fmt: skip
+UNCONSTRAINED = {"RowColumnWise", "ElementWise"}
+CONSTRAINED = [name for name in PARAMETRIZATIONS if name not in UNCONSTRAINED]
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Entropy": objectives.Entropy,
     "CrossEntropy": objectives.CrossEntropy,
@@ -69,9 +71,12 @@ RANK = 2
 def legal(*choices: str) -> bool:
     """Whether choices of several axes go together.
 
-    Factors are of matrices, and a ResNet has none but its head's; what chooses samples is of classes, not of positions.
+    Factors are of matrices, and a ResNet has none but its head's; what chooses samples is of classes, not of positions; and
+    some parametrizations are free.
     """
     lora_of_nothing = {"resnet", "lora"} <= set(choices)
+    if UNCONSTRAINED & set(choices) and {*CONSTRAINTS[1:]} & set(choices):
+        return False
     return not lora_of_nothing and not (OF_SAMPLES & set(choices) and LANGUAGE & set(choices))
 
 
@@ -149,6 +154,8 @@ def parametrization_of(name: str, constraint: str, vectors: TaskVectors) -> Para
     arguments = {"constraint": getattr(constraints, constraint)(), "init": INIT[constraint]}
     if name == "Concrete":
         return parametrizations.Concrete(vectors, partial(LayerWise, **arguments))
+    if name in UNCONSTRAINED:
+        del arguments["constraint"]
     if name == "ImportanceChunkWise":
         arguments["importance"] = {tensor: 1.0 + i % 3 for i, tensor in enumerate(vectors)}
     return getattr(parametrizations, name)(vectors, **arguments, **PARAMETRIZATIONS[name])
@@ -223,7 +230,8 @@ def test_the_full_product_on_the_engine(pools, kind, experts):
             vectors_of(pools(kind, experts))
         return
     engine = Engine(kind, pools(kind, experts))
-    assert on_the_engine(engine, list(PARAMETRIZATIONS), CONSTRAINTS, DIRECT) == 7 * 5 * len(DIRECT)
+    assert on_the_engine(engine, CONSTRAINED, CONSTRAINTS, DIRECT) == 7 * 5 * len(DIRECT)
+    assert on_the_engine(engine, sorted(UNCONSTRAINED), ["Free"], DIRECT) == 2 * len(DIRECT)
 
 
 SOME = [
@@ -235,7 +243,8 @@ SOME = [
 @pytest.mark.parametrize(("kind", "experts"), SOME)
 def test_parts_on_the_engine(pools, kind, experts):
     engine = Engine(kind, pools(kind, experts))
-    assert on_the_engine(engine, list(PARAMETRIZATIONS), ["Sigmoid"], ["Entropy", "Sum"]) == 14
+    assert on_the_engine(engine, CONSTRAINED, ["Sigmoid"], ["Entropy", "Sum"]) == 14
+    assert on_the_engine(engine, sorted(UNCONSTRAINED), ["Free"], ["Entropy", "Sum"]) == 4
     assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 35
 
 
@@ -355,6 +364,8 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
     }
     if name == "Concrete":
         init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}
+    if name in UNCONSTRAINED:
+        del init["constraint"]
     if name == "ImportanceChunkWise":
         numbers = {tensor: 1.0 + i % 3 for i, tensor in enumerate(vectors_of(pool))}
         init["importance"] = str(root / "importance.json")

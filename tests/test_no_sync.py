@@ -200,6 +200,8 @@ PARTS: dict[str, Any] = {
     "ChunkWise": partial(parametrizations.ChunkWise, chunks=3),
     "ImportanceChunkWise": partial(parametrizations.ImportanceChunkWise, allocation=ALLOCATION),
     "RandomPartition": partial(parametrizations.RandomPartition, parts=3),
+    "RowColumnWise": parametrizations.RowColumnWise,
+    "ElementWise": parametrizations.ElementWise,
     "Concrete": partial(Concrete, inner=LayerWise),
     "Frozen": partial(Concrete, inner=partial(parametrizations.Frozen, inner=TaskWise)),
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import adamerge
+from adamerge.artifacts.coefficient_table import Cell, coefficient_table
 from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of, written_source
 from adamerge.artifacts.recipe import build, build_factory, describe
 from adamerge.checkpoints.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from adamerge.io.dtypes import name_of
 from adamerge.io.model_folder import Layout
 from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.held_names import held_masks
+from adamerge.parametrizations.wrapper import kind_of
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 from adamerge.transforms import Transform
 
@@ -66,14 +68,11 @@ class Coefficients:
                     todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
                 ) from error
 
-    def table(self) -> dict[str, dict[str, list[float]]]:
-        """Returns group name to expert name to coefficients, after the constraint."""
-        experts = self.task_vectors.experts
+    def table(self) -> dict[str, dict[str, Cell]]:
+        """Returns group name to expert name to coefficients, after the constraint; mean and spread where they are many."""
         with torch.no_grad():
-            return {
-                group: {task: row.tolist() for task, row in zip(experts, value, strict=True)}
-                for group, value in self.parametrization.coefficients().items()
-            }
+            made = self.parametrization.coefficients()
+        return coefficient_table(kind_of(self.parametrization), made, self.task_vectors.experts)
 
     @property
     def held(self) -> dict[str, Tensor]:
@@ -117,11 +116,9 @@ def save_coefficients(
         "format": FORMAT,
         "version": adamerge.__version__,
         "step": coefficients.step,
-        "base": {"source": location(vectors.base), "fingerprint": vectors.base.fingerprint},
-        "experts": {
-            task: {"source": location(checkpoint), "fingerprint": checkpoint.fingerprint}
-            for task, checkpoint in vectors.checkpoints.items()
-        },
+        "base": _entry(vectors.base, location),
+        "experts": {task: _entry(checkpoint, location) for task, checkpoint in vectors.checkpoints.items()},
+        **({} if vectors.start is None else {"start": _entry(vectors.start, location)}),
         "rows": list(vectors.experts),
         "include": list(vectors.include),
         "exclude": list(vectors.exclude),
@@ -149,12 +146,19 @@ def save_coefficients(
         safetensors.torch.save_file(values, temporary, {METADATA_KEY: json.dumps(metadata)})
 
 
+def _entry(model: Checkpoint, location: Callable[[Checkpoint], str]) -> dict[str, str]:
+    """Returns what the file says of a model."""
+    return {"source": location(model), "fingerprint": model.fingerprint}
+
+
 def load_coefficients(
     path: str | Path,
     base: Source | None = None,
     experts: Mapping[str, Source] | None = None,
     plugins: Sequence[str] = (),
     verify: bool = True,
+    *,
+    start: str | Path | None = None,
 ) -> Coefficients:
     """Opens a coefficient file and the models it names.
 
@@ -164,6 +168,7 @@ def load_coefficients(
         experts: where experts are now, by name, when not where the file says; the others stay.
         plugins: prefixes of further modules that the recipe may name; by default ``adamerge.`` alone.
         verify: compare the models' fingerprints with the file's, which reads every weight once.
+        start: where the start's file of deltas is now, when not where the file says.
 
     Raises:
         CoefficientsError: the file is corrupt, of an unknown version, names foreign classes, or belongs to other models.
@@ -177,6 +182,9 @@ def load_coefficients(
         raise CoefficientsError(
             f"{path} has no expert '{unknown[0]}'", expected=f"one of {sorted(metadata['experts'])}", got=unknown[0]
         )
+    if start is not None and "start" not in metadata:
+        raise CoefficientsError(f"{path} begins from the base, and has no start", todo="leave out --start")
+    began = metadata.get("start")
     try:
         vectors = TaskVectors(
             source_of(path, "the base", "--base PATH", metadata["base"]["source"], base),
@@ -187,6 +195,7 @@ def load_coefficients(
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],
+            start=None if began is None else str(source_of(path, "the start", "--start PATH", began["source"], start)),
             states=metadata["states"],
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)

@@ -92,6 +92,7 @@ def export_from(
     overwrite: bool = False,
     base: str | None = None,
     experts: Mapping[str, str] | None = None,
+    start: str | None = None,
     plugins: Sequence[str] = (),
     verify: bool = True,
 ) -> Path:
@@ -107,6 +108,7 @@ def export_from(
         overwrite: replace an existing folder, once the new one is complete.
         base: where the base is now, when not where the file says.
         experts: where experts are now, by name.
+        start: where the file of deltas that the coefficients begin from is now, when not where the file says.
         plugins: prefixes of further modules that the recipe may name.
         verify: refuse models with other fingerprints than the file's.
 
@@ -120,7 +122,7 @@ def export_from(
             todo="leave them out",
         )
     wanted = None if dtype is None else torch_dtype(dtype, "--dtype")
-    coefficients = load_coefficients(path, base, experts, plugins, verify)
+    coefficients = load_coefficients(path, base, experts, plugins, verify, start=start)
     if adapter:
         return export_adapter(coefficients, target, overwrite=overwrite)
     wanted = wanted or coefficients.dtype
@@ -167,7 +169,8 @@ def merged_pieces(
         source, own = layout.copies.get(name, name), layout.stored_as(name, dtype)
         stored = (coefficients.buffers if source in coefficients.buffers else model)[source].reshape(-1)
         if model is vectors.base and source in vectors:
-            parts = updates(coefficients.parametrization, source, vectors[source], size=EXPORTED_PIECE)
+            start = vectors.start_deltas(source)
+            parts = updates(coefficients.parametrization, source, vectors[source], size=EXPORTED_PIECE, start=start)
             yield name, _merged(stored, parts, own)
         else:
             yield name, _cast(stored, own)

@@ -19,8 +19,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
+from adamerge.artifacts.coefficient_table import Table, moments_of
 from adamerge.artifacts.colour_scale import ColourScale, scale_of
-from adamerge.artifacts.heatmap_cells import Grid, Panel, Table, arrange, panels_of, with_means
+from adamerge.artifacts.heatmap_cells import Grid, Panel, arrange, panels_of, with_means
 from adamerge.io.atomic import staged_file
 
 SMALL, MEDIUM, LARGE = 6.5, 8.0, 11.0  # points
@@ -42,7 +43,7 @@ def notes_of(table: Table, grid: Grid, panels: Sequence[Panel], held: Mapping[st
     notes += ["Grey: held, not learned, and in no mean."] * (1 in marks)
     notes += ["x: not finite, and in no mean."] * (2 in marks)
     spreads = [
-        (float(numpy.std(own)), expert, group)
+        (moments_of(own).spread, expert, group)
         for group, experts in table.items()
         for expert, own in experts.items()
         if len(own) > 1 and all(map(math.isfinite, own)) and expert not in held.get(group, ())

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy
 from numpy.typing import NDArray
 
-Table = Mapping[str, Mapping[str, Sequence[float]]]
-"""Group name to expert name to the group's coefficients."""
+from adamerge.artifacts.coefficient_table import Table, moments_of
 
 MOST_KINDS = 48  # from which kinds that differ in numbers alone, such as those of a mixture of experts, share a row
 INPUTS = {"stem", "pre", "patch", "conv1", "bn1", "wte", "wpe", "token", "pos", "shared"}
@@ -149,12 +148,12 @@ def panels_of(table: Table, grid: Grid, held: Mapping[str, Sequence[str]]) -> li
     for group, cell in grid.cells.items():
         for at, expert in enumerate(experts):
             own, place = table[group][expert], (at, *cell)
-            if not all(map(math.isfinite, own)):
+            if not all(map(math.isfinite, own)):  # of many, mean and spread
                 marks[place] = 2
             elif expert in held.get(group, ()):
                 marks[place] = max(1, marks[place])
             elif len(own):
-                sums[place] += sum(own) / len(own)
+                sums[place] += moments_of(own).mean
                 counts[place] += 1
     marks[(marks == 1) & (counts > 0)] = 0
     values = numpy.ma.masked_array(sums / numpy.maximum(counts, 1), (counts == 0) | (marks == 2))

@@ -69,6 +69,8 @@ def _pairs(coefficients: Coefficients) -> dict[str, Pair]:
         raise _refusal(
             f"buffers such as {quoted(next(iter(coefficients.buffers)))} were recomputed, and have no factors"
         )
+    if vectors.start is not None:
+        raise _refusal("it begins from a start, whose deltas have no factors")
     for task, checkpoint in vectors.checkpoints.items():
         if not isinstance(checkpoint, AdapterCheckpoint):
             raise _refusal(f"expert '{task}' is a full model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from huggingface_hub import ModelCardData
 
 import adamerge
+from adamerge.artifacts.coefficient_table import text_of
 from adamerge.artifacts.coefficients import Coefficients
 from adamerge.checkpoints.origins import base_name, shown
 
@@ -25,9 +26,12 @@ def card(coefficients: Coefficients) -> str:
         f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
         for task, checkpoint in vectors.checkpoints.items()
     )
+    start = vectors.start
+    if start is not None:
+        experts += f"\n\nThe coefficients begin from `{shown(start)}` (sha256 `{start.fingerprint[:16]}`){start.note}."
     table = coefficients.table()
     rows = "\n".join(
-        f"| `{group}` | " + " | ".join(", ".join(f"{c:.4f}" for c in values[task]) for task in vectors.experts) + " |"
+        f"| `{group}` | " + " | ".join(text_of(values[task]) for task in vectors.experts) + " |"
         for group, values in table.items()
     )
     protocol = "\n".join(f"- {key}: {value}" for key, value in coefficients.protocol.items()) or "- no data were used"

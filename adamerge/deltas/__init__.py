@@ -6,12 +6,15 @@ This is the inner half of ``theta[e] = theta0[e] + sum_k c[k, g(e)] * tau_k[e]``
 
 1. ``base.py``: ``Deltas.sums(coefficients, groups)`` goes through the tensor piece by piece, and ``Deltas.summed`` through
    the experts of a piece, a few rows at a time (``row_batches``), so that no more than those are in memory.
-2. ``groups.py``: ``g``, which elements of the tensor share a coefficient: all (``Whole``), contiguous runs (``Chunks``), or
-   any (``Ids``). ``Groups.within`` gives the sums of one piece.
-3. ``kernels.py``: ``SharedSums.sum`` multiplies rows by their coefficients and adds them up.
+2. ``groups.py``: ``g``, which elements of the tensor share a coefficient: all (``Whole``), contiguous runs (``Chunks``), any
+   (``Ids``), none (``Elements``), or those of a row and of a column (``RowsAndColumns``). ``Groups.within`` gives the sums of
+   one piece.
+3. ``kernels.py``: ``SharedSums.sum`` multiplies rows by their coefficients and adds them up; ``run_sums.py`` has those of
+   runs, ``element_sums.py`` those of elements, rows and columns.
 
 **Its gradient**, ``dL/dc[k, g] = sum_{e in g} G[e] * tau_k[e]`` for the gradient ``G`` of the merged tensor, has the same
-stations: ``Deltas.contract`` in ``base.py``, ``Groups.within``, and ``SharedSums.contract`` in ``kernels.py``. Where the sum
+stations: ``Deltas.contract`` in ``base.py``, ``Groups.within``, and ``SharedSums.contract`` in ``kernels.py``;
+``span_sums.py`` adds what the pieces give to the coefficients that each of them touches. Where the sum
 is part of another formula, such as a mask, ``Deltas.combine`` in ``base.py`` is both, as one function that autograd knows.
 
 **Kinds of deltas** differ in where the rows come from: ``base.py`` has stored ones (``DenseDeltas``) and those that a

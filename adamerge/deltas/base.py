@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adamerge.deltas.groups import Groups
 from adamerge.deltas.row_buffers import room
+from adamerge.deltas.span_sums import SpanSums
 from adamerge.deltas.tuning import PIECE, STORED_PIECE
 from adamerge.precision import exact
 
@@ -156,16 +157,18 @@ class Deltas(ABC):
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """Returns ``sum_{e in g} G[e] tau_k[e]``, ``(experts, groups.count)``, for the gradient ``G`` of a part.
 
-        The transpose of ``combine`` and of ``sums``. The pieces' sums are summed in float64, so that rounding does not grow
-        with their number.
+        The transpose of ``combine`` and of ``sums``. Each piece's sums go to the coefficients that the piece touches; where
+        several pieces touch the same ones, in float64, so that rounding does not grow with their number.
         """
-        part, flat, sums = self.whole if part is None else part, gradient.reshape(-1), []
+        part, flat = self.whole if part is None else part, gradient.reshape(-1)
+        spans = SpanSums(groups.count, one=len(self.pieces(part)) == 1, apart=groups.apart)
         for piece, deltas in self.in_pieces(part):
             shared = groups.within(piece, self.shape.numel(), gradient.device)
-            own = flat[piece.start - part.start : piece.stop - part.start]
-            batches = [shared.contract(rows, own) for rows in deltas.widened(gradient.dtype, piece)]
-            sums.append(batches[0] if len(batches) == 1 else torch.cat(batches))
-        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0, dtype=torch.float64).to(gradient.dtype)
+            own, first = flat[piece.start - part.start : piece.stop - part.start], 0
+            for rows in deltas.widened(gradient.dtype, piece):
+                spans.add(first, shared.touched, shared.contract(rows, own))
+                first += len(rows)
+        return spans.result(gradient.dtype)
 
 
 class _Combine(torch.autograd.Function):

@@ -33,22 +33,31 @@ def rows_at_once(rows: Tensor, coefficients: Tensor) -> int:
     return FEW if _adds_one_by_one() else 0
 
 
-def bag_size(rows: Tensor, coefficients: Tensor) -> int:
-    """Returns how many elements of all rows the weighted lookup adds up at a time; 0 where it is not used."""
+def bag_size(rows: Tensor, coefficients: Tensor, run: int) -> int:
+    """Returns how many elements of all rows the weighted lookup adds up at a time; 0 where it is not used.
+
+    Args:
+        rows: ``(t, n)``.
+        coefficients: of the sum.
+        run: elements that lie side by side and share a coefficient, n or a divisor of it.
+    """
     if len(rows) < FEW or rows.device.type != "cpu" or not rows.dtype == coefficients.dtype == torch.float32:
         return 0
     # what is looked up are pieces of one length, in a table of them that begins with the first row
-    size = math.gcd(rows.shape[1], rows.stride(0), BAG) if rows.shape[1] and rows.stride(1) == 1 else 0
+    size = math.gcd(run, rows.stride(0), BAG) if run and rows.stride(1) == 1 else 0
     return size if size >= FEWEST and _bags_add_one_by_one() else 0
 
 
 def summed_in_bags(rows: Tensor, coefficients: Tensor, size: int) -> Tensor:
-    """Returns ``coefficients @ rows`` as a weighted lookup: each piece of ``size`` elements is a bag of the rows' pieces."""
-    (count, numel), stride = rows.shape, rows.stride(0) // size
+    """Returns ``sum_t coefficients[t, g] rows[t]`` as a weighted lookup, of ``(t, n)`` and ``(t, runs of one length)``.
+
+    Each piece of ``size`` elements is a bag of the rows' pieces.
+    """
+    (count, numel), stride, runs = rows.shape, rows.stride(0) // size, coefficients.shape[1]
     bags = numel // size
     table = rows.as_strided([(count - 1) * stride + bags, size], [size, 1])
     pieces, starts = _bags(bags, count, stride)
-    weights = coefficients.expand(bags, count).reshape(-1)
+    weights = coefficients.t().unsqueeze(1).expand(runs, bags // runs, count).reshape(-1)
     return torch.embedding_bag(table, pieces, starts, False, 0, False, weights)[0].view(-1)
 
 
@@ -66,7 +75,7 @@ def _bags_add_one_by_one() -> bool:
     for count in (FEW, 2 * FEW + 1):
         for size in (FEWEST, BAG):
             values, coefficients = _examples(count, 3 * size)
-            summed, wanted = summed_in_bags(values, coefficients, size), values[0] * coefficients[0]
+            summed, wanted = summed_in_bags(values, coefficients.unsqueeze(1), size), values[0] * coefficients[0]
             add_each(wanted, values[1:], coefficients[1:])
             if not torch.equal(summed, wanted):
                 return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from adamerge.deltas.kernels import IndexedSums, OneSum, RunSums, SharedSums
+from adamerge.deltas.element_sums import ElementSums, RowColumnSums
+from adamerge.deltas.kernels import IndexedSums, OneSum, SharedSums
+from adamerge.deltas.run_sums import Runs, RunSums
+from adamerge.deltas.tuning import LONGEST_INDEXED
 
 
 class Groups(ABC):
@@ -18,6 +20,9 @@ class Groups(ABC):
 
     count: int
     """Coefficients of one expert for this tensor."""
+
+    apart: bool = False
+    """Whether no two elements share a coefficient."""
 
     @abstractmethod
     def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
@@ -58,12 +63,30 @@ class Chunks(Groups):
     def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
         """Returns sums of the chunks that lie in the part, the first and the last of them cut to it."""
         if part.start == part.stop:
-            return RunSums(self.count, 0, [])
+            return RunSums([])
         first = ((part.start + 1) * self.count - 1) // numel  # the last whose edge is not after the start
         last = (part.stop * self.count - 1) // numel + 1
-        edges = [i * numel // self.count for i in range(first, last + 1)]
-        slices = [slice(max(a, part.start) - part.start, min(b, part.stop) - part.start) for a, b in pairwise(edges)]
-        return RunSums(self.count, first, slices)
+        if numel % self.count == 0:
+            return RunSums(_even(part, numel // self.count, first, last))
+        if numel // self.count >= LONGEST_INDEXED:
+            edges = [min(max(i * numel // self.count, part.start), part.stop) for i in range(first, last + 1)]
+            runs = zip(range(first, last), edges, edges[1:], strict=False)
+            return RunSums([Runs(slice(a - part.start, b - part.start), own, 1) for own, a, b in runs])
+        edges_of = torch.arange(first, last + 1, device=device).mul_(numel).div_(self.count, rounding_mode="floor")
+        sizes = edges_of.clamp_(part.start, part.stop).diff()
+        indices = torch.repeat_interleave(sizes, output_size=part.stop - part.start)
+        return IndexedSums(slice(first, last), indices)
+
+
+def _even(part: slice, size: int, first: int, last: int) -> list[Runs]:
+    """Returns the runs of one size that a part consists of: one that it begins within, whole ones, and one that it cuts."""
+    begin, end = -(-part.start // size), part.stop // size  # of the whole runs
+    if begin > end:
+        bounds = [(part.start, part.stop, first, 1)]
+    else:
+        edges = begin * size, end * size
+        bounds = [(part.start, edges[0], first, 1), (*edges, begin, end - begin), (edges[1], part.stop, last - 1, 1)]
+    return [Runs(slice(a - part.start, b - part.start), own, count) for a, b, own, count in bounds if a < b]
 
 
 class Ids(Groups):
@@ -96,7 +119,45 @@ class Ids(Groups):
     def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
         """Returns sums of the part's ids; a contraction keeps the ids of the whole tensor for those that follow."""
         ids = (self.make() if self.ids is None else self.ids).to(device)
-        return IndexedSums(self.count, ids[part].long(), partial(self._remember, ids))
+        return IndexedSums(slice(0, self.count), ids[part].long(), partial(self._remember, ids))
 
     def _remember(self, ids: Tensor) -> None:
         self.ids = ids
+
+
+class Elements(Groups):
+    """Each element of the tensor has a coefficient of its own: ``g(e) = e``.
+
+    Args:
+        count: elements of the tensor.
+    """
+
+    apart = True
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
+        """Returns sums element by element."""
+        return ElementSums(part)
+
+
+class RowsAndColumns(Groups):
+    """Element (i, j) of a matrix has the sum of two coefficients, number i and number ``rows + j``.
+
+    Args:
+        rows: of the matrix, the tensor's first dimension.
+        columns: of the matrix, all other dimensions together.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.rows, self.columns, self.count = rows, columns, rows + columns
+
+    @property
+    def transient_per_element(self) -> int:
+        """Returns the bytes of a product, or of the sum of two coefficients, in fp32."""
+        return torch.float32.itemsize
+
+    def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
+        """Returns sums by rows and columns."""
+        return RowColumnSums(self.rows, self.columns, part, device)

@@ -6,7 +6,7 @@ Every merge ends here in ``SharedSums.sum``, every gradient of coefficients in `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +17,13 @@ from adamerge.deltas.tuning import LONG_RUN, RUN, SEGMENT, VECTOR
 
 
 class SharedSums(ABC):
-    """Sums over a part of a tensor whose elements share coefficients; ``n`` elements, ``count`` coefficients an expert."""
+    """Sums over a part of a tensor whose elements share coefficients; ``n`` elements, ``count`` coefficients an expert.
+
+    Attributes:
+        touched: which of the coefficients the part's elements use; what a contraction gives is of those alone.
+    """
+
+    touched: slice
 
     @abstractmethod
     def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
@@ -32,11 +38,13 @@ class SharedSums(ABC):
 
     @abstractmethod
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Returns the sums of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, count)."""
+        """Returns the sums of ``gradient * rows[t]`` over the elements of each group; (t, n) and (n,) to (t, touched)."""
 
 
 class OneSum(SharedSums):
     """Sums where all elements share one coefficient."""
+
+    touched = slice(0, 1)
 
     def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         """Returns the weighted sum of rows, ``coefficients @ rows``."""
@@ -51,61 +59,28 @@ class OneSum(SharedSums):
         return dots(rows, gradient).unsqueeze(1)
 
 
-class RunSums(SharedSums):
-    """Sums where each of several runs of elements has a coefficient.
-
-    Args:
-        count: coefficients of an expert for the whole tensor.
-        first: number of the first run's coefficient.
-        slices: of the runs, in the part.
-    """
-
-    def __init__(self, count: int, first: int, slices: Sequence[slice]) -> None:
-        self.count, self.first, self.slices = count, first, slices
-
-    def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
-        """Returns the sums of the runs, one after the other."""
-        sums = [sum_rows(rows[:, run], coefficients[:, group]) for group, run in enumerate(self.slices, self.first)]
-        return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else coefficients.new_empty(0)
-
-    def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-        """Adds each run's sum onto its elements of ``out``."""
-        for group, run in enumerate(self.slices, self.first):
-            add_rows(out[run], rows[:, run], coefficients[:, group])
-
-    def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Returns each run's products with its part of the gradient; 0 for coefficients of other parts."""
-        sums = [dots(rows[:, run], gradient[run]) for run in self.slices]
-        if len(sums) == self.count:
-            return torch.stack(sums, dim=1)
-        contracted = gradient.new_zeros(len(rows), self.count)
-        for group, own in enumerate(sums, self.first):
-            contracted[:, group] = own
-        return contracted
-
-
 class IndexedSums(SharedSums):
     """Sums where an integer for each element says which coefficient it uses.
 
     Args:
-        count: coefficients of an expert for the whole tensor.
-        indices: of the part's elements, int64.
+        touched: the coefficients that the part's elements use.
+        indices: of the part's elements, int64, counted from the first of those coefficients on.
         contracting: called before a contraction, so that the caller can keep the indices for the next one.
     """
 
-    def __init__(self, count: int, indices: Tensor, contracting: Callable[[], None]) -> None:
-        self.count, self.indices, self.contracting = count, indices, contracting
+    def __init__(self, touched: slice, indices: Tensor, contracting: Callable[[], object] = lambda: None) -> None:
+        self.touched, self.indices, self.contracting = touched, indices, contracting
 
     def sum(self, rows: Tensor, coefficients: Tensor) -> Tensor:
         """Returns the rows times the coefficients that the indices look up, added up."""
-        summed = coefficients[0].index_select(0, self.indices).mul_(rows[0])
+        summed = coefficients[0, self.touched].index_select(0, self.indices).mul_(rows[0])
         self.accumulate(summed, rows[1:], coefficients[1:])
         return summed
 
     def accumulate(self, out: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         """Adds each row times the coefficients that the indices look up onto ``out``."""
         for row, own in zip(rows, coefficients, strict=True):
-            out.addcmul_(own.index_select(0, self.indices), row)
+            out.addcmul_(own[self.touched].index_select(0, self.indices), row)
 
     def contract(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Returns the products scattered to the coefficients.
@@ -113,13 +88,14 @@ class IndexedSums(SharedSums):
         They are summed over runs and then over those, so that rounding does not grow with the tensor; a run's sums are few.
         """
         self.contracting()
-        run = max(SEGMENT, 16 * self.count)
+        count = self.touched.stop - self.touched.start
+        run = max(SEGMENT, 16 * count)
         runs = gradient.numel() // run
         whole = runs * run
         contracted = []
         for row in rows:
             products = row * gradient
-            sums = torch.zeros(runs + 1, self.count, dtype=gradient.dtype, device=rows.device)
+            sums = torch.zeros(runs + 1, count, dtype=gradient.dtype, device=rows.device)
             sums[:-1].scatter_add_(1, self.indices[:whole].view(runs, run), products[:whole].view(runs, run))
             sums[-1].scatter_add_(0, self.indices[whole:], products[whole:])
             contracted.append(sums.sum(dim=0))
@@ -136,9 +112,9 @@ def sum_rows(rows: Tensor, coefficients: Tensor) -> Tensor:
         rows: ``(t, n)``, at least one.
         coefficients: ``(t,)``, of the dtype of the sum.
     """
-    size = bag_size(rows, coefficients)
+    size = bag_size(rows, coefficients, rows.shape[1])
     if size:
-        return summed_in_bags(rows, coefficients, size)
+        return summed_in_bags(rows, coefficients.unsqueeze(1), size)
     few = rows_at_once(rows, coefficients)
     out = room(rows.shape[1:], coefficients.dtype, rows.device)
     if few:

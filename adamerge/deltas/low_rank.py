@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adamerge.checkpoints.lora_factors import Factors, matrix_shape
 from adamerge.deltas.base import Deltas
-from adamerge.deltas.groups import Groups, Whole
+from adamerge.deltas.groups import Groups, RowsAndColumns, Whole
 from adamerge.precision import exact
 
 
@@ -17,8 +17,8 @@ class LowRankDeltas(Deltas):
     """``tau_k = left @ diag(weights[k]) @ right``: the factors of all experts side by side, of ranks that may differ.
 
     One coefficient for the whole tensor needs one product of factors, ``sum_k c_k tau_k = (left * (c @ weights)) @ right``,
-    and ``<G, tau_k> = sum_j weights[k, j] <left[:, j]^T G, right[j]>``. Coefficients of parts of a tensor make it dense,
-    one expert at a time.
+    and ``<G, tau_k> = sum_j weights[k, j] <left[:, j]^T G, right[j]>``; coefficients of rows and columns, a product of twice
+    the ranks. Coefficients of other parts of a tensor make it dense, one expert at a time.
 
     Args:
         read: gives left ``(rows, all ranks)`` and right ``(all ranks, columns)``.
@@ -68,22 +68,39 @@ class LowRankDeltas(Deltas):
             return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
 
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Returns ``sum_k c_k tau_k`` by one product of factors, where one coefficient is for all; else row by row."""
+        """Returns the sum by one product of factors, where coefficients are of the whole, or of rows and columns; else dense.
+
+        ``sum_k diag(r_k) tau_k + tau_k diag(c_k) = [left * (r^T @ weights), left] @ [right; right * (weights^T @ c)]``.
+        """
         rows = self._rows(part)
-        if not isinstance(groups, Whole) or rows is None:
+        if not isinstance(groups, Whole | RowsAndColumns) or rows is None:
             return super().summed(coefficients, groups, part)
         left, right = (factor.to(coefficients.dtype) for factor in self.read())
-        weights = coefficients[:, 0] @ self.weights.to(coefficients, non_blocking=True)
-        return torch.mm(left[rows] * weights, right).view(-1)
+        left, weights = left[rows], self.weights.to(coefficients, non_blocking=True)
+        if isinstance(groups, Whole):
+            return torch.mm(left * (coefficients[:, 0] @ weights), right).view(-1)
+        of_rows, of_columns = coefficients.split([groups.rows, groups.columns], dim=1)
+        both = torch.cat([left * (of_rows[:, rows].t() @ weights), left], dim=1)
+        return torch.mm(both, torch.cat([right, right * (weights.t() @ of_columns)])).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Returns each expert's ``<G, tau_k>`` by products with factors where one coefficient is for all, else row by row."""
+        """Returns products of the gradient with factors, where coefficients are of the whole, or of rows and columns; else
+        those with dense rows.
+
+        ``dL/dr_k[i] = sum_j weights[k, j] left[i, j] (G right^T)[i, j]``, and alike for columns.
+        """
         rows = self._rows(part)
-        if not isinstance(groups, Whole) or rows is None:
+        if not isinstance(groups, Whole | RowsAndColumns) or rows is None:
             return super().contract(gradient, groups, part)
         left, right = (factor.to(gradient.dtype) for factor in self.read())
-        products = ((left[rows].t() @ gradient.reshape(-1, right.shape[1])) * right).sum(dim=1)
-        return torch.mv(self.weights.to(products, non_blocking=True), products).unsqueeze(1)
+        left, matrix = left[rows], gradient.reshape(-1, right.shape[1])
+        products, weights = (left.t() @ matrix) * right, self.weights.to(gradient, non_blocking=True)
+        if isinstance(groups, Whole):
+            return torch.mv(weights, products.sum(dim=1)).unsqueeze(1)
+        contracted = gradient.new_zeros(len(weights), groups.count)
+        contracted[:, rows] = weights @ (left * (matrix @ right.t())).t()
+        contracted[:, groups.rows :] = weights @ products
+        return contracted
 
     def _rows(self, part: slice | None) -> slice | None:
         """Returns which rows of the matrix a part is; None where it cuts through one."""

@@ -36,6 +36,14 @@ VECTOR = 16
 SEGMENT = 1 << 12
 """Elements, at least, whose products are summed in one run where they are summed one after the other (random parts)."""
 
+LONGEST_INDEXED = 1 << 10
+"""Elements of runs of unequal lengths from which each is summed by calls of its own; of shorter ones the calls take longer
+than an index for each element."""
+
+TILE = 1 << 16
+"""Elements of a matrix whose products with coefficients of rows and columns are made at a time: they stay in a processor's
+cache until they are added up."""
+
 BAG = 1 << 12
 """Elements, at most, that are added up at a time where all experts' rows are: their sums stay in a processor's registers.
 A merge of eight experts takes an eighth less than row by row, of twenty a quarter."""

@@ -14,6 +14,7 @@ from adamerge.deltas.groups import Groups
 from adamerge.merging.copies import Place
 from adamerge.merging.pullback import MergeGradients
 from adamerge.parametrizations import Parametrization, Update
+from adamerge.precision import exact
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 
@@ -49,8 +50,11 @@ def updates(
     part: slice | None = None,
     size: int | None = None,
     gradients: MergeGradients | None = None,
+    start: Deltas | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Returns an iterator over the update of a tensor: a piece of it and its flat values, computed when they are asked for.
+
+    The one place where a start is added: piece by piece, after the sum.
 
     Args:
         parametrization: holds the coefficients.
@@ -60,15 +64,28 @@ def updates(
         part: of the tensor, all that is wanted; all of it when None.
         size: elements of a piece; what a merge takes at a time, when None.
         gradients: notes how the update depends on the coefficients, if given.
+        start: what is added with coefficient 1, as the deltas of one expert; nothing when None.
     """
     update_of = parametrization.forward if update_of is None else update_of
     linear = linear_update(parametrization, name, update_of)
     if linear is None:
-        return _at_once(name, deltas, update_of, part, gradients)
-    coefficients, groups = linear
-    if gradients is not None:
-        gradients.note(name, coefficients, partial(deltas.contract, groups=groups, part=part))
-    return deltas.sums(coefficients.detach(), groups, part, size)
+        values = _at_once(name, deltas, update_of, part, gradients)
+    else:
+        coefficients, groups = linear
+        if gradients is not None:
+            gradients.note(name, coefficients, partial(deltas.contract, groups=groups, part=part))
+        values = deltas.sums(coefficients.detach(), groups, part, size)
+    return values if start is None else _started(values, start, 0 if part is None else part.start)
+
+
+def _started(values: Iterator[tuple[slice, Tensor]], start: Deltas, first: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yields an update and the start's deltas together; what a mask's update is made of stays as it is."""
+    opened = start.opened()
+    for piece, update in values:
+        for row in opened.row_batches(update.dtype, slice(first + piece.start, first + piece.stop)):
+            with exact(update.device):
+                update = update + row[0]
+        yield piece, update
 
 
 def _at_once(
@@ -155,6 +172,7 @@ class Merge(Contents):
                 update_of=self.update_of,
                 part=place.part,
                 gradients=gradients,
+                start=self.vectors.start_deltas(name),
             )
             for name, place in ordered
             if name in self.vectors

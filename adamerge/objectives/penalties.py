@@ -46,8 +46,8 @@ class DistanceToInitial(Penalty):
     def __call__(self, parametrization: Parametrization) -> Tensor:
         """Returns the weighted distance of the coefficients to the initial ones, a scalar."""
         groups = parametrization.coefficients()
-        coefficients = torch.cat(list(groups.values()), dim=1)
-        distances = (coefficients - parametrization.initial).abs().pow(self.power)
+        coefficients = torch.cat([own - parametrization.begun(group) for group, own in groups.items()], dim=1)
+        distances = coefficients.abs().pow(self.power)
         count = len(coefficients) * len(groups) - parametrization.held_pairs
         return self.weight * _learned(distances, parametrization, groups).sum() / count
 

@@ -1,7 +1,8 @@
 """Parametrizations: which elements share a coefficient, and how coefficients become an update.
 
 Read ``base.py`` first, then ``linear.py``: most are of the linear family, which differ in ``g`` alone, and ``constraints.py``
-is their ``phi``. ``importance.py`` and ``partition.py`` are further members. ``wrapper.py`` is for what goes around another
+is their ``phi``. ``importance.py`` and ``partition.py`` are further members,
+``per_tensor.py`` has those with coefficients by the million. ``wrapper.py`` is for what goes around another
 one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a generator;
 ``held_names.py`` says by name which coefficients were held at their initial values.
 """
@@ -13,12 +14,14 @@ from adamerge.parametrizations.importance import ImportanceChunkWise
 from adamerge.parametrizations.linear import BlockWise, ChunkWise, LayerWise, Linear, TaskWise
 from adamerge.parametrizations.masks import BinaryMask, ExpectedMask, HardMask, Mask, SoftMask
 from adamerge.parametrizations.partition import RandomPartition
+from adamerge.parametrizations.per_tensor import ElementWise, RowColumnWise
 
 __all__ = [
     "BinaryMask",
     "BlockWise",
     "ChunkWise",
     "Concrete",
+    "ElementWise",
     "ExpectedMask",
     "Frozen",
     "HardMask",
@@ -29,6 +32,7 @@ __all__ = [
     "Parametrization",
     "ParametrizationFactory",
     "RandomPartition",
+    "RowColumnWise",
     "SoftMask",
     "TaskWise",
     "Update",

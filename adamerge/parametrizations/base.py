@@ -26,6 +26,10 @@ class Parametrization(nn.Module, ABC):
     initial: float
     """The coefficient that every expert starts from."""
 
+    probed: bool = True
+    """Whether a fit looks, before its first step, for coefficients whose gradient is nothing but rounding, and holds them.
+    It takes a dozen times the memory of the coefficients for a moment."""
+
     held: Mapping[str, Tensor] = MappingProxyType({})
     """Coefficients that are not learned although they could be: group name to booleans ``(experts, coefficients of the
     group)``, of all groups or of none, on the device of the parameters."""
@@ -64,6 +68,31 @@ class Parametrization(nn.Module, ABC):
     @abstractmethod
     def coefficients(self) -> dict[str, Tensor]:
         """Returns constrained coefficients, differentiable: group name to ``(experts, coefficients of the group)``."""
+
+    def begun(self, group: str) -> Tensor | float:
+        """Returns the coefficients of a group that a fit begins with: one for all, or as many as an expert has there."""
+        return self.initial
+
+    def sizes(self) -> dict[str, Tensor]:
+        """Returns how large each expert's coefficients are, as factors of its task vector: group name to ``(experts,)``.
+
+        What is held does not count.
+        """
+        with torch.no_grad():
+            return {
+                group: (torch.where(self.held[group], 0.0, own) if group in self.held else own).abs().amax(dim=1)
+                for group, own in self.coefficients().items()
+                if own.numel()
+            }
+
+    @staticmethod
+    def moments(values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns mean and standard deviation of what multiplies an expert's elements: name to two of ``(experts,)``.
+
+        Args:
+            values: coefficients or raw values as a file has them: group name to ``(experts, coefficients of the group)``.
+        """
+        return {group: (own.mean(dim=1), own.std(dim=1, correction=0)) for group, own in values.items()}
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ class Linear(Parametrization):
         if not math.isfinite(wanted):
             raise ConfigError(f"{type(self).__name__}: init must be a finite number, got {init}")
         raw = self.constraint.raw(wanted)
-        self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
+        self._allocate(experts, raw)
         # on the CPU, since a plan makes parametrizations that hold no numbers
         self.initial = float(self.constraint(torch.full((experts, 1), raw, dtype=torch.float32, device="cpu"))[0, 0])
         if abs(self.initial - wanted) > CLOSE * max(1.0, abs(wanted)):
@@ -58,6 +60,23 @@ class Linear(Parametrization):
                 f"{type(self.constraint).__name__}: {experts} experts start at {self.initial:.6g} each, and init is {init}",
                 todo="pass init=null, which is 1 / experts, or another constraint",
             )
+
+    def _allocate(self, experts: int, raw: float) -> None:
+        """Makes the parameters, of one raw value."""
+        total = sum(columns.stop - columns.start for columns in self._columns.values())
+        self.w = nn.Parameter(torch.full((experts, total), raw, dtype=torch.float32))
+        self._views: _Views | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy is made of: views are of this one's parameter."""
+        return self.__dict__ | {"_views": None}
+
+    def raw(self, group: str) -> Tensor:
+        """Returns the raw values of a group, ``(experts, coefficients of the group)``, differentiable in the parameters."""
+        if self._views is None or not self._views.current(self.w):
+            self._views = _Views(self.w, self._columns)
+        view = self._views.of[group]
+        return view.view_as(view)  # a step of its own, so that gradients are added up in the order of the calls
 
     @abstractmethod
     def group(self, name: str) -> str | None:
@@ -72,7 +91,7 @@ class Linear(Parametrization):
         group = self._group_of[name]
         if group is None:
             return self.w.new_full((len(self.w), 1), self.initial), Whole()
-        return self.constraint(self.w[:, self._columns[group]]), self._groups[name]
+        return self.constraint(self.raw(group)), self._groups[name]
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """Returns the update of tensor ``name``, ``sum_k phi(w[k, g]) tau_k``."""
@@ -94,7 +113,7 @@ class Linear(Parametrization):
 
     def coefficients(self) -> dict[str, Tensor]:
         """Returns the coefficients ``phi(w)`` of each group."""
-        return {group: self.constraint(self.w[:, columns]) for group, columns in self._columns.items()}
+        return {group: self.constraint(self.raw(group)) for group in self._columns}
 
     def values(self) -> dict[str, Tensor]:
         """Returns the raw values ``w`` of each group."""
@@ -102,7 +121,40 @@ class Linear(Parametrization):
 
     def project_(self) -> None:
         """Projects ``w`` into its constraint's set."""
-        self.constraint.project_(self.w.detach())
+        for parameter in self.parameters():
+            self.constraint.project_(parameter.detach())
+
+
+class _Views:
+    """Views of a matrix's columns, group by group, whose gradients become that of the matrix in one step.
+
+    A slice of its own for each tensor would fill a matrix with zeros for each: coefficients times tensors.
+
+    Args:
+        w: the matrix.
+        columns: of each group, side by side.
+    """
+
+    def __init__(self, w: Tensor, columns: Mapping[str, slice]) -> None:
+        self.state = self._state(w)
+        self.of = dict(zip(columns, w.split([own.stop - own.start for own in columns.values()], dim=1), strict=True))
+
+    def current(self, w: Tensor) -> bool:
+        """Returns whether the views are still those of the matrix, and autograd knows them as it is now."""
+        return self.state == self._state(w)
+
+    @staticmethod
+    def _state(w: Tensor) -> tuple[object, ...]:
+        version = None if w.is_inference() else w._version
+        return (
+            id(w),
+            w.device,
+            w.data_ptr(),
+            w.dtype,
+            version,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
 
 
 class TaskWise(Linear):

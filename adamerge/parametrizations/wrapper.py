@@ -21,7 +21,7 @@ class Wrapper(Parametrization, ABC):
     def __init__(self, task_vectors: TaskVectors, inner: ParametrizationFactory) -> None:
         super().__init__()
         self.inner = inner(task_vectors)
-        self.initial = self.inner.initial
+        self.initial, self.probed = self.inner.initial, self.inner.probed
 
     @property
     def index_bytes(self) -> int:
@@ -37,6 +37,14 @@ class Wrapper(Parametrization, ABC):
         """Returns the constrained coefficients of ``inner``."""
         return self.inner.coefficients()
 
+    def begun(self, group: str) -> Tensor | float:
+        """Returns the coefficients of a group that a fit of ``inner`` begins with."""
+        return self.inner.begun(group)
+
+    def sizes(self) -> dict[str, Tensor]:
+        """Returns how large the coefficients of ``inner`` are."""
+        return self.inner.sizes()
+
     def values(self) -> dict[str, Tensor]:
         """Returns the raw values of ``inner``."""
         return self.inner.values()
@@ -48,3 +56,8 @@ class Wrapper(Parametrization, ABC):
     def project_(self) -> None:
         """Puts the raw values of ``inner`` back into their constraint's set."""
         self.inner.project_()
+
+
+def kind_of(parametrization: Parametrization) -> type[Parametrization]:
+    """Returns the class of a parametrization whose coefficients these are: of the one inside, where it is wrapped."""
+    return kind_of(parametrization.inner) if isinstance(parametrization, Wrapper) else type(parametrization)

@@ -133,7 +133,9 @@ def plan_of(settings: Namespace, parts: Parts, pool: Pool) -> Plan:
     assert pool.base is not None
     spec, method = settings.model.task_vectors, parts.method
     given = arguments_made(class_named("model.task_vectors", spec.class_path, TaskVectors), spec.init_args)
-    vectors = TaskVectors(pool.base, pool.good, given["transforms"], given["include"], given["exclude"])
+    vectors = TaskVectors(
+        pool.base, pool.good, given["transforms"], given["include"], given["exclude"], start=given.get("start")
+    )
     with torch.device("meta"):  # a mask has a logit for every weight
         parametrization = method.parametrization(vectors)
     if method.objective is not None:

@@ -14,16 +14,18 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from torch import Tensor
 
+from adamerge.artifacts.coefficient_table import Moments, summarised
 from adamerge.artifacts.coefficients import mask_statistics
 from adamerge.artifacts.model_card import COEFFICIENTS_FILE
-from adamerge.artifacts.recipe import build
+from adamerge.artifacts.recipe import build, build_factory
 from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CoefficientsError
-from adamerge.io.coefficient_file import read_coefficients
+from adamerge.io.coefficient_file import START, read_coefficients
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.task_vector_file import is_task_vector_file, task_vector_metadata
 from adamerge.io.untrusted_files import read_json
+from adamerge.parametrizations import Parametrization
 from adamerge.parametrizations.constraints import Constraint, Free
 from adamerge.parametrizations.held_names import HELD, held_masks
 
@@ -64,6 +66,9 @@ def _describe_coefficients(path: Path) -> None:
     console.print(f"base: {escape(metadata['base']['source'])} (sha256 {metadata['base']['fingerprint'][:16]})")
     for task, entry in metadata["experts"].items():
         console.print(f"expert {escape(task)}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
+    if START in metadata:
+        entry = metadata[START]
+        console.print(f"start: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
     for part in (*metadata["transforms"], metadata["parametrization"]):
         console.print(escape(f"{part['class_path']} {part['init_args']}"))
     protocol = {key: value for key, value in metadata["protocol"].items() if key != HELD}
@@ -82,7 +87,7 @@ def _describe_coefficients(path: Path) -> None:
 
 
 def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
-    """Prints a table with a row for each group: the factor of each expert's task vector there."""
+    """Prints a table with a row for each group: the factor of each expert's task vector there, and its spread if many."""
     constraint = _constraint(metadata["parametrization"])
     made = {group: value if constraint is None else constraint(value) for group, value in values.items()}
     held = held_masks(metadata["protocol"], values, metadata["rows"])
@@ -90,17 +95,34 @@ def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> 
     title = "coefficients (raw values before the constraint)" if both else "coefficients"
     if constraint is None:
         title = "raw values, before a constraint that is not part of adamerge"
-    several = any(value.shape[1] > 1 for value in values.values())
+    several, many = any(value.shape[1] > 1 for value in values.values()), summarised(values)
+    if several:
+        title += ", mean ± spread over a tensor's" if many else ", mean over a group's chunks"
     experts = [Column(escape(row), no_wrap=True) for row in metadata["rows"]]
-    table = Table(_names("group"), *experts, title=f"{title}, mean over a group's chunks" if several else title)
-    for group, value in values.items():
+    table = Table(_names("group"), *experts, title=title)
+    kind = _kind(metadata["parametrization"]) if many else Parametrization
+    raw = kind.moments(values)
+    for group, (means, spreads) in kind.moments(made).items():
         cells = []
-        for row, (raw, own) in enumerate(zip(value, made[group], strict=True)):
-            cell = f"{own.mean().item():.4f}" + (f" ({raw.mean().item():.4f})" if both else "")
+        for row, (mean, spread, before) in enumerate(zip(means, spreads, raw[group][0], strict=True)):
+            cell = str(Moments(float(mean), float(spread))) if many else f"{mean.item():.4f}"
+            cell += f" ({before.item():.4f})" if both else ""
             still = group in held and bool(held[group][row].all())
             cells.append(f"{cell} held" if still else cell)
         table.add_row(escape(group), *cells)
     _print(table)
+
+
+def _kind(spec: Mapping[str, Any]) -> type[Parametrization]:
+    """Returns the class of a parametrization, or of the one inside it, which knows what multiplies a tensor's elements."""
+    inner = (spec.get("init_args") or {}).get("inner")
+    if inner:
+        return _kind(inner)
+    try:
+        kind: type[Parametrization] = build_factory(spec, Parametrization).func  # type: ignore[attr-defined]
+    except CoefficientsError:
+        return Parametrization
+    return kind
 
 
 def _constraint(spec: Mapping[str, Any]) -> Constraint | None:

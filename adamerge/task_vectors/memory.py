@@ -87,6 +87,7 @@ class Sizes:
         narrow: whether the base's tensors are widened when they are read.
         transformed: whether all experts' deltas of what is read are in memory at once.
         divisible: whether a piece of a tensor is read by itself.
+        started: elements of the tensors that a start changes.
     """
 
     experts: int
@@ -97,6 +98,7 @@ class Sizes:
     narrow: bool
     transformed: bool
     divisible: bool
+    started: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, vectors: TaskVectors) -> Sizes:
@@ -114,6 +116,7 @@ class Sizes:
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
             divisible=all(own.divisible for own in deltas.values()),
+            started=tuple(tensors[name] for name in vectors if vectors.starts(name)),
         )
 
     @property
@@ -131,12 +134,17 @@ class Sizes:
         return min(self.largest, PIECE) if self.divisible and device.type == "cpu" else self.largest
 
     def dense_bytes(self, code: Code) -> int:
-        """Returns the bytes of all dense deltas in this code; each expert's tensor is encoded by itself."""
-        return sum(
+        """Returns the bytes of all dense deltas in this code, a start's too; each expert's tensor is encoded by itself."""
+        experts = sum(
             dense // numel * code.nbytes(numel)
             for numel, dense in zip(self.tensors.values(), self.dense.values(), strict=True)
             if numel
         )
+        return experts + sum(map(code.nbytes, self.started))
+
+    def start_bytes(self, device: torch.device) -> int:
+        """Returns the bytes of a start's row and of its sum with an update, for a moment."""
+        return 2 * FP32 * self.read(device) if self.started else 0
 
     def transform_bytes(self, read: int) -> int:
         """Returns the bytes that a transform takes while deltas are read once, beyond a gradient that is not there by then.

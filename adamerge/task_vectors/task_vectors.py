@@ -18,7 +18,9 @@ from adamerge.deltas.base import Deltas
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.deltas.streamed import StoredDeltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
+from adamerge.io.unwritten import is_unwritten
 from adamerge.precision import exact
+from adamerge.task_vectors.start import open_start
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]
@@ -38,6 +40,8 @@ class TaskVectors(Mapping[str, Deltas]):
         transforms: applied in this order, at each read.
         include: glob patterns of tensor names to merge; all when empty.
         exclude: glob patterns of tensor names to leave at the base.
+        start: a file of deltas that are added to the base with coefficient 1, as a solver writes it; transforms do not see
+            it. The coefficients' sum goes on top.
         states: what the transforms learned earlier, one per transform; learned now where None.
 
     Raises:
@@ -53,6 +57,7 @@ class TaskVectors(Mapping[str, Deltas]):
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         *,
+        start: str | Path | None = None,
         states: Sequence[State] | None = None,
     ) -> None:
         if not experts:
@@ -67,6 +72,7 @@ class TaskVectors(Mapping[str, Deltas]):
         self.device = torch.device("cpu")
         self._stored: dict[str, Deltas] = {}
         self._stored_base: dict[str, Tensor] = {}
+        self._stored_start: dict[str, Deltas] = {}
         self._names = names_to_merge(self.base, self.checkpoints.values(), self.include, self.exclude)
         self._selected = frozenset(self._names)
         for task, checkpoint in self.checkpoints.items():
@@ -76,6 +82,8 @@ class TaskVectors(Mapping[str, Deltas]):
             raise ConfigError(
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
+        self.start = None if start is None or is_unwritten(start) else open_start(start, self.base, self._names)
+        self._awaits_start = start is not None and is_unwritten(start)
         # names of the experts before each transform, and after the last
         self._experts = [tuple(self.checkpoints)]
         for transform in self.transforms:
@@ -130,12 +138,23 @@ class TaskVectors(Mapping[str, Deltas]):
         tensor = self._stored_base[name] if name in self._stored_base else self.base[name]
         return tensor.to(self.device, non_blocking=True)
 
+    def start_deltas(self, name: str) -> Deltas | None:
+        """Returns what the start adds to tensor ``name``, as the deltas of one expert; None where it adds nothing."""
+        if name in self._stored_start:
+            return self._stored_start[name]
+        read = None if self.start is None else self.start.delta(name)
+        return None if read is None else StoredDeltas([read], self.shape(name), self.device)
+
+    def starts(self, name: str) -> bool:
+        """Returns whether a start changes tensor ``name``; of one that is not written yet, any."""
+        return self._awaits_start or self.start_deltas(name) is not None
+
     def to(self, device: torch.device | str) -> TaskVectors:
         """Returns the same task vectors, summed on ``device``; still read from where they are."""
         _ = self.states  # learned where the weights are, before anything moves
         moved = copy.copy(self)
         moved.device = torch.device(device)
-        moved._stored, moved._stored_base = {}, {}
+        moved._stored, moved._stored_base, moved._stored_start = {}, {}, {}
         return moved
 
     def in_memory(
@@ -155,6 +174,8 @@ class TaskVectors(Mapping[str, Deltas]):
         stored._stored_base = {name: store_base(self.base[name]) for name in self._names}
         with exact(stored.device):
             stored._stored = {name: stored._read(name, self.states).in_memory(store, count) for name in self._names}
+            starts = {name: own for name in self._names if (own := stored.start_deltas(name)) is not None}
+            stored._stored_start = {name: own.in_memory(store, 1) for name, own in starts.items()}
         return stored
 
     def unlearned(self, name: str) -> Deltas:
@@ -168,9 +189,10 @@ class TaskVectors(Mapping[str, Deltas]):
             CheckpointError: a weight is NaN or infinite, a file changed since it was opened, an expert equals the base
                 or another expert.
         """
-        models = self.models()
+        if self.start is not None:
+            self.start.check()
         seen: dict[str, Checkpoint] = {}
-        for who, model in models.items():
+        for who, model in self.models().items():
             model.check()
             for other, twin in seen.items():
                 if all(_same(name, model, twin) for name in self._names):
@@ -185,8 +207,9 @@ class TaskVectors(Mapping[str, Deltas]):
         return {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """Returns the fingerprints of base and experts, by what messages call them; reads every weight, once."""
-        return {who: model.fingerprint for who, model in self.models().items()}
+        """Returns the fingerprints of base, experts and start, by what messages call them; reads every weight, once."""
+        start = {} if self.start is None else {"the start": self.start}
+        return {who: model.fingerprint for who, model in (self.models() | start).items()}
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)

@@ -129,6 +129,8 @@ class CollapseGuard(Callback):
 class RunawayGuard(Callback):
     """Warns when a coefficient's size passes ``bound``, and stops the fit at ``STOP`` times as much.
 
+    Sizes are factors of task vectors; where coefficients are of rows or elements, that of a tensor's task vector as a whole.
+
     Args:
         bound: the largest size of a coefficient that is thought sound.
         every: steps between two looks, and one at the end; the device is waited for only then.
@@ -159,19 +161,13 @@ class RunawayGuard(Callback):
     def _look(self, step: int, module: LightningModule) -> None:
         if not isinstance(module, MergingModule):
             return
-        with torch.no_grad():
-            made = module.merged.parametrization
-            groups = {
-                name: torch.where(made.held[name], 0.0, values) if name in made.held else values
-                for name, values in made.coefficients().items()
-            }
-            sizes = {name: values.abs().amax() for name, values in groups.items() if values.numel()}
-            largest, at = torch.stack(list(sizes.values())).max(dim=0)
+        groups = module.merged.parametrization.sizes()
+        largest, at = torch.stack([own.amax() for own in groups.values()]).max(dim=0)
         size = float(largest)
         if not size > self.bound:
             return
-        group = list(sizes)[int(at)]
-        expert = module.merged.task_vectors.experts[int(groups[group].abs().amax(dim=1).argmax())]
+        group = list(groups)[int(at)]
+        expert = module.merged.task_vectors.experts[int(groups[group].argmax())]
         what = f"step {step}: a coefficient ran away: of expert '{expert}' for '{group}', {size:.4g} in size"
         todo = (
             "lower model.search.lr or constrain the coefficients; if they are meant, set RunawayGuard.bound in "

@@ -56,7 +56,8 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
         DataError: the data cannot be read.
     """
     objective = merging.objective
-    check_method(merging, merged.task_vectors.experts, merged.dtype, data, fit=fit)
+    # by the names of the models: a transform may make one vector of all, and each task's model still teaches it
+    check_method(merging, list(merged.task_vectors.checkpoints), merged.dtype, data, fit=fit)
     if objective is not None:
         _check_heads(merged)
         check_learned(merging.search, merged.parametrization)

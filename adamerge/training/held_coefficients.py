@@ -77,7 +77,7 @@ class Held:
         learned = [parameter for parameter in self.merged.trained() if id(parameter) not in masks]
         if loaded is not None:
             self._masks = {parameter: mask.to(device) for parameter, mask in loaded.items()}
-        elif self.wanted and learned and run is not None:
+        elif self.wanted and made.probed and learned and run is not None:
             with strategy.precision_plugin.train_step_context():
                 rounding = constant(self.merged, run, learned, 0, strategy)
             self._masks = dict(zip(learned, rounding, strict=True))

@@ -57,7 +57,7 @@ class Scorer:
         hits: Scores = {}
         model = self._plain()
         for task in self.data.tasks:
-            if task in self.vectors.experts:
+            if task in self.vectors.checkpoints:
                 model.fill_expert(task)
             else:
                 model.fill(self.vectors.base.__getitem__)
@@ -110,7 +110,7 @@ class Scorer:
             base: scores of the base.
             experts: of each expert on its own task.
         """
-        own = [task for task in self.data.tasks if task in self.vectors.experts]
+        own = [task for task in self.data.tasks if task in self.vectors.checkpoints]
         counts = {task: self.confusions[task] for task in own if task in self.confusions}
         return told(
             [

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from adamerge.artifacts.coefficient_table import Moments, Table
 from adamerge.artifacts.coefficients import Coefficients
 from adamerge.training.redaction import redacted, redacted_words
 from adamerge.training.tracker import Tracker
@@ -40,13 +41,8 @@ class WandbTracker(Tracker):
             artifact = wandb.Artifact(f"coefficients-{run.id}", "merge-coefficients", metadata=metadata)
             artifact.add_file(str(path))
             run.log_artifact(artifact)
-            rows = [
-                [group, task, index, value]
-                for group, experts in coefficients.table().items()
-                for task, values in experts.items()
-                for index, value in enumerate(values)
-            ]
-            table = wandb.Table(columns=["group", "expert", "chunk", "coefficient"], data=rows)
+            columns, rows = _rows(coefficients.table())
+            table = wandb.Table(columns=columns, data=rows)
             run.log({"coefficients/heatmap": wandb.Image(str(heatmap)), "coefficients/table": table})
 
         self.attempt(log)
@@ -60,6 +56,15 @@ class WandbTracker(Tracker):
             print(f"wandb: not all was taken in time; upload the rest with: wandb sync {Path(run.dir).parent}")
         except Exception as error:
             self.give_up(error)
+
+
+def _rows(table: Table) -> tuple[list[str | int], list[list[Any]]]:
+    """Returns what wandb's table has of the coefficients: each, or mean and spread of a group's where they are many."""
+    cells = [(group, task, cell) for group, experts in table.items() for task, cell in experts.items()]
+    if any(isinstance(cell, Moments) for _, _, cell in cells):
+        return ["group", "expert", "mean", "spread"], [[group, task, *cell] for group, task, cell in cells]
+    columns: list[str | int] = ["group", "expert", "chunk", "coefficient"]
+    return columns, [[group, task, index, one] for group, task, cell in cells for index, one in enumerate(cell)]
 
 
 @contextmanager

@@ -26,14 +26,16 @@ def test_a_library_is_not_used_for_rows_that_it_would_round(monkeypatch):
     for asked in ("_adds_one_by_one", "_bags_add_one_by_one"):
         monkeypatch.setattr(cpu_sums, asked, lambda: True)
     rows, coefficients = torch.ones(FEW, 2 * FEWEST), torch.ones(FEW)
-    assert rows_at_once(rows, coefficients) == FEW and bag_size(rows, coefficients) == 2 * FEWEST
-    assert rows_at_once(rows.bfloat16(), coefficients) == bag_size(rows.bfloat16(), coefficients) == 0
-    assert bag_size(rows[:, 1:], coefficients) == 0  # no piece of which both rows and their distance are a multiple
+    assert rows_at_once(rows, coefficients) == FEW and bag_size(rows, coefficients, 2 * FEWEST) == 2 * FEWEST
+    assert rows_at_once(rows.bfloat16(), coefficients) == bag_size(rows.bfloat16(), coefficients, 2 * FEWEST) == 0
+    # no piece of which both rows and their distance are a multiple
+    assert bag_size(rows[:, 1:], coefficients, 2 * FEWEST - 1) == 0
+    assert bag_size(rows, coefficients, FEWEST) == FEWEST and bag_size(rows, coefficients, FEWEST - 1) == 0
 
 
 def test_a_library_that_adds_in_another_order_is_found_out(monkeypatch):
     def backwards(rows, coefficients, size):
-        return (coefficients.flip(0).unsqueeze(1) * rows.flip(0)).sum(dim=0)
+        return (coefficients.flip(0) * rows.flip(0)).sum(dim=0)
 
     monkeypatch.setattr(cpu_sums, "summed_in_bags", backwards)
     assert not _bags_add_one_by_one.__wrapped__()
@@ -41,7 +43,13 @@ def test_a_library_that_adds_in_another_order_is_found_out(monkeypatch):
 
 def test_bags_are_the_sum_of_all_rows():
     rows, coefficients = torch.arange(12.0).view(3, 4), torch.tensor([1.0, 10.0, 100.0])
-    assert summed_in_bags(rows, coefficients, 2).tolist() == [840, 951, 1062, 1173]
+    assert summed_in_bags(rows, coefficients.unsqueeze(1), 2).tolist() == [840, 951, 1062, 1173]
+    assert summed_in_bags(rows, torch.stack([coefficients, 2 * coefficients], dim=1), 2).tolist() == [
+        840,
+        951,
+        2124,
+        2346,
+    ]
 
 
 @pytest.mark.skipif(not _bags_add_one_by_one(), reason="this processor's lookup adds in another order")

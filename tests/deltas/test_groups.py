@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adamerge.deltas.base import DenseDeltas
-from adamerge.deltas.groups import Chunks, Ids, Whole
+from adamerge.deltas.groups import Chunks, Elements, Ids, RowsAndColumns, Whole
 from adamerge.deltas.tuning import SEGMENT
 
 CPU = torch.device("cpu")
@@ -20,6 +20,17 @@ def columns_of(groups, numel):
     return torch.tensor([i for i in range(groups.count) for _ in range(bounds[i + 1] - bounds[i])])
 
 
+def used_by(groups, numel):
+    """``(coefficients, elements)``: how often each element's coefficient is each of them."""
+    uses, elements = torch.zeros(groups.count, numel), torch.arange(numel)
+    if isinstance(groups, RowsAndColumns):
+        uses[elements // groups.columns, elements] = 1
+        uses[groups.rows + elements % groups.columns, elements] = 1
+    else:
+        uses[elements if isinstance(groups, Elements) else columns_of(groups, numel), elements] = 1
+    return uses
+
+
 def strewn(count, numel=60, dtype=torch.uint8):
     ids = torch.randint(0, count, (numel,), generator=torch.Generator().manual_seed(7)).to(dtype)
     return Ids(count, lambda: ids)
@@ -27,26 +38,43 @@ def strewn(count, numel=60, dtype=torch.uint8):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 59, 60])
 def test_chunks_cover_every_element_once_and_are_even(count):
-    slices = Chunks(count).within(slice(0, 60), 60, CPU).slices
-    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(60))
-    sizes = [s.stop - s.start for s in slices]
-    assert len(slices) == count and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+    shared = Chunks(count).within(slice(0, 60), 60, CPU)
+    assert shared.touched == slice(0, count)
+    used = shared.sum(torch.ones(1, 60), torch.arange(float(count)).unsqueeze(0)).long().bincount()
+    assert len(used) == count and used.min() >= 1 and used.max() - used.min() <= 1
 
 
-@pytest.mark.parametrize("groups", [Whole(), Chunks(7), Chunks(60), strewn(9)], ids=lambda g: type(g).__name__)
+GROUPS = {
+    "whole": Whole(), "uneven": Chunks(7), "even": Chunks(6), "one each": Chunks(60), "strewn": strewn(9),
+    "elements": Elements(60), "rows and columns": RowsAndColumns(5, 12), "one row": RowsAndColumns(1, 60),
+    "one column": RowsAndColumns(60, 1),
+}  # fmt: skip
+
+
+@pytest.fixture(params=[1 << 10, 4], ids=["indexed", "by themselves"])
+def _short_runs(request, monkeypatch):
+    """Runs of unequal lengths, either way of summing them."""
+    monkeypatch.setattr("adamerge.deltas.groups.LONGEST_INDEXED", request.param)
+
+
+@pytest.mark.usefixtures("_short_runs")
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
 def test_a_part_has_the_coefficients_of_its_elements(groups):
-    """Whatever is cut where: what each element gets, and what each coefficient gets of it."""
-    columns = columns_of(groups, 60)
+    """Whatever is cut where: what each element gets, with the same bits, and what each coefficient gets of it."""
+    uses = used_by(groups, 60)
     coefficients, rows = torch.randn(2, groups.count), torch.randn(2, 60)
+    whole = groups.within(slice(0, 60), 60, CPU).sum(rows, coefficients)
     for start in range(0, 60, 7):
         for stop in range(start, 61, 9):
             part = slice(start, stop)
             shared, out, slope = groups.within(part, 60, CPU), torch.zeros(stop - start), torch.randn(stop - start)
             shared.accumulate(out, rows[:, part], coefficients)
-            assert torch.equal(shared.sum(rows[:, part], coefficients), out)
-            assert torch.allclose(out, (coefficients[:, columns[part]] * rows[:, part]).sum(dim=0), atol=1e-6)
-            wanted = torch.zeros(2, groups.count).index_add_(1, columns[part], rows[:, part] * slope)
-            assert torch.allclose(shared.contract(rows[:, part], slope), wanted, atol=1e-5)
+            assert torch.equal(shared.sum(rows[:, part], coefficients), out) and torch.equal(out, whole[part])
+            assert torch.allclose(out, ((coefficients @ uses)[:, part] * rows[:, part]).sum(dim=0), atol=1e-6)
+            wanted = (rows[:, part] * slope) @ uses[:, part].t()
+            assert torch.allclose(shared.contract(rows[:, part], slope), wanted[:, shared.touched], atol=1e-5)
+            wanted[:, shared.touched] = 0
+            assert not wanted.any()  # no other coefficient is of this part
 
 
 def test_sums_by_id_are_exact_over_many_runs():

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from adamerge.checkpoints.lora_factors import Factors, no_change
 from adamerge.deltas.base import DenseDeltas
-from adamerge.deltas.groups import Chunks, Whole
+from adamerge.deltas.groups import Chunks, RowsAndColumns, Whole
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.deltas.streamed import StreamedDeltas
 
@@ -65,8 +65,8 @@ def both(shape):
 def columns_of(groups, numel):
     if isinstance(groups, Whole):
         return torch.zeros(numel, dtype=torch.long)
-    slices = groups.within(slice(0, numel), numel, CPU).slices
-    return torch.tensor([next(g for g, s in enumerate(slices) if s.start <= e < s.stop) for e in range(numel)])
+    edges = [(i + 1) * numel // groups.count for i in range(groups.count)]
+    return torch.tensor([next(g for g, edge in enumerate(edges) if e < edge) for e in range(numel)])
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["read", "held"])
@@ -111,6 +111,41 @@ def test_gradcheck_in_float64(kind, groups):
     assert torch.autograd.gradcheck(lambda c: deltas.combine(c, groups), coefficients)
 
 
+PARTS = {"all": None, "whole rows": slice(7, 28), "cut rows": slice(3, 31)}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize("kind", ["low rank", "joined"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["own", "mixed"])
+def test_rows_and_columns_are_the_formula(kind, part, mixed):
+    """``sum_k (r_k[i] + c_k[j]) tau_k[i, j]`` and its transpose; also of experts that are sums of others."""
+    deltas, tau = both((12, 7))[kind]
+    if mixed:
+        matrix = torch.randn(2, len(tau))
+        deltas, tau = deltas.mapped(matrix), matrix.double() @ tau
+    here, groups = part or slice(0, 84), RowsAndColumns(12, 7)
+    coefficients, slope = torch.randn(len(tau), 19), torch.randn(here.stop - here.start)
+    found = deltas.summed(coefficients, groups, part)
+    rows, columns = coefficients[:, :12].double(), coefficients[:, 12:].double()
+    scales = (rows.unsqueeze(2) + columns.unsqueeze(1)).view(len(tau), -1)
+    size = (scales.abs() * tau.abs()).sum(dim=0).max() + (rows.abs().amax() + columns.abs().amax()) * tau.abs().max()
+    assert (found.double() - (scales * tau).sum(dim=0)[here]).abs().max() <= gamma(64) * size
+    products = torch.zeros_like(tau)
+    products[:, here] = tau[:, here] * slope.double()
+    products = products.view(-1, 12, 7)
+    wanted = torch.cat([products.sum(dim=2), products.sum(dim=1)], dim=1)
+    contracted = deltas.contract(slope, groups, part)
+    assert (contracted.double() - wanted).abs().max() <= gamma(128) * len(tau) * products.abs().sum(
+        dim=(1, 2)
+    ).max() * 4
+
+
+def test_gradcheck_of_rows_and_columns():
+    deltas, tau = both((12, 7))["joined"]
+    coefficients = torch.randn(len(tau), 19, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c: deltas.combine(c, RowsAndColumns(12, 7)), coefficients)
+
+
 def test_no_cross_terms():
     """Two experts whose factors would give another product if they were summed before."""
     one = Factors(1, 1.0, lambda: torch.tensor([[1.0], [0.0]]), lambda: torch.tensor([[1.0, 0.0]]))
@@ -135,12 +170,13 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_whole_tensors_are_never_dense_per_expert():
+@pytest.mark.parametrize("groups", [Whole(), RowsAndColumns(60, 50)], ids=["whole", "rows and columns"])
+def test_whole_tensors_are_never_dense_per_expert(groups):
     shape = (60, 50)
     deltas = LowRankDeltas.of(experts(shape), torch.Size(shape), CPU)
-    coefficients, slope = torch.randn(3, 1, requires_grad=True), torch.randn(shape)
+    coefficients, slope = torch.randn(3, groups.count, requires_grad=True), torch.randn(shape)
     with Largest() as seen:
-        combined = deltas.combine(coefficients, Whole())
+        combined = deltas.combine(coefficients, groups)
     assert sum(size >= 3000 for size in seen.sizes) == 1  # the sum itself
     with Largest() as seen:
         combined.backward(slope)

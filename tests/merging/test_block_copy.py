@@ -22,7 +22,7 @@ from adamerge.merging.block_execution import Passes
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Entropy, HiddenAlignment, LogitAlignment, Sum
-from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, TaskWise
+from adamerge.parametrizations import ChunkWise, Concrete, ElementWise, LayerWise, RowColumnWise, TaskWise
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.objective_gradient import BatchObjective
 
@@ -88,7 +88,9 @@ def test_loss_and_gradients_are_those_of_the_whole_copy(kind, pool_of):
 
 
 @pytest.mark.parametrize(
-    "part", [partial(ChunkWise, chunks=3), partial(Concrete, inner=TaskWise)], ids=["chunks", "mask"]
+    "part",
+    [partial(ChunkWise, chunks=3), partial(Concrete, inner=TaskWise), RowColumnWise, ElementWise],
+    ids=["chunks", "mask", "rows and columns", "elements"],
 )
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_micro_batches_chunks_and_masks(part, micro_batch, pool_of):

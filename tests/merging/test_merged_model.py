@@ -26,8 +26,20 @@ from adamerge.deltas.groups import Groups
 from adamerge.deltas.streamed import StreamedDeltas
 from adamerge.errors import CheckpointError
 from adamerge.io.model_folder import Layout
+from adamerge.merging.copies import Place
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import ChunkWise, Concrete, LayerWise, RandomPartition, TaskWise, Update
+from adamerge.merging.merged_tensor import updates
+from adamerge.merging.pullback import MergeGradients
+from adamerge.parametrizations import (
+    ChunkWise,
+    Concrete,
+    ElementWise,
+    LayerWise,
+    RandomPartition,
+    RowColumnWise,
+    TaskWise,
+    Update,
+)
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
@@ -291,11 +303,13 @@ def pulled_back(merged: MergedModel, inputs: list[Tensor]) -> Tensor:
         loss = objective(merged(x).features).mean()
         loss.backward()
         total += loss.detach()
-    merged.parametrization.w.grad = None
+    for parameter in merged.trained():
+        parameter.grad = None
     scalar = merged.pull_back(total)
     assert torch.equal(scalar.detach(), total)
     scalar.backward()
-    return merged.parametrization.w.grad
+    own = [parameter.grad for parameter in merged.trained()]
+    return own[0] if len(own) == 1 else torch.cat(own, dim=1)  # of one tensor after the other
 
 
 @pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
@@ -535,8 +549,9 @@ def cost(merged: MergedModel, inputs: Tensor) -> SimpleNamespace:
     with Counter() as counter:
         merged.pull_back(torch.zeros(())).backward()
     size = sum(merged.task_vectors.shape(name).numel() for name in merged.task_vectors)
-    assert merged.parametrization.w.grad.abs().sum() > 0
-    merged.parametrization.w.grad = None
+    for parameter in merged.trained():
+        assert parameter.grad.abs().sum() > 0
+        parameter.grad = None
     return SimpleNamespace(
         merge=elements / size, contraction=counter.elements / size, both=(elements + counter.elements) / size,
         between=between, peak=max(peak, counter.peak), size=size,
@@ -564,6 +579,49 @@ def test_operations_are_linear_in_tasks(tmp_path, tasks, kind):
         assert found.both <= bound, f"{found.both:.2f} P > {bound} P, {storage}"
         # every delta is read once to merge and once to contract: less would mean that the counter is blind
         assert found.merge >= tasks and found.contraction >= tasks
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 8])
+def test_rows_and_columns_cost_one_more_product_each_way(tmp_path, tasks):
+    """Deltas are read once for both: the sum of two coefficients and its product, then one product summed both ways."""
+    width = 96
+    vectors = files(tmp_path, tasks, width)
+    for storage, bound in ((Resident(), 6 * tasks + 2), (Disk(), 8 * tasks + 2)):
+        merged = MergedModel(Mlp(Net(width)), vectors, RowColumnWise(vectors), storage)
+        found = cost(merged, torch.randn(3, width))
+        print(f"T={tasks} {storage}: {found.both:.3f} P, bound {bound} P")
+        assert 5 * tasks <= found.both <= bound
+
+
+@pytest.mark.parametrize("tasks", [2, 8])
+def test_elements_cost_what_chunks_do_beside_the_learned_numbers(tmp_path, tasks):
+    """Whose gradient, of T P numbers, is multiplied once more by that of the loss."""
+    width = 96
+    vectors = files(tmp_path, tasks, width)
+    for storage, bound in ((Resident(), 3 * tasks + 2), (Disk(), 5 * tasks + 2)):
+        found = cost(MergedModel(Mlp(Net(width)), vectors, ElementWise(vectors), storage), torch.randn(3, width))
+        print(f"T={tasks} {storage}: {found.both:.3f} P, bound {bound} P")
+        assert 2 * tasks <= found.both - tasks <= bound
+
+
+def test_the_gradient_of_many_groups_is_put_together_once():
+    """A slice of its own for each tensor would fill a matrix of all coefficients for each: tensors times coefficients."""
+    tensors, size, tasks = 64, 16, 2
+    base = {f"{number}.weight": torch.zeros(size) for number in range(tensors)}
+    vectors = TaskVectors(base, {str(task): {n: v + task + 1 for n, v in base.items()} for task in range(tasks)})
+    parametrization = ChunkWise(vectors, chunks=size)
+    gradients, places = MergeGradients([parametrization.w]), {}
+    for name in vectors:
+        list(updates(parametrization, name, vectors[name], gradients=gradients))
+        parameter = nn.Parameter(torch.zeros(size))
+        parameter.grad = torch.ones(size)
+        places[name] = Place(parameter)
+    with Counter() as counter:
+        (found,) = gradients.gradients(places)
+    learned = parametrization.w.numel()
+    assert torch.equal(found, torch.tensor([[1.0], [2.0]]).expand(tasks, tensors * size))
+    print(f"{counter.elements / learned:.2f} times the learned numbers")
+    assert counter.elements <= 6 * learned  # subtracted, multiplied, summed; and joined
 
 
 @pytest.mark.parametrize("parts", [5, 300])
@@ -636,12 +694,13 @@ def test_lora_gradient_is_that_of_the_dense_experts(tmp_path):
     assert list(dense) == list(vectors)
     found = []
     for given in (vectors, dense):
-        for kind in (LayerWise, ChunkWise, RandomPartition):
+        for kind in (LayerWise, ChunkWise, RandomPartition, RowColumnWise, ElementWise):
             parametrization = kind(given)
             with torch.no_grad():
-                parametrization.w.copy_(torch.linspace(0.1, 0.9, parametrization.w.numel()).view_as(parametrization.w))
+                for parameter in parametrization.parameters():
+                    parameter.copy_(torch.linspace(0.1, 0.9, parameter.numel()).view_as(parameter))
             found.append(pulled_back(MergedModel(Mlp(), given, parametrization), batches()))
-    for low_rank, plain in zip(found[:3], found[3:], strict=True):
+    for low_rank, plain in zip(found[:5], found[5:], strict=True):
         assert (low_rank - plain).abs().max() <= 2 * ROUNDING * plain.abs().max()
 
 

@@ -11,6 +11,7 @@ import torch
 from pico import TASKS
 from rounding import gamma
 from running import child
+from starts import save_start
 from torch import nn
 from toys import Tied
 
@@ -31,7 +32,8 @@ import torch
 from lightning import Trainer
 from torch.optim import SGD
 from adamerge import CausalLM, ChunkWise, Concrete, Entropy, LanguageCalibration, LanguageTask, LayerWise
-from adamerge import Descent, Merging, MergingModule, RandomPartition, ShardedCopy, TaskVectors, WholeCopy
+from adamerge import Descent, ElementWise, Merging, MergingModule, RandomPartition, RowColumnWise, ShardedCopy
+from adamerge import TaskVectors, WholeCopy
 from adamerge.transforms import Ties
 
 given = json.loads(sys.argv[1])
@@ -39,9 +41,9 @@ torch.set_num_threads(1)
 pool = given["pool"]
 parts = {
     "layer": LayerWise, "chunk": partial(ChunkWise, chunks=3), "partition": partial(RandomPartition, parts=4),
-    "mask": partial(Concrete, inner=LayerWise),
+    "mask": partial(Concrete, inner=LayerWise), "rows": RowColumnWise, "elements": partial(ElementWise, init=0.3),
 }
-vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"] else [])
+vectors = TaskVectors(pool["base"], pool["experts"], [Ties(0.5)] if given["ties"] else [], start=given["start"])
 data = LanguageCalibration(tasks={t: LanguageTask(f, train="train") for t, f in given["texts"].items()}, batch_size=4)
 data.calibration_fraction = 0.8
 copy = ShardedCopy() if given["sharded"] else WholeCopy()
@@ -70,7 +72,13 @@ def fitted(folder: Path, pool: dict[str, Any], name: str, **settings: Any) -> li
         texts[task] = str(folder / f"{task}.jsonl")
         Path(texts[task]).write_text("\n".join(json.dumps({"text": f"{task} says hello {i} times"}) for i in range(12)))
     given = {"pool": {key: pool[key] for key in ("base", "experts")}, "texts": texts, "out": name, "micro_batch": None}
-    done = child([script, json.dumps({**given, "part": "layer", "ties": False, **settings})], folder, timeout=200)
+    if settings.pop("start", False):
+        vectors = TaskVectors(pool["base"], pool["experts"])
+        deltas = {tensor: 0.3 * vectors[tensor].dense().sum(dim=0) for tensor in vectors}
+        settings["start"] = str(save_start(folder / "start.safetensors", deltas, pool["base"]))
+    done = child(
+        [script, json.dumps({**given, "part": "layer", "ties": False, "start": None, **settings})], folder, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_*.pt"))]
 
@@ -84,8 +92,18 @@ def fitted(folder: Path, pool: dict[str, Any], name: str, **settings: Any) -> li
         ("llama", {"part": "partition"}),
         ("llama", {"part": "mask"}),
         ("llama", {"ties": True}),
+        ("llama", {"part": "rows"}),
+        ("llama", {"part": "elements", "start": True}),
     ],
-    ids=["layer-wise", "chunks of a tied model", "partition", "mask", "TIES"],
+    ids=[
+        "layer-wise",
+        "chunks of a tied model",
+        "partition",
+        "mask",
+        "TIES",
+        "rows and columns",
+        "elements of a start",
+    ],
 )
 def test_two_processes_find_what_one_finds(kind, settings, pool_of, tmp_path):
     pool = pool_of(kind)

@@ -9,11 +9,14 @@ import pytest
 import torch
 from conftest import CLASSES
 from lightning import LightningModule
+from modules import descending
 from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
 
+import adamerge
 from adamerge.backbones import OpenClipClassifier, Output
-from adamerge.errors import CollapsedError, ConfigError
+from adamerge.errors import CollapsedError, ConfigError, DivergedError
 from adamerge.objectives import Entropy
+from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import MergingModule
 from adamerge.training.callbacks import CollapseGuard, RunawayGuard
 from adamerge.training.objective_gradient import Evaluation
@@ -279,6 +282,26 @@ def test_coefficients_that_ran_away_end_the_fit(words, step, pool_file, capfd):
     assert outcome.code == 4, (outcome.code, outcome.err[-2000:])
     assert f"step {step}: a coefficient ran away: of expert" in outcome.error
     assert json.loads(Path("runs/n/a/summary.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize("kind", ["RowColumnWise", "ElementWise"])
+def test_of_many_coefficients_that_of_a_tensor_as_a_whole_counts(kind, pool):
+    """One number in a hundred may be what it likes; a task vector that is taken a hundred times may not."""
+    vectors = TaskVectors(**pool)
+    module = descending(OpenClipClassifier(pool["base"]), vectors, getattr(adamerge, kind), Entropy())
+    values = module.merged.parametrization.values()
+    group = max((name for name in values if not name.endswith("columns")), key=lambda name: values[name].shape[1])
+    guard = RunawayGuard(bound=5.0)
+    values[group][1, 0] = 20.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guard._look(1, module)
+    values[group][1] = 20.0
+    with pytest.warns(UserWarning, match=f"of expert '{vectors.experts[1]}' for '{group.removesuffix('/rows')}', 20"):
+        guard._look(2, module)
+    values[group][1] = 200.0
+    with pytest.raises(DivergedError, match="ran away"):
+        guard._look(3, module)
 
 
 @pytest.mark.parametrize(
