@@ -236,7 +236,7 @@ SOME = [
 def test_parts_on_the_engine(pools, kind, experts):
     engine = Engine(kind, pools(kind, experts))
     assert on_the_engine(engine, list(PARAMETRIZATIONS), ["Sigmoid"], ["Entropy", "Sum"]) == 14
-    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 35
+    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 45
 
 
 def test_the_matrix_has_all_parts_there_are():
