@@ -245,7 +245,7 @@ def test_parts_on_the_engine(pools, kind, experts):
     engine = Engine(kind, pools(kind, experts))
     assert on_the_engine(engine, CONSTRAINED, ["Sigmoid"], ["Entropy", "Sum"]) == 14
     assert on_the_engine(engine, sorted(UNCONSTRAINED), ["Free"], ["Entropy", "Sum"]) == 4
-    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 35
+    assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 45
 
 
 def test_the_matrix_has_all_parts_there_are():
