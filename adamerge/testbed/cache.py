@@ -27,11 +27,16 @@ def cached_splits(
     """
     import datasets
 
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe) + versions.encode()).hexdigest()[:12]
-    folder = (cache_dir or _default_cache()) / f"{name}-{digest}"
+    folder = cached_folder(name, recipe, cache_dir, versions)
     if not folder.is_dir():
         _write(folder, build)
     return datasets.DatasetDict({split: datasets.load_from_disk(str(folder / split)) for split in SPLITS})
+
+
+def cached_folder(name: str, recipe: Sequence[Path], cache_dir: Path | None = None, versions: str = "") -> Path:
+    """Returns the folder of the splits of ``name``, as ``cached_splits`` calls it; it is there once they are built."""
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe) + versions.encode()).hexdigest()[:12]
+    return (cache_dir or _default_cache()) / f"{name}-{digest}"
 
 
 def _write(folder: Path, build: Callable[[], Splits]) -> None:
