@@ -148,8 +148,6 @@ class TableCalibration(Calibration, Generic[Source]):
         drawn = self.drawn(task)
         if split not in drawn:
             return "given"
-        return (
-            "drawn"
-            if split != next(iter(drawn))
-            else f"drawn from {drawn['of']:,} rows of train, seed {self._splits_seed}"
-        )
+        if split != next(iter(drawn)):
+            return "drawn"
+        return f"drawn from {drawn['of']:,} rows of train, seed {self._splits_seed}"
