@@ -46,6 +46,7 @@ from adamerge.runs.run_folders import (
 )
 from adamerge.runs.summary import Summary
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.costs import Costs
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
 from adamerge.training.module import MergingModule
@@ -218,6 +219,8 @@ def _write_initial(
     module: MergingModule, data: Calibration, folder: Path, begin: Callable[[], None], loggers: Any
 ) -> None:
     """Writes the initial coefficients of a method without an objective; data are opened for its buffers, if at all."""
+    costs = Costs()
+    costs.watch(module.merged)
     module.result.recalibrate(data, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
         return
@@ -236,7 +239,6 @@ def _write_initial(
         for tracker in trackers:
             tracker.finalize("success")
     write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
-    write_json(
-        folder / "summary.json",
-        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}},
-    )
+    took = costs.record(module.merged, learned=False)
+    content = {"status": "finished", "step": 0, **took, "protocol": dict(coefficients.protocol), "metrics": {}}
+    write_json(folder / "summary.json", content)

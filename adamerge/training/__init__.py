@@ -6,7 +6,7 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
 
 - Before the first step: ``method_checks.py`` (of what is configured), ``fit_checks.py``, ``data_modules.py``,
   ``teacher_cache.py``, ``held_coefficients.py``.
-- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``.
+- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``, ``costs.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.
 - What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.
