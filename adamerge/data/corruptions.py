@@ -6,10 +6,15 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy
 from PIL import Image, ImageFilter
+
+from adamerge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adamerge.data.base import Calibration
 
 
 class Corruption(ABC):
@@ -104,6 +109,25 @@ CORRUPTIONS: tuple[Corruption, ...] = (Noise(), Blur(), Contrast(), Jpeg())
 """What ``adamerge compare --corruptions`` scores under, in strengths of ImageNet-C's middle, for pictures of any size."""
 
 
-def _picture(values: numpy.ndarray) -> Image.Image:
+def check_pictures(data: Calibration, split: str) -> None:
+    """Checks whether every task's samples have a picture that can be spoiled.
+
+    Raises:
+        ConfigError: those of one have none.
+    """
+    from datasets import Image as Pictures
+
+    for task in data.tasks:
+        features = data.rows(task, split).features
+        if not any(isinstance(features.get(column), Pictures) for column in data.columns(task)):
+            raise ConfigError(
+                f"corruptions are for pictures, and task '{task}' has none",
+                expected="a column of pictures",
+                got=f"columns {list(data.columns(task))}",
+                todo="leave out --corruptions",
+            )
+
+
+def _picture(values: Any) -> Image.Image:
     """Returns 8-bit RGB from floats ``(height, width, 3)``, rounded and clipped."""
     return Image.fromarray(values.round().clip(0, 255).astype(numpy.uint8))

@@ -12,8 +12,8 @@ from conftest import CLASSES
 from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 
 from adamerge.parametrizations import TaskWise
-from adamerge.runs.command_line import Words
-from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
+from adamerge.runs.compare import LAMBDAS, compare
+from adamerge.runs.comparison_scores import REFERENCES
 from adamerge.runs.instantiate import Configured
 from adamerge.training.evaluation import gap_closed
 from adamerge.training.scorer import Scorer
@@ -225,19 +225,3 @@ def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):
     other.write_text(TASK_ARITHMETIC.read_text())
     outcome = command(capfd, "compare", pool_file, TASK_WISE, other, "--folder", "table", *OVERRIDES)
     assert outcome.code == 2 and "adamerging_task_wise" in outcome.error
-
-
-def test_what_ended_before_its_time_is_left_out_each_time(tmp_path, monkeypatch, capsys):
-    """A run that diverged is no reason to lose the table, the second time either; one that stopped goes on."""
-    from adamerge.runs import compare as comparison
-
-    for status in ("diverged", "collapsed", "stopped"):
-        run = tmp_path / status
-        run.mkdir()
-        (run / "summary.json").write_text(json.dumps({"status": status}))
-        monkeypatch.setattr(comparison, "_run_of", lambda *words, run=run: run)
-        monkeypatch.setattr(comparison, "started", lambda run: True)
-        resumed = []
-        monkeypatch.setattr(comparison, "fit_stages", lambda words, resume, resumed=resumed: resumed.append(resume))
-        assert comparison.fitted(tmp_path, Words(), tmp_path) == run
-        assert resumed == ([run] if status == "stopped" else [])

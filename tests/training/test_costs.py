@@ -13,8 +13,8 @@ from adamerge.training.costs import KINDS, Costs
 
 ALIGNMENT = METHODS / "expert_merging.yaml"
 TASKS, SAMPLES, LOOKS, VALIDATION = 2, 4, 3, 6
-"""Of the tiny pool, of a batch of one task, passes before the first step that tell which coefficients are held, and samples of
-a validation split."""
+"""Of the tiny pool, of a batch of one task, looks before the first step that tell which coefficients are held, and samples
+of a validation split."""
 
 
 @pytest.fixture
@@ -51,12 +51,11 @@ def test_the_first_gradients_are_passes_too(pool_file):
 def test_experts_and_validation_are_counted_apart(pool_file, monkeypatch):
     words = fit_words(pool_file, "--name=n", "--id=a", "--model.hold=false", method=ALIGNMENT, steps=2)
     words = [word for word in words if not word.startswith("--trainer.limit_val_batches")]
-    looks = 2  # before the first step, and after the second
     run = fit([*words, "--trainer.val_check_interval=2", "--data.calibration_samples=4"])
     found = summary(run)
     assert found["forward_passes"]["experts"] == TASKS * 4 == sum(found["teachers"]["forwards"].values())
     assert found["forward_passes"]["merged"] == 2 * TASKS * SAMPLES
-    assert found["forward_passes"]["validation"] == looks * TASKS * VALIDATION
+    assert found["forward_passes"]["validation"] == TASKS * VALIDATION
 
 
 def test_a_method_that_learns_nothing_takes_no_pass(pool_file, pool):
