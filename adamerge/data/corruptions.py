@@ -62,7 +62,7 @@ class Blur(Corruption):
     """
 
     name: ClassVar[str] = "blur"
-    width: float = 0.025
+    width: float = 0.05
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         """Returns the blurred picture."""

@@ -92,17 +92,17 @@ def compare(
 
     skipped: dict[str, int] = {}
 
-    def scored(spoiled: Corruption | None) -> Scored:
+    def scored(spoiled: Corruption | None, best: float | None = None) -> Scored:
         """Returns the scores of all rows, of pictures that are spoiled so."""
         own = data if spoiled is None else data.changed(spoiled)
         scorer = Scorer(merged.backbone, own, vectors, choices.split, copy)
         kept = KeptScores(folder / "scores", scorer, {**about, "spoiled": repr(spoiled)})
-        found = score_all(kept, summed, wanted, runs)
+        found = score_all(kept, summed, wanted, runs, best)
         skipped.update(kept.skipped)
         return found
 
     plain = scored(None)
-    spoiled = {one.name: scored(one) for one in (CORRUPTIONS if choices.corruptions else ())}
+    spoiled = {one.name: scored(one, plain.best) for one in (CORRUPTIONS if choices.corruptions else ())}
     result = result_of(plain, spoiled, runs, tasks, data.metric)
     told(data.skipped_lines(choices.split))
     result |= {

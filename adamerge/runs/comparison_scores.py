@@ -39,15 +39,20 @@ class Scored:
 
 
 def score_all(
-    kept: KeptScores, vectors: TaskVectors, lambdas: Sequence[float], runs: Mapping[str, Mapping[str, Path]]
+    kept: KeptScores,
+    vectors: TaskVectors,
+    lambdas: Sequence[float],
+    runs: Mapping[str, Mapping[str, Path]],
+    best: float | None = None,
 ) -> Scored:
     """Scores references and runs; what has been scored before is read.
 
     Args:
         kept: with the scorer, whose task vectors are those of all experts.
         vectors: that task arithmetic sums; the same without the experts that are left out.
-        lambdas: its coefficients to choose from by the labels of the split.
+        lambdas: its coefficients to choose from by the labels of the split, 0.3 among them.
         runs: finished, by row and seed.
+        best: the coefficient that was chosen already, on inputs that were not spoiled; of these alone it is scored then.
     """
     scorer = kept.scorer
     models = scorer.vectors.fingerprints() | _names(scorer.vectors)
@@ -60,9 +65,10 @@ def score_all(
         value: kept.of(
             {"sum": summed, "coefficient": value}, partial(scorer.merged, vectors, partial(TaskWise, init=value))
         )
-        for value in lambdas
+        for value in (lambdas if best is None else {0.3, best})
     }
-    found.best = scorer.data.metric.best({value: average(means(scores)) for value, scores in by_lambda.items()})
+    averages = {value: average(means(scores)) for value, scores in by_lambda.items()}
+    found.best = scorer.data.metric.best(averages) if best is None else best
     found.references |= {"task_arithmetic_0.3": by_lambda[0.3], "task_arithmetic_tuned": by_lambda[found.best]}
     for row, own in runs.items():
         for seed, run in own.items():
