@@ -86,9 +86,8 @@ def test_other_labels_and_other_words_are_other_scores(asked, monkeypatch):
     assert asked(scorer=Scorer(renamed)) == 1
     relabelled = Data()
     rows = relabelled.rows("b", "test").map(lambda row: {"label": row["label"] + 1})
-    monkeypatch.setattr(
-        relabelled, "rows", lambda task, split, own=relabelled.rows: rows if task == "b" else own(task, split)
-    )
+    own = relabelled.rows
+    monkeypatch.setattr(relabelled, "rows", lambda task, split: rows if task == "b" else own(task, split))
     assert asked(scorer=Scorer(relabelled)) == 1
 
 
