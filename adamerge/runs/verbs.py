@@ -127,7 +127,7 @@ def compare(arguments: list[str]) -> None:
     The table is written as JSON, CSV, Markdown and LaTeX, with a figure of score against seconds. What has been fitted and
     scored in the folder is not repeated, so that a command that was ended may be given again.
     """
-    options, parser = _compare_parsers()
+    options, parser = compare_parsers()
     own, rest = options.parse_known_args(arguments)
     words = told_apart(rest)
     configs = parser.parse_args([*words.files, *words.flags])
@@ -154,7 +154,7 @@ def compare(arguments: list[str]) -> None:
     print_table(run_compare(configs.pool, methods, own.folder, shared.in_order, own.lambdas, choices=choices))
 
 
-def _compare_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def compare_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Returns the parser of the options of ``compare`` alone, and that of the whole command line, whose help is shown."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument(
