@@ -1,4 +1,4 @@
-"""The figure of a comparison: score against seconds of the fit, a mark for each section, a name beside each method."""
+"""The figure of a comparison: score against seconds of the fit, a mark for each section, numbered from the best on."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
 
     metric, methods = result["metric"], result["methods"]
     factor = metric["factor"]
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    sign = -1 if metric["higher_is_better"] else 1
+    figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
+    order = sorted(
+        (name for name, row in methods.items() if row["section"] in MARKS and row["costs"]["seconds"] is not None),
+        key=lambda name: sign * methods[name]["average"],
+    )
     for section, mark in MARKS.items():
-        rows = {
-            name: row
-            for name, row in methods.items()
-            if row["section"] == section and row["costs"]["seconds"] is not None
-        }
+        rows = {name: methods[name] for name in order if methods[name]["section"] == section}
         if not rows:
             continue
         seconds = [max(FASTEST, row["costs"]["seconds"]) for row in rows.values()]
@@ -40,7 +41,8 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
         spreads = [factor * (row["spread"]["average"] or 0.0) for row in rows.values()]
         axes.errorbar(seconds, scores, yerr=spreads, fmt=mark, capsize=2, label=section)
         for name, place, score in zip(rows, seconds, scores, strict=True):
-            axes.annotate(name, (place, score), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            number = str(order.index(name) + 1)
+            axes.annotate(number, (place, score), xytext=(4, 3), textcoords="offset points", fontsize=7)
     for name in ("task_arithmetic_tuned", "individual"):
         axes.axhline(factor * methods[name]["average"], linestyle="--", linewidth=0.8, color="0.5")
         place = (1.0, factor * methods[name]["average"])
@@ -48,7 +50,9 @@ def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("seconds of the fit, teachers included")
     axes.set_ylabel(f"{metric['name']} on the {result['split']} split, {metric['unit']}")
-    if any(row["section"] in MARKS and row["costs"]["seconds"] is not None for row in methods.values()):
+    listed = "\n".join(f"{number}  {name}" for number, name in enumerate(order, 1))
+    axes.text(1.02, 1, listed, transform=axes.transAxes, verticalalignment="top", fontsize=7)  # names would overlap
+    if order:
         axes.legend(fontsize=8)
     with staged_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
