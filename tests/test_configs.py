@@ -66,7 +66,12 @@ def test_a_method_says_nothing_of_models_and_data(path):
     assert not content["model"].get("task_vectors", {}).keys() & {"base", "experts", "include", "exclude"}
 
 
-@pytest.mark.parametrize("path", GIVEN, ids=name_of)
+STAGED_TWICE = {"concrete_adamerging_layer_wise", "concrete_adamerging_task_wise"}
+"""Methods whose fits take ten seconds; a third staged one is run each time."""
+RUN = [pytest.param(path, marks=pytest.mark.slow) if path.name in STAGED_TWICE else path for path in GIVEN]
+
+
+@pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_a_method_runs_in_either_order(path, pool_file, capfd):
     pool_words, method_words = ["--config", str(pool_file)], ["--config", str(path)]
     steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", *QUICK, *NAMES.get(path.stem, [])]

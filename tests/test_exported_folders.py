@@ -76,6 +76,7 @@ def folders(tmp_path_factory, pool):
     return found
 
 
+@pytest.mark.slow
 def test_every_weights_file_at_the_top_loads_strictly(folders):
     """In one process of its own, with open_clip's and transformers' own loaders and with a plain loop over the files."""
     assert len(list((Path(next(f for f in folders if f.name == "llama_sharded"))).glob("*.safetensors"))) > 2

@@ -229,8 +229,9 @@ def image_text_pool(name: str, folder: Path) -> dict:
     return pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [TASK_ARITHMETIC, METHODS / "expert_merging.yaml"], ids=lambda path: path.stem)
-@pytest.mark.parametrize("name", ["internvl2_5_1b", pytest.param("qwen2_vl_7b", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["internvl2_5_1b", "qwen2_vl_7b"])
 def test_a_pool_of_images_and_text_runs_on_stand_ins(name, method, tmp_path, monkeypatch, capfd):
     """Through fit and export, as its header says, and back by transformers' own loader."""
     monkeypatch.chdir(tmp_path)

@@ -177,11 +177,8 @@ def pico(path: Path, folder: Path) -> dict:
     return pool
 
 
-QUICK = {"clip_vit_b32_task_vectors", "clip_vit_b32_hub"}
-SLOWLY = [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in VISION]
-
-
-@pytest.mark.parametrize("path", SLOWLY, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
 def test_a_pool_runs_on_stand_ins(path, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     without_pictures(monkeypatch)

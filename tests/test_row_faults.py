@@ -81,6 +81,7 @@ def test_labels_that_are_no_classes_end_a_fit_that_scores_by_them_before_it_begi
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_class_names_as_labels_are_the_numbers(place, capfd):
     """The same coefficients and the same scores, to the bit."""
     runs = []
@@ -95,6 +96,7 @@ def test_class_names_as_labels_are_the_numbers(place, capfd):
     assert one == other and "validation/accuracy/colours" in one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_labels_that_a_fit_does_not_read_change_and_stop_nothing(split, place, capfd):
     """Of the calibration split they are never read; of the test split they are told, and refused where they are scored."""

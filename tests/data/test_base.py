@@ -105,6 +105,7 @@ def batches_of(data: Noise, total: int) -> list[dict[str, Batch]]:
     return module.seen
 
 
+@pytest.mark.slow
 def test_a_kind_of_data_is_known_without_trainers_networks_and_data_sets():
     heavy = ["lightning", "torchmetrics", "datasets", "transformers", "open_clip", "torchvision"]
     code = (

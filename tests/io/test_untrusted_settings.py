@@ -158,6 +158,7 @@ print(tokenizer(["A red"], context_length=4).tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_the_folder_is_used_and_exported(folder, tmp_path):
     backbone = OpenClipClassifier(str(folder))
     assert backbone.tokenizer(["A red"], context_length=4).tolist() == [[2, 3, 1, 1]]

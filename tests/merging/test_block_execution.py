@@ -160,6 +160,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_compiler_that_lacks_is_told(tmp_path):
     found = child(["-c", WITHOUT_COMPILER], tmp_path, CXX=str(tmp_path / "none"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert found.stdout.startswith("model.passes.compiled: Sequential cannot be compiled: InvalidCxxCompiler"), (

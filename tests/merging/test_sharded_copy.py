@@ -75,14 +75,15 @@ def fitted(folder: Path, pool: dict[str, Any], name: str, **settings: Any) -> li
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_*.pt"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
         ("llama", {}),
-        pytest.param("gpt2", {"part": "chunk", "micro_batch": 3}, marks=pytest.mark.slow),  # its head is tied
-        pytest.param("llama", {"part": "partition"}, marks=pytest.mark.slow),
-        pytest.param("llama", {"part": "mask"}, marks=pytest.mark.slow),
-        pytest.param("llama", {"ties": True}, marks=pytest.mark.slow),
+        ("gpt2", {"part": "chunk", "micro_batch": 3}),  # its head is tied
+        ("llama", {"part": "partition"}),
+        ("llama", {"part": "mask"}),
+        ("llama", {"ties": True}),
     ],
     ids=["layer-wise", "chunks of a tied model", "partition", "mask", "TIES"],
 )

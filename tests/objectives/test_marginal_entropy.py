@@ -149,6 +149,7 @@ torch.save(module.merged.parametrization.w.detach(), f"{sys.argv[2]}_{trainer.gl
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_mean_over_both(tmp_path):
     """Four and three of seven samples: the mean of each process's own would be another one."""
     (tmp_path / "fit.py").write_text(PROCESSES)

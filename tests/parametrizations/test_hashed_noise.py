@@ -76,6 +76,7 @@ def test_pieces_change_nothing(monkeypatch):
     assert torch.equal(logistic((1, "x"), 1001, CPU), whole)
 
 
+@pytest.mark.slow
 def test_no_generator_is_asked_and_another_process_finds_the_same():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()

@@ -238,7 +238,9 @@ print("LOADED", [name for name in ("lightning", "transformers", "open_clip", "da
 """
 
 
-@pytest.mark.parametrize("method", ["adamerging_layer_wise.yaml", "concrete_adamerging_layer_wise"])
+@pytest.mark.parametrize(
+    "method", ["adamerging_layer_wise.yaml", pytest.param("concrete_adamerging_layer_wise", marks=pytest.mark.slow)]
+)
 def test_a_model_of_7b_is_checked_in_seconds_and_little_memory(tmp_path, method):
     tensors = mistral()
     for name in ("base", "math", "chat", "code"):

@@ -153,6 +153,7 @@ def test_a_killed_fit_is_gone_on_with(left, pool_file, few_lambdas, capfd):
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_finished_fit_of_another_configuration_is_not_passed_off_as_this_one(pool_file, few_lambdas, capfd):
     words = ["compare", pool_file, TASK_WISE, "--folder", "table", *QUICK, "--trainer.max_steps=3"]
     for lr in ("0.001", "0.2"):

@@ -88,6 +88,7 @@ def test_of_a_method_that_learns_nothing_data_are_not_looked_at(parts):
     assert parts(*words).method.objective is None
 
 
+@pytest.mark.slow
 def test_reading_and_checking_load_no_library_of_training_networks_or_data():
     """A refused fit and a check take little more than torch does to import."""
     script = (

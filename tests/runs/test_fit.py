@@ -79,6 +79,7 @@ def test_the_config_file_of_a_run_repeats_it(pool_file):
     assert yaml.safe_load((again / "config.yaml").read_text())["model"]["search"]["init_args"]["lr"] == 0.01
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_file, capfd, monkeypatch):
     """On a machine with less memory by then, reading from disk would give other bits."""
     from adamerge.task_vectors.memory import Available
@@ -103,6 +104,7 @@ def test_the_plan_is_printed_and_its_choice_is_what_a_resumed_run_goes_by(pool_f
     assert yaml.safe_load((other / "config.yaml").read_text())["model"]["storage"]["class_path"] == "adamerge.Disk"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "share"),
     [(["--model.storage=Disk"], 1e-3), (["--model.storage=LowBit", "--model.storage.bits=8"], 0.05)],
@@ -118,6 +120,7 @@ def test_a_storage_is_one_switch(pool_file, words, share):
     assert all((coefficients(run)[name] - value).abs().max() <= share * moved for name, value in exact.items())
 
 
+@pytest.mark.slow
 def test_transductive_calibration_is_told_in_summary_and_card(pool_file, capfd):
     for name, transductive in (("a", False), ("b", True)):
         run = fit(fit_words(pool_file, f"--id={name}", f"--data.transductive={str(transductive).lower()}"))
@@ -128,6 +131,7 @@ def test_transductive_calibration_is_told_in_summary_and_card(pool_file, capfd):
         assert f"- transductive: {transductive}" in card and f"- calibration_split: {split}, labels never read" in card
 
 
+@pytest.mark.slow
 def test_configs_in_either_order_give_the_same_coefficients(pool_file):
     words = fit_words(pool_file, "--model.search.lr=0.01")
     swapped = [*words[2:4], *words[:2], *words[4:]]
@@ -144,6 +148,7 @@ def test_an_id_is_used_once(pool_file, capfd):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_with_its_holder(pool_file, tmp_path, capfd):
     run = fit(fit_words(pool_file, "--id=a"))
     code = (
@@ -367,6 +372,7 @@ def soak(fits: Fits, stops: list[int]) -> None:
     assert not [path for path in other.rglob("*") if ".adamerge-" in path.name], "leftovers of the killed are swept"
 
 
+@pytest.mark.slow
 def test_a_killed_fit_resumes_to_the_same_bits(fits):
     soak(fits, [11])
 
@@ -398,6 +404,7 @@ def test_an_interrupted_fit_keeps_its_last_step_and_resumes_to_the_same_bits(sen
     assert (run / "coefficients.safetensors").read_bytes() == kept and steps_of(run) == list(range(100))
 
 
+@pytest.mark.slow
 def test_metrics_survive_a_kill_between_checkpoints(pool_file, tmp_path):
     """What was logged before the checkpoint that a run resumes from must be in the file when the process dies."""
     code = (

@@ -383,6 +383,7 @@ def test_fault(fault, pool, image_folders, tmp_path, monkeypatch, capfd):
     assert "Traceback" not in outcome.err and len(outcome.error) < 1000
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_the_error_is_the_first_line_too(pool, image_folders, tmp_path):
     place = Place(tmp_path, pool, image_folders)
     truncated_expert(place)

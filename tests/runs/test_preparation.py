@@ -44,6 +44,7 @@ def test_a_fit_that_could_not_be_leaves_nothing(words, named, pool_file, capfd):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staged", [False, True])
 def test_what_lightning_finds_out_where_it_sets_up_leaves_nothing(staged, pool_file, tmp_path, monkeypatch, capfd):
     """Heads are made there: of templates that are none, for example."""

@@ -27,6 +27,7 @@ def relative(pool, image_folders, tmp_path, monkeypatch):
     return write_yaml(home / "pools" / "tiny.yaml", config)
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_resumed_and_exported_from_another_directory(relative, tmp_path, monkeypatch, capfd):
     first = command(capfd, "fit", *fit_words(relative, "--name=n", "--id=a", steps=2))
     assert first.code == 0, first.err[-2000:]

@@ -71,6 +71,7 @@ def fitted(pool_file: Path, capfd: pytest.CaptureFixture[str], copy: str) -> Pat
     return Path("runs/n") / copy
 
 
+@pytest.mark.slow
 def test_a_run_of_blocks_has_the_scores_of_the_whole_copy(pool_file, most_blocks, capfd):
     run = fitted(pool_file, capfd, "BlockCopy")
     assert isinstance(run_copy(run), BlockCopy) and most_blocks() == 1
@@ -88,6 +89,7 @@ def test_a_run_of_blocks_has_the_scores_of_the_whole_copy(pool_file, most_blocks
     assert found == scores and set(scores) == set(TASKS)
 
 
+@pytest.mark.slow
 def test_test_samples_that_were_calibrated_on_are_told(pool_file, capfd):
     """The pool's two splits hold the same nine rows; the papers' setting says so by itself."""
     run = fitted(pool_file, capfd, "WholeCopy")
@@ -103,6 +105,7 @@ def test_test_samples_that_were_calibrated_on_are_told(pool_file, capfd):
     assert json.loads((run / "summary.json").read_text())["test"]["calibrated_on"] == {}
 
 
+@pytest.mark.slow
 def test_a_comparison_in_which_one_run_was_of_blocks(pool_file, most_blocks, capfd, monkeypatch):
     """The base, the experts and every method, in whatever order."""
     monkeypatch.setattr("adamerge.runs.compare.LAMBDAS", [0.0, 0.3])

@@ -85,6 +85,7 @@ def test_one_command_runs_both_and_the_run_is_the_last(pool_file, method, capfd)
     assert "adamerge-" not in " ".join(path.name for path in run.rglob("*"))
 
 
+@pytest.mark.slow
 def test_it_is_what_two_commands_would_find(pool_file, method):
     run = fit(words(pool_file, method, "--id=a"))
     first = fit(words(pool_file, method / "1_first.yaml", "--name=by_hand", "--id=1"))
@@ -93,6 +94,7 @@ def test_it_is_what_two_commands_would_find(pool_file, method):
     assert same_coefficients(run / "1_first", first) and same_coefficients(run, second)
 
 
+@pytest.mark.slow
 def test_overrides_reach_every_stage_or_the_one_they_name(pool_file, method):
     run = fit(
         words(
@@ -113,6 +115,7 @@ def test_overrides_reach_every_stage_or_the_one_they_name(pool_file, method):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_id_is_used_once_and_a_finished_run_resumes_to_itself(pool_file, method, capfd):
     run = fit(words(pool_file, method, "--id=a"))
     before = contents(run)
@@ -124,6 +127,7 @@ def test_an_id_is_used_once_and_a_finished_run_resumes_to_itself(pool_file, meth
     assert outcome.code == 2 and "--model.search.lr=3" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_the_runs_failure_and_can_be_resumed(pool_file, method, capfd):
     content = yaml.safe_load((method / "2_second.yaml").read_text())
     content["model"]["init_from"] = "{run}/gone.safetensors"
@@ -139,6 +143,7 @@ def test_a_stage_that_fails_is_the_runs_failure_and_can_be_resumed(pool_file, me
     assert contents(run / "1_first") == first and summary(run)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_diverged_stage_ends_the_run(pool_file, method, capfd):
     class_path = {"class_path": "runs.test_stages.Exploding"}
     content = yaml.safe_load((method / "1_first.yaml").read_text())
@@ -181,7 +186,8 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("stage", ["2_second", pytest.param("1_first", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2_second", "1_first"])
 def test_a_killed_stage_goes_on_to_the_same_bits(stage, pool_file, method, tmp_path, capfd, request):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child has
@@ -248,6 +254,7 @@ def test_stages_go_by_number_and_two_folders_are_refused(pool_file, method, tmp_
     assert outcome.code == 2 and "at most one folder" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_stage_without_an_objective(pool_file, method):
     write_yaml(method / "2_second.yaml", {"model": {"parametrization": FIRST, "init_from": "{previous}"}})
     run = fit(words(pool_file, method, "--id=a"))
@@ -265,6 +272,7 @@ def test_fast_dev_run_keeps_nothing_of_teachers_either(pool_file):
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_test_inspect_and_export_take_a_staged_run(pool_file, method, capfd):
     run = fit(words(pool_file, method, "--id=a"))
     outcome = command(capfd, "test", run)
@@ -277,6 +285,7 @@ def test_test_inspect_and_export_take_a_staged_run(pool_file, method, capfd):
     assert Path("merged/open_clip_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, capfd):
     """Only the last that has begun: others have built on the ones before it."""
     run = fit(words(pool_file, method, "--id=a"))
@@ -300,6 +309,7 @@ def test_the_stage_that_the_run_is_in_goes_on_for_more_steps(pool_file, method, 
     assert found["stages"]["2_second"]["lengths"][0]["from"] == 3
 
 
+@pytest.mark.slow
 def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
     end = "--1.trainer.callbacks=[{class_path: runs.test_summary.StopsAtThree}]"
     outcome = command(capfd, "fit", *words(pool_file, method, "--id=a", "--1.trainer.max_steps=5", end))
@@ -310,6 +320,7 @@ def test_a_stage_that_ended_early_is_not_built_on(pool_file, method, capfd):
     assert summary(run)["status"] == "finished" and summary(run / "1_first")["step"] == 5
 
 
+@pytest.mark.slow
 def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, capfd):
     monkeypatch.setattr("adamerge.runs.compare.LAMBDAS", [0.3])
     given = ["compare", pool_file, method, TASK_ARITHMETIC, "--folder", "table", *QUICK, "--2.model.search.lr=0.5"]
@@ -326,6 +337,7 @@ def test_compare_takes_a_folder_beside_files(pool_file, method, monkeypatch, cap
     assert json.loads(Path("table/comparison.json").read_text())["runs"]["twice"] != str(run), "a change is another fit"
 
 
+@pytest.mark.slow
 def test_expert_merging_plusplus_in_one_command(pool_file, pool, capfd):
     """The allocation is the formula's, chunks follow it, what is frozen stays at the prior, every expert runs once."""
     given = words(pool_file, METHODS / "expert_merging_plusplus", "--trainer.max_steps=1", "--2.trainer.max_steps=5")

@@ -39,6 +39,7 @@ def last_rate(run: Path) -> float:
     return loaded["optimizer_states"][0]["param_groups"][0]["lr"]
 
 
+@pytest.mark.slow
 def test_a_fit_that_its_time_ends_says_so_and_goes_on_to_the_same_bits(pool_file, monkeypatch, capfd):
     """Each look at the clock takes a second: one before the fit, one after each step. Checkpoints are due at 2, 4, ..."""
     clock = itertools.count()

@@ -54,6 +54,7 @@ def test_the_seven_tasks_are_there_without_building_any(monkeypatch):
         assert task.classnames and all("{}" in template for template in task.templates)
 
 
+@pytest.mark.slow
 def test_inputs_are_bytes_of_the_size_that_the_base_takes(backbone):
     data = served(backbone)
     for task in TWO:
@@ -91,6 +92,7 @@ class Sealed(TestbedImages):
         pytest.fail(f"the labels of task '{task}', {split} split, were read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Blind, Sealed])
 def test_labels_are_never_read_for_calibration(kind, two, backbone):
     plain, other = (list(served(backbone, which).train_dataloader()) for which in (TestbedImages, kind))

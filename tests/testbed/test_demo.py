@@ -75,6 +75,7 @@ def exported(run, tmp_path):
     return export(load_coefficients(run / "coefficients.safetensors"), tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_the_reload_needs_open_clip_alone_and_gives_its_logits(pool, exported, tmp_path):
     """In a process that may not import this package, against the same folder filled in by hand."""
     assert "adamerge" not in demo.RELOAD

@@ -29,6 +29,7 @@ def drawn(name: str):
     return {split: task_images(IMAGE_TASKS[name], split) for split in SPLITS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_TASKS)
 def test_no_image_is_in_two_splits_or_twice_in_one(name):
     hashes = [
@@ -67,6 +68,7 @@ def test_loaded_data_are_the_drawn_ones_and_the_second_call_reads_the_cache(tmp_
     assert folder.stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_the_same_bytes_under_another_hash_seed():
     code = (
         "import hashlib; from adamerge.testbed.image_tasks import IMAGE_TASKS, task_images\n"

@@ -37,6 +37,7 @@ def made(tmp_path_factory):
     return out, base, experts
 
 
+@pytest.mark.slow
 def test_experts_hold_the_image_tower_and_moved(made):
     _, base, experts = made
     for visual in experts.values():
@@ -68,6 +69,7 @@ def test_what_is_written_is_read_back_as_rounded(made):
         assert torch.equal(read_base[name], tensor.half().float())
 
 
+@pytest.mark.slow
 def test_results_hold_the_three_averages(made, monkeypatch):
     out, _, _ = made
     monkeypatch.setattr(make_images, "LAMBDAS", (0.0, 0.5))

@@ -96,6 +96,7 @@ def test_batches_are_balanced():
         assert [sum(low <= index < high for index in batch) for low, high in ((0, 90), (90, 99), (99, 100))] == [10] * 3
 
 
+@pytest.mark.slow
 def test_results_hold_the_three_averages_and_go_on(made, monkeypatch):
     monkeypatch.setattr(make_text, "LAMBDAS", (0.0, 0.5))
     results = make_text.evaluate(made, ["symbols"], split="validation")

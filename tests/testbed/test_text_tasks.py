@@ -42,6 +42,7 @@ def everything(splits):
     return {text: label for texts, labels in splits.values() for text, label in zip(texts, labels, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_is_in_two_splits_or_twice_in_one(name):
     texts = [" ".join(text.lower().split()) for texts, _ in drawn(name).values() for text in texts]

@@ -326,6 +326,7 @@ def test_the_first_layer_of_a_resnet_in_float64(fitted):
         assert not close(vectors.base[f"{FIRST}.{which}"], expected, 1e-2)
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_them_and_computes_what_the_trainer_computed(fitted, resnet, tmp_path):
     module, data, folder = fitted
     loaded = load_coefficients(folder / "coefficients.safetensors")

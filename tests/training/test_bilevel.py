@@ -187,6 +187,7 @@ def test_a_fit_starts_where_its_file_says(pool, image_folders, tmp_path):
     assert same(first, again) and torch.equal(again.search._start[0], first.merged.parametrization.inner.w)
 
 
+@pytest.mark.slow
 def test_validation_in_between_sees_the_declared_mask_and_disturbs_nothing(pool, image_folders):
     quiet = fitted(module_of(pool), images(image_folders, batch_size=6), steps=3)
     module, draws = module_of(pool), []

@@ -75,6 +75,7 @@ def test_it_is_pickled_with_its_state_as_what_it_is():
     assert type(points) is ToyPoints and points.rows_each == 7
 
 
+@pytest.mark.slow
 def test_another_process_reads_what_is_pickled():
     text = pickle.dumps(adamerge.TextCalibration(tasks={"one": adamerge.TextTask("x/y.csv")}, seed=5)).hex()
     code = (

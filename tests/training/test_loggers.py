@@ -26,6 +26,7 @@ def kinds(loggers) -> list[str]:
     return [type(getattr(logger, "inner", logger)).__name__ for logger in loggers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [None, True])
 def test_without_a_choice_there_are_our_csv_and_wandb(chosen, run):
     with tracked(run, chosen) as loggers:

@@ -37,6 +37,7 @@ def test_a_full_disk_is_a_typed_error_that_says_so(tmp_path, monkeypatch):
     assert "bytes free" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path):
     code = (
         "import os, pathlib, torch\nfrom adamerge.training.run_checkpoints import AtomicCheckpoints\n"
@@ -79,6 +80,7 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "times", "code", "step"), [
     (signal.SIGINT, 1, 130, 38),
     (signal.SIGTERM, 1, 143, 38),

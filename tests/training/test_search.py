@@ -206,6 +206,7 @@ def test_one_search_serves_several_modules(pool, image_folders):
     assert (w(other) == 0.3).all() and (w(one) != 0.3).any()
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_search_needs_no_edit_and_goes_on_to_more_steps(pool, image_folders, tmp_path, monkeypatch):
     """By its full name on the command line; a run of three steps that is resumed to six is one of six."""
     monkeypatch.chdir(tmp_path)

@@ -227,6 +227,7 @@ def test_numbers_out_of_range_are_refused():
             LowestTarget(share)
 
 
+@pytest.mark.slow
 def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folders, tmp_path, monkeypatch, capfd):
     """Through the command line: file and summary say the step; a finished run, resumed, writes the same once more."""
     monkeypatch.chdir(tmp_path)

@@ -224,6 +224,7 @@ toy_fit(module, ToyTexts(), 9)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_job_runs_none_of_them_twice(tmp_path):
     """Killed after four forward passes: 4, 4 and 2 of the first task and 4 of the second, all complete."""
     script = tmp_path / "killed.py"

@@ -95,6 +95,7 @@ def twice(tmp_path):
     return tmp_path / "twice"
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_method_are_runs_of_one_group(pool_file, twice, tmp_path, offline, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_NAME", "mine")
     words = ["--config", pool_file, "--config", twice, *QUICK, "--name=n", "--id=a"]
@@ -107,6 +108,7 @@ def test_the_stages_of_a_method_are_runs_of_one_group(pool_file, twice, tmp_path
     assert first.run.run_id != second.run.run_id
 
 
+@pytest.mark.slow
 def test_the_fits_of_a_comparison_are_runs_of_one_group(pool_file, twice, tmp_path, offline, capfd):
     """Those of a staged method among them, whatever group the method would have alone."""
     method = METHODS / "adamerging_task_wise.yaml"
@@ -187,6 +189,7 @@ def new_service(monkeypatch, tmp_path):
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_leaves_an_offline_record(pool_file, tmp_path, new_service, monkeypatch, capfd):
     for name, value in NOWHERE.items():
         monkeypatch.setenv(name, value)
@@ -263,7 +266,8 @@ def test_disabled_leaves_nothing(pool_file, tmp_path, capfd, monkeypatch):
     assert not [path for path in tmp_path.rglob("*wandb*") if path.name != "wandb_cache"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param("online", marks=pytest.mark.slow), None])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", None])
 def test_no_key_and_no_terminal_is_logged_offline(mode, pool_file, tmp_path):
     """Without WANDB_MODE too: what a fresh machine has."""
     start = time.monotonic()
