@@ -32,7 +32,10 @@ from safetensors.torch import load_file
 
 from adamerge.errors import AdamergeError
 from adamerge.runs import parser
+from adamerge.runs.command_line import Words, told_apart
+from adamerge.runs.comparison_rows import rows_of
 from adamerge.runs.configuration import configurations
+from adamerge.runs.verbs import compare_parsers
 
 CONFIGS, README = ROOT / "configs", ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,16 +144,17 @@ def readings(words: list[str]) -> Iterator[list[str]]:
     verb, rest = words[0], list(words[1:])
     if verb not in {"fit", "check", "compare"} or "--resume" in rest:
         return
-    for option in ("--export", "--folder"):
-        if option in rest:
-            del rest[rest.index(option) : rest.index(option) + 2]
-    files = [word for word in rest if not word.startswith("--")]
-    overrides = [word for word in rest if word.startswith("--")]
     if verb == "compare":
-        for method in files[1:]:
-            yield from readings(["fit", files[0], method, *overrides])
+        options, _ = compare_parsers()
+        own, others = options.parse_known_args(rest)
+        given = told_apart(others)
+        pool, *methods = map(Path, given.files)
+        for row in rows_of(pool, methods, Words(own.config, given.overrides), own.grid):
+            yield row.words.in_order
         return
-    yield [*files, *overrides]
+    if "--export" in rest:
+        del rest[rest.index("--export") : rest.index("--export") + 2]
+    yield [word for word in rest if not word.startswith("--")] + [word for word in rest if word.startswith("--")]
 
 
 def read(capfd: pytest.CaptureFixture[str], words: list[str]) -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch.utils.data import DataLoader
 
 from adamerge.backbones import Backbone, Batch, Inputs, Task
-from adamerge.data.batch_order import Steps, seed_of
+from adamerge.data.batch_order import Steps
+from adamerge.data.calibration_rows import calibration_rows
 from adamerge.data.checks import check
 from adamerge.data.class_labels import LABEL, LabelPlace
 from adamerge.data.dataset import Dataset
-from adamerge.data.drawn_splits import draw_some, needed
+from adamerge.data.drawn_splits import needed
 from adamerge.data.labels import ClassLabels, Labelling, Labels
 from adamerge.data.loaders import TrainingLoop, eval_loader, running, train_loader
 from adamerge.data.metrics import Metric
 from adamerge.data.notices import notices
-from adamerge.data.pictures import with_eight_bits
+from adamerge.data.pictures import unchanged, with_eight_bits
 from adamerge.data.protocol import protocol
-from adamerge.data.samples import Samples, can_be_used, skipped_lines
+from adamerge.data.samples import Samples, skipped_lines
 from adamerge.data.settings import CalibrationSettings
-from adamerge.data.shots import draw_shots
 from adamerge.data.teacher_outputs import Teach
 from adamerge.errors import ConfigError
 from adamerge.objectives import Course
@@ -47,8 +48,9 @@ class Calibration(CalibrationSettings, ABC):
         self.loop: TrainingLoop | None = None
         self._splits: dict[str, dict[str, Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
-        self._shots: dict[str, list[int]] = {}
+        self._calibration: dict[str, Dataset] = {}  # of what the backbone can use
         self._backbone: Backbone | None = None
+        self._change: Callable[[Any], Any] = unchanged
         self._teach: Teach | None = None
 
     @property
@@ -108,6 +110,16 @@ class Calibration(CalibrationSettings, ABC):
         """Returns which data a run used, for its summary and the model's card."""
         return protocol(self)
 
+    def at_hand(self, task: str) -> bool:
+        """Returns whether a task's rows are on this machine, so that ``load`` neither downloads nor builds them."""
+        return False
+
+    def changed(self, change: Callable[[Any], Any]) -> Self:
+        """Returns the same data whose pictures go through ``change`` before a network's own preprocessing."""
+        other = copy.copy(self)
+        other._change, other._samples = change, {}
+        return other
+
     def serve(self, backbone: Backbone) -> None:
         """Preprocesses samples as this backbone wants them, from here on."""
         self._backbone = backbone
@@ -131,31 +143,20 @@ class Calibration(CalibrationSettings, ABC):
         return self._splits[task]
 
     def rows(self, task: str, split: str) -> Dataset:
-        """Returns the rows of a split; of ``calibration`` after ``transductive``, ``calibration_samples`` and ``shots``.
+        """Returns the rows of a split; of ``calibration`` as the settings say which.
 
         Raises:
             DataError: the split is missing or empty, or of ``shots`` a class has too few samples or a label is no class.
         """
         wanted = "test" if split == "calibration" and self.transductive else split
         rows = needed(self.splits(task), wanted, task)
-        if split == "calibration" and self.calibration_samples is not None:
-            rows = draw_some(rows, self.calibration_samples, seed_of(self.seed, task, "calibration_samples"))
-        if split == "calibration" and self.shots is not None:
-            rows = rows.select(self._drawn_shots(task, rows, self.shots))
-        return rows
-
-    def _drawn_shots(self, task: str, rows: Dataset, each: int) -> list[int]:
-        """Returns the numbers of the rows that are shots; once there is a backbone, of those that it can use."""
-        if task not in self._shots:
-            usable = None
-            if self._backbone is not None:
-                usable = partial(can_be_used, rows, self.columns(task), self._preprocess(task, "calibration"))
-            where, seed = self.label_place(task, "calibration"), seed_of(self.seed, task, "shots")
-            numbers = draw_shots(rows, where, each, seed, usable)
-            if usable is None:
-                return numbers
-            self._shots[task] = numbers
-        return self._shots[task]
+        if split != "calibration":
+            return rows
+        if self._backbone is None:
+            return calibration_rows(self, task, rows)
+        if task not in self._calibration:
+            self._calibration[task] = calibration_rows(self, task, rows, self._preprocess(task, split))
+        return self._calibration[task]
 
     def samples(self, task: str, split: str) -> Samples:
         """Returns the preprocessed samples of a split, decoded once however many loaders use them."""
@@ -174,8 +175,8 @@ class Calibration(CalibrationSettings, ABC):
 
     def _preprocess(self, task: str, split: str) -> Callable[[Any], Inputs]:
         assert self._backbone is not None
-        preprocess = self._backbone.preprocess
-        return lambda value: preprocess(self.read(task, split, with_eight_bits(value)))
+        preprocess, change = self._backbone.preprocess, self._change
+        return lambda value: preprocess(self.read(task, split, with_eight_bits(value, change)))
 
     def count(self, task: str, split: str) -> int:
         """Returns the number of samples of a split where it was read, else of its rows."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from adamerge.data.calibration_rows import sizes
 
 if TYPE_CHECKING:
     from adamerge.data.base import Calibration
@@ -16,7 +18,7 @@ def notices(data: Calibration, experts: Collection[str]) -> list[str]:
         data: of the fit.
         experts: names of those that are merged; a task that has none of its own is told of.
     """
-    lines = [f"{task}: {', '.join(_sizes(data, task))}" for task in data.fitted]
+    lines = [f"{task}: {sizes(data, task)}" for task in data.fitted]
     for task in data.fitted:
         if experts and task not in experts:
             lines.append(
@@ -26,18 +28,3 @@ def notices(data: Calibration, experts: Collection[str]) -> list[str]:
     scored = [(task, split) for split in ("validation", "test") for task in data.labelled_tasks(split)]
     odd = [data.labelling.oddity(data.rows(*which), data.label_place(*which)) for which in scored]
     return [*lines, *data.skipped_lines("calibration"), *data.skipped_lines("validation"), *filter(None, odd)]
-
-
-def _sizes(data: Calibration, task: str) -> Iterator[str]:
-    """Returns size and origin of each split, such as ``calibration 152 (drawn from 1,520 rows of train, seed 0)``."""
-    splits = data.splits(task)
-    for split in ("calibration", "validation", "test"):
-        papers = split == "calibration" and data.transductive
-        if not papers and split not in splits:
-            continue
-        there = len(splits["test" if papers else split])
-        used = len(data.rows(task, split)) if split == "calibration" else there
-        words = ["the test split's inputs, transductive" if papers else data.origin(task, split)]
-        words += [f"{used:,} of them used"] if used != there else []
-        told = "; ".join(filter(None, words))
-        yield f"{split} {there:,}{f' ({told})' if told else ''}"

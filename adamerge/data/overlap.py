@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamerge.data.base import Calibration
+from adamerge.data.class_labels import LABEL
 
 if TYPE_CHECKING:
     import datasets
 
 
-def overlap(data: Calibration, split: str) -> dict[str, int]:
+def overlap(data: Calibration, split: str, scored: Calibration | None = None) -> dict[str, int]:
     """Returns the number of samples in ``split`` that are calibration data too, of each task that has any.
 
     Splits that are drawn from one another share no row, yet two rows may hold the same, and splits that a data set brings
     may share rows. The columns that make a sample are compared as they are stored; class labels are not among them.
 
     Args:
-        data: the tasks.
+        data: the tasks that are calibrated on.
         split: ``test`` or ``validation``.
+        scored: whose split it is; that of ``data`` when None.
     """
-    counts = {}
+    counts, scored = {}, data if scored is None else scored
     for task in data.fitted:
-        if not all(data.splits(task).get(name) for name in ("calibration", split)):
+        if task not in scored.tasks or not data.splits(task).get("calibration") or not scored.splits(task).get(split):
             continue
         columns = data.columns(task)
         calibrated = set(_contents(data.rows(task, "calibration"), columns)) - {None}
-        shared = sum(content in calibrated for content in _contents(data.rows(task, split), columns))
+        shared = sum(content in calibrated for content in _contents(scored.rows(task, split), columns))
         if shared:
             counts[task] = shared
     return counts
@@ -36,11 +38,24 @@ def overlap(data: Calibration, split: str) -> dict[str, int]:
 
 def contents(data: Calibration) -> dict[str, str]:
     """Returns a hash of each task's calibration rows, in their order: other data are told by it, whatever their number."""
+    return {task: _hash(data.rows(task, "calibration"), data.columns(task)) for task in data.fitted}
+
+
+def labelled_contents(data: Calibration, split: str) -> dict[str, str]:
+    """Returns a hash of each task's rows of a split with their labels, in their order."""
+    found = {}
+    for task in data.tasks:
+        rows = data.rows(task, split)
+        columns = dict.fromkeys([*data.columns(task), data.label_column(task), LABEL])
+        found[task] = _hash(rows, [name for name in columns if name in rows.column_names])
+    return found
+
+
+def _hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
     from datasets.fingerprint import Hasher
 
-    return {
-        task: Hasher.hash(list(_contents(data.rows(task, "calibration"), data.columns(task)))) for task in data.fitted
-    }
+    hashed: str = Hasher.hash(list(_contents(rows, columns)))
+    return hashed
 
 
 def _contents(rows: datasets.Dataset, columns: Sequence[str]) -> Iterator[str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -59,10 +59,23 @@ def eight_bit(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def with_eight_bits(value: Any) -> Any:
-    """Returns what makes a sample with its pictures, alone or by column, as 8-bit RGB; other values as they are."""
+def unchanged(picture: Image.Image) -> Image.Image:
+    """Returns a picture as it is."""
+    return picture
+
+
+def with_eight_bits(value: Any, change: Callable[[Image.Image], Image.Image] = unchanged) -> Any:
+    """Returns what makes a sample with its pictures, alone or by column, as 8-bit RGB; other values as they are.
+
+    Args:
+        value: a picture, a mapping of columns, or anything else.
+        change: applied to each picture then.
+    """
     if isinstance(value, Image.Image):
-        return eight_bit(value)
+        return change(eight_bit(value))
     if isinstance(value, Mapping):
-        return {name: eight_bit(part) if isinstance(part, Image.Image) else part for name, part in value.items()}
+        return {
+            name: with_eight_bits(part, change) if isinstance(part, Image.Image) else part
+            for name, part in value.items()
+        }
     return value

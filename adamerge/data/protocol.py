@@ -10,14 +10,20 @@ if TYPE_CHECKING:
 
 def protocol(data: Calibration) -> dict[str, Any]:
     """Returns splits, labels, numbers of samples and the seed of a run's data."""
-    source = "test" if data.transductive else "calibration"
+    source = "test" if data.transductive else "calibration and train" if data.train_samples else "calibration"
     return {
         "calibration_split": f"{source}, {'labelled' if data.labelled else 'labels never read'}",
         "transductive": data.transductive,
         "labelled": data.labelled,
         "shots": data.shots,
         "calibration_samples": {task: data.count(task, "calibration") for task in data.fitted},
+        **({"train_samples": _of_train(data)} if data.train_samples else {}),
         "test_samples": {task: data.count(task, "test") for task in data.tasks if "test" in data.splits(task)},
         "seed": data.seed,
         **({"skipped_rows": skipped} if (skipped := data.skipped("calibration")) else {}),
     }
+
+
+def _of_train(data: Calibration) -> dict[str, int]:
+    """Returns how many rows of each task's train split stand beside its calibration split, before some are drawn."""
+    return {task: min(data.train_samples, len(data.splits(task)["train"])) for task in data.fitted}

@@ -34,11 +34,12 @@ def described(rows: datasets.Dataset, index: int, columns: Sequence[str] = ()) -
     """
     from datasets import Image
 
-    column = next((name for name in rows.column_names if is_number(name)), None)
+    own = [name for name in rows.column_names if is_number(name)]
+    numbers = rows.select_columns(own)[index] if own else {}
     told = f"row {index}"
-    if column is not None:
-        number = rows.select_columns([column])[index][column]
-        told = f"row {number} (counted from 0) of split '{column.removeprefix(_NUMBER)}'"
+    for column, number in numbers.items():
+        if number is not None:  # rows of two splits that were joined have a column of each
+            told = f"row {number} (counted from 0) of split '{column.removeprefix(_NUMBER)}'"
     for name in columns:
         if isinstance(rows.features[name], Image):
             stored = rows.select_columns([name]).cast_column(name, Image(decode=False))[index][name]

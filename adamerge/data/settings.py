@@ -13,18 +13,21 @@ class CalibrationSettings:
 
     Args:
         batch_size: samples per task and step, over all processes.
-        seed: of the order of batches and of splits that are drawn.
+        seed: of the order of batches, of samples that are drawn, and of splits that are unless ``splits_seed`` is given.
         transductive: calibrate on the inputs of the test split, as the papers do; written into the summary and the card.
         labelled: hand the labels to the objective; needed by labelled objectives, refused by the others.
         calibration_samples: use so many of each task's calibration samples; all when None.
+        train_samples: calibrate on so many samples of each task's train split too, or on all there are where that is less.
         eval_batch_size: samples per batch in validation and test.
         workers: processes that decode; 0 decodes in the main process.
         shots: calibrate on so many samples of each class, drawn by ``seed``; needs ``labelled``.
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
         unusable_share: of a split's rows that may be skipped because nothing can be made of them.
+        splits_seed: of splits that are drawn, where other seeds shall keep them; ``seed`` when None.
 
     Raises:
-        ConfigError: a number is out of range, or shots of data whose labels may not be read.
+        ConfigError: a number is out of range, shots of data whose labels may not be read, or samples of train beside the
+            papers' transductive setting.
     """
 
     batch_size: int = 16
@@ -32,15 +35,17 @@ class CalibrationSettings:
     transductive: bool = False
     labelled: bool = False
     calibration_samples: int | None = None
+    train_samples: int = 0
     eval_batch_size: int = 256
     workers: int = 0
     shots: int | None = None
     only: list[str] | None = None
     unusable_share: float = 0.05
+    splits_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range, before any data set is opened."""
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0), ("train_samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"data: {name} must be at least {least}, got {getattr(self, name)}")
         for name in ("calibration_samples", "shots"):
@@ -51,6 +56,12 @@ class CalibrationSettings:
                 "data: shots are chosen by their labels, which an unlabelled objective may not use",
                 expected="labelled: true, or calibration_samples instead of shots",
                 got="labelled: false",
+            )
+        if self.transductive and self.train_samples:
+            raise ConfigError(
+                "data: transductive calibrates on the test split's inputs alone, and train_samples adds others",
+                expected="one of them",
+                got=f"transductive: true, train_samples: {self.train_samples}",
             )
         if not 0 <= self.unusable_share <= 1:
             raise ConfigError(f"data: unusable_share must be from 0 to 1, got {self.unusable_share}")

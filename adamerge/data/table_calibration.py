@@ -16,6 +16,7 @@ from adamerge.data.drawn_splits import draw
 from adamerge.data.row_numbers import numbered
 from adamerge.data.tables import Table
 from adamerge.errors import ConfigError, DataError
+from adamerge.io.hub_ids import is_hub_id
 
 Source = TypeVar("Source", bound=Table)
 """Where the rows of each task of a kind of data are."""
@@ -107,10 +108,14 @@ class TableCalibration(Calibration, Generic[Source]):
         lacking = {split: share for split, share in shares.items() if split not in splits}
         if lacking and "train" in splits:
             rows = splits["train"]
-            drawn = draw(rows, lacking, seed_of(self.seed, task, "splits"))
+            drawn = draw(rows, lacking, seed_of(self._splits_seed, task, "splits"))
             self._drawn[task] = {split: len(drawn[split]) for split in lacking} | {"of": len(rows)}
             splits |= drawn
         return splits
+
+    @property
+    def _splits_seed(self) -> int:
+        return self.seed if self.splits_seed is None else self.splits_seed
 
     def drawn(self, task: str) -> dict[str, int]:
         """Returns the number of rows that were drawn for each split, and as ``of`` of how many; empty where none were."""
@@ -121,7 +126,8 @@ class TableCalibration(Calibration, Generic[Source]):
     def protocol(self) -> dict[str, Any]:
         """Returns which data a run used, and how many rows of which splits were drawn from ``train``, by ``seed``."""
         drawn = {task: counts for task in self.fitted if (counts := self.drawn(task))}
-        return super().protocol | ({"drawn_from_train": drawn} if drawn else {})
+        seeded = {"drawn_from_train": drawn} | ({} if self.splits_seed is None else {"splits_seed": self.splits_seed})
+        return super().protocol | (seeded if drawn else {})
 
     def notices(self, experts: Collection[str] = ()) -> list[str]:
         """Returns what a fit tells of its data before it begins, a line each, and which files of folders were not read."""
@@ -132,9 +138,16 @@ class TableCalibration(Calibration, Generic[Source]):
                 lines.append(f"{task}: not read, since no name says of which split: {', '.join(unread[:6])}")
         return lines
 
+    def at_hand(self, task: str) -> bool:
+        """Returns whether a task's data set is a file or folder that is there."""
+        source = self.sources[task]
+        return not is_hub_id(source.dataset) and source.path.exists()
+
     def origin(self, task: str, split: str) -> str:
         """Returns whether a split was drawn or given, for people."""
         drawn = self.drawn(task)
         if split not in drawn:
             return "given"
-        return "drawn" if split != next(iter(drawn)) else f"drawn from {drawn['of']:,} rows of train, seed {self.seed}"
+        if split != next(iter(drawn)):
+            return "drawn"
+        return f"drawn from {drawn['of']:,} rows of train, seed {self._splits_seed}"

@@ -20,12 +20,8 @@ from adamerge.precision import exact
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 
-if TYPE_CHECKING:
-    from adamerge.backbones import (  # only for annotations: export must not load the networks' libraries
-        Backbone,
-        Encoded,
-        Inputs,
-    )
+if TYPE_CHECKING:  # only for annotations: export must not load the networks' libraries
+    from adamerge.backbones import Backbone, Encoded, Inputs
 
 
 class MergedModel(nn.Module):
@@ -84,8 +80,7 @@ class MergedModel(nn.Module):
         refuse_untrainable(merged, list(task_vectors), task_vectors.base)
         for holder in merged.values():
             holder.requires_grad_(True)
-            # G accumulates in fp32 whatever the dtype of the copy
-            holder.grad_dtype = torch.float32
+            holder.grad_dtype = torch.float32  # G accumulates in fp32 whatever the dtype of the copy
         self.dtype = prevailing_dtype(merged.values())
         """Dtype of the merged copy; some networks keep a few small tensors in fp32 beside it."""
         if passes is not None:
@@ -116,6 +111,11 @@ class MergedModel(nn.Module):
     def device(self) -> torch.device:
         """Returns the device of the coefficients, which the copy follows."""
         return next(self.parametrization.parameters()).device
+
+    @property
+    def is_one_model(self) -> bool:
+        """Returns whether the copy holds one model as it is, such as an expert, and not what was merged."""
+        return isinstance(self._contents, OneModel)
 
     def fill(self, source: Callable[[str], Tensor]) -> None:
         """Fills the copy with whole tensors by name, such as the base's; an expert's by ``fill_expert``."""

@@ -15,6 +15,8 @@ from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.config_differences import unlike
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.obsolete_tensors import leftovers
+from adamerge.data import Calibration
+from adamerge.data.calibration_rows import sizes
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.merging.copies import WholeCopy
@@ -23,7 +25,7 @@ from adamerge.merging.memory_plan import Plan
 from adamerge.merging.memory_report import print_plan
 from adamerge.runs.class_names import class_named
 from adamerge.runs.configuration import Configuration
-from adamerge.runs.early_checks import Parts, arguments_made, arguments_of, parts_of, refuse_parts
+from adamerge.runs.early_checks import Parts, arguments_made, arguments_of, made_subclass, parts_of, refuse_parts
 from adamerge.runs.parser import read
 from adamerge.runs.pool import Pool, open_pool
 from adamerge.runs.preparation import waiting
@@ -72,6 +74,8 @@ def check(stages: Sequence[Configuration]) -> None:
         first, count = next(iter(problems.values())), len(problems)
         listed = f"{first.todo or 'correct it'}; all {count} problems are listed above this line"
         raise first.told_of("", listed if count > 1 else None)
+    for line in _inputs(stages):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     console.print(
         "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
         "objective goes with them; nor, before `compare`, whether labels and rows of the heads mean the same"
@@ -84,6 +88,21 @@ def _without_awaited(stage: Configuration, given: dict[str, Any]) -> tuple[dict[
     awaited = [task for task, source in experts.items() if stage.number > 1 and is_unwritten(source)]
     left = {task: source for task, source in experts.items() if task not in awaited}
     return {**given, "experts": left}, awaited
+
+
+def _inputs(stages: Sequence[Configuration]) -> list[str]:
+    """Returns how many inputs each task has to calibrate on, of the first stage that learns from data which are at hand."""
+    for settings in map(read, stages):
+        if settings.model.objective is None and not settings.model.recalibrate_buffers:
+            continue
+        data = made_subclass(Calibration, settings.data)
+        told = [f"{task}: {sizes(data, task)}" for task in data.fitted if data.at_hand(task)]
+        rest = [task for task in data.fitted if not data.at_hand(task)]
+        return [
+            *told,
+            *([f"{', '.join(rest)}: calibration inputs are counted when a fit opens the data"] if rest else []),
+        ]
+    return []
 
 
 def _parts(stage: Configuration, settings: Namespace) -> tuple[AdamergeError | None, Parts | None]:

@@ -16,7 +16,7 @@ from adamerge.runs.former_keys import renewed_key, renewed_keys
 from adamerge.runs.help import near_key
 from adamerge.runs.overrides import as_text, as_yaml, overlaid, overridden
 
-TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "seed_everything")
+TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "seed", "seed_everything")
 """First parts of every key that a configuration may have."""
 DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
 """Classes where none is named."""

@@ -45,6 +45,7 @@ from adamerge.runs.run_folders import (
 from adamerge.runs.solve import solve
 from adamerge.runs.summary import Summary
 from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.costs import Costs
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
 from adamerge.training.module import MergingModule
@@ -218,17 +219,17 @@ def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> 
 
     Those of a method with a solver merge what the solver writes beside them.
     """
-    module, trainer = fit.model, fit.settings.trainer
+    module, trainer, costs = fit.model, fit.settings.trainer, Costs()
+    costs.watch(module.merged)
     module.result.recalibrate(fit.datamodule, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
         return
-    coefficients, told = module.coefficients(), dict[str, Any]()
+    coefficients, told = module.coefficients(), {}
     begin()
     if module.merging.solver is not None:
         shown = trainer.enable_progress_bar is not False
-        coefficients, told = solve(
-            coefficients, module.merging, folder, accelerator=str(trainer.accelerator), progress=shown
-        )
+        told = {"solver": describe(module.merging.solver)}
+        coefficients = solve(coefficients, module.merging, folder, accelerator=str(trainer.accelerator), progress=shown)
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(
         coefficients.table(),
@@ -242,7 +243,6 @@ def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> 
         for tracker in trackers:
             tracker.finalize("success")
     write_json(folder / "environment.json", environment_of(None, module.merged.task_vectors))
-    write_json(
-        folder / "summary.json",
-        {"status": "finished", "step": 0, "protocol": dict(coefficients.protocol), "metrics": {}, **told},
-    )
+    took = costs.record(module.merged, learned=False)
+    content = {"status": "finished", "step": 0, **took, "protocol": dict(coefficients.protocol), "metrics": {}}
+    write_json(folder / "summary.json", content | told)

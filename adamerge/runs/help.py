@@ -22,6 +22,7 @@ may also be given with --config. A METHOD that is a folder has stages: --2.KEY=V
 RUN_KEYS = {
     "tasks": "of the pool's tasks only these, such as [cars,dtd]",
     "leave_out": "of the pool's experts not these",
+    "seed": "of all that is drawn: the order of the data, masks, views and what else has a seed; drawn splits stay",
     "runs": "folder of all runs",
     "name": "of the run; by default the configs' names",
     "id": "of this run of that name; by default the time",
@@ -48,7 +49,7 @@ ELSEWHERE = {
     "device": "trainer.accelerator",
     "output_dir": "runs",
     "output": "runs",
-    "seed": "seed_everything",
+    "random_seed": "seed",
     "scheduler": "model.search.schedule",
     "models": "model.task_vectors.experts",
     "experts": "model.task_vectors.experts",

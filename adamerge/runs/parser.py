@@ -22,6 +22,7 @@ from adamerge.runs.configuration import DEFAULTS, Configuration, configurations
 from adamerge.runs.former_keys import renewed_key
 from adamerge.runs.help import RUN_KEYS
 from adamerge.runs.parser_faults import first_fault
+from adamerge.runs.seeds import seed_all
 from adamerge.runs.trainer_keys import OURS, Trainer, names_classes
 from adamerge.training import Merging
 
@@ -46,6 +47,7 @@ def read(configuration: Configuration) -> Namespace:
             raise readable(error, configuration.plain) from error
         refuse_private(settings.as_dict())
         _narrow(settings)
+        seed_all(settings)
         return settings
 
 
@@ -67,6 +69,7 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
     parser.add_subclass_arguments(Calibration, "data", fail_untyped=False, required=False)
     for key in ("tasks", "leave_out"):
         parser.add_argument(f"--{key}", type=list[str] | None, default=None, help=RUN_KEYS[key])
+    parser.add_argument("--seed", type=int | None, default=None, help=RUN_KEYS["seed"])
     parser.add_argument("--runs", type=str, default="runs", help=RUN_KEYS["runs"])
     for key in ("name", "id"):
         parser.add_argument(f"--{key}", type=str | None, default=None, help=RUN_KEYS[key])

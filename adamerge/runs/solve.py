@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -21,7 +19,7 @@ from adamerge.training.merging import Merging
 
 def solve(
     coefficients: Coefficients, merging: Merging, folder: Path, *, accelerator: str, progress: bool
-) -> tuple[Coefficients, dict[str, Any]]:
+) -> Coefficients:
     """Writes the task vectors of a solver into a run's folder, in which a solve that was killed goes on.
 
     Args:
@@ -32,28 +30,26 @@ def solve(
         progress: whether a bar is shown.
 
     Returns:
-        Coefficients of the one task vector that was written, as the method's parametrization begins with them; and what the
-        run's summary says of the solver: its recipe, and its seconds in this session.
+        Coefficients of the one task vector that was written, as the method's parametrization begins with them.
 
     Raises:
         AdamergeError: as ``write_task_vectors``.
     """
     assert merging.solver is not None
-    vectors, recipe = merging.task_vectors, describe(merging.solver)
+    vectors = merging.task_vectors
     device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    target, begun = folder / FOLDER / f"{MERGED}.safetensors", time.perf_counter()
+    target = folder / FOLDER / f"{MERGED}.safetensors"
     shown = _with_bar if progress else iter
     write_task_vectors(
         target,
         merging.solver,
         vectors.to(device),
-        recipe=recipe,
+        recipe=describe(merging.solver),
         transforms=[describe(one) for one in vectors.transforms],
         shown=shown,
     )
-    told = {"solver": recipe, "seconds": time.perf_counter() - begun}
     merged = TaskVectors(vectors.base, {MERGED: target}, include=vectors.include, exclude=vectors.exclude)
-    return replace(coefficients, task_vectors=merged, parametrization=merging.parametrization(merged)), told
+    return replace(coefficients, task_vectors=merged, parametrization=merging.parametrization(merged))
 
 
 def _with_bar(names: Sequence[str]) -> Iterator[str]:

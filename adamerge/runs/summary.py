@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from adamerge.errors import AdamergeError, CollapsedError, DivergedError
 from adamerge.io.atomic import write_json
 from adamerge.io.untrusted_files import read_json
+from adamerge.training.costs import Costs
 from adamerge.training.evaluation import average
 from adamerge.training.module import MergingModule
 
 
 class Summary(Callback):
-    """Keeps ``summary.json``: status, figures per task, timings, peak memory and the data protocol.
+    """Keeps ``summary.json``: status, figures per task, what the fit took and the data protocol.
 
     Args:
         folder: of the run.
@@ -33,26 +31,46 @@ class Summary(Callback):
         self.path = folder / "summary.json"
         self.plan: dict[str, Any] = {}
         self.stopped = ""
-        self._start = time.monotonic()
+        self.costs = Costs()
         self._content: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._chosen: dict[str, float] = {}  # figures of the step that is the result, where that is not the last
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the first summary: the run is under way, with its data protocol and memory plan."""
+        if isinstance(pl_module, MergingModule):
+            self.costs.watch(pl_module.merged)
         if trainer.is_global_zero and isinstance(pl_module, MergingModule):
             self._content = {"protocol": pl_module.coefficients().protocol}
             if self.plan:
                 self._content["plan"] = self.plan
             if self.path.is_file():
                 self._go_on(trainer, read_json(self.path))
-            self._write(trainer, "running")
+            self._write(trainer, "running", self.costs.record(pl_module.merged, True))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts forward passes as those of the validation split from here on."""
+        self.costs.validating = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts forward passes as the search's again."""
+        self.costs.validating = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the fit took so far, which a resumed one adds to."""
+        return self.costs.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Adds to what the fit took up to the checkpoint."""
+        self.costs.load_state_dict(state_dict)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes that the run is finished or was stopped, with the figures of the step that is the result."""
         if not isinstance(pl_module, MergingModule):
             return
         pl_module.finish()  # in every process
+        took = self.costs.record(pl_module.merged, True, trainer.strategy)  # likewise
+        self.costs.unwatch()
         if trainer.is_global_zero:
             self._choose(pl_module)
             if pl_module.objective is not None and pl_module.objective.taught:
@@ -61,7 +79,7 @@ class Summary(Callback):
                 cause = _cause(trainer)
                 self.stopped = f"stopped by {cause} after {trainer.global_step} of {trainer.max_steps} steps"
                 self._content["stopped"] = cause
-            self._write(trainer, "stopped" if self.stopped else "finished")
+            self._write(trainer, "stopped" if self.stopped else "finished", took)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes how an exception ended the run: interrupted, diverged, collapsed or failed."""
@@ -75,7 +93,7 @@ class Summary(Callback):
                 pl_module.result.choose(trainer)
                 if pl_module.result.choice:
                     self._choose(pl_module)
-            self._write(trainer, status)
+                self._write(trainer, status, self.costs.record(pl_module.merged, True))
 
     def _go_on(self, trainer: Trainer, before: dict[str, Any]) -> None:
         """Takes over an earlier session's figures, and records a change of the length and with it of the schedule."""
@@ -98,19 +116,15 @@ class Summary(Callback):
             self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
             self._chosen[f"validation/{name}"] = average(scores)
 
-    def _write(self, trainer: Trainer, status: str) -> None:
-        seconds = time.monotonic() - self._start
+    def _write(self, trainer: Trainer, status: str, took: dict[str, Any]) -> None:
         self._metrics |= {name: float(value) for name, value in trainer.logged_metrics.items()}
         content = {
             "status": status,
             "step": trainer.global_step,
             "max_steps": trainer.max_steps,
-            "seconds": round(seconds, 3),
+            **took,
             "metrics": {**self._metrics, **self._chosen},
         }
-        content["peak_host_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if torch.cuda.is_available():
-            content["peak_device_bytes"] = torch.cuda.max_memory_allocated()
         write_json(self.path, {**content, **self._content})
 
 

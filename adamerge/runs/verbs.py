@@ -11,7 +11,8 @@ from pathlib import Path
 
 from adamerge.errors import ExportError
 from adamerge.merging.malloc import keep_freed_memory
-from adamerge.runs.command_line import Words, told_apart, words_of_fits
+from adamerge.runs.command_line import Words, told_apart
+from adamerge.runs.comparison_rows import Choices, is_run, rows_of, with_words
 from adamerge.runs.configuration import Configuration, configurations
 from adamerge.runs.help import fit_help, help_of
 
@@ -121,7 +122,40 @@ def check(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Fits several methods on one pool and prints one table, beside the base, the experts and tuned task arithmetic."""
+    """Fits several methods on one pool and prints one table, beside the base, the experts and tuned task arithmetic.
+
+    The table is written as JSON, CSV, Markdown and LaTeX, with a figure of score against seconds. What has been fitted and
+    scored in the folder is not repeated, so that a command that was ended may be given again.
+    """
+    options, parser = compare_parsers()
+    own, rest = options.parse_known_args(arguments)
+    words = told_apart(rest)
+    configs = parser.parse_args([*words.files, *words.flags])
+    methods = [path for path in configs.methods if not is_run(path)]
+    runs = tuple(path for path in configs.methods if is_run(path))
+    shared = Words(own.config, words.overrides)
+    for row in rows_of(configs.pool, methods, shared, own.grid):
+        for number in own.seeds or [None]:
+            configurations(row.words if number is None else with_words(row.words, f"--seed={number}"), "compare")
+    import_from_here()
+    keep_freed_memory()
+    from adamerge.runs.compare import compare as run_compare
+    from adamerge.runs.compare import print_table
+
+    choices = Choices(
+        runs=runs,
+        seeds=tuple(own.seeds),
+        grid=tuple(own.grid),
+        split=own.split,
+        corruptions=own.corruptions,
+        leave_out=tuple(own.leave_out),
+        forward_passes=own.forward_passes,
+    )
+    print_table(run_compare(configs.pool, methods, own.folder, shared.in_order, own.lambdas, choices=choices))
+
+
+def compare_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Returns the parser of the options of ``compare`` alone, and that of the whole command line, whose help is shown."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument(
         "--folder", type=Path, default=Path("runs/comparison"), help="finished fits in it are not repeated"
@@ -137,24 +171,60 @@ def compare(arguments: list[str]) -> None:
     options.add_argument(
         "--config", "-c", action="append", default=[], metavar="FILE", help="a further configuration of every fit"
     )
+    options.add_argument(
+        "--seeds",
+        type=_numbers,
+        default=[],
+        metavar="N,N,...",
+        help="fit each method with each of these seeds, of all that it draws; the table has means and their spread",
+    )
+    options.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="[METHOD:]KEY=VALUE,...",
+        help="a row for each value of a key, of all methods or one; several cross each other",
+    )
+    options.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="whose labels score; settings are chosen on validation, and reported on test, which is the default",
+    )
+    options.add_argument(
+        "--forward-passes",
+        type=int,
+        metavar="N",
+        help="give every search as many steps as take N samples through the merged model, instead of its own number",
+    )
+    options.add_argument(
+        "--corruptions", action="store_true", help="score on pictures with noise, blur, less contrast and JPEG too"
+    )
+    options.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="fit without this task's expert and data, and score on it all the same; may be given again",
+    )
     parser = argparse.ArgumentParser(
         prog="adamerge compare",
-        usage="adamerge compare POOL METHOD [METHOD ...] [--folder FOLDER] [--lambdas NUMBER ...] [--key=value ...]",
-        description=compare.__doc__,
+        usage="adamerge compare POOL METHOD_OR_RUN [METHOD_OR_RUN ...] [options] [--key=value ...]",
+        description=inspect.cleandoc(compare.__doc__ or ""),
         epilog="Further --key=value go to every fit, --2.key=value to the second stage of methods that have one.",
         parents=[options],
     )
     parser.add_argument("pool", type=Path, help="what is merged: configs/pools/*.yaml")
-    parser.add_argument("methods", type=Path, nargs="+", help="how: configs/methods/*.yaml, or folders of stages")
-    own, rest = options.parse_known_args(arguments)
-    words = told_apart(rest)
-    configs = parser.parse_args([*words.files, *words.flags])
-    shared = Words(own.config, words.overrides)
-    for fit_words in words_of_fits(configs.pool, configs.methods, shared).values():
-        configurations(fit_words, "compare")
-    import_from_here()
-    keep_freed_memory()
-    from adamerge.runs.compare import compare as run_compare
-    from adamerge.runs.compare import print_table
+    parser.add_argument(
+        "methods",
+        type=Path,
+        nargs="+",
+        metavar="METHOD_OR_RUN",
+        help="how: configs/methods/*.yaml, or folders of stages; the folder of a finished run is scored as it is",
+    )
+    return options, parser
 
-    print_table(run_compare(configs.pool, configs.methods, own.folder, shared.in_order, own.lambdas))
+
+def _numbers(text: str) -> list[int]:
+    """Returns whole numbers between commas, none twice."""
+    return list(dict.fromkeys(int(part) for part in text.split(",")))

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,23 @@ if TYPE_CHECKING:  # the names of the testbeds' tasks are told before a data set
 
 SPLITS = ("train", "calibration", "validation", "test")
 Splits = Iterator[tuple[str, "datasets.Dataset"]]
+_MAY_BUILD = ContextVar("_MAY_BUILD", default=True)
+
+
+class NotBuiltError(Exception):
+    """A task's splits are not in the cache, and it was only asked whether they are."""
+
+
+def is_built(load: Callable[[], object]) -> bool:
+    """Returns whether ``load``, which calls ``cached_splits``, finds a task in the cache; nothing is built."""
+    token = _MAY_BUILD.set(False)
+    try:
+        load()
+    except NotBuiltError:
+        return False
+    finally:
+        _MAY_BUILD.reset(token)
+    return True
 
 
 def cached_splits(
@@ -30,6 +48,8 @@ def cached_splits(
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in recipe) + versions.encode()).hexdigest()[:12]
     folder = (cache_dir or _default_cache()) / f"{name}-{digest}"
     if not folder.is_dir():
+        if not _MAY_BUILD.get():
+            raise NotBuiltError(name)
         _write(folder, build)
     return datasets.DatasetDict({split: datasets.load_from_disk(str(folder / split)) for split in SPLITS})
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from adamerge.backbones import Task
 from adamerge.data import Calibration, Vocabulary
 from adamerge.data.dataset import Dataset
 from adamerge.data.labels import TokenLabels
+from adamerge.testbed.cache import is_built
 
 # what makes the tasks is imported where it is used: it loads libraries that reading a configuration does not need
 
@@ -29,6 +31,10 @@ class TestbedImages(Calibration):
         from adamerge.testbed.image_tasks import load_image_task
 
         return load_image_task(task)
+
+    def at_hand(self, task: str) -> bool:
+        """Returns whether the task has been built."""
+        return is_built(partial(self.splits, task))
 
 
 class TestbedText(Calibration):
@@ -53,6 +59,10 @@ class TestbedText(Calibration):
 
         return load_text_task(task)
 
+    def at_hand(self, task: str) -> bool:
+        """Returns whether the task has been built."""
+        return is_built(partial(self.splits, task))
+
 
 class TestbedLanguage(Calibration):
     """Four domains of text for a language model, built from packages on first use and cached."""
@@ -76,3 +86,7 @@ class TestbedLanguage(Calibration):
         from adamerge.testbed.causal_tasks import load_causal_task
 
         return load_causal_task(task)
+
+    def at_hand(self, task: str) -> bool:
+        """Returns whether the task has been built."""
+        return is_built(partial(self.splits, task))

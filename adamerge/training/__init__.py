@@ -8,7 +8,7 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
   ``task_balance.py``, ``held_coefficients.py``.
 - What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teachers_ahead.py``
   (inputs that change in every step).
-- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``.
+- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``, ``costs.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.
 - What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.

@@ -18,7 +18,8 @@ from typing import Any
 
 from adamerge.io.atomic import write_json
 from adamerge.io.untrusted_files import read_json
-from adamerge.runs.compare import fitted
+from adamerge.runs.command_line import Words
+from adamerge.runs.comparison_fits import fitted
 from adamerge.runs.instantiate import Configured
 from adamerge.runs.scoring import run_coefficients
 from adamerge.training.evaluation import means
@@ -53,10 +54,8 @@ def measure(
                 scores = rows.setdefault(way, {})
                 if str(seed) in scores:
                     continue
-                task = [f"--data.only=[{target}]", f"--leave_out=[{target}]"]
-                run = fitted(
-                    pool, method, folder, [*task, *changes, f"--data.seed={seed}", f"--seed_everything={seed}"]
-                )
+                words = [f"--data.only=[{target}]", f"--leave_out=[{target}]", *changes, f"--seed={seed}"]
+                run = fitted(method, Words([str(pool), str(method)], words), folder)
                 cli = Configured.of(["--config", str(run / "config.yaml")])
                 scorer = Scorer(cli.model.merged.backbone, cli.datamodule, cli.model.merged.task_vectors, "test")
                 rows.setdefault("base", means(scorer.base())[target])

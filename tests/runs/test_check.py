@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import CLASSES
 from pico import pico_pool
 from running import LAYER_WISE, METHODS, child, command, pool_config, write_yaml
@@ -285,5 +286,22 @@ def test_a_model_of_7b_that_does_not_fit_its_base(tmp_path, capfd):
 
 def test_no_library_of_training_is_loaded(tiny, tmp_path):
     done = child(["-c", textwrap.dedent(CHILD), "check", tiny, STAGED], tmp_path)
-    assert "LOADED []" in done.stdout, done.stdout + done.stderr
+    # rows of data that are at hand are counted, by their own library
+    assert "LOADED ['datasets']" in done.stdout, done.stdout + done.stderr
     assert sys.version_info >= (3, 11) and issubclass(CheckpointError, Exception)
+
+
+def test_the_inputs_to_calibrate_on_are_counted_where_the_data_are_at_hand(tiny, tmp_path, capsys):
+    checked([tiny, LAYER_WISE], ["--data.train_samples=10"])
+    text = words(capsys)
+    assert all(
+        f"{task}: calibration 6 (drawn from 60 rows of train, seed 0; and 10 of train)" in text for task in CLASSES
+    )
+    checked([tiny, METHODS / "ties.yaml"], [])
+    assert "calibration 6" not in words(capsys), "it opens no data"
+    content = yaml.safe_load(tiny.read_text())
+    first = next(iter(CLASSES))
+    content["data"]["init_args"]["tasks"][first]["dataset"] = "org/name"
+    content["data"]["init_args"]["tasks"][first]["classnames"] = CLASSES[first]
+    checked([write_yaml(tmp_path / "hub.yaml", content), LAYER_WISE], [])
+    assert f"{first}: calibration inputs are counted when a fit opens the data" in words(capsys)

@@ -12,8 +12,8 @@ from conftest import CLASSES
 from running import METHODS, QUICK, TASK_ARITHMETIC, command, pool_config, without_pictures, write_yaml
 
 from adamerge.parametrizations import TaskWise
-from adamerge.runs.command_line import Words
-from adamerge.runs.compare import LAMBDAS, REFERENCES, compare
+from adamerge.runs.compare import LAMBDAS, compare
+from adamerge.runs.comparison_scores import REFERENCES
 from adamerge.runs.instantiate import Configured
 from adamerge.training.evaluation import gap_closed
 from adamerge.training.scorer import Scorer
@@ -228,17 +228,86 @@ def test_two_methods_of_one_name_are_refused(pool_file, tmp_path, capfd):
     assert outcome.code == 2 and "adamerging_task_wise" in outcome.error
 
 
-def test_what_ended_before_its_time_is_left_out_each_time(tmp_path, monkeypatch, capsys):
-    """A run that diverged is no reason to lose the table, the second time either; one that stopped goes on."""
-    from adamerge.runs import compare as comparison
+def comparison(folder: str, split: str = "") -> dict:
+    return json.loads((Path(folder) / f"comparison{split}.json").read_text())
 
-    for status in ("diverged", "collapsed", "stopped"):
-        run = tmp_path / status
-        run.mkdir()
-        (run / "summary.json").write_text(json.dumps({"status": status}))
-        monkeypatch.setattr(comparison, "_run_of", lambda *words, run=run: run)
-        monkeypatch.setattr(comparison, "started", lambda run: True)
-        resumed = []
-        monkeypatch.setattr(comparison, "fit_stages", lambda words, resume, resumed=resumed: resumed.append(resume))
-        assert comparison.fitted(tmp_path, Words(), tmp_path) == run
-        assert resumed == ([run] if status == "stopped" else [])
+
+def test_seeds_and_a_finished_run_in_one_table_and_nothing_is_repeated(pool_file, monkeypatch, capfd):
+    words = ["--lambdas", "0.3", "--folder", "table", "--seeds", "0,1", *OVERRIDES, "--model.search.lr=0.3"]
+    assert command(capfd, "fit", pool_file, TASK_WISE, "--name=n", "--id=mine", *OVERRIDES).code == 0
+    line = ["compare", pool_file, TASK_WISE, "runs/n/mine", *words]
+    outcome = command(capfd, *line)
+    assert outcome.code == 0, outcome.err[-2000:]
+    result = comparison("table")
+    row, mine = (result["methods"][name] for name in ("adamerging_task_wise", "n/mine"))
+    averages = [row["seeds"][seed]["average"] for seed in ("0", "1")]
+    assert row["average"] == pytest.approx(sum(averages) / 2)
+    assert row["spread"]["average"] == pytest.approx(abs(averages[0] - averages[1]) / math.sqrt(2))
+    assert row["section"] == mine["section"] == "unlabelled" and mine["spread"]["average"] is None
+    assert row["costs"]["steps"] == 3 and row["costs"]["merged_passes"] == (3 + 3) * 2 * 4, "and three looks before"
+    assert row["costs"]["learned"] == 2 and row["class"] == "few"
+    assert mine["settings"][0]["max_steps"] == 3 and result["runs"]["n/mine"] == "runs/n/mine"
+    seeds = [yaml.safe_load((Path(row["seeds"][seed]["run"]) / "config.yaml").read_text()) for seed in ("0", "1")]
+    assert [(one["data"]["init_args"]["seed"], one["seed_everything"]) for one in seeds] == [(0, 0), (1, 1)]
+    assert [one["data"]["init_args"]["splits_seed"] for one in seeds] == [0, 0], (
+        "both are scored on what neither has seen"
+    )
+    for ending in ("csv", "md", "tex", "png"):
+        assert Path(f"table/comparison.{ending}").stat().st_size > 100
+
+    def not_again(*given, **more):
+        raise AssertionError("it has been done")
+
+    monkeypatch.setattr("adamerge.runs.comparison_fits.fit_stages", not_again)
+    monkeypatch.setattr(Scorer, "_score", not_again)
+    before = Path("table/comparison.json").read_bytes()
+    assert command(capfd, *line).code == 0 and Path("table/comparison.json").read_bytes() == before
+    next(iter(Path("table/scores").iterdir())).unlink()
+    with pytest.raises(AssertionError, match="it has been done"):
+        command(capfd, *line)
+
+
+@pytest.mark.slow
+def test_a_grid_on_validation_under_corruption_with_a_task_left_out(pool_file, few_lambdas, capfd):
+    left = list(CLASSES)[1]
+    grid = ["--grid", "adamerging_task_wise:model.search.lr=0.01,0.1", "--split", "validation", "--forward-passes", "8"]
+    words = ["--folder", "table", *grid, "--corruptions", "--leave-out", left, *OVERRIDES]
+    outcome = command(capfd, "compare", pool_file, TASK_ARITHMETIC, TASK_WISE, *words)
+    assert outcome.code == 0, outcome.err[-2000:]
+    result = comparison("table", "_validation")
+    names = [f"adamerging_task_wise lr={rate}" for rate in ("0.01", "0.1")]
+    assert set(result["methods"]) == {*REFERENCES, "task_arithmetic", *names}
+    for name in names:
+        row = result["methods"][name]
+        assert row["costs"]["steps"] == 2, "8 passes of one task in batches of 4"
+        assert row["costs"]["learned"] == 1 and list(row["per_task"]) == list(CLASSES)
+        assert set(row["corrupted"]) == {"noise", "blur", "contrast", "JPEG", "average"}
+    arithmetic = result["methods"]["task_arithmetic"]
+    assert arithmetic["per_task"] == result["methods"]["task_arithmetic_0.3"]["per_task"], "nor does it have the expert"
+    assert arithmetic["section"] == "no data"
+    assert (result["split"], result["leave_out"], result["forward_passes"]) == ("validation", [left], 8)
+    assert not Path("table/comparison.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--grid", "lr"], "--grid lr"),
+        (["--leave-out", "gone"], "no task 'gone'"),
+        (["--forward-passes", "1"], "--forward-passes 1"),
+        (["--seeds", "a"], "--seeds"),
+    ],
+)
+def test_what_cannot_be_asked_for(words, named, pool_file, capfd):
+    outcome = command(capfd, "compare", pool_file, TASK_WISE, "--folder", "table", *words, *OVERRIDES)
+    assert outcome.code == 2 and named in outcome.err and not Path("table").exists()
+
+
+def test_pictures_go_through_a_change_before_the_networks_own(pool_file):
+    fit = Configured.of(["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)])
+    data, task = fit.datamodule, next(iter(CLASSES))
+    data.serve(fit.model.merged.backbone)
+    plain = data.samples(task, "test")[0]
+    black = data.changed(lambda picture: picture.point(lambda value: 0)).samples(task, "test")[0]
+    assert black.shape == plain.shape and int(black.max()) == 0 < int(plain.max())
+    assert torch.equal(data.samples(task, "test")[0], plain), "the data themselves are as they were"

@@ -114,7 +114,7 @@ def test_help_that_only_a_library_has_is_the_parsers(capfd):
 @pytest.mark.parametrize("words", [[], ["--2.model.search.lr=0.5"]])
 def test_compare_reads_its_words_as_the_others_do(words, place, capfd, monkeypatch):
     given = []
-    monkeypatch.setattr("adamerge.runs.compare.compare", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("adamerge.runs.compare.compare", lambda *arguments, choices: given.append(arguments))
     monkeypatch.setattr("adamerge.runs.compare.print_table", lambda result: None)
     line = ["compare", "--folder", "here", "pool.yaml", "staged", "--model.search.lr", "0.1", "method.yaml", *words]
     assert command(capfd, *line).code == 0

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from adamerge.testbed.cache import SPLITS, cached_splits
+from adamerge.testbed.cache import SPLITS, cached_splits, is_built
 
 
 def splits(calls):
@@ -67,3 +67,15 @@ def test_the_users_cache_folder_is_the_default(tmp_path, monkeypatch):
     recipe.write_text("one")
     cached_splits("words", [recipe], splits([]), None)
     assert [folder.parent for folder in (tmp_path / "home").glob("*/*/words-*")] == [tmp_path / "home/adamerge/testbed"]
+
+
+def test_whether_it_is_built_is_asked_without_building(tmp_path):
+    recipe, calls = tmp_path / "recipe.py", []
+    recipe.write_text("one")
+
+    def load():
+        return cached_splits("words", [recipe], splits(calls), tmp_path / "cache")
+
+    assert not is_built(load) and not calls and not (tmp_path / "cache").exists()
+    load()
+    assert is_built(load) and len(calls) == 1, "and building is allowed again"

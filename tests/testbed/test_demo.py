@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from adamerge.artifacts.coefficients import load_coefficients
 from adamerge.artifacts.export import export
 from adamerge.backbones import OpenClipClassifier
-from adamerge.runs.compare import REFERENCES
+from adamerge.runs.comparison_scores import REFERENCES
 from adamerge.runs.fit import fit
 from adamerge.testbed import demo
 from adamerge.testbed.image_tasks import IMAGE_TASKS

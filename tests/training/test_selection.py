@@ -268,10 +268,3 @@ def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folder
     assert command(capfd, "fit", "--resume", run).code == 0
     assert (run / "coefficients.safetensors").read_bytes() == written
     assert read_json(run / "summary.json")["protocol"] == summary["protocol"]
-
-
-def test_a_comparison_says_that_labels_chose():
-    from adamerge.runs.compare import _read_labels
-
-    assert not _read_labels({}) and not _read_labels({"labelled": False})
-    assert _read_labels({"labelled": True}) and _read_labels({"labelled": False, "selection": {"step": 3}})
