@@ -111,8 +111,8 @@ def test_the_formula_in_float64(given):
     parametrization.load_values(values)
     taus = [vectors.checkpoints[task]["a.weight"].double() - base["a.weight"].double() for task in vectors.experts]
     expected, size = base["a.weight"].double() + deltas["a.weight"].double(), torch.zeros(24, 40, dtype=torch.float64)
-    for own, tau in zip(values["a.weight"].double(), taus, strict=True):
-        coefficient = own[:24].unsqueeze(1) + own[24:].unsqueeze(0)
+    for rows, columns, tau in zip(values["a.weight/rows"], values["a.weight/columns"], taus, strict=True):
+        coefficient = rows.double().unsqueeze(1) + columns.double().unsqueeze(0)
         expected, size = expected + coefficient * tau, size + (coefficient * tau).abs()
     found = base["a.weight"] + whole(parametrization, vectors, "a.weight").view(24, 40)
     # the subtraction, r + c, products and sums of two, the start and the base
