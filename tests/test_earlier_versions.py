@@ -58,7 +58,7 @@ def class_paths(content: object) -> list[str]:
 def test_there_are_files_of_every_version_that_was():
     changes = (ROOT / "CHANGELOG.md").read_text()
     headings = [line.removeprefix("## ") for line in changes.splitlines() if line.startswith("## ")]
-    were = {line.split()[0] for line in headings if "(unreleased)" not in line}  # the coming one has written nothing yet
+    were = {line.split()[0] for line in headings if "(unreleased)" not in line}  # else it wrote none yet
     missing = sorted(were - set(VERSIONS) - {adamerge.__version__})
     assert not missing, f"{missing}: tests/fixtures/write.py writes them, run with that version"
     assert len(FILES) >= 10 * len(VERSIONS)
