@@ -177,11 +177,13 @@ def test_the_command_line_in_two_processes(pool, image_folders, tmp_path):
     assert one.keys() == two.keys() == parts.keys() and any("validation/accuracy" in key for _, key in one)
     for key, value in one.items():
         assert max(abs(two[key] - value), abs(parts[key] - value)) <= 1e-5 * max(1, abs(value)), key
-    expected, plans = coefficients(tmp_path / "runs/n/one"), {}
+    expected, plans, passes = coefficients(tmp_path / "runs/n/one"), {}, {}
     for name in ("one", "two", "sharded"):
         found = coefficients(tmp_path / "runs/n" / name)
         assert all((value - expected[key]).abs().max() <= 1e-6 for key, value in found.items())
-        plans[name] = json.loads((tmp_path / "runs/n" / name / "summary.json").read_text())["plan"]
+        summary = json.loads((tmp_path / "runs/n" / name / "summary.json").read_text())
+        plans[name], passes[name] = summary["plan"], summary["forward_passes"]["merged"]
+    assert set(passes.values()) == {(4 + 3) * 2 * 6}, "those of all processes"
     assert sorted(path.name for path in (tmp_path / "runs/n").iterdir()) == ["one", "sharded", "two"]
     assert [plan["processes"] for plan in plans.values()] == [1, 2, 2] and plans["sharded"]["copy"] == "ShardedCopy"
     assert plans["two"]["gradient"] == plans["one"]["gradient"] > plans["sharded"]["gradient"]
