@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/peers.py
 	$(BIN)/python tests/benchmarks/sharded.py
 	$(BIN)/python tests/benchmarks/growth.py
+	$(BIN)/python tests/benchmarks/solvers.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -121,17 +121,13 @@ def test_a_file_apart_from_its_run_says_what_it_misses(pool_file, method):
     assert again.task_vectors.experts == ("merged",)
 
 
-def test_a_later_stage_takes_the_vectors_as_deltas(pool, pool_file, staged):
+def test_a_later_stage_takes_the_vectors_as_deltas_and_they_are_solved_once(pool, pool_file, staged, monkeypatch):
     run = fit([str(pool_file), str(staged), "--id=a"])
     source = read_coefficients(run)[0]["experts"]["colours"]["source"]
     assert source == f"run:1_solve/{FILE.as_posix()}"
     assert (run / "coefficients.safetensors").read_bytes() == (run / "2_weigh/coefficients.safetensors").read_bytes()
     vectors, expected = load_coefficients(run).task_vectors, solved_by_hand(pool)
     assert all(torch.equal(vectors[name].dense()[0], value) for name, value in expected.items())
-
-
-def test_finished_vectors_are_not_solved_again(pool_file, staged, monkeypatch):
-    run = fit([str(pool_file), str(staged), "--id=a"])
     before = (run / "1_solve" / FILE).stat()
 
     def refuse(self, name, deltas):
