@@ -66,9 +66,16 @@ def test_a_method_says_nothing_of_models_and_data(path):
     assert not content["model"].get("task_vectors", {}).keys() & {"base", "experts", "include", "exclude"}
 
 
-STAGED_TWICE = {"concrete_adamerging_layer_wise", "concrete_adamerging_task_wise"}
-"""Methods whose fits take ten seconds; a third staged one is run each time."""
-RUN = [pytest.param(path, marks=pytest.mark.slow) if path.name in STAGED_TWICE else path for path in GIVEN]
+QUICKLY = {
+    "adamerging_layer_wise",
+    "atlas_addition",
+    "expert_merging",
+    "expert_merging_plusplus",
+    "task_arithmetic",
+    "wudi",
+}
+"""One method of each kind; the others are slow tests."""
+RUN = [path if path.stem in QUICKLY else pytest.param(path, marks=pytest.mark.slow) for path in GIVEN]
 
 
 @pytest.mark.parametrize("path", RUN, ids=name_of)

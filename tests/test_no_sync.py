@@ -234,9 +234,7 @@ def masks(objective: Objective, storage: Storage, teachers: Teachers, **more: An
 
 
 PAIRS = [
-    pytest.param(
-        part, storage, marks=[] if place == 0 or part in {"LayerWise", "RandomPartition"} else pytest.mark.slow
-    )
+    pytest.param(part, storage, marks=[] if place == 0 or part == "LayerWise" else pytest.mark.slow)
     for place, storage in enumerate(STORAGES)
     for part in PARTS
 ]
@@ -247,12 +245,20 @@ def test_every_parametrization_from_every_storage(part, storage):
     fit(lambda teachers: search(PARTS[part], Entropy(), storage, teachers))
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=str)
+FIRST_STORAGE = [
+    storage if place == 0 else pytest.param(storage, marks=pytest.mark.slow) for place, storage in enumerate(STORAGES)
+]
+
+
+@pytest.mark.parametrize("storage", FIRST_STORAGE, ids=str)
 def test_the_search_for_masks_from_every_storage(storage):
     fit(lambda teachers: masks(Entropy(), storage, teachers))
 
 
-@pytest.mark.parametrize("make", [partial(search, LayerWise), masks], ids=["adaptive", "bilevel"])
+BOTH = [partial(search, LayerWise), pytest.param(masks, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("make", BOTH, ids=["adaptive", "bilevel"])
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if "Hidden" not in name])
 def test_every_objective(name, make):
     labelled = OBJECTIVES[name]().labelled
@@ -283,7 +289,7 @@ def test_a_language_model_whose_positions_count_or_not(name):
     )
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("storage", FIRST_STORAGE, ids=str)
 def test_block_by_block(storage):
     """Made on meta from the start: a block that drops its weights cannot move there."""
     backbone = ToyLanguage()

@@ -30,8 +30,8 @@ class Method:
     Args:
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
-        solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
         search: how they are learned.
+        solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
         penalty: on the coefficients.
         views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
             they are when None.
@@ -54,8 +54,8 @@ class Method:
 
     parametrization: ParametrizationFactory
     objective: Objective | None = None
-    solver: Solver | None = None
     search: Search = field(default_factory=Descent)
+    solver: Solver | None = None
     penalty: Penalty | None = None
     views: View | None = None
     task_weights: dict[str, float] | None = None

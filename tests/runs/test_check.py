@@ -25,7 +25,11 @@ from adamerge.runs.configuration import configurations
 
 STAGED = METHODS / "expert_merging_plusplus"
 NOTHING_LEARNED = {
-    METHODS / f"{name}.yaml" for name in ("dare", "task_arithmetic", "ties", "ties_original", "weight_average")
+    METHODS / f"{name}.yaml"
+    for name in (
+        *("dare", "task_arithmetic", "ties", "ties_original", "weight_average"),
+        *("iso_c", "iso_cts", "tsvm", "wudi", "wudi_descent"),
+    )
 }
 
 
