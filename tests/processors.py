@@ -14,14 +14,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NUMERICAL = (
-    "backbones", "deltas", "objectives", "parametrizations", "transforms", "checkpoints/test_lora.py",
+    "backbones", "deltas", "objectives", "parametrizations", "solvers", "transforms", "checkpoints/test_lora.py",
     "merging/test_block_copy.py", "merging/test_block_execution.py", "merging/test_merged_model.py",
-    "merging/test_merged_tensor.py", "merging/test_pullback.py", "task_vectors/test_storage.py",
+    "merging/test_merged_tensor.py", "merging/test_pullback.py", "task_vectors/test_start.py", "task_vectors/test_storage.py",
     "training/test_batchnorm.py", "training/test_bilevel.py", "training/test_descent.py", "training/test_evaluation.py",
     "training/test_fit_checks.py", "training/test_held_coefficients.py", "training/test_learning_rate.py",
     "training/test_module.py", "training/test_nonfinite_guard.py", "training/test_objective_gradient.py",
-    "training/test_schedules.py", "training/test_search.py", "training/test_teacher_cache.py", "test_adamerging.py",
-    "test_atlas.py", "test_contracts.py", "test_expert_merging.py", "test_known_answer.py", "test_precision.py",
+    "training/test_schedules.py", "training/test_search.py", "training/test_step_batches.py", "training/test_task_balance.py",
+    "training/test_teacher_cache.py", "training/test_teachers_ahead.py", "test_adamerging.py",
+    "test_atlas.py", "test_contracts.py", "test_expert_merging.py", "test_from_start.py", "test_known_answer.py",
+    "test_precision.py",
 )  # fmt: skip
 NONE = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import gamma
 
 from adamerge.deltas.base import DenseDeltas
 from adamerge.deltas.groups import Chunks
@@ -45,7 +46,15 @@ def test_sums_of_long_runs_are_as_exact_as_those_of_short_ones(experts, run):
     values, slope = 1 + 0.1 * torch.rand(experts, 4 * run), 1 + 0.1 * torch.rand(4 * run)
     found = DenseDeltas(values).contract(slope, Chunks(4))
     exact = (values.double() * slope.double()).view(experts, 4, run).sum(dim=2)
-    assert ((found - exact).abs() / exact).max() < 5e-7
+    assert ((found - exact).abs() / exact).max() < gamma(RUN)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 9])
+def test_no_sum_in_fp32_goes_on_from_one_stretch_of_a_run_to_the_next(experts):
+    """Ones between large numbers that cancel: a sum in fp32 that holds the large ones has no digits for a one."""
+    stretches = torch.tensor([2.0**20, 1.0, -(2.0**20)]).repeat_interleave(RUN)
+    found = DenseDeltas(stretches.repeat(experts, 4)).contract(torch.ones(4 * 3 * RUN), Chunks(4))
+    assert torch.equal(found, torch.full((experts, 4), float(RUN)))
 
 
 def test_a_part_cuts_its_first_and_its_last_run():
