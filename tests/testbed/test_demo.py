@@ -156,5 +156,6 @@ def test_the_demo_from_end_to_end(tmp_path):
     assert methods["task_arithmetic_tuned"]["gap_closed"] == 0 and methods["individual"]["gap_closed"] == 1
     assert result["runs"].keys() == set(demo.METHODS) and result["exported"].startswith("adamerging")
     assert {path.name for path in (folder / "merged").iterdir()} >= {"open_clip_model.safetensors", "README.md"}
-    assert {path.name for path in folder.iterdir()} == {"fits", "merged", "comparison.json"}
+    written = {f"comparison.{kind}" for kind in ("json", "csv", "md", "tex", "png")}
+    assert {path.name for path in folder.iterdir()} == {"fits", "scores", "merged", *written}
     assert (tmp_path / result["runs"][result["exported"]] / "heatmap.png").stat().st_size > 2000

@@ -438,7 +438,7 @@ import json, sys
 sys.path[:0] = sys.argv[1:3]
 import torch
 from lightning import Trainer
-from test_buffers import QUIET, ToyPoints, toy
+from training.test_batchnorm import QUIET, ToyPoints, toy
 
 torch.set_num_threads(1)
 module = toy(lr=1e-9, recalibrate_buffers=True)  # the same coefficients, whatever the gradients' rounding
