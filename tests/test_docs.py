@@ -247,6 +247,7 @@ WITH = (
     "concrete_task_arithmetic",
     "concrete_adamerging_layer_wise",
     "expert_merging_plusplus",
+    "wudi",
 )
 
 

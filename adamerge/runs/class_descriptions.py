@@ -94,9 +94,16 @@ def kinds_of(base: str) -> list[str]:
         for name in adamerge.__all__
         if (definition := _definition(name)) is not None
         and base in {one.name for one in _ancestry(name)}
-        and not {ast.unparse(parent).partition("[")[0] for parent in definition.bases} & {"ABC", "Protocol"}
+        and not _is_abstract(definition)
     ]
     return sorted(concrete)
+
+
+def _is_abstract(definition: ast.ClassDef) -> bool:
+    """Returns whether a class says that it is abstract, or leaves a method to those that derive from it."""
+    bases = {ast.unparse(parent).partition("[")[0] for parent in definition.bases}
+    left = {ast.unparse(one) for method in definition.body for one in getattr(method, "decorator_list", ())}
+    return bool(bases & {"ABC", "Protocol"}) or "abstractmethod" in left
 
 
 @cache

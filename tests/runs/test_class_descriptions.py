@@ -25,7 +25,7 @@ def test_arguments_are_those_of_the_signature(name):
 
 
 @pytest.mark.parametrize(
-    "base", ["Objective", "Parametrization", "Constraint", "Storage", "Copy", "Backbone", "Calibration"]
+    "base", ["Objective", "Parametrization", "Constraint", "Storage", "Copy", "Backbone", "Calibration", "Solver"]
 )
 def test_kinds_are_the_public_subclasses(base):
     parent = getattr(adamerge, base)
