@@ -272,7 +272,8 @@ def watch():
 
 root, kind, storage = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
 kind_of, transforms = eval(sys.argv[4]) if len(sys.argv) > 4 else (LayerWise, [])
-if kind_of is not LayerWise:  # what torch imports for an optimiser's first step is of no plan
+import open_clip  # what libraries take that a network or an optimiser's first step imports is of no plan
+if kind_of is not LayerWise:
     first = torch.nn.Parameter(torch.zeros(1))
     first.grad = torch.zeros(1)
     torch.optim.Adam([first]).step()
