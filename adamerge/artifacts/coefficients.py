@@ -16,7 +16,7 @@ from torch import Tensor
 import adamerge
 from adamerge.artifacts.coefficient_table import Cell, coefficient_table
 from adamerge.artifacts.model_sources import check_buffers, check_fingerprints, source_of, written_source
-from adamerge.artifacts.recipe import build, build_factory, describe
+from adamerge.artifacts.recipe import build, build_factory, describe, plain_data
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.atomic import staged_file
@@ -60,13 +60,7 @@ class Coefficients:
             ConfigError: a part's constructor arguments are not attributes of the same name, or not plain data.
         """
         for part in (*self.task_vectors.transforms, self.parametrization):
-            try:
-                json.dumps(describe(part))
-            except (AttributeError, TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"{type(part).__name__} cannot be written into a coefficient file: {error}",
-                    todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
-                ) from error
+            plain_data(part, "written into a coefficient file")
 
     def table(self) -> dict[str, dict[str, Cell]]:
         """Returns group name to expert name to coefficients, after the constraint; mean and spread where they are many."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adamerge.errors import CoefficientsError
+from adamerge.errors import CoefficientsError, ConfigError
 from adamerge.io.public_names import PREFIX, current_name, find, public_name
 from adamerge.parametrizations import Mask, Parametrization
 from adamerge.parametrizations.constraints import Constraint, Softmax
@@ -31,6 +32,28 @@ def describe(part: Any) -> Any:
         "class_path": public_name(type(part)),
         "init_args": {name: describe(getattr(part, name)) for name in names},
     }
+
+
+def plain_data(part: Any, cannot: str, otherwise: str = ": a number, text, list or another part") -> Any:
+    """Returns what ``describe`` does, if it is plain data.
+
+    Args:
+        part: which.
+        cannot: what cannot be done with a part that is none, as errors say it.
+        otherwise: ends the advice to keep each constructor argument as an attribute.
+
+    Raises:
+        ConfigError: a constructor argument is no attribute of the same name, or not plain data.
+    """
+    try:
+        spec = describe(part)
+        json.dumps(spec)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{type(part).__name__} cannot be {cannot}: {error}",
+            todo=f"keep each constructor argument as an attribute of its name{otherwise}",
+        ) from error
+    return spec
 
 
 def build(spec: Any, kind: type, plugins: Sequence[str] = ()) -> Any:

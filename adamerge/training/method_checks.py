@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from adamerge.artifacts.recipe import describe
+from adamerge.artifacts.recipe import plain_data
 from adamerge.data import Calibration, NoData
 from adamerge.errors import ConfigError, did_you_mean
 from adamerge.objectives import Objective
@@ -148,13 +147,7 @@ def _check_solver(method: Method, solver: Solver) -> None:
                 f"{key} does not go with model.solver={kind}: a solver is a stage of its own",
                 todo="make the method a folder of stages, and name the solver's file {task_vectors} in the second",
             )
-    try:
-        json.dumps(describe(solver))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{kind} cannot be written into a file of task vectors: {error}",
-            todo="keep each constructor argument as an attribute of its name: a number, text, list or another part",
-        ) from error
+    plain_data(solver, "written into a file of task vectors")
 
 
 def _check_tasks(method: Method, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from adamerge.artifacts.recipe import describe
+from adamerge.artifacts.recipe import plain_data
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import moved, stack
 from adamerge.data.batch_order import Steps
 from adamerge.data.samples import Samples
 from adamerge.data.teacher_outputs import Kept, Teach, compact, digest_of, expanded
-from adamerge.errors import CheckpointError, ConfigError
+from adamerge.errors import CheckpointError
 from adamerge.io.atomic import staged_file, write_json
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.merging.merged_model import MergedModel
@@ -160,7 +160,7 @@ class TeacherFiles(TeacherCache):
             "base": vectors.base.fingerprint,
             "merged": hashlib.sha256(json.dumps(sorted(vectors)).encode()).hexdigest(),
             "head": None if head is None else digest_of(dict(head.state_dict())),
-            "backbone": _described(merged),
+            "backbone": plain_data(merged.backbone, "told from others of its class", ", or keep teachers in memory"),
             "dtype": str(merged.dtype),
             "precision": precision,
             "hidden": list(hidden),
@@ -213,16 +213,3 @@ class TeacherFiles(TeacherCache):
                 self._read(task)
                 for index in super()._wanted(task, steps):
                     self._digests[task, index] = digest_of(samples[index])
-
-
-def _described(merged: MergedModel) -> Any:
-    """Returns the network's constructor arguments, which decide what counts and what is predicted."""
-    try:
-        spec = describe(merged.backbone)
-        json.dumps(spec)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{type(merged.backbone).__name__} cannot be told from others of its class: {error}",
-            todo="keep each constructor argument as an attribute of its name, or keep teachers in memory",
-        ) from error
-    return spec
