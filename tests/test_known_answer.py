@@ -55,6 +55,27 @@ def planted(kind: type, experts: int) -> dict[str, Tensor]:
     return {g: 0.1 + 0.8 * torch.rand(experts, n, generator=generator, dtype=torch.float64) for g, n in widths.items()}
 
 
+def solved(merged: MergedModel, inputs: Tensor, target: Tensor, steps: int) -> tuple[float, float]:
+    """Sets the coefficients to those of the least squares; returns the loss before and after."""
+    optimizer = torch.optim.LBFGS(
+        merged.parametrization.parameters(), max_iter=steps, history_size=30, tolerance_grad=1e-9, tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        merged.merge()
+        loss = (merged(inputs).features - target).pow(2).mean()
+        loss.backward()
+        scalar = merged.pull_back(loss.detach())
+        scalar.backward()
+        return scalar
+
+    start = float(closure().detach())
+    optimizer.step(closure)
+    return start, float(closure().detach())
+
+
 @pytest.mark.parametrize("constraint", [Free(), Projection(), Sigmoid()], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise, ChunkWise])
 def test_planted_coefficients_are_recovered(kind, constraint):
@@ -79,22 +100,7 @@ def test_planted_coefficients_are_recovered(kind, constraint):
     vectors = TaskVectors(base, experts)
     parametrization = kind(vectors, init=0.3, constraint=constraint)
     merged = MergedModel(backbone, vectors, parametrization)
-    optimizer = torch.optim.LBFGS(
-        parametrization.parameters(), max_iter=500, history_size=30, tolerance_grad=1e-9, tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        merged.merge()
-        loss = (merged(inputs).features - target).pow(2).mean()
-        loss.backward()
-        scalar = merged.pull_back(loss.detach())
-        scalar.backward()
-        return scalar
-
-    start = float(closure().detach())
-    optimizer.step(closure)
+    start, _ = solved(merged, inputs, target, 500)
     parametrization.project_()
     found = {group: value.detach().double() for group, value in parametrization.coefficients().items()}
     assert start > 1e-2
@@ -134,24 +140,9 @@ def test_planted_rows_columns_and_elements_are_recovered(kind):
     target = (hidden @ theta["layers.1.weight"].T + theta["layers.1.bias"]).float()
     parametrization = kind(vectors, init=0.3)
     merged = MergedModel(backbone, vectors, parametrization)
-    optimizer = torch.optim.LBFGS(
-        parametrization.parameters(), max_iter=400, history_size=30, tolerance_grad=1e-9, tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        merged.merge()
-        loss = (merged(inputs).features - target).pow(2).mean()
-        loss.backward()
-        scalar = merged.pull_back(loss.detach())
-        scalar.backward()
-        return scalar
-
-    start = float(closure().detach())
-    optimizer.step(closure)
+    start, end = solved(merged, inputs, target, 400)
     values = {group: value.double() for group, value in parametrization.values().items()}
-    assert start > 1e-2 and float(closure().detach()) < 1e-8
+    assert start > 1e-2 and end < 1e-8
     for name, wanted in answer.items():
         if f"{name}/rows" in values:
             found = values[f"{name}/rows"].unsqueeze(2) + values[f"{name}/columns"].unsqueeze(1)
