@@ -92,6 +92,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "RunawayGuard": "training.callbacks",
     "Scale": "transforms",
     "Schedule": "training",
+    "Scaled": "solvers",
     "Scorer": "training.scorer",
     "Search": "training",
     "Selection": "training.selection",
@@ -104,6 +105,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Softmax": "parametrizations.constraints",
     "Solver": "solvers",
     "SpanCrop": "objectives",
+    "StartAlone": "parametrizations",
     "Storage": "task_vectors.storage",
     "Sum": "objectives",
     "SummedDistanceToInitial": "objectives.penalties",
@@ -234,10 +236,11 @@ if TYPE_CHECKING:
         RandomPartition,
         RowColumnWise,
         SoftMask,
+        StartAlone,
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Solver, WeightedSum, Wudi, WudiDescent
+    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Scaled, Solver, WeightedSum, Wudi, WudiDescent
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

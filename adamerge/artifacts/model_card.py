@@ -30,10 +30,9 @@ def card(coefficients: Coefficients) -> str:
     if start is not None:
         experts += f"\n\nThe coefficients begin from `{shown(start)}` (sha256 `{start.fingerprint[:16]}`){start.note}."
     table = coefficients.table()
-    rows = "\n".join(
-        f"| `{group}` | " + " | ".join(text_of(values[task]) for task in vectors.experts) + " |"
-        for group, values in table.items()
-    )
+    head = f"| group | {' | '.join(vectors.experts)} |\n|---|{'---|' * len(vectors.experts)}"
+    rows = [f"| `{group}` | {' | '.join(text_of(own[task]) for task in vectors.experts)} |" for group, own in table.items()]
+    shown_table = "\n".join([head, *rows]) if rows else "None: base and start are merged as they are."
     protocol = "\n".join(f"- {key}: {value}" for key, value in coefficients.protocol.items()) or "- no data were used"
     return f"""---
 {data.to_yaml()}
@@ -54,7 +53,5 @@ def card(coefficients: Coefficients) -> str:
 
 ## Coefficients
 
-| group | {" | ".join(vectors.experts)} |
-|---|{"---|" * len(vectors.experts)}
-{rows}
+{shown_table}
 """

@@ -2,7 +2,7 @@
 
 Read ``base.py`` first, then ``linear.py``: most are of the linear family, which differ in ``g`` alone, and ``constraints.py``
 is their ``phi``. ``importance.py`` and ``partition.py`` are further members,
-``per_tensor.py`` has those with coefficients by the million. ``wrapper.py`` is for what goes around another
+``per_tensor.py`` has those with coefficients by the million, ``start_alone.py`` one without any. ``wrapper.py`` is for what goes around another
 one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a generator;
 ``held_names.py`` says by name which coefficients were held at their initial values.
 """
@@ -15,6 +15,7 @@ from adamerge.parametrizations.linear import BlockWise, ChunkWise, LayerWise, Li
 from adamerge.parametrizations.masks import BinaryMask, ExpectedMask, HardMask, Mask, SoftMask
 from adamerge.parametrizations.partition import RandomPartition
 from adamerge.parametrizations.per_tensor import ElementWise, RowColumnWise
+from adamerge.parametrizations.start_alone import StartAlone
 
 __all__ = [
     "BinaryMask",
@@ -34,6 +35,7 @@ __all__ = [
     "RandomPartition",
     "RowColumnWise",
     "SoftMask",
+    "StartAlone",
     "TaskWise",
     "Update",
 ]

@@ -20,8 +20,8 @@ TOP = ("model", "data", "trainer", "tasks", "leave_out", "runs", "name", "id", "
 """First parts of every key that a configuration may have."""
 DEFAULTS = {"data": "adamerge.NoData", "model.search": "adamerge.Descent"}
 """Classes where none is named."""
-SOLVED = {"class_path": "adamerge.TaskWise", "init_args": {"init": 1.0}}
-"""How the one task vector that a solver writes is merged, where nothing else is said."""
+SOLVED = "adamerge.StartAlone"
+"""How the one task vector that a solver writes is merged."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,21 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         search = overlaid({"class_path": DEFAULTS["model.search"]}, model.get("search") or {})
         model = {**model, "search": search}
         if model.get("solver"):  # one vector comes out of it, which is merged as it is
-            model["parametrization"] = overlaid(SOLVED, model.get("parametrization") or {})
+            model["parametrization"] = _solved(model.get("parametrization") or {})
         config = {**config, "model": model}
     return config
+
+
+def _solved(given: Any) -> dict[str, Any]:
+    """Returns the parametrization of a stage with a solver, which may not be chosen."""
+    told = given.get("class_path") if isinstance(given, dict) else given
+    if given and told != SOLVED:
+        raise ConfigError(
+            "model.parametrization does not go with model.solver: what a solver writes is merged as it is",
+            got=str(told or given)[:200],
+            todo="give the vector a strength with adamerge.Scaled around the solver, or weigh it in a later stage",
+        )
+    return {"class_path": SOLVED}
 
 
 def _replaced(value: Any, replacements: Mapping[str, str]) -> Any:

@@ -88,6 +88,9 @@ def _describe_coefficients(path: Path) -> None:
 
 def _print_values(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
     """Prints a table with a row for each group: the factor of each expert's task vector there, and its spread if many."""
+    if not values:
+        _Console().print("coefficients: none, base and start are merged as they are")
+        return
     constraint = _constraint(metadata["parametrization"])
     made = {group: value if constraint is None else constraint(value) for group, value in values.items()}
     held = held_masks(metadata["protocol"], values, metadata["rows"])

@@ -12,6 +12,7 @@ from rich.progress import track
 from adamerge.artifacts.coefficients import Coefficients
 from adamerge.artifacts.recipe import describe
 from adamerge.io.task_vector_file import FOLDER
+from adamerge.parametrizations import StartAlone
 from adamerge.solvers.solving import MERGED, write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.merging import Merging
@@ -30,7 +31,7 @@ def solve(
         progress: whether a bar is shown.
 
     Returns:
-        Coefficients of the one task vector that was written, as the method's parametrization begins with them.
+        Coefficients that merge the task vector that was written: it is their start, and nothing is added to it.
 
     Raises:
         AdamergeError: as ``write_task_vectors``.
@@ -48,8 +49,8 @@ def solve(
         transforms=[describe(one) for one in vectors.transforms],
         shown=shown,
     )
-    merged = TaskVectors(vectors.base, {MERGED: target}, include=vectors.include, exclude=vectors.exclude)
-    return replace(coefficients, task_vectors=merged, parametrization=merging.parametrization(merged))
+    solved = TaskVectors(vectors.base, vectors.checkpoints, (), vectors.include, vectors.exclude, start=target)
+    return replace(coefficients, task_vectors=solved, parametrization=StartAlone(solved))
 
 
 def _with_bar(names: Sequence[str]) -> Iterator[str]:

@@ -4,15 +4,16 @@ Read ``base.py`` first: a ``Solver`` makes one delta of a tensor from all expert
 those share that work on matrices. ``matrices.py`` has an expert's delta as a matrix, whole or as LoRA's factors, with the
 products and the decomposition that formulas need. Then the papers, one file each: ``weighted_sum.py`` (task arithmetic),
 ``wudi.py`` (WUDI in closed form) and ``wudi_descent.py`` (by its own iteration), ``tsvm.py`` (task singular vectors),
-``isotropic.py`` (Iso-C and Iso-CTS). ``solving.py`` goes through a model tensor by tensor and writes the result, and goes on
+``isotropic.py`` (Iso-C and Iso-CTS); ``scaled.py`` gives any of them a strength. ``solving.py`` goes through a model tensor by tensor and writes the result, and goes on
 where a killed one was.
 """
 
 from adamerge.solvers.base import MatrixSolver, Solver
 from adamerge.solvers.isotropic import IsoC, IsoCTS
+from adamerge.solvers.scaled import Scaled
 from adamerge.solvers.tsvm import TSVM
 from adamerge.solvers.weighted_sum import WeightedSum
 from adamerge.solvers.wudi import Wudi
 from adamerge.solvers.wudi_descent import WudiDescent
 
-__all__ = ["TSVM", "IsoC", "IsoCTS", "MatrixSolver", "Solver", "WeightedSum", "Wudi", "WudiDescent"]
+__all__ = ["TSVM", "IsoC", "IsoCTS", "MatrixSolver", "Scaled", "Solver", "WeightedSum", "Wudi", "WudiDescent"]

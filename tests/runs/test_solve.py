@@ -73,8 +73,8 @@ def test_a_run_holds_the_vectors_and_what_merges_them(pool, pool_file, method, c
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], value) for name, value in expected.items())
     metadata, sections = read_coefficients(run)
-    assert metadata["experts"]["merged"]["source"] == f"run:{FILE.as_posix()}" and metadata["rows"] == ["merged"]
-    assert [value.tolist() for value in sections["w"].values()] == [[[1.0]]]
+    assert metadata["start"]["source"] == f"run:{FILE.as_posix()}" and metadata["rows"] == [*pool["experts"]]
+    assert sections["w"] == {} and metadata["parametrization"]["class_path"] == "adamerge.StartAlone"
     told = summary(run)
     assert told["status"] == "finished" and 0 < told["seconds"] < 60
     assert told["solver"] == {"class_path": "adamerge.Wudi", "init_args": {"ridge": 0.5, "vector_scale": 0.4}}
@@ -88,13 +88,17 @@ def test_a_run_holds_the_vectors_and_what_merges_them(pool, pool_file, method, c
     assert outcome.code == 0 and "average" in outcome.out and summary(run)["test"]["average"] > 0
 
 
-def test_settings_of_the_solver_and_the_vectors_strength_are_overrides(pool_file, method):
+def test_settings_of_the_solver_and_the_vectors_strength_are_overrides(pool_file, method, tmp_path):
     words = [str(pool_file), str(method)]
     plain = fit([*words, "--id=a"])
-    other = fit([*words, "--model.solver.ridge=3", "--model.parametrization.init=0.5", "--id=b"])
+    other = fit([*words, "--model.solver.ridge=3", "--id=b"])
     assert not same(plain / FILE, other / FILE)
     assert summary(other)["solver"]["init_args"]["ridge"] == 3
-    assert [value.item() for value in read_coefficients(other)[1]["w"].values()] == [0.5]
+    scaled = {"class_path": "adamerge.Scaled", "init_args": {"scale": 0.5, "solver": WUDI["model"]["solver"]}}
+    half = fit([str(pool_file), str(write_yaml(tmp_path / "half.yaml", {"model": {"solver": scaled}})), "--id=d"])
+    assert summary(half)["solver"] == scaled
+    full = load_file(plain / FILE)
+    assert all(torch.equal(value, 0.5 * full[name]) for name, value in load_file(half / FILE).items())
     assert same(fit([*words, "--id=c"]) / FILE, plain / FILE), "runs of one process leave nothing to one another"
 
 
@@ -115,10 +119,10 @@ def test_a_run_that_was_moved_exports(kind, pool_file, method, staged, capfd):
 def test_a_file_apart_from_its_run_says_what_it_misses(pool_file, method):
     run = fit([str(pool_file), str(method), "--id=a"])
     shutil.copy(run / "coefficients.safetensors", "alone.safetensors")
-    with pytest.raises(CoefficientsError, match="expert 'merged' is not there.*task_vectors/merged.safetensors"):
+    with pytest.raises(CoefficientsError, match="the start is not there.*task_vectors/merged.safetensors"):
         load_coefficients("alone.safetensors")
-    again = load_coefficients("alone.safetensors", experts={"merged": str(run / FILE)})
-    assert again.task_vectors.experts == ("merged",)
+    again = load_coefficients("alone.safetensors", start=str(run / FILE))
+    assert again.task_vectors.start is not None
 
 
 def test_a_later_stage_takes_the_vectors_as_deltas_and_they_are_solved_once(pool, pool_file, staged, monkeypatch):
@@ -236,7 +240,7 @@ def test_the_exported_model_is_the_merged_one_in_a_fresh_process(pool_file, meth
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-4]), "truncated"),
         (lambda path: path.write_bytes(b"{}"), "not a safetensors file"),
-        (lambda path: save_file({"visual.proj": torch.ones(2, 2)}, path), "lacks"),
+        (lambda path: save_file({"visual.proj": torch.ones(2, 2)}, path), "holds no task vectors"),
         (lambda path: resaved(path, "visual.proj", torch.full((32, 16), torch.nan)), "NaN or Inf|is not the model"),
         (lambda path: resaved(path, "visual.proj", torch.ones(3, 3)), "has another shape"),
         (lambda path: resaved(path, "visual.other", torch.ones(3)), "the base lacks: 'visual.other'"),
@@ -265,6 +269,7 @@ def resaved(path, name, value):
         ({"objective": "adamerge.Entropy"}, "model.objective does not go with model.solver=Wudi"),
         ({"recalibrate_buffers": True}, "model.recalibrate_buffers does not go with model.solver=Wudi"),
         ({"init_from": "x.safetensors"}, "model.init_from does not go with model.solver=Wudi"),
+        ({"parametrization": "adamerge.LayerWise"}, "model.parametrization does not go with model.solver"),
         ({"solver": {"class_path": "adamerge.Wudi", "init_args": {"ridge": -1}}}, "Wudi: ridge must be positive"),
         ({"solver": {"class_path": "adamerge.Wudi", "init_args": {"rigde": 1}}}, "rigde"),
         ({"solver": "adamerge.Ties"}, "model.solver"),

@@ -1,0 +1,28 @@
+"""A solver's task vector times a number: its strength, which few formulas give by themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adamerge.deltas.base import Deltas
+from adamerge.solvers.base import Solver, finite
+
+
+class Scaled(Solver):
+    """``scale`` times what another solver makes of a tensor.
+
+    Args:
+        solver: the other.
+        scale: of its deltas.
+
+    Raises:
+        ConfigError: the scale is not finite.
+    """
+
+    def __init__(self, solver: Solver, scale: float) -> None:
+        finite(self, scale=scale)
+        self.solver, self.scale = solver, scale
+
+    def solve(self, name: str, deltas: Deltas) -> Tensor:
+        """Returns the merged delta of one tensor, ``(*shape)`` in fp32."""
+        return self.solver.solve(name, deltas).mul_(self.scale)
