@@ -31,7 +31,9 @@ def card(coefficients: Coefficients) -> str:
         experts += f"\n\nThe coefficients begin from `{shown(start)}` (sha256 `{start.fingerprint[:16]}`){start.note}."
     table = coefficients.table()
     head = f"| group | {' | '.join(vectors.experts)} |\n|---|{'---|' * len(vectors.experts)}"
-    rows = [f"| `{group}` | {' | '.join(text_of(own[task]) for task in vectors.experts)} |" for group, own in table.items()]
+    rows = [
+        f"| `{group}` | {' | '.join(text_of(own[task]) for task in vectors.experts)} |" for group, own in table.items()
+    ]
     shown_table = "\n".join([head, *rows]) if rows else "None: base and start are merged as they are."
     protocol = "\n".join(f"- {key}: {value}" for key, value in coefficients.protocol.items()) or "- no data were used"
     return f"""---

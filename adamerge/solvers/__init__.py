@@ -4,8 +4,8 @@ Read ``base.py`` first: a ``Solver`` makes one delta of a tensor from all expert
 those share that work on matrices. ``matrices.py`` has an expert's delta as a matrix, whole or as LoRA's factors, with the
 products and the decomposition that formulas need. Then the papers, one file each: ``weighted_sum.py`` (task arithmetic),
 ``wudi.py`` (WUDI in closed form) and ``wudi_descent.py`` (by its own iteration), ``tsvm.py`` (task singular vectors),
-``isotropic.py`` (Iso-C and Iso-CTS); ``scaled.py`` gives any of them a strength. ``solving.py`` goes through a model tensor by tensor and writes the result, and goes on
-where a killed one was.
+``isotropic.py`` (Iso-C and Iso-CTS); ``scaled.py`` gives any of them a strength. ``solving.py`` goes through a model tensor
+by tensor and writes the result, and goes on where a killed one was.
 """
 
 from adamerge.solvers.base import MatrixSolver, Solver
