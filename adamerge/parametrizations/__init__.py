@@ -1,10 +1,10 @@
 """Parametrizations: which elements share a coefficient, and how coefficients become an update.
 
 Read ``base.py`` first, then ``linear.py``: most are of the linear family, which differ in ``g`` alone, and ``constraints.py``
-is their ``phi``. ``importance.py`` and ``partition.py`` are further members,
-``per_tensor.py`` has those with coefficients by the million, ``start_alone.py`` one without any. ``wrapper.py`` is for what
-goes around another one: ``frozen.py``, and ``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a generator;
-``held_names.py`` says by name which coefficients were held at their initial values.
+is their ``phi``. ``importance.py`` and ``partition.py`` are further members, ``per_tensor.py`` has those with coefficients by
+the million, ``start_alone.py`` one without any. ``wrapper.py`` is for what goes around another one: ``frozen.py``, and
+``concrete.py`` with its ``masks.py``. ``hashed_noise.py`` has random numbers without a generator; ``held_names.py`` says by
+name which coefficients were held at their initial values.
 """
 
 from adamerge.parametrizations.base import Parametrization, ParametrizationFactory, Update
