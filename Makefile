@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m adamerge.testbed.demo --trainer.max_steps=200 --model.search.lr=1e-2
+	$(BIN)/python -m adamerge.testbed.demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""A demo: it merges the testbed's experts in several ways, compares them, exports the best and reloads it elsewhere."""
+"""A demo: it merges the testbed's experts in several ways, compares them, exports one and reloads it elsewhere."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from adamerge.artifacts.coefficients import load_coefficients
 from adamerge.artifacts.export import export
 from adamerge.io.atomic import write_json
-from adamerge.io.untrusted_files import read_json
 from adamerge.merging.merged_model import MergedModel
 from adamerge.runs.compare import compare, print_table
+from adamerge.runs.comparison_rows import Choices
 from adamerge.runs.instantiate import Configured
 from adamerge.task_vectors.storage import Disk
 
 POOL = Path("configs/pools/testbed_images.yaml")
-METHODS = (
-    "weight_average",
-    "ties",
-    "adamerging_task_wise",
-    "adamerging_layer_wise",
-    "adamerging_plusplus_layer_wise",
-)
+SETTINGS = Path(__file__).with_name("demo.yaml")
+RECIPE = "auto"
+"""What is exported: chosen before anything is scored."""
 FOLDER = Path("runs/demo")
 PAPER_GAP_CLOSED = 0.51  # AdaMerging, ViT-B/32: (80.1 - 69.1) / (90.5 - 69.1)
 SAMPLES_COMPARED = 64
@@ -62,38 +59,41 @@ def main() -> None:
     if not POOL.is_file():
         raise SystemExit(f"run this from the project's folder: {POOL} is not here")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    overrides = sys.argv[1:]
-    console.print(f"methods: {', '.join(METHODS)}\npool: {POOL}\noverrides of the configs: {overrides or 'none'}")
-    result = compare(POOL, [Path(f"configs/methods/{name}.yaml") for name in METHODS], FOLDER, overrides)
-    best = _best_by_validation(result)
-    folder = export(load_coefficients(Path(result["runs"][best]) / "coefficients.safetensors"), FOLDER / "merged")
-    difference, largest = _reload_elsewhere(Path(result["runs"][best]), folder)
-    result |= {"seconds": time.monotonic() - start, "export_max_abs_diff": difference, "exported": best}
+    overrides, own = sys.argv[1:], settings()
+    console.print(f"pool: {POOL}\nmethods: {', '.join(own)}, with the settings of {SETTINGS.name}", highlight=False)
+    grid = tuple(f"{name}:{key}={value}" for name, given in own.items() for key, value in given.items())
+    result = compare(POOL, [path_of(name) for name in own], FOLDER, overrides, choices=Choices(grid=grid))
+    run = Path(result["runs"][RECIPE])
+    folder = export(load_coefficients(run / "coefficients.safetensors"), FOLDER / "merged")
+    difference, largest = _reload_elsewhere(run, folder)
+    result |= {"seconds": time.monotonic() - start, "export_max_abs_diff": difference, "exported": RECIPE}
     result |= {"export_max_abs_logit": largest, "overrides": list(overrides)}
     write_json(FOLDER / "comparison.json", result)
     print_table(result)
-    ours = result["methods"]["adamerging_layer_wise"]["gap_closed"]
-    heatmap = Path(result["runs"][best]) / "heatmap.png"
+    closed = {name: f"{100 * result['methods'][name]['gap_closed']:.0f} %" for name in ("adamerging_layer_wise", RECIPE)}
     console.print(
-        f"gap closed by adamerging_layer_wise: {100 * ours:.0f} % here, {100 * PAPER_GAP_CLOSED:.0f} % in the paper "
-        f"(ViT-B/32, 8 tasks, on the test inputs themselves)\n"
-        f"best on the validation split: {best}; exported to {folder}, reloaded by open_clip in a new process: logits "
-        f"differ by {difference:.1e} at most (largest logit {largest:.1f})\n"
-        f"heat map: {heatmap}\nall figures: {FOLDER / 'comparison.json'}\nruns: {FOLDER / 'fits'}\n"
-        f"took {result['seconds']:.0f} s"
+        f"of the way from tuned task arithmetic to the experts: {closed['adamerging_layer_wise']} by layer-wise AdaMerging "
+        f"({100 * PAPER_GAP_CLOSED:.0f} % in the paper: ViT-B/32, 8 tasks, on the test inputs themselves), "
+        f"{closed[RECIPE]} by {RECIPE}\n"
+        f"{RECIPE} is exported to {folder}, and reloaded by open_clip in a new process: logits differ by "
+        f"{difference:.1e} at most (largest logit {largest:.1f})\n"
+        f"bars: {FOLDER / 'comparison.png'}\nheat map: {run / 'heatmap.png'}\n"
+        f"all figures: {FOLDER / 'comparison.json'}\nruns: {FOLDER / 'fits'}\ntook {result['seconds']:.0f} s"
     )
     if difference > 1e-5 * max(1.0, largest):
         raise SystemExit("the exported model does not give the trainer's logits")
 
 
-def _best_by_validation(result: dict[str, Any]) -> str:
-    """Returns the learned method with the best accuracy on the validation split; test labels choose nothing here."""
-    scores = {}
-    for name, run in result["runs"].items():
-        metrics = read_json(Path(run) / "summary.json")["metrics"]
-        if "validation/accuracy" in metrics:
-            scores[name] = metrics["validation/accuracy"]
-    return max(scores, key=lambda name: scores[name])
+def settings() -> dict[str, dict[str, Any]]:
+    """Returns the demo's methods by name, and the keys that each has of its own there."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    return found
+
+
+def path_of(method: str) -> Path:
+    """Returns the file of a method, or its folder of stages."""
+    folder = Path("configs/methods") / method
+    return folder if folder.is_dir() else folder.with_suffix(".yaml")
 
 
 def _reload_elsewhere(run: Path, folder: Path) -> tuple[float, float]:
