@@ -33,12 +33,12 @@ class Teacher(NamedTuple):
         return Teacher(self.logits[which], classes, tuple(states[which] for states in self.hidden))
 
     def within(self, encoded: Encoded) -> Teacher:
-        """Returns the outputs at the positions that a pass has; those behind are padding of longer samples elsewhere."""
+        """Returns the outputs at the positions that a pass has, of the states that it was asked for; the rest is padding."""
         logits, classes = self.logits, self.classes
         if encoded.mask is not None:
             logits = logits[:, : encoded.mask.shape[1]]
             classes = None if classes is None else classes[:, : encoded.mask.shape[1]]
-        hidden = tuple(theirs[:, : ours.shape[1]] for theirs, ours in zip(self.hidden, encoded.hidden, strict=True))
+        hidden = tuple(theirs[:, : ours.shape[1]] for theirs, ours in zip(self.hidden, encoded.hidden, strict=False))
         return Teacher(logits, classes, hidden)
 
 
