@@ -48,6 +48,10 @@ class Groups(NamedTuple):
                 first, done[task] = first + size, done[task] + size
             yield join(inputs), parts
 
+    def back(self, task: str) -> Tensor | None:
+        """Returns where each sample of a task is now, in the order of before, on the batch's device; None where all stay."""
+        return None if self.order is None else _sent(self.order[task].argsort(), self.batch[task].inputs)
+
 
 def grouped(batch: Mapping[str, Batch], most: int | None, merged: MergedModel) -> Groups:
     """Returns the samples of a step in passes of like length.
@@ -132,14 +136,15 @@ def _ordered(
     for task, number in counts.items():
         orders[task] = order[(order >= first) & (order < first + number)] - first
         first += number
-    device = _device(next(iter(batch.values())).inputs)
-    there = torch.cat(list(orders.values())).to(device, non_blocking=True).split(list(counts.values()))
+    there = _sent(torch.cat(list(orders.values())), next(iter(batch.values())).inputs).split(list(counts.values()))
     moved = {task: part.chosen(orders[task], places) for (task, part), places in zip(batch.items(), there, strict=True)}
     return Groups(moved, sizes, orders)
 
 
-def _device(inputs: Inputs) -> torch.device:
-    return (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
+def _sent(places: Tensor, inputs: Inputs) -> Tensor:
+    """Returns places on the device of inputs, sent there from where a GPU reads by itself, so that no host waits."""
+    device = (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
+    return (places.pin_memory() if device.type == "cuda" else places).to(device, non_blocking=True)
 
 
 def _inputs(batch: Batch, samples: slice) -> Inputs:

@@ -166,11 +166,8 @@ class TeachersAhead(Teachers):
                 output = fit.merged.backbone.output(encoded, task)
                 logits, classes = narrowed(output.logits, self.top, self.dtype)
                 parts.append(Teacher(logits, classes, encoded.hidden))
-            teacher = _joined(parts)
-            if groups.order is None:
-                return teacher
-            places = groups.order[task].argsort().to(fit.merged.device, non_blocking=True)
-            return teacher.rows(places)
+        teacher, places = _joined(parts), groups.back(task)
+        return teacher if places is None else teacher.rows(places)
 
 
 class _Fit(NamedTuple):
