@@ -25,7 +25,11 @@ def lengths_of(samples: Sequence[Inputs]) -> Lengths | None:
     if isinstance(first, Tensor):
         return None
     named = [sample for sample in samples if isinstance(sample, dict)]
-    lengths = {name: torch.tensor([len(sample[name]) for sample in named]) for name in padded(first, 1)}
+    return varied({name: torch.tensor([len(sample[name]) for sample in named]) for name in padded(first, 1)})
+
+
+def varied(lengths: Lengths) -> Lengths | None:
+    """Returns lengths, or None where they are the same in all samples."""
     return lengths if any(bool((each != each[0]).any()) for each in lengths.values()) else None
 
 

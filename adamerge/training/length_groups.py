@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adamerge.backbones import Batch, Inputs
 from adamerge.backbones.inputs import count, join, rows
-from adamerge.backbones.lengths import Lengths, longest_first, padded, positions_of, shortened
+from adamerge.backbones.lengths import Lengths, longest_first, padded, positions_of, shortened, varied
 from adamerge.merging.merged_model import MergedModel
 
 PASS_ON_CPU = 64
@@ -97,7 +97,7 @@ def _joint(batch: Mapping[str, Batch], counts: Mapping[str, int]) -> Lengths | N
             own = None if part.lengths is None else part.lengths.get(name)
             of_tasks.append(torch.full((counts[task],), part.inputs[name].shape[1]) if own is None else own)
         lengths[name] = torch.cat(of_tasks)
-    return lengths if any(bool((each != each[0]).any()) for each in lengths.values()) else None
+    return varied(lengths)
 
 
 def _cut(part: Tensor, positions: Tensor, cost: int) -> list[Tensor]:
