@@ -11,7 +11,8 @@ units of the largest.
 The texts of a pool as they are, under Expert Merging: steps in one padded pass, as before samples of like length ran
 together, and steps as they are now, by turns in one process; positions of text and of all, seconds of merge, passes and
 contraction, and how far the gradients are apart. The same of the experts' passes over the samples of ``--steps`` steps.
-``pass_cost`` is what a pass more takes, in positions: from the same samples in four passes of one width, beside one.
+Seconds are the processor's, and beside them those of the wall. ``pass_cost`` is what a pass more takes, in positions: from
+the same samples in four passes of one width, beside one.
 """
 
 from __future__ import annotations
@@ -139,11 +140,11 @@ class Texts:
     def counted(self, run: Callable[[], Any]) -> dict[str, Any]:
         """Seconds and positions of what runs, and what it returns."""
         self.real = self.padded = self.passes = 0
-        start = time.perf_counter()
+        start, of_processor = time.perf_counter(), time.process_time()
         result = run()
-        seconds = time.perf_counter() - start
         return {
-            "seconds": seconds, "real": self.real, "padded": self.padded, "passes": self.passes, "result": result
+            "wall": time.perf_counter() - start, "seconds": time.process_time() - of_processor,
+            "real": self.real, "padded": self.padded, "passes": self.passes, "result": result,
         }  # fmt: skip
 
     def teach(self) -> None:
@@ -224,7 +225,7 @@ def _as_wide(inputs: Any, joint: Any) -> Any:
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
     found = {name: statistics.fmean(row[name] for row in rows) for name in ("real", "padded", "passes")}
-    return found | {"seconds": statistics.median(row["seconds"] for row in rows)}
+    return found | {name: statistics.median(row[name] for row in rows) for name in ("seconds", "wall")}
 
 
 def main() -> None:

@@ -190,10 +190,9 @@ def of_kind(kind, pool):
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"], exclude=pool["exclude"])
     backbone = pool["backbone"]()
     backbone.network.double()
+    backbone.dtype = "float64"  # of the heads
     merged = MergedModel(backbone, vectors, LayerWise(vectors, init=0.3))
     backbone.build_heads(TASKS, vectors.checkpoints)
-    for head in backbone.heads.values():
-        head.double()
     hidden, batch = (0, 1, -1), {}
     for number, task in enumerate(TASKS):
         samples = [backbone.preprocess(sample) for sample in SAMPLES[kind][: 4 - number]]
