@@ -14,11 +14,11 @@ from adamerge.backbones.lengths import Lengths, longest_first, padded, positions
 from adamerge.merging.merged_model import MergedModel
 
 PASS_ON_CPU = 64
-"""Positions that a pass of its own must save on a CPU: one takes as long as 30 of a small encoder of 22M parameters, and as 66
-of a language model of 1M (``tests/benchmarks/language_model.py --texts``)."""
+"""Positions that a pass of its own must save on a CPU: one takes as long as 30 of them on the testbed of texts, and as 66 on
+that of language (``tests/benchmarks/language_model.py --texts``)."""
 
 PASS = 4096
-"""The same on other devices, an estimate: there a pass of a small network takes as long as its calls do, whatever its size."""
+"""The same on other devices, an estimate: there a pass of a small network takes as long as its calls, however little runs."""
 
 
 class Groups(NamedTuple):
