@@ -44,7 +44,8 @@ from adamerge.runs.run_folders import (
 )
 from adamerge.runs.solve import solve
 from adamerge.runs.summary import Summary
-from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.callbacks import Beginning, CoefficientFile, RunawayGuard
+from adamerge.training.collapse_guard import CollapseGuard
 from adamerge.training.costs import Costs
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
@@ -212,6 +213,8 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
             raise
     if is_first_process() and summary.stopped:
         print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
+    elif is_first_process() and module.result.ended:
+        print(f"over after {trainer.global_step} of {trainer.max_steps} steps: {module.result.ended}")
 
 
 def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> None:
