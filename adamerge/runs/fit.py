@@ -213,8 +213,6 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
             raise
     if is_first_process() and summary.stopped:
         print(f"{summary.stopped}; go on with: adamerge fit --resume {whole}")
-    elif is_first_process() and module.result.ended:
-        print(f"over after {trainer.global_step} of {trainer.max_steps} steps: {module.result.ended}")
 
 
 def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> None:

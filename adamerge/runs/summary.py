@@ -78,6 +78,7 @@ class Summary(Callback):
             ended = pl_module.result.ended
             if ended:
                 self._content["ended"] = ended
+                print(f"over after {trainer.global_step} of {trainer.max_steps} steps: {ended}")
             elif trainer.global_step < trainer.max_steps:
                 cause = _cause(trainer)
                 self.stopped = f"stopped by {cause} after {trainer.global_step} of {trainer.max_steps} steps"

@@ -40,7 +40,7 @@ class KeepBest(Callback, Chooser):
         self._forget()
 
     def _forget(self) -> None:
-        self._seen = self.selection.looks()
+        self._seen = self.selection.looked_at()
         self._best: dict[str, Any] = {}
         self._values: dict[str, torch.Tensor] = {}
         self._last: dict[str, torch.Tensor] = {}  # the last step's coefficients, while the best ones are validated
@@ -49,7 +49,7 @@ class KeepBest(Callback, Chooser):
     @property
     def validates(self) -> bool:
         """Returns whether the labelled validation split is looked at."""
-        return self.selection.looks().labelled
+        return self.selection.looked_at().labelled
 
     @property
     def has_choice(self) -> bool:

@@ -101,9 +101,9 @@ class ValidationLooks(Looks):
 
     def begin(self, module: MergingModule) -> None:
         """Scores the base and the experts, once for a fit."""
-        merged, data = module.merged, module.data
         if self._base:
             return
+        merged, data = module.merged, module.data
         merged.fill(merged.task_vectors.base.__getitem__)
         self._base = self._scores(module, data.fitted)
         for task in data.fitted:

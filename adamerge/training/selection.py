@@ -23,7 +23,7 @@ class Selection(ABC):
             ConfigError: the rule does not fit the tasks.
         """
 
-    def looks(self) -> Looks:
+    def looked_at(self) -> Looks:
         """Returns what is looked at in a fit, before the first look."""
         return ValidationLooks()
 
@@ -105,7 +105,7 @@ class HighestAgreement(Selection):
             raise ConfigError(f"HighestAgreement: fall must be positive and at most 1, got {fall}")
         self.fall = fall
 
-    def looks(self) -> Looks:
+    def looked_at(self) -> Looks:
         """Returns looks at the inputs that are held out."""
         return HeldOutLooks()
 
