@@ -108,6 +108,11 @@ class CollapseGuard(Callback, Chooser):
             else:
                 self._end(trainer, pl_module, collapse)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Makes the last healthy coefficients the result of a fit that collapsed."""
+        if isinstance(pl_module, MergingModule):
+            pl_module.result.choose(trainer)
+
     def choose(self, merged: MergedModel) -> dict[str, Any]:
         """Puts the last healthy coefficients in place where a collapse was found."""
         if self._found:

@@ -1,20 +1,28 @@
 """A collapse is found, named and ends a fit with the last healthy coefficients; what is no collapse is left alone."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CLASSES
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from modules import descending
 from running import command, fit_words, pool_config, without_pictures, write_yaml
+from toy_points import QUIET, ToyClassifier, ToyPoints, fit_toy, vectors_of
 
 from adamerge.backbones import OpenClipClassifier, Output
 from adamerge.errors import CollapsedError
+from adamerge.objectives import CrossEntropy, Entropy, LogitAlignment, MarginalEntropy, Objective, Sum
+from adamerge.parametrizations import LayerWise
 from adamerge.training import MergingModule
 from adamerge.training.collapse_guard import CollapseGuard
+from adamerge.training.keep_best import KeepBest
 from adamerge.training.objective_gradient import Evaluation
+from adamerge.training.selection import HighestAgreement
 
 
 @pytest.fixture
@@ -153,3 +161,115 @@ def test_sure_predictions_of_many_classes_are_no_collapse(micro_batch, pool_file
     words = fit_words(pool_file, "--name=n", "--id=a", *size, steps=50)
     outcome = command(capfd, "fit", *words)
     assert outcome.code == 0, outcome.err[-1000:]
+
+
+class OneClass(Objective):
+    """Plants a collapse: ``-log p`` of the first class, whatever the sample is."""
+
+    def forward(self, output, batch):
+        return -output.logits.log_softmax(-1)[:, 0]
+
+
+class Trail(Callback):
+    """The coefficients after each step."""
+
+    def __init__(self):
+        self.w = {}
+
+    def on_train_start(self, trainer, module):
+        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
+
+
+def planted(lr=0.05, **arguments):
+    return descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), OneClass(), lr, **arguments)
+
+
+def collapsed(module, data, callbacks, steps=100):
+    """The error that ends a fit, and the step that it is told of."""
+    with pytest.raises(CollapsedError) as raised:
+        fit_toy(module, data, steps, callbacks=callbacks)
+    return raised.value.what, int(raised.value.what.removeprefix("step ").partition(":")[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_planted_collapse_is_flagged_and_the_last_healthy_step_is_the_result(share):
+    """Within 100 steps, by what the steps see and, sooner or at the same look, by what they do not."""
+    trail, module = Trail(), planted()
+    what, step = collapsed(module, ToyPoints(rows=100, held_out=share), [trail, CollapseGuard(every=10)])
+    assert step == max(trail.w) <= 100 and ("held-out" in what) is bool(share)
+    healthy = step - 10
+    assert torch.equal(module.merged.parametrization.w, trail.w[healthy])
+    found = module.coefficients()
+    chosen = found.protocol["selection"]
+    assert found.step == chosen["step"] == healthy and chosen["collapsed"] == what and chosen["labelled"] is False
+
+
+def test_what_is_held_out_tells_sooner():
+    _, seen = collapsed(planted(), ToyPoints(rows=100), [CollapseGuard(every=10)])
+    _, unseen = collapsed(planted(), ToyPoints(rows=100, held_out=0.1), [CollapseGuard(every=10)])
+    assert unseen <= seen
+
+
+def test_a_task_that_a_fit_moves_away_from_may_leave_its_expert():
+    module = planted(task_weights={"one": -1e-6, "two": -1e-6})
+    fit_toy(module, ToyPoints(rows=100, held_out=0.1), 30, callbacks=[CollapseGuard(every=10, share=1.1)])
+    assert module.global_step == 30 and not module.result.choice
+
+
+def test_where_a_step_was_chosen_the_fit_is_over_and_that_step_its_result():
+    trail, module = Trail(), planted()
+    callbacks = [trail, KeepBest(HighestAgreement(), every=5), CollapseGuard(every=10)]
+    with pytest.warns(UserWarning, match="the fit is over, and the step that was chosen is its result"):
+        fit_toy(module, ToyPoints(rows=100, held_out=0.1), 100, callbacks=callbacks)
+    found = module.coefficients()
+    assert (
+        "collapsed" in module.result.ended
+        and max(trail.w) < 100
+        and found.protocol["selection"]["rule"] == "HighestAgreement"
+    )
+    assert torch.equal(module.merged.parametrization.w, trail.w[found.step]) and found.step < max(trail.w)
+
+
+def test_a_resumed_fit_is_flagged_at_the_same_step_with_the_same_result(tmp_path):
+    settings = {
+        **QUIET,
+        "enable_checkpointing": True,
+        "max_epochs": 1,
+        "max_steps": 100,
+        "default_root_dir": str(tmp_path),
+    }
+    found = []
+    for resume in (None, 7, 10):
+        module, path = planted(lr=0.02), tmp_path / "kept" / f"step={resume}.ckpt"
+        every = [
+            ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=n, save_top_k=-1) for n in (7, 10)
+        ]
+        fit = Trainer(**settings, callbacks=[CollapseGuard(every=10), *every])
+        with pytest.raises(CollapsedError) as raised:
+            given = {} if resume is None else {"ckpt_path": path, "weights_only": True}
+            fit.fit(module, ToyPoints(rows=100, held_out=0.1), **given)
+        found.append((raised.value.what, module.coefficients().protocol, module.merged.parametrization.w.tolist()))
+    assert found[0] == found[1] == found[2]
+
+
+HEALTHY = {
+    "entropy": (Entropy, 0.01),
+    "alignment": (LogitAlignment, 0.03),
+    "labels": (CrossEntropy, 0.03),
+    "marginal entropy": (lambda: Sum([Entropy(), MarginalEntropy()], [1.0, 1.0]), 0.02),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_healthy_fits_raise_no_alarm(kind, seed):
+    """Twenty fits: four objectives with five orders of data and other inputs held out, 200 steps each, eight looks."""
+    objective, lr = HEALTHY[kind]
+    module = descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.3), objective(), lr)
+    data = ToyPoints(rows=100, held_out=0.1, seed=seed, labelled=module.objective.labelled)
+    fit_toy(module, data, 200, callbacks=[CollapseGuard()])
+    assert module.global_step == 200 and not module.result.choice
