@@ -24,7 +24,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "objectives.penalties",
     "Coefficients": "artifacts.coefficients",
-    "CollapseGuard": "training.callbacks",
+    "CollapseGuard": "training.collapse_guard",
     "Combine": "transforms",
     "Composed": "objectives",
     "Concrete": "parametrizations",
@@ -50,6 +50,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Frozen": "parametrizations",
     "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
+    "HighestAgreement": "training.selection",
     "HighestScore": "training.selection",
     "ImageCalibration": "data",
     "ImageClassifier": "backbones",
@@ -59,7 +60,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "ImportanceChunkWise": "parametrizations",
     "IsoC": "solvers",
     "IsoCTS": "solvers",
-    "KeepBest": "training.selection",
+    "KeepBest": "training.keep_best",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
@@ -260,9 +261,11 @@ if TYPE_CHECKING:
         Teachers,
         TeachersAhead,
     )
-    from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+    from adamerge.training.callbacks import RunawayGuard
+    from adamerge.training.collapse_guard import CollapseGuard
+    from adamerge.training.keep_best import KeepBest
     from adamerge.training.scorer import Scorer
-    from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
+    from adamerge.training.selection import HighestAgreement, HighestScore, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,
         Dare,

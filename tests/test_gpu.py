@@ -224,3 +224,19 @@ def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
         ours, theirs = solved(solver, tensor, vectors.to("cuda")), solved(solver, tensor, vectors)
         assert ours.device.type == "cuda" and ours.dtype == torch.float32
         assert torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), tensor
+
+
+def test_a_step_is_chosen_without_labels_on_cuda():
+    from functools import partial
+
+    from modules import descending
+    from toy_points import TASKS, ToyClassifier, ToyPoints, fit_toy, vectors_of
+
+    from adamerge import CollapseGuard, Entropy, HighestAgreement, KeepBest, LayerWise
+
+    module = descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.6), Entropy(), 0.1)
+    callbacks = [KeepBest(HighestAgreement(), every=4), CollapseGuard(every=8)]
+    fit_toy(module, ToyPoints(rows=100, held_out=0.1), 24, accelerator="gpu", devices=1, callbacks=callbacks)
+    chosen, first = module.coefficients().protocol["selection"], module.held_out.first
+    assert chosen["looks"] == 7 and chosen["value"] >= sum(float(first.agreement[task].mean()) for task in TASKS) / 2
+    assert all(own.device.type == "cpu" and own.mean() == 1 for own in module.held_out.experts.agreement.values())

@@ -40,7 +40,10 @@ from adamerge.parametrizations import Concrete, LayerWise, Parametrization, Task
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import MergingModule, TeacherCache, Teachers, TeachersAhead, length_groups
+from adamerge.training.collapse_guard import CollapseGuard
+from adamerge.training.keep_best import KeepBest
 from adamerge.training.objective_gradient import BatchObjective
+from adamerge.training.selection import HighestAgreement
 
 META = torch.device("meta")
 STEPS = 4
@@ -171,7 +174,9 @@ def _fit_on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(before)
 
 
-def fit(make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] = ToyPoints) -> Watch:
+def fit(
+    make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] = ToyPoints, *callbacks: Callback
+) -> Watch:
     """Some steps on meta, watched."""
     teachers = Taught()
     module = make(teachers)
@@ -183,7 +188,9 @@ def fit(make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] 
     del settings["accelerator"]
     watch = Watch(module)
     settled = Settled(watch)
-    trainer = Trainer(**settings, strategy=SingleDeviceStrategy(META, accelerator=Nowhere()), callbacks=[settled])
+    trainer = Trainer(
+        **settings, strategy=SingleDeviceStrategy(META, accelerator=Nowhere()), callbacks=[settled, *callbacks]
+    )
     with Literals(watch), watch:
         trainer.fit(module, data())
     assert settled.steps == STEPS
@@ -253,6 +260,21 @@ FIRST_STORAGE = [
 @pytest.mark.parametrize("storage", FIRST_STORAGE, ids=str)
 def test_the_search_for_masks_from_every_storage(storage):
     fit(lambda teachers: masks(Entropy(), storage, teachers))
+
+
+def test_between_two_looks_nobody_who_chooses_or_guards_waits(monkeypatch):
+    """A look itself waits: for figures, and for coefficients that are kept on the host."""
+    for whole in (
+        "collapse_guard.values_of",
+        "held_out.HeldOut.look",
+        "held_out.HeldOut.ask_experts",
+        "keep_best.KeepBest._look",
+    ):
+        monkeypatch.setattr(f"adamerge.training.{whole}", lambda *_: {})
+    callbacks = [KeepBest(HighestAgreement(), every=1000, patience=1), CollapseGuard(every=1000)]
+    data = partial(ToyPoints, rows=100, held_out=0.1)
+    fit(lambda teachers: search(LayerWise, Entropy(), Resident(), teachers), data, *callbacks)
+    assert callbacks[1].state_dict()["steps"] == STEPS and callbacks[1].state_dict()["sums"]["one"].device == META
 
 
 BOTH = [partial(search, LayerWise), pytest.param(masks, marks=pytest.mark.slow)]

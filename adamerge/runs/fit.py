@@ -44,7 +44,8 @@ from adamerge.runs.run_folders import (
 )
 from adamerge.runs.solve import solve
 from adamerge.runs.summary import Summary
-from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.callbacks import Beginning, CoefficientFile, RunawayGuard
+from adamerge.training.collapse_guard import CollapseGuard
 from adamerge.training.costs import Costs
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
