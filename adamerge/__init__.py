@@ -26,6 +26,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "training.callbacks",
     "Combine": "transforms",
+    "ComponentWise": "parametrizations",
+    "Components": "solvers",
     "Composed": "objectives",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
@@ -86,6 +88,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
+    "RankMask": "parametrizations",
     "Resident": "task_vectors.storage",
     "RootSumSquare": "transforms",
     "RowColumnWise": "parametrizations",
@@ -112,6 +115,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SummedHiddenAlignment": "objectives",
     "SurestOfAll": "objectives",
     "SurestOfPredicted": "objectives",
+    "TaskVectorWriter": "solvers",
     "TaskVectors": "task_vectors.task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "training",
@@ -224,6 +228,7 @@ if TYPE_CHECKING:
         BinaryMask,
         BlockWise,
         ChunkWise,
+        ComponentWise,
         Concrete,
         ElementWise,
         ExpectedMask,
@@ -234,13 +239,26 @@ if TYPE_CHECKING:
         Mask,
         Parametrization,
         RandomPartition,
+        RankMask,
         RowColumnWise,
         SoftMask,
         StartAlone,
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Scaled, Solver, WeightedSum, Wudi, WudiDescent
+    from adamerge.solvers import (
+        TSVM,
+        Components,
+        IsoC,
+        IsoCTS,
+        MatrixSolver,
+        Scaled,
+        Solver,
+        TaskVectorWriter,
+        WeightedSum,
+        Wudi,
+        WudiDescent,
+    )
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors
