@@ -3,9 +3,9 @@
 Read ``base.py`` first: a ``TaskVectorWriter`` makes new task vectors, most of them a ``Solver``, which makes one delta of a
 tensor from all experts' deltas of it; ``MatrixSolver`` is what those share that work on matrices. ``matrices.py`` has an
 expert's delta as a matrix, whole or as LoRA's factors, with the products and the decomposition that formulas need. Then the
-papers, one file each: ``weighted_sum.py`` (task arithmetic), ``wudi.py`` (WUDI in closed form) and ``wudi_descent.py`` (by its
-own iteration), ``tsvm.py`` (task singular vectors), ``isotropic.py`` (Iso-C and Iso-CTS); ``scaled.py`` gives any of them a
-strength. ``components.py`` makes no one task vector of all, but of each expert's the factors that a later stage learns
+papers, one file each: ``weighted_sum.py`` (task arithmetic), ``wudi.py`` (WUDI in closed form) and ``wudi_descent.py`` (by
+its own iteration), ``tsvm.py`` (task singular vectors), ``isotropic.py`` (Iso-C and Iso-CTS); ``scaled.py`` gives any of them
+a strength. ``components.py`` makes no one task vector of all, but of each expert's the factors that a later stage learns
 coefficients for. ``solving.py`` goes through a model tensor by tensor and writes the result, and goes on where a killed one
 was.
 """
