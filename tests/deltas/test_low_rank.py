@@ -172,10 +172,8 @@ class Largest(TorchDispatchMode):
 
 
 def terms_of(factors, matrix=None):
-    """Each expert's components as numbers, ``(experts, most, numel)`` in float64; of sums of experts those of all, weighted."""
-    every = [
-        f.scale * torch.einsum("in,nj->nij", f.left().double(), f.right().double()).flatten(1) for f in factors
-    ]
+    """Each expert's components as numbers, ``(experts, most, numel)`` in float64; of sums of experts all of theirs."""
+    every = [f.scale * torch.einsum("in,nj->nij", f.left().double(), f.right().double()).flatten(1) for f in factors]
     if matrix is not None:
         every = [torch.cat([w * own for w, own in zip(row.double(), every, strict=True) if w != 0]) for row in matrix]
     most = max(len(own) for own in every)
