@@ -9,6 +9,9 @@ from adamerge.solvers import Components
 from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
 
+OF_COMPONENTS = {"ComponentWise", "RankMask"}
+"""Parametrizations that have coefficients or masks of components, and take no dense experts."""
+
 
 def save_components(path: Path, vectors: TaskVectors, rank: float | None = None) -> Path:
     """Write the components of task vectors, after their transforms, and return the path."""

@@ -128,9 +128,10 @@ def test_teachers_run_ahead_on_cuda_and_how_far_changes_no_bit():
 
 
 @pytest.mark.parametrize("storage", [Resident(), Resident("bfloat16"), Pinned(), LowBit(8), Disk()], ids=str)
-@pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise"])
+@pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise", "ComponentWise", "RankMask"])
 def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):
     """Merge, gradient and start are the CPU's, of matrices and vectors, of chunks of one length and of unequal ones."""
+    from component_files import OF_COMPONENTS, save_components
     from safetensors.torch import save_file
     from starts import save_start
 
@@ -150,11 +151,14 @@ def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):
     deltas = {name: 0.1 * torch.randn_like(own) for name, own in base.items()}
     start = save_start(tmp_path / "start.safetensors", deltas, tmp_path / "base.safetensors")
     vectors = TaskVectors(tmp_path / "base.safetensors", experts, start=start)
-    arguments = {"chunks": 48} if kind == "ChunkWise" else {}
+    if kind in OF_COMPONENTS:
+        components = save_components(tmp_path / "components.safetensors", vectors)
+        vectors = TaskVectors(tmp_path / "base.safetensors", experts, start=start, components=components)
+    arguments = {"ChunkWise": {"chunks": 48}, "RankMask": {"inner": adamerge.LayerWise, "keep": 0.5}}.get(kind, {})
     slopes, found = {name: torch.randn(shape) for name, shape in shapes.items()}, {}
     for device in ("cpu", "cuda"):
         placed = storage.place(vectors, torch.device(device))
-        parametrization = getattr(adamerge, kind)(placed, init=0.3, **arguments)
+        parametrization = getattr(adamerge, kind)(placed, **arguments)
         for value in parametrization.values().values():
             value.copy_(torch.linspace(-1, 1, value.numel()).view_as(value))
         parametrization.to(device)

@@ -178,7 +178,7 @@ def load_coefficients(
         raise CoefficientsError(
             f"{path} has no expert '{unknown[0]}'", expected=f"one of {sorted(metadata['experts'])}", got=unknown[0]
         )
-    files = {}
+    files: dict[str, str] = {}
     for which, given in (("start", start), ("components", components)):
         if given is not None and which not in metadata:
             raise CoefficientsError(f"{path} has no {which}", todo=f"leave out --{which}")
@@ -195,8 +195,9 @@ def load_coefficients(
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],
+            start=files.get("start"),
+            components=files.get("components"),
             states=metadata["states"],
-            **files,
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)
         if list(vectors.experts) != metadata["rows"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.groups import Groups, Whole
 from adamerge.errors import ConfigError
-from adamerge.parametrizations.base import ParametrizationFactory
+from adamerge.parametrizations.base import Parametrization, ParametrizationFactory
 from adamerge.parametrizations.component_wise import components_of
 from adamerge.parametrizations.wrapper import Wrapper
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -58,8 +59,9 @@ class RankMask(Wrapper):
         self.keep, self.initial_logit, self.temperature = keep, initial_logit, temperature
         every = {name: components_of(self, name, task_vectors) for name in task_vectors}
         self._components = {name: own for name, own in every.items() if own is not None}
+        asked = copy.deepcopy(self.inner)  # what a parametrization has been asked for holds on to its parameters
         for name in self._components:
-            self._one_coefficient(name)
+            _one_coefficient(asked, name)
         self._numbers = {name: number for number, name in enumerate(self._components)}  # dots name no parameter
         self.logits = nn.ParameterList(
             self._initial(len(task_vectors.experts), own.count) for own in self._components.values()
@@ -69,7 +71,7 @@ class RankMask(Wrapper):
         """Returns the coefficients of a tensor's components, those of ``inner`` times the mask, differentiable in both."""
         if name not in self._components:
             return self.inner.linear(name)
-        return self._one_coefficient(name) * self._mask(name), self._components[name]
+        return _one_coefficient(self.inner, name) * self._mask(name), self._components[name]
 
     def forward(self, name: str, deltas: Deltas) -> Tensor:
         """Returns the update of tensor ``name`` by the components that the mask leaves."""
@@ -79,17 +81,6 @@ class RankMask(Wrapper):
     def masks(self) -> dict[str, nn.Parameter]:
         """Returns the logits of this mask: tensor name to ``(experts, components)``."""
         return {name: self.logits[number] for name, number in self._numbers.items()}
-
-    def _one_coefficient(self, name: str) -> Tensor:
-        """Returns the coefficients of a matrix, ``(experts, 1)``."""
-        linear = self.inner.linear(name)
-        if linear is None or not isinstance(linear[1], Whole):
-            raise ConfigError(
-                f"RankMask: {type(self.inner).__name__} has more than one coefficient for '{name}'",
-                expected="one for each tensor and expert, which all of its components share",
-                todo="take adamerge.LayerWise, BlockWise or TaskWise inside",
-            )
-        return linear[0]
 
     def _initial(self, experts: int, count: int) -> Tensor:
         logits = torch.full((experts, count), self.initial_logit, dtype=torch.float32)
@@ -101,3 +92,19 @@ class RankMask(Wrapper):
         logits = self.logits[self._numbers[name]]
         soft = torch.sigmoid(logits / self.temperature)
         return (logits > 0).to(soft.dtype) + (soft - soft.detach())
+
+
+def _one_coefficient(inner: Parametrization, name: str) -> Tensor:
+    """Returns the coefficients of a matrix, ``(experts, 1)``.
+
+    Raises:
+        ConfigError: there are several, or the update is no sum.
+    """
+    linear = inner.linear(name)
+    if linear is None or not isinstance(linear[1], Whole):
+        raise ConfigError(
+            f"RankMask: {type(inner).__name__} has more than one coefficient for '{name}'",
+            expected="one for each tensor and expert, which all of its components share",
+            todo="take adamerge.LayerWise, BlockWise or TaskWise inside",
+        )
+    return linear[0]

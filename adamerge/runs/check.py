@@ -133,7 +133,7 @@ def _print_stage(console: Console, stage: Configuration, settings: Namespace, pa
         console.print("what it takes is known when the stage before it has written its files")
     elif parts.method.solver is not None:
         kind, what = type(parts.method.solver).__name__, "components of each expert"
-        what = "one task vector of all experts" if parts.method.solver.merged else what
+        what = "one task vector of all experts" if parts.method.solver.single else what
         console.print(f"nothing is learned: {kind} writes {what}, tensor by tensor")
     elif parts.method.objective is None:
         console.print(

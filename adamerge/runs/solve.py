@@ -50,8 +50,9 @@ def solve(
         transforms=[describe(one) for one in vectors.transforms],
         shown=shown,
     )
-    written = {"start" if solver.merged else "components": target}
-    solved = TaskVectors(vectors.base, vectors.checkpoints, (), vectors.include, vectors.exclude, **written)
+    start, components = (target, None) if solver.single else (None, target)
+    models = vectors.base, vectors.checkpoints
+    solved = TaskVectors(*models, include=vectors.include, exclude=vectors.exclude, start=start, components=components)
     return replace(coefficients, task_vectors=solved, parametrization=StartAlone(solved))
 
 

@@ -22,11 +22,11 @@ class TaskVectorWriter(ABC):
 
     Attributes:
         file: what the file is called, without its ending.
-        merged: whether it makes one task vector of all, or several.
+        single: whether it makes one task vector of all, or several.
     """
 
     file: str
-    merged: bool
+    single: bool
 
     @abstractmethod
     def entries(self, name: str, vectors: TaskVectors) -> dict[str, torch.Size]:
@@ -50,7 +50,7 @@ class TaskVectorWriter(ABC):
 class Solver(TaskVectorWriter):
     """Makes one merged task vector of several, tensor by tensor."""
 
-    file, merged = "merged", True
+    file, single = "merged", True
 
     def entries(self, name: str, vectors: TaskVectors) -> dict[str, torch.Size]:
         """Returns the tensor's own name and shape."""

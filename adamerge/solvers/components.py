@@ -37,7 +37,7 @@ class Components(TaskVectorWriter):
     Reference: Task Singular Vectors (Gargiulo et al., 2025), https://arxiv.org/abs/2412.00081, section 3.
     """
 
-    file, merged = "components", False
+    file, single = "components", False
 
     def __init__(self, rank: int | float | None = None) -> None:
         if rank is not None and not (0 < rank < math.inf and (rank < 1 or rank == int(rank))):

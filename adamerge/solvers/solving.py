@@ -58,8 +58,8 @@ def write_task_vectors(
     metadata = text_of(
         {
             "version": adamerge.__version__,
-            "merged": solver.merged,
-            **({} if solver.merged else {EXPERTS: list(vectors.experts)}),
+            "merged": solver.single,
+            **({} if solver.single else {EXPERTS: list(vectors.experts)}),
             "solver": dict(recipe),
             "base": {"fingerprint": vectors.base.fingerprint},
             "experts_from": {task: {"fingerprint": own.fingerprint} for task, own in vectors.checkpoints.items()},
