@@ -198,6 +198,22 @@ def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
 
     vectors, solver = TaskVectors(**pool), getattr(adamerge, name)()
     for tensor in vectors:
-        ours, theirs = solved(solver, tensor, vectors.to("cuda")), solved(solver, tensor, vectors)
+        ((ours,), (theirs,)) = (list(solved(solver, tensor, own)) for own in (vectors.to("cuda"), vectors))
         assert ours.device.type == "cuda" and ours.dtype == torch.float32
         assert torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), tensor
+
+
+def test_components_on_cuda_give_the_experts_again(pool):
+    """Their order and rotation may be others than on a CPU: what they multiply to may not."""
+    from adamerge.solvers import Components
+    from adamerge.solvers.solving import solved
+    from adamerge.task_vectors.task_vectors import TaskVectors
+
+    vectors = TaskVectors(**pool)
+    for name in vectors:
+        made, taus = list(solved(Components(), name, vectors.to("cuda"))), vectors[name].dense()
+        for own, tau in zip(made, taus, strict=True):
+            assert own.device.type == "cuda" and own.dtype == torch.float32
+            rows, factors = len(tau) if tau.dim() > 1 else 0, own.double().cpu()
+            found = (factors[:rows] @ factors[rows:].t()).view(tau.shape) if rows else factors
+            assert (found - tau.double()).norm() <= 1e-5 * tau.double().norm(), name
