@@ -79,8 +79,11 @@ def task_vector_metadata(file: TensorFile) -> dict[str, Any]:
             raise CheckpointError(
                 f"{quoted(path)}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200]
             )
-    if not all(isinstance(expert, str) for expert in metadata.get(EXPERTS, ())):
-        raise CheckpointError(f"{quoted(path)}: field '{EXPERTS}'", expected="names", got=repr(metadata[EXPERTS])[:200])
+    experts = metadata.get(EXPERTS, ["merged"])
+    if not experts or not all(isinstance(expert, str) for expert in experts) or len({*experts}) < len(experts):
+        raise CheckpointError(
+            f"{quoted(path)}: field '{EXPERTS}'", expected="one name or more", got=repr(metadata[EXPERTS])[:200]
+        )
     for who, entry in [("the base", metadata["base"]), *metadata["experts_from"].items()]:
         if not (isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str)):
             raise CheckpointError(f"{quoted(path)}: model '{who}'", expected="a fingerprint", got=repr(entry)[:200])

@@ -16,8 +16,9 @@ class ComponentWise(PerTensor):
     a file of components (``adamerge.Components``); of LoRA experts without one, components are the products of a column of B
     and a row of A. What has fewer than two dimensions has no components, and a coefficient for each element: with one for the
     whole of it, a bias would be the one tensor that cannot follow what its matrix became. With n components of all experts, a
-    merge is one product of ``(rows, n)`` and ``(n, columns)``, a contraction another one, and no expert is ever dense. An
-    expert with fewer components than another has numbers that nothing depends on.
+    merge is one product of ``(rows, n)`` and ``(n, columns)``, a contraction another one, and no expert is ever dense: of F
+    numbers of factors and P elements they take at most ``4 F + 2 P`` operations, ``6 F + 2 P`` from disk, a product counted
+    by what it reads. An expert with fewer components than another has numbers that nothing depends on.
 
     Args:
         task_vectors: with components; names and shapes decide the groups.

@@ -68,7 +68,7 @@ class ComponentFile(SafetensorsCheckpoint):
                     todo="merge it with the base that it was made for",
                 )
             shape, own = self.base.shape(name), self.shape(key)
-            wanted = shape if starts[start] == DELTA else torch.Size([sum(matrix_shape(shape)), *own[1:2]])
+            wanted = shape if starts[start] == DELTA else torch.Size([sum(matrix_shape(shape)), *(own[1:2] or [0])])
             if own != wanted:
                 raise CheckpointError(
                     f"{quoted(self.location)}: {quoted(key)} has another shape than in the base",

@@ -54,6 +54,8 @@ def test_others_are_no_task_vectors(text, tmp_path):
         ({"experts": ["cars"]}, r"unknown or missing fields \['experts'\]"),
         ({"merged": False, "experts": "cars"}, "field 'experts'"),
         ({"merged": False, "experts": ["cars", 3]}, "field 'experts'"),
+        ({"merged": False, "experts": ["cars", "cars"]}, "field 'experts'"),
+        ({"merged": False, "experts": []}, "field 'experts'"),
         ({"base": {}}, "model 'the base'"),
         ({"base": {"fingerprint": 3}}, "model 'the base'"),
         ({"experts_from": {"cars": "x"}}, "model 'cars'"),

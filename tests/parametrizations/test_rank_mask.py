@@ -150,6 +150,7 @@ def test_numbers_out_of_range(vectors, given):
         RankMask(vectors, LayerWise, **given)
 
 
-def test_a_mask_goes_around_it(vectors):
-    masked = Concrete(vectors, partial(RankMask, inner=LayerWise))
-    assert torch.isfinite(masked("matrix", vectors["matrix"])).all() and not masked.inner.masks().keys() - SHAPES.keys()
+def test_no_other_mask_goes_around_it(vectors):
+    """Of two masks a file would keep one."""
+    with pytest.raises(ConfigError, match="Concrete: RankMask has a mask already"):
+        Concrete(vectors, partial(RankMask, inner=LayerWise))

@@ -113,6 +113,7 @@ def test_another_model_of_an_experts_name_is_found_when_weights_are_read(models,
             "'else/delta/scale', which is of no expert and tensor",
         ),
         (lambda own: own | {"one/factors/a.weight": torch.zeros(63, 2)}, "'one/factors/a.weight' has another shape"),
+        (lambda own: own | {"one/factors/a.weight": torch.zeros(64)}, "'one/factors/a.weight' has another shape"),
         (lambda own: own | {"one/delta/a.bias": torch.zeros(3)}, "'one/delta/a.bias' has another shape"),
     ],
 )
