@@ -81,14 +81,14 @@ def test_what_is_learned_is_what_is_exported(made, capfd):
     assert "components by adamerge.Components" in (there.parent / "merged-1" / "README.md").read_text()
     held = command(capfd, "inspect", there / FILE)
     assert held.code == 0 and "adamerge.Components" in held.out
-    scored = command(capfd, "test", there)
-    assert scored.code == 0 and json.loads((there / "summary.json").read_text())["test"]["average"] > 0
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cut_goes_on_to_the_same_numbers(made):
+def test_a_run_that_was_cut_goes_on_to_the_same_numbers(made, capfd):
     _, _, words, there = made
     cut = fit([*words, "--id=b", "--2.trainer.max_steps=2"])
+    scored = command(capfd, "test", cut)
+    assert scored.code == 0 and json.loads((cut / "summary.json").read_text())["test"]["average"] > 0
     whole = fit(["--2.trainer.max_steps=4"], resume=cut)
     wanted, found = (read_coefficients(run)[1] for run in (there, whole))
     for section in ("w", "mask"):
