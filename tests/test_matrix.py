@@ -77,7 +77,7 @@ def legal(*choices: str) -> bool:
     parametrizations are free, and some are of factors alone, as LoRA has them, or a stage before.
     """
     lora_of_nothing = {"resnet", "lora"} <= set(choices)
-    if OF_COMPONENTS & set(choices) and "dense" in choices:
+    if OF_COMPONENTS & set(choices) and {"dense", "resnet"} & set(choices):
         return False
     if UNCONSTRAINED & set(choices) and {*CONSTRAINTS[1:]} & set(choices):
         return False
