@@ -26,6 +26,8 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Coefficients": "artifacts.coefficients",
     "CollapseGuard": "training.collapse_guard",
     "Combine": "transforms",
+    "ComponentWise": "parametrizations",
+    "Components": "solvers",
     "Composed": "objectives",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
@@ -87,6 +89,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
+    "RankMask": "parametrizations",
     "Resident": "task_vectors.storage",
     "RootSumSquare": "transforms",
     "RowColumnWise": "parametrizations",
@@ -113,6 +116,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SummedHiddenAlignment": "objectives",
     "SurestOfAll": "objectives",
     "SurestOfPredicted": "objectives",
+    "TaskVectorWriter": "solvers",
     "TaskVectors": "task_vectors.task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "training",
@@ -225,6 +229,7 @@ if TYPE_CHECKING:
         BinaryMask,
         BlockWise,
         ChunkWise,
+        ComponentWise,
         Concrete,
         ElementWise,
         ExpectedMask,
@@ -235,13 +240,26 @@ if TYPE_CHECKING:
         Mask,
         Parametrization,
         RandomPartition,
+        RankMask,
         RowColumnWise,
         SoftMask,
         StartAlone,
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Scaled, Solver, WeightedSum, Wudi, WudiDescent
+    from adamerge.solvers import (
+        TSVM,
+        Components,
+        IsoC,
+        IsoCTS,
+        MatrixSolver,
+        Scaled,
+        Solver,
+        TaskVectorWriter,
+        WeightedSum,
+        Wudi,
+        WudiDescent,
+    )
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

@@ -83,9 +83,11 @@ def check(stages: Sequence[Configuration]) -> None:
 
 
 def _without_awaited(stage: Configuration, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns arguments of task vectors without the experts that an earlier stage is to write, and the names of these."""
+    """Returns arguments of task vectors without experts that an earlier stage is to write, and the names of what it does."""
     experts = dict(given.get("experts") or {})
     awaited = [task for task, source in experts.items() if stage.number > 1 and is_unwritten(source)]
+    if is_unwritten(given.get("components")):
+        awaited.append("components")
     left = {task: source for task, source in experts.items() if task not in awaited}
     return {**given, "experts": left}, awaited
 
@@ -130,8 +132,9 @@ def _print_stage(console: Console, stage: Configuration, settings: Namespace, pa
     if plan is None:
         console.print("what it takes is known when the stage before it has written its files")
     elif parts.method.solver is not None:
-        kind = type(parts.method.solver).__name__
-        console.print(f"nothing is learned: {kind} writes one task vector of all experts, tensor by tensor")
+        kind, what = type(parts.method.solver).__name__, "components of each expert"
+        what = "one task vector of all experts" if parts.method.solver.single else what
+        console.print(f"nothing is learned: {kind} writes {what}, tensor by tensor")
     elif parts.method.objective is None:
         console.print(
             "nothing is learned: a fit writes the coefficients as they are and loads no weights, and an export merges "
@@ -153,7 +156,13 @@ def plan_of(settings: Namespace, parts: Parts, pool: Pool) -> Plan:
     spec, method = settings.model.task_vectors, parts.method
     given = arguments_made(class_named("model.task_vectors", spec.class_path, TaskVectors), spec.init_args)
     vectors = TaskVectors(
-        pool.base, pool.good, given["transforms"], given["include"], given["exclude"], start=given.get("start")
+        pool.base,
+        pool.good,
+        given["transforms"],
+        given["include"],
+        given["exclude"],
+        start=given.get("start"),
+        components=given.get("components"),
     )
     with torch.device("meta"):  # a mask has a logit for every weight
         parametrization = method.parametrization(vectors)

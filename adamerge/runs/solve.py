@@ -13,7 +13,7 @@ from adamerge.artifacts.coefficients import Coefficients
 from adamerge.artifacts.recipe import describe
 from adamerge.io.task_vector_file import FOLDER
 from adamerge.parametrizations import StartAlone
-from adamerge.solvers.solving import MERGED, write_task_vectors
+from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.merging import Merging
 
@@ -31,7 +31,7 @@ def solve(
         progress: whether a bar is shown.
 
     Returns:
-        Coefficients that merge the task vector that was written: it is their start, and nothing is added to it.
+        Coefficients that add nothing: to one task vector of all, which is their start; or to the base, beside components.
 
     Raises:
         AdamergeError: as ``write_task_vectors``.
@@ -39,17 +39,20 @@ def solve(
     assert merging.solver is not None
     vectors = merging.task_vectors
     device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    target = folder / FOLDER / f"{MERGED}.safetensors"
+    solver = merging.solver
+    target = folder / FOLDER / f"{solver.file}.safetensors"
     shown = _with_bar if progress else iter
     write_task_vectors(
         target,
-        merging.solver,
+        solver,
         vectors.to(device),
-        recipe=describe(merging.solver),
+        recipe=describe(solver),
         transforms=[describe(one) for one in vectors.transforms],
         shown=shown,
     )
-    solved = TaskVectors(vectors.base, vectors.checkpoints, (), vectors.include, vectors.exclude, start=target)
+    start, components = (target, None) if solver.single else (None, target)
+    models = vectors.base, vectors.checkpoints
+    solved = TaskVectors(*models, include=vectors.include, exclude=vectors.exclude, start=start, components=components)
     return replace(coefficients, task_vectors=solved, parametrization=StartAlone(solved))
 
 

@@ -12,7 +12,7 @@ from adamerge.merging.copies import Copy
 from adamerge.objectives import Objective, View
 from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.solvers import Solver
+from adamerge.solvers import TaskVectorWriter
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.descent import Descent
@@ -31,7 +31,7 @@ class Method:
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
         search: how they are learned.
-        solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
+        solver: writes new task vectors, one of all or each expert's components, for a later stage; instead of an objective.
         penalty: on the coefficients.
         views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
             they are when None.
@@ -57,7 +57,7 @@ class Method:
     parametrization: ParametrizationFactory
     objective: Objective | None = None
     search: Search = field(default_factory=Descent)
-    solver: Solver | None = None
+    solver: TaskVectorWriter | None = None
     penalty: Penalty | None = None
     views: View | None = None
     task_weights: dict[str, float] | None = None

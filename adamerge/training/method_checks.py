@@ -16,7 +16,7 @@ from adamerge.errors import ConfigError, did_you_mean
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Parametrization
 from adamerge.precision import check_precision
-from adamerge.solvers import Solver
+from adamerge.solvers import TaskVectorWriter
 from adamerge.training.merging import Method
 from adamerge.training.search import Search
 
@@ -133,7 +133,7 @@ def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
     search.check(fit.steps, batch_size)
 
 
-def _check_solver(method: Method, solver: Solver) -> None:
+def _check_solver(method: Method, solver: TaskVectorWriter) -> None:
     """Refuses what does not go with a solver, whose task vectors take the place of the experts'."""
     kind = type(solver).__name__
     other = {
