@@ -63,6 +63,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
+    "LeastSquares": "solvers",
     "LogitAlignment": "objectives",
     "LowBit": "task_vectors.storage",
     "LowestTarget": "training.selection",
@@ -99,6 +100,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
+    "SequentialSolver": "solvers",
     "ShardedCopy": "merging.sharded_copy",
     "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
@@ -240,7 +242,19 @@ if TYPE_CHECKING:
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Scaled, Solver, WeightedSum, Wudi, WudiDescent
+    from adamerge.solvers import (
+        TSVM,
+        IsoC,
+        IsoCTS,
+        LeastSquares,
+        MatrixSolver,
+        Scaled,
+        SequentialSolver,
+        Solver,
+        WeightedSum,
+        Wudi,
+        WudiDescent,
+    )
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors

@@ -120,3 +120,11 @@ def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[st
         got=f"{len(there)} of them",
         todo=leave if there else "check that it is an expert of this base: it has none of these tensors",
     )
+
+
+def same_tensor(name: str, one: Checkpoint, other: Checkpoint) -> bool:
+    """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
+    factors, theirs = one.factors(name), other.factors(name)
+    if factors is not None and theirs is not None:
+        return factors.equals(theirs)
+    return torch.equal(one[name], other[name])

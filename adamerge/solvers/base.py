@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,12 @@ class Solver(ABC):
     """Makes one merged task vector of several, tensor by tensor; its constructor's arguments are its attributes.
 
     The same deltas give the same bits on the same machine with the same threads, in whatever order tensors are solved.
+
+    Attributes:
+        sees_inputs: whether it needs unlabelled samples, as a ``SequentialSolver`` does; else weights are all it sees.
     """
+
+    sees_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, name: str, deltas: Deltas) -> Tensor:

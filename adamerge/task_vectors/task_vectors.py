@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adamerge.checkpoints.checkpoint import Checkpoint
-from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other
+from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other, same_tensor
 from adamerge.checkpoints.opening import open_checkpoint, opening
 from adamerge.deltas.base import Deltas
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
@@ -20,7 +20,7 @@ from adamerge.deltas.streamed import StoredDeltas, StreamedDeltas
 from adamerge.errors import CheckpointError, ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.precision import exact
-from adamerge.task_vectors.start import open_start
+from adamerge.task_vectors.start import StartOf, no_start, open_start
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]
@@ -83,6 +83,7 @@ class TaskVectors(Mapping[str, Deltas]):
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
         self.start = None if start is None or is_unwritten(start) else open_start(start, self.base, self._names)
+        self._start_of: StartOf = no_start if self.start is None else self.start.delta
         self._awaits_start = start is not None and is_unwritten(start)
         # names of the experts before each transform, and after the last
         self._experts = [tuple(self.checkpoints)]
@@ -142,7 +143,7 @@ class TaskVectors(Mapping[str, Deltas]):
         """Returns what the start adds to tensor ``name``, as the deltas of one expert; None where it adds nothing."""
         if name in self._stored_start:
             return self._stored_start[name]
-        read = None if self.start is None else self.start.delta(name)
+        read = self._start_of(name)
         return None if read is None else StoredDeltas([read], self.shape(name), self.device)
 
     def starts(self, name: str) -> bool:
@@ -156,6 +157,12 @@ class TaskVectors(Mapping[str, Deltas]):
         moved.device = torch.device(device)
         moved._stored, moved._stored_base, moved._stored_start = {}, {}, {}
         return moved
+
+    def begun(self, start: StartOf) -> TaskVectors:
+        """Returns the same task vectors with another start: by name what reads its delta, which may come to be later."""
+        other = copy.copy(self)
+        other._start_of, other._stored_start = start, {}
+        return other
 
     def in_memory(
         self,
@@ -195,7 +202,7 @@ class TaskVectors(Mapping[str, Deltas]):
         for who, model in self.models().items():
             model.check()
             for other, twin in seen.items():
-                if all(_same(name, model, twin) for name in self._names):
+                if all(same_tensor(name, model, twin) for name in self._names):
                     raise CheckpointError(
                         f"{who} ({model.location}) has the same weights as {other}",
                         todo="remove it: its coefficient could not be learned",
@@ -239,11 +246,3 @@ class TaskVectors(Mapping[str, Deltas]):
     def _subtracted(self, name: str, experts: list[Checkpoint]) -> Deltas:
         readers = [partial(expert.__getitem__, name) for expert in experts]
         return StreamedDeltas(partial(self.base_tensor, name), readers, self.shape(name), self.device)
-
-
-def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
-    """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
-    factors, theirs = one.factors(name), other.factors(name)
-    if factors is not None and theirs is not None:
-        return factors.equals(theirs)
-    return torch.equal(one[name], other[name])
