@@ -170,16 +170,17 @@ class Backbone(ABC):
     def linear_maps(self, inputs: Inputs) -> list[tuple[LinearMap, ...]]:
         """Returns the linear maps that run once in ``encode``, in their order; those that share their inputs together.
 
-        Maps whose weight is used elsewhere too, as that of tied embeddings, are left out.
+        Maps whose weight is used elsewhere too, as that of tied embeddings, or is a piece of a larger parameter, as that of one
+        of many experts which see some of the positions each, are left out.
 
         Args:
             inputs: of a sample or two, on the device of the network.
         """
         tied = self.tied()
-        with Recording(self.tensors()) as recording:
+        own = {name: tensor for name, tensor in self.tensors().items() if name not in tied and owner(tensor) is tensor}
+        with Recording(own) as recording:
             self.encode(inputs)
-        untied = [tuple(one for one in group if one.weight not in tied) for group in recording.groups()]
-        return [group for group in untied if group]
+        return recording.groups()
 
     def _rows(self, inputs: Inputs) -> Rows:
         masks: dict[str, tuple[Tensor, ...]] = {}

@@ -85,6 +85,9 @@ class Watch(TorchFunctionMode):
     def summed(self, one: Tensor, other: Tensor) -> None:
         """Is told of each sum of two tensors, before it is computed."""
 
+    def made(self, result: Any) -> None:
+        """Is told of what each function has returned, before it is told that this was a use."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -95,6 +98,7 @@ class Watch(TorchFunctionMode):
         if func in _SUMS and len(args) == 2 and all(isinstance(side, Tensor) for side in args):
             self.summed(*args)
         result = func(*args, **kwargs)
+        self.made(result)
         if func in _PRODUCTS:
             self._product(_PRODUCTS[func](*args, **kwargs), result)
         return result
@@ -125,6 +129,7 @@ class Watch(TorchFunctionMode):
         own["out_proj_weight"], own["out_proj_bias"] = torch.eye(len(last), dtype=last.dtype, device=last.device), None
         attended, weights = functional.multi_head_attention_forward(*given.args, **given.kwargs)
         output = functional.linear(attended, last, bias)
+        self.made(output)
         self._product(_Product(attended, last, bias), output, batched)
         return output, weights
 
@@ -170,17 +175,27 @@ class Recording(Watch):
         super().__init__(tensors)
         self.uses: list[Use] = []
         self._streams: set[int] = set()
+        self._born: dict[
+            int, tuple[int, Tensor]
+        ] = {}  # by the storage: the uses before it, and what keeps it from being another's
 
     def used(self, use: Use) -> None:
         """Notes a use."""
         self.uses.append(use)
 
+    def made(self, result: Any) -> None:
+        """Notes when a tensor came to be."""
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self._born.setdefault(tensor.untyped_storage()._cdata, (len(self.uses), tensor))
+
     def summed(self, one: Tensor, other: Tensor) -> None:
-        """Notes that the linear map whose output is in a sum, the later one where there are two, writes into a stream."""
-        for number, use in reversed(list(enumerate(self.uses))):
-            if use.added(one, other) is not None or use.added(other, one) is not None:
-                self._streams.add(number)
-                return
+        """Notes that the linear map whose output is added to what was there before it writes into a stream."""
+        for number, use in enumerate(self.uses):
+            for side, before in ((one, other), (other, one)):
+                born, _ = self._born.get(before.untyped_storage()._cdata, (0, before))
+                if born <= number and use.added(side, before) is not None:
+                    self._streams.add(number)
 
     def groups(self) -> list[tuple[LinearMap, ...]]:
         """Returns the linear maps that ran once, in their order; those that follow each other on the same inputs together."""
