@@ -175,9 +175,7 @@ class Recording(Watch):
         super().__init__(tensors)
         self.uses: list[Use] = []
         self._streams: set[int] = set()
-        self._born: dict[
-            int, tuple[int, Tensor]
-        ] = {}  # by the storage: the uses before it, and what keeps it from being another's
+        self._born: dict[int, tuple[int, Tensor]] = {}  # by the storage, which is held: the uses before
 
     def used(self, use: Use) -> None:
         """Notes a use."""

@@ -1,4 +1,4 @@
-"""What enters linear maps: as hooks of one's own see it, sample by sample and without padding, in every family of networks."""
+"""What enters linear maps: as hooks of one's own see it, sample by sample and without padding, in six families."""
 
 from __future__ import annotations
 
