@@ -170,8 +170,8 @@ class Backbone(ABC):
     def linear_maps(self, inputs: Inputs) -> list[tuple[LinearMap, ...]]:
         """Returns the linear maps that run once in ``encode``, in their order; those that share their inputs together.
 
-        Maps whose weight is used elsewhere too, as that of tied embeddings, are left out; and those whose weight is a piece of
-        a larger parameter, as in a mixture of experts, whose inputs depend on the model.
+        Maps whose weight is used elsewhere too, as that of tied embeddings, are left out; so are those whose weight is a
+        piece of a larger parameter, as in a mixture of experts, whose inputs depend on the model.
 
         Args:
             inputs: of a sample or two, on the device of the network.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
+import datasets
 import pytest
 import torch
 from rounding import allowed_each
+from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_points import TASKS, ToyPoints
 from toy_residual import INNER, INPUTS, ORDER, WIDTH, ToyResidual, entering, vectors, weights
 
 from adamerge.artifacts.recipe import describe
 from adamerge.errors import ConfigError
+from adamerge.io.resumable_file import ResumableFile
 from adamerge.solvers import LeastSquares, Scaled, WeightedSum, Wudi
 from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
@@ -103,3 +108,128 @@ def test_the_formulas_minimum_map_by_map(ridge, drift, tmp_path):
         assert (written[name].double() - exact).abs().max() <= bound, name
     other = minimum(points, ridge, 1.0 - drift, 0.4, lambda value: value)
     assert (other["down.weight"] - bounds["down.weight"][0]).abs().max() > 100 * bounds["down.weight"][1]
+
+
+class Subspaces(ToyPoints):
+    """Points of each task in two directions of the four, others than the other task's."""
+
+    def load(self, task):
+        generator = torch.Generator().manual_seed(1)
+        points = torch.randn(self.rows_each, INPUTS, generator=generator)
+        points[:, subspace(TASKS[1 - TASKS.index(task)])] = 0
+        return {"calibration": datasets.Dataset.from_dict({"point": points.tolist(), "label": [0] * self.rows_each})}
+
+
+def subspace(task):
+    return slice(0, 2) if task == TASKS[0] else slice(2, 4)
+
+
+def test_experts_that_are_one_network_on_their_own_inputs_give_it_back(tmp_path):
+    """Elsewhere each is wrong in its own way, where its inputs do not go; all else they have in common."""
+    base, moved = weights(("one",))
+    truth = moved["one"]
+    experts = {task: {name: value.clone() for name, value in truth.items()} for task in TASKS}
+    for task, other in zip(TASKS, TASKS[::-1], strict=True):
+        experts[task]["first.weight"][:, subspace(other)] += torch.randn(WIDTH, 2, generator=torch.Generator())
+    written = solve(
+        tmp_path / "m", LeastSquares(WeightedSum(None), 1e-6), TaskVectors(base, experts), Subspaces(rows=40)
+    )
+    averages = {name: sum(own[name] for own in experts.values()) / 2 for name in base}
+    off = {name: (base[name] + value - truth[name]).abs().max() for name, value in written.items()}
+    start = (averages["first.weight"] - truth["first.weight"]).abs().max()
+    assert start > 0.5 and max(off.values()) < 1e-4 * start
+
+
+def test_what_is_no_map_is_the_other_solvers_and_maps_follow_in_the_networks_order(tmp_path):
+    written, pool, wudi = solve(tmp_path / "m", LeastSquares()), vectors(), Wudi(0.3, 0.4)
+    assert torch.equal(written["norm"], wudi.solve("norm", pool["norm"]))
+    with safe_open(tmp_path / "m", "pt") as file:
+        assert sorted(file.keys(), key=file.offset_keys().index) == ["norm", *ORDER]
+        metadata = json.loads(file.metadata()["adamerge"])
+    assert metadata["solver"]["init_args"]["toward"] == describe(wudi)
+    assert metadata["solver"]["init_args"] | {"toward": None} == {
+        "toward": None,
+        "ridge": 0.1,
+        "drift": 1.0,
+        "samples": 200,
+    }
+
+
+def test_a_large_ridge_is_the_other_solver(tmp_path):
+    written, pool = solve(tmp_path / "m", LeastSquares(Wudi(0.5, 0.4), ridge=1e12)), vectors()
+    for name, value in written.items():
+        assert (value - Wudi(0.5, 0.4).solve(name, pool[name])).abs().max() <= 1e-6, name
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 4, 7, 8])
+def test_a_killed_solve_goes_on_to_the_same_bytes(before, tmp_path, monkeypatch):
+    solve(tmp_path / "whole", LeastSquares())
+    add, count = ResumableFile.add, []
+
+    def dying(self, tensor):
+        if len(count) == before:
+            raise KeyboardInterrupt
+        count.append(tensor)
+        add(self, tensor)
+
+    monkeypatch.setattr(ResumableFile, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        solve(tmp_path / "cut", LeastSquares())
+    monkeypatch.setattr(ResumableFile, "add", add)
+    left = []
+    solve(tmp_path / "cut", LeastSquares(), shown=lambda names: left.extend(names) or iter(names))
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    # what a kill left of maps that share their inputs is solved again, by its last tensor's name
+    lasts = ["norm", "first.bias", "up.bias", "gate.weight", "down.bias", "last"]
+    done = ["norm", *ORDER][:before]
+    assert left == [name for name in lasts if name not in done]
+
+
+def test_two_solves_in_a_process_and_other_labels_give_the_same_bytes(tmp_path):
+    solve(tmp_path / "one", LeastSquares())
+    solve(tmp_path / "other", LeastSquares(ridge=3.0))
+    solve(tmp_path / "again", LeastSquares())
+    solve(tmp_path / "wrong", LeastSquares(), data=ToyPoints(rows=40, wrong_labels=True))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "wrong").read_bytes()
+    assert (tmp_path / "one").read_bytes() != (tmp_path / "other").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"eval_batch_size": 7}])
+def test_other_samples_and_batches(change, tmp_path):
+    """A seed draws other samples; batches change roundings alone."""
+    plain = solve(tmp_path / "one", LeastSquares(samples=20))
+    other = solve(tmp_path / "other", LeastSquares(samples=20), data=ToyPoints(rows=40, **change))
+    most = max(float((plain[name] - other[name]).abs().max()) for name in plain)
+    assert most > 1e-2 if "seed" in change else most < 1e-5
+
+
+def test_inputs_that_are_all_zero_leave_the_other_solvers(tmp_path):
+    class Zeros(ToyPoints):
+        def load(self, task):
+            rows = datasets.Dataset.from_dict(
+                {"point": [[0.0] * INPUTS] * self.rows_each, "label": [0] * self.rows_each}
+            )
+            return {"calibration": rows}
+
+    base, experts = weights()
+    for model in (base, *experts.values()):
+        model["first.bias"] = torch.zeros(WIDTH)
+    pool = TaskVectors(base, experts)
+    written = solve(tmp_path / "m", LeastSquares(WeightedSum(0.4)), pool, Zeros(rows=40))
+    assert torch.equal(written["first.weight"], WeightedSum(0.4).solve("", pool["first.weight"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LeastSquares(ridge=0.0), "ridge must be positive"),
+        (lambda: LeastSquares(drift=float("nan")), "drift must be a finite number"),
+        (lambda: LeastSquares(samples=0), "samples must be at least 1"),
+        (lambda: LeastSquares(LeastSquares()), "LeastSquares sees inputs, and cannot stand inside"),
+        (lambda: Scaled(LeastSquares(), 0.5), "LeastSquares sees inputs, and cannot stand inside"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
