@@ -22,7 +22,7 @@ class Choices:
     Attributes:
         runs: folders of finished runs, scored as they are.
         seeds: that each method is fitted with; the configuration's own when empty.
-        grid: ``[METHOD:]KEY=VALUE,VALUE,...``, each crossed with the others and with the methods.
+        grid: ``[METHOD:]KEY=VALUE,VALUE,...``, each crossed with the others and with the methods; one value is a setting.
         split: ``test`` or ``validation``.
         corruptions: whether all are scored on spoiled pictures too.
         leave_out: tasks whose experts and data no fit sees, and that are scored all the same.
@@ -56,6 +56,8 @@ class Row:
 def rows_of(pool: Path, methods: Sequence[Path], shared: Words, grid: Sequence[str] = ()) -> list[Row]:
     """Returns the rows of methods on a pool, in order; settings of a stage that a method does not have give it no row more.
 
+    A row is named after its method and its settings; one that all rows of a method share tells none apart.
+
     Args:
         pool: what is merged.
         methods: how.
@@ -75,7 +77,8 @@ def rows_of(pool: Path, methods: Sequence[Path], shared: Words, grid: Sequence[s
         for cell in itertools.product(*([(key, value) for value in values] for key, values in own)):
             given = Words(shared.files, [*shared.overrides, *(f"--{key}={value}" for key, value in cell)])
             words = words_of_fits(pool, methods, given)[method]
-            kept = [(key, value) for key, value in cell if f"--{key}={value}" in words.overrides]
+            several = {key for key, values in own if len(values) > 1}
+            kept = [(key, value) for key, value in cell if key in several and f"--{key}={value}" in words.overrides]
             name = " ".join([method.stem, *(f"{_short(key, [key for key, _ in kept])}={value}" for key, value in kept)])
             rows.setdefault((method, tuple(words.overrides)), Row(name, method, words))
     return list(rows.values())

@@ -6,19 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.table import Column, Table
+from rich.table import Table
 
 from adamerge.runs.comparison_result import REFERENCE, SMALL
 from adamerge.runs.finished_runs import SECTIONS
 from adamerge.runs.scoring import shown
 from adamerge.task_vectors.memory import size
 
-CLASSES = {"few": f"at most {SMALL:.0%} learned", "many": f"more than {SMALL:.0%} learned", None: "cost unknown"}
+CLASSES = {"few": f"up to {SMALL:.0%} learned", "many": f"above {SMALL:.0%} learned", None: "cost unknown"}
 """Of learned scalars as a share of the merged elements, in the order of the table."""
 LAST = "individual"
+SCORES = ["average", "± seeds", "gap closed", "to oracle", "± samples", "worst task"]
+COSTS = ["seconds", "steps", "passes", "teacher passes", "peak memory", "learned", "share"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,8 @@ def table_of(result: Mapping[str, Any]) -> ComparisonTable:
     """Returns the table of a comparison, as ``compare`` returns it."""
     metric, tasks, methods = result["metric"], list(result["tasks"]), result["methods"]
     sign = 1 if metric["higher_is_better"] else -1
-    headings = ["rank", "method", *tasks, "average", "± seeds", "gap closed", "to oracle", "± samples", "worst task"]
     kinds = list(next(iter(methods.values()))["corrupted"])
-    headings += [f"{kind} (spoiled)" for kind in kinds]
-    headings += ["seconds", "steps", "passes", "teacher passes", "peak memory", "learned", "share"]
+    headings = ["rank", "method", *tasks, *SCORES, *(f"{kind} (spoiled)" for kind in kinds), *COSTS]
     cells = _cells_of(result, kinds)
     references = [name for name, row in methods.items() if row["section"] == REFERENCE]
     references.sort(key=lambda name: (name == LAST, sign * methods[name]["average"]))
@@ -106,7 +107,7 @@ def _cells_of(result: Mapping[str, Any], kinds: Sequence[str]) -> Callable[[str]
             number(costs.get("teacher_passes")),
             "" if peak is None else size(round(peak)),
             number(costs.get("learned")),
-            "" if share is None else f"{100 * share:.2g} %",
+            "" if share is None else f"{100 * share:.3g} %",
         ]
 
     return cells
@@ -140,22 +141,56 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """Prints a comparison as a table of one row per method, best first in each part, at its full width.
+    """Prints a comparison as tables that fit a terminal: scores by task, costs, and last what methods are ranked by.
+
+    Each has one row per method, best first in each part. The files have all in one.
 
     Args:
         result: as ``compare`` returns it.
     """
     made = table_of(result)
-    table = Table(*(Column(heading, no_wrap=True) for heading in made.headings), title=made.title)
-    for part in made.parts:
-        table.add_row("", f"[bold]{escape(part.title)}[/bold]")
-        for row in part.rows:
-            table.add_row(*map(escape, row))
-        table.add_section()
-    console = Console()
-    console.width = max(
-        console.width, Measurement.get(console, console.options.update(max_width=1 << 20), table).maximum
-    )
-    console.print(table)
+    tasks = [one for one in made.headings if one not in {"rank", "method", *SCORES, *COSTS}]
+    for title, columns in ((f"{made.title}, by task", tasks), ("costs", COSTS), (made.title, SCORES)):
+        _print(made, title, columns)
     for note in made.notes:
-        console.print(note, highlight=False, markup=False)
+        Console().print(note, highlight=False, markup=False)
+
+
+def _print(made: ComparisonTable, title: str, columns: Sequence[str]) -> None:
+    """Prints some columns beside the methods' names, but those that are empty, no narrower than they can be.
+
+    A column that begins with ± says how sure the one before it is, and is printed with it.
+    """
+    places = [made.headings.index(column) for column in columns]
+    filled = [place for place in places if any(row[place] for part in made.parts for row in part.rows)]
+    table = Table(
+        "method",
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for place in filled:
+        if not made.headings[place].startswith("±"):
+            table.add_column(made.headings[place], justify="right")
+    for part in made.parts:
+        rows = [row for row in part.rows if any(row[place] for place in filled)]
+        if rows:
+            table.add_row(f"[bold]{escape(part.title)}[/bold]")
+        for row in rows:
+            cells: list[str] = []
+            for place in filled:
+                if not made.headings[place].startswith("±"):
+                    cells.append(row[place])
+                elif row[place]:
+                    cells[-1] += f" ± {row[place]}"
+            table.add_row(*map(escape, [row[1], *cells]))
+        table.add_section()
+    for column in table.columns:
+        column.no_wrap = True
+    console = Console()
+    natural = Measurement.get(console, console.options.update(max_width=1 << 20), table).maximum
+    console.width = max(console.width, natural)
+    console.print(table, "")

@@ -183,7 +183,7 @@ def compare_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]
         action="append",
         default=[],
         metavar="[METHOD:]KEY=VALUE,...",
-        help="a row for each value of a key, of all methods or one; several cross each other",
+        help="a row for each value of a key, of all methods or one; several cross each other; one value is a setting",
     )
     options.add_argument(
         "--split",

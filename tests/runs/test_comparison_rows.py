@@ -37,8 +37,15 @@ def test_a_grid_of_one_method_leaves_the_others_as_they_are():
 
 
 def test_lists_are_not_divided_and_keys_that_end_alike_are_told_whole():
-    rows = named([LAYER], "data.only=[a,b],[c]", "x.only=1")
-    assert list(rows) == ["layer data.only=[a,b] x.only=1", "layer data.only=[c] x.only=1"]
+    rows = named([LAYER], "data.only=[a,b],[c]", "x.only=1,2")
+    cells = [(data, x) for data in ("[a,b]", "[c]") for x in (1, 2)]
+    assert list(rows) == [f"layer data.only={data} x.only={x}" for data, x in cells]
+
+
+def test_one_value_is_a_setting_and_no_part_of_the_name():
+    rows = named([LAYER, TIES], "layer:model.search.lr=1e-2", "trainer.max_steps=1,2")
+    assert list(rows) == ["layer max_steps=1", "layer max_steps=2", "ties max_steps=1", "ties max_steps=2"]
+    assert rows["layer max_steps=2"] == ["--model.search.lr=1e-2", "--trainer.max_steps=2"]
 
 
 def test_a_stages_key_gives_methods_without_stages_no_further_row():

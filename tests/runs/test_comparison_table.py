@@ -47,18 +47,18 @@ def test_sections_and_classes_are_ranked_apart():
         "references": [
             ("", "pretrained"), ("", "task_arithmetic_0.3"), ("", "task_arithmetic_tuned (0.4)"), ("", "individual"),
         ],
-        "no data, at most 1% learned": [("1", "ties")],
-        "unlabelled, at most 1% learned": [("1", "smaller"), ("2", "small")],
-        "unlabelled, more than 1% learned": [("1", "large")],
+        "no data, up to 1% learned": [("1", "ties")],
+        "unlabelled, up to 1% learned": [("1", "smaller"), ("2", "small")],
+        "unlabelled, above 1% learned": [("1", "large")],
         "unlabelled, cost unknown": [("1", "old")],
-        "labelled, at most 1% learned": [("1", "told")],
+        "labelled, up to 1% learned": [("1", "told")],
     }  # fmt: skip
 
 
 def test_where_less_is_better_the_least_is_first():
     result = planted()
     result["metric"] |= {"higher_is_better": False, "factor": 1.0}
-    assert names(table_of(result))["unlabelled, at most 1% learned"] == [("1", "small"), ("2", "smaller")]
+    assert names(table_of(result))["unlabelled, up to 1% learned"] == [("1", "small"), ("2", "smaller")]
 
 
 def test_cells_by_hand():
@@ -116,3 +116,22 @@ def test_without_a_gap_none_is_closed(capsys):
     print_table(result)
     out = capsys.readouterr().out
     assert "smaller" in out and "teacher passes" in out and "gap closed: share" in out
+
+
+def test_what_is_printed_fits_a_terminal_and_says_how_sure_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = planted()
+    result["methods"]["adamerging_plusplus_layer_wise"] = result["methods"].pop("small")
+    result["methods"]["smaller"]["spread"]["average"] = 0.004
+    print_table(result)
+    lines = capsys.readouterr().out.splitlines()
+    first = max(number for number, line in enumerate(lines) if line.startswith("accuracy on the test split"))
+    assert max(map(len, lines[first:])) <= 80
+    assert any(
+        line.split() == ["smaller", "70.0", "±", "0.4", "25", "%", "+20.0", "±", "1.0", "a", "+20.0"] for line in lines
+    )
+    assert sum(line.startswith("adamerging_plusplus_layer_wise ") for line in lines) == 3
+    by_task = lines[: next(number for number, line in enumerate(lines) if line.startswith("costs"))]
+    assert any(line.startswith("individual ") for line in by_task)
+    costs = lines[len(by_task) : first]
+    assert not any(line.startswith("individual ") for line in costs), "what costs nothing is in no table of costs"
