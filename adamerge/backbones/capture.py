@@ -107,9 +107,19 @@ class GroupCapture(Watch):
         self._streams: dict[str, Tensor] = {}
 
     @property
+    def reached(self) -> bool:
+        """Returns whether the first of the maps has run."""
+        return self._inputs is not None
+
+    @property
+    def complete(self) -> bool:
+        """Returns whether all of the maps have run."""
+        return not self._waiting and not self._streaming
+
+    @property
     def entered(self) -> Entered:
         """Returns what there was."""
-        assert self._inputs is not None and not self._waiting and not self._streaming, "the maps did not run"
+        assert self._inputs is not None and self.complete, "the maps did not run"
         return Entered(self._inputs, self._streams)
 
     def used(self, use: Use) -> None:
@@ -144,7 +154,7 @@ class GroupCapture(Watch):
         return kind is _Enough
 
     def _end(self) -> None:
-        if not self._waiting and not self._streaming:
+        if self.complete:
             raise _Enough
 
 

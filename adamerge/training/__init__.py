@@ -11,7 +11,7 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
 - During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``, ``costs.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.
-- What a solver sees that needs inputs: ``solver_inputs.py``.
+- What a solver sees that needs inputs: ``solver_inputs.py``, with ``block_shortcuts.py``.
 - What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.
 - ``strategy.py`` is a type that the other files share.
 """
