@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -174,12 +174,14 @@ class Recording(Watch):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
         self.uses: list[Use] = []
+        self._inputs: list[Hashable] = []
         self._streams: set[int] = set()
         self._born: dict[int, tuple[int, Tensor]] = {}  # by the storage, which is held: the uses before
 
     def used(self, use: Use) -> None:
-        """Notes a use."""
+        """Notes a use, and what its inputs are by now: they may be written into before the next."""
         self.uses.append(use)
+        self._inputs.append((key_of(use.inputs), use.inputs._version))
 
     def made(self, result: Any) -> None:
         """Notes when a tensor came to be."""
@@ -202,7 +204,7 @@ class Recording(Watch):
             for name in (use.map.weight, use.map.bias):
                 times[name] = times.get(name, 0) + 1
         once = [
-            (key_of(use.inputs), use.map._replace(streams=number in self._streams))
+            (self._inputs[number], use.map._replace(streams=number in self._streams))
             for number, use in enumerate(self.uses)
             if times[use.map.weight] == 1 and (use.map.bias is None or times[use.map.bias] == 1)
         ]

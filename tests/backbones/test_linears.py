@@ -108,3 +108,17 @@ def test_inside_of_attention(shape, batch_first):
     assert torch.allclose(first.inputs.transpose(0, 1).double(), normed, rtol=0, atol=1e-5)
     assert torch.allclose(last.inputs.transpose(0, 1).double(), torch.cat(heads, dim=-1), rtol=0, atol=1e-5)
     assert first.positions_first and last.positions_first
+
+
+def test_inputs_that_were_written_into_are_others():
+    first, second, third = (nn.Linear(4, 4) for _ in range(3))
+    named = {
+        f"{n}.{end}": getattr(one, end) for n, one in enumerate((first, second, third)) for end in ("weight", "bias")
+    }
+    x = torch.ones(2, 4)
+    with torch.no_grad(), Recording(named) as recording:
+        first(x)
+        second(x)
+        x += 1
+        third(x)
+    assert [[one.weight for one in group] for group in recording.groups()] == [["0.weight", "1.weight"], ["2.weight"]]
