@@ -127,6 +127,33 @@ def test_teachers_run_ahead_on_cuda_and_how_far_changes_no_bit():
     assert (found[0] - 0.3).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_texts_of_like_length_on_cuda(monkeypatch, micro_batch):
+    """Samples are put in order on the device, and their teachers with them: the fit is that of one padded pass."""
+    from functools import partial
+
+    from modules import descending
+    from toys import ToyLanguage, ToyTexts, toy_fit, toy_vectors
+
+    from adamerge import HiddenAlignment, LayerWise, LogitAlignment, Sum, TeachersAhead
+    from adamerge.objectives import Unchanged
+    from adamerge.training import length_groups
+
+    found = []
+    for cost, size, device in ((1 << 30, None, "gpu"), (0, micro_batch, "gpu"), (0, micro_batch, "cpu")):
+        monkeypatch.setattr(length_groups, "PASS", cost)
+        monkeypatch.setattr(length_groups, "PASS_ON_CPU", cost)
+        for teachers, views in ((None, None), (TeachersAhead(2), Unchanged())):
+            module = descending(
+                ToyLanguage(), toy_vectors(), partial(LayerWise, init=0.3), Sum([LogitAlignment(), HiddenAlignment([1])]),
+                0.1, torch.optim.SGD, teachers=teachers, views=views, micro_batch=size,
+            )  # fmt: skip
+            toy_fit(module, ToyTexts(), 4, accelerator=device, devices=1)
+            found.append(module.merged.parametrization.w.detach().cpu())
+    assert all((other - found[0]).abs().max() <= 1e-4 for other in found[1:])
+    assert (found[0] - 0.3).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("storage", [Resident(), Resident("bfloat16"), Pinned(), LowBit(8), Disk()], ids=str)
 @pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise"])
 def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):

@@ -39,7 +39,7 @@ from adamerge.objectives.views import numbers_on, seeds_of
 from adamerge.parametrizations import Concrete, LayerWise, Parametrization, TaskWise, constraints
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training import MergingModule, TeacherCache, Teachers, TeachersAhead
+from adamerge.training import MergingModule, TeacherCache, Teachers, TeachersAhead, length_groups
 from adamerge.training.objective_gradient import BatchObjective
 
 META = torch.device("meta")
@@ -280,13 +280,37 @@ def test_every_objective(name, make):
         "ExpertLabels",
     ],
 )
-def test_a_language_model_whose_positions_count_or_not(name):
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_language_model_whose_positions_count_or_not(name, micro_batch):
+    """Micro-batches are of samples of like length."""
     fit(
         lambda teachers: descending(
-            ToyLanguage(), toy_vectors(), LayerWise, OBJECTIVES[name](), storage=Resident(), teachers=teachers
+            ToyLanguage(), toy_vectors(), LayerWise, OBJECTIVES[name](), storage=Resident(), teachers=teachers,
+            micro_batch=micro_batch,
         ),
         ToyTexts,
-    )
+    )  # fmt: skip
+
+
+def test_texts_whose_passes_are_cut_and_whose_teachers_have_run_ahead(monkeypatch):
+    monkeypatch.setattr(length_groups, "PASS", 0)
+    objective = objectives.Sum([objectives.LogitAlignment(), objectives.HiddenAlignment([1])])
+    passes, groups = [], length_groups.grouped
+
+    def counting(*given: Any) -> Any:
+        found = groups(*given)
+        passes.append((len(found.sizes), found.order is not None))
+        return found
+
+    monkeypatch.setattr("adamerge.training.objective_gradient.grouped", counting)
+    fit(
+        lambda _: descending(
+            ToyLanguage(), toy_vectors(), LayerWise, objective, storage=Resident(), teachers=TeachersAhead(STEPS),
+            views=objectives.Unchanged(),
+        ),
+        ToyTexts,
+    )  # fmt: skip
+    assert (max(size for size, _ in passes), any(moved for _, moved in passes)) > (2, False)
 
 
 @pytest.mark.parametrize("storage", FIRST_STORAGE, ids=str)

@@ -71,9 +71,25 @@ def join(batches: Sequence[Inputs]) -> Inputs:
     """Joins batches of one kind; sequences are padded at their end, with zeros, to the longest of all."""
     first = batches[0]
     if isinstance(first, Tensor):
-        return _joined([batch for batch in batches if isinstance(batch, Tensor)])
+        return join_tensors([batch for batch in batches if isinstance(batch, Tensor)])
     named = [batch for batch in batches if isinstance(batch, dict)]
-    return {name: _joined([batch[name] for batch in named]) for name in first}
+    return {name: join_tensors([batch[name] for batch in named]) for name in first}
+
+
+def join_tensors(tensors: Sequence[Tensor]) -> Tensor:
+    """Joins ``(n_i, positions_i, ...)`` to ``(sum of n_i, longest positions_i, ...)``, padded at the end with zeros."""
+    if len(tensors) == 1:
+        return tensors[0]
+    if tensors[0].ndim > 1:  # (samples, positions, ...)
+        longest = max(tensor.shape[1] for tensor in tensors)
+        inner = (0, 0) * (tensors[0].ndim - 2)
+        tensors = [
+            tensor
+            if tensor.shape[1] == longest
+            else torch.nn.functional.pad(tensor, (*inner, 0, longest - tensor.shape[1]))
+            for tensor in tensors
+        ]
+    return torch.cat(list(tensors))
 
 
 def pieces(sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,18 +121,3 @@ def pad(tensor: Tensor, length: int, padding: int = 0) -> Tensor:
     padded = tensor.new_full((length, *tensor.shape[1:]), padding)
     padded[: len(tensor)] = tensor
     return padded
-
-
-def _joined(tensors: list[Tensor]) -> Tensor:
-    if len(tensors) == 1:
-        return tensors[0]
-    if tensors[0].ndim > 1:  # (samples, positions, ...)
-        longest = max(tensor.shape[1] for tensor in tensors)
-        inner = (0, 0) * (tensors[0].ndim - 2)
-        tensors = [
-            tensor
-            if tensor.shape[1] == longest
-            else torch.nn.functional.pad(tensor, (*inner, 0, longest - tensor.shape[1]))
-            for tensor in tensors
-        ]
-    return torch.cat(tensors)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from adamerge.backbones import IGNORED, Batch, Inputs
 from adamerge.backbones.inputs import stack, stack_tensors
+from adamerge.backbones.lengths import lengths_of
 from adamerge.data.labels import Labels
 from adamerge.data.samples import Samples
 from adamerge.data.teacher_outputs import Teach, stack_teachers
@@ -70,12 +71,12 @@ class Steps(Dataset[dict[str, Batch]]):
     def part(self, task: str, step: int) -> Batch:
         """Returns this process's samples of one task for a step."""
         indices = self.indices(task, step)[self.rank :: self.world_size]
-        inputs, labels, teacher = stack([self.samples[task][index] for index in indices]), None, None
+        samples, labels, teacher = [self.samples[task][index] for index in indices], None, None
         if self.labels is not None:
             labels = stack_tensors([self.labels[task][index] for index in indices], IGNORED)
         if self.teach is not None:
             teacher = stack_teachers([self.teach(task, index) for index in indices])
-        return Batch(inputs, labels, teacher, torch.tensor(indices), step)
+        return Batch(stack(samples), labels, teacher, torch.tensor(indices), step, lengths=lengths_of(samples))
 
     def indices(self, task: str, step: int) -> list[int]:
         """Returns the sample numbers of a step: epochs are shuffled without replacement, and batches may span them."""

@@ -89,13 +89,13 @@ def eval_loader(samples: Samples, labels: Labels, batch_size: int, workers: int)
 def on_device(batch: Any, device: torch.device) -> Any:
     """Returns a batch of every task, or one batch, with its tensors on a device.
 
-    The sample numbers of a batch of every task stay on the CPU: what is read by them is there.
+    Numbers and lengths of the samples stay on the CPU: who asks for them does not wait for a device.
     """
+    if isinstance(batch, Batch):
+        there: Batch = _moved(batch._replace(indices=None, lengths=None), device)
+        return there._replace(indices=batch.indices, lengths=batch.lengths)
     if isinstance(batch, dict):
-        return {
-            task: _moved(part._replace(indices=None), device)._replace(indices=part.indices)
-            for task, part in batch.items()
-        }
+        return {task: on_device(part, device) for task, part in batch.items()}
     return _moved(batch, device)
 
 

@@ -77,7 +77,8 @@ class Objective(nn.Module, ABC):
     def prepare(self, task: str, batch: Batch, predict: Predict) -> Batch:
         """Returns the batch that ``forward`` sees; called once per task and step, with all samples of this process.
 
-        Here an objective looks at predictions before it asks for gradients, or changes the inputs.
+        Here an objective looks at predictions before it asks for gradients, or changes the inputs; new ones have no lengths,
+        unless it gives them new ones too.
         """
         return batch
 

@@ -144,7 +144,7 @@ class PseudoLabel(Objective):
         one_hot = torch.nn.functional.one_hot(classes.clamp_min(0), logits.shape[-1]).to(logits.dtype)
         softened = (logits / self.temperature).softmax(dim=-1)
         targets = torch.where((classes != UNTRUSTED)[:, None], one_hot, softened)
-        return batch._replace(inputs=self.strong(batch.inputs, strong), targets=targets)
+        return batch._replace(inputs=self.strong(batch.inputs, strong), targets=targets, lengths=None)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """Returns cross-entropies ``(samples,)`` of the strong views' logits ``(samples, classes)`` to the targets."""
@@ -197,7 +197,7 @@ class PseudoLabel(Objective):
         indices = indices.index_copy(0, places, pool[(draws * len(pool)).long()])
         samples, device = self._fit.samples[task], self.trusted(task).device
         inputs = moved(stack([samples[index] for index in indices.tolist()]), device)
-        return batch._replace(inputs=inputs, indices=indices)
+        return batch._replace(inputs=inputs, indices=indices, lengths=None)
 
     def _logits(self, output: Output) -> Tensor:
         if output.logits.ndim != 2:

@@ -14,7 +14,9 @@ from adamerge.objectives.views import View, numbers_on, uniform
 
 
 class TextView(View):
-    """A view of texts, which must know from a backbone where in the inputs the text is."""
+    """A view of texts, which must know from a backbone where in the inputs the text is; none gets longer."""
+
+    lengthens = False
 
     def __init__(self) -> None:
         self._place: TextPlace | None = None

@@ -17,7 +17,13 @@ TRIES = 10  # as many as torchvision's RandomResizedCrop takes
 
 
 class View(ABC):
-    """Makes a changed copy of each sample of a batch."""
+    """Makes a changed copy of each sample of a batch.
+
+    Attributes:
+        lengthens: whether a sample may get longer; where False, what was padding stays padding, and need not be run.
+    """
+
+    lengthens: bool = True
 
     def of(self, backbone: Backbone) -> View:
         """Returns the view for samples that a backbone has preprocessed; itself where it asks nothing of the backbone.
@@ -40,6 +46,8 @@ class View(ABC):
 class Unchanged(View):
     """Leaves the samples as they are; for data of which no other views are known."""
 
+    lengthens = False
+
     def __call__(self, inputs: Inputs, seeds: Tensor) -> Inputs:
         """Returns the inputs as they are, whatever the seeds."""
         return inputs
@@ -59,6 +67,7 @@ class Composed(View):
         if not views:
             raise ConfigError("Composed: views must name at least one view")
         self.views = list(views)
+        self.lengthens = any(view.lengthens for view in self.views)
 
     def of(self, backbone: Backbone) -> Composed:
         """Returns the same views in the same order, each for samples that the backbone has preprocessed."""

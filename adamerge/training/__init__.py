@@ -7,7 +7,7 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
 - Before the first step: ``method_checks.py`` (of what is configured), ``fit_checks.py``, ``data_modules.py``,
   ``task_balance.py``, ``held_coefficients.py``.
 - What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teachers_ahead.py``
-  (inputs that change in every step).
+  (inputs that change in every step). Which of these run together: ``length_groups.py``.
 - During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``, ``costs.py``.
 - Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
   ``batchnorm.py``, ``confusions.py``.

@@ -73,7 +73,7 @@ class Shortcuts:
 
         before = {block: block.__dict__.get("forward") for block in self._blocks}
         for block in self._blocks:
-            block.forward = instead(block, block.forward)  # type: ignore[method-assign]
+            block.forward = instead(block, block.forward)
         try:
             yield
         finally:

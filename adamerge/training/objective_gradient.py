@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import Batch, Encoded, Inputs, Output
-from adamerge.backbones.inputs import count, join, rows
+from adamerge.backbones.inputs import count, rows
 from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.training.evaluation import Spread
+from adamerge.training.length_groups import grouped
 from adamerge.training.strategy import Strategy
 
 
@@ -43,7 +44,7 @@ class BatchObjective:
             takes to the coefficients afterwards.
         objective: one loss per sample.
         task_weights: weight of a task's mean in the sum; 1 where a task is not named.
-        micro_batch: samples per forward pass, of whatever task; all at once when None.
+        micro_batch: samples per forward pass, of whatever task, as ``grouped`` chooses them; all at once when None.
         strategy: of the trainer: sums over processes.
     """
 
@@ -77,16 +78,20 @@ class BatchObjective:
 
     def _run(self, batch: Mapping[str, Batch], send_back: Callable[[Tensor], None]) -> Evaluation:
         """Goes through the micro-batches, and hands each one's share of the loss on before the next is run."""
-        batch = {task: self.objective.prepare(task, part, partial(self._predict, task)) for task, part in batch.items()}
-        scales = self._scales(batch)
+        groups = grouped(
+            {task: self._prepared(task, part) for task, part in batch.items()}, self.micro_batch, self.merged
+        )
+        batch, scales = groups.batch, self._scales(groups.batch)
         device = self.merged.device
         losses = {task: torch.zeros((), device=device) for task in batch}
         spread = {task: Spread() for task in batch}
-        for encoded, parts in self._forward(batch):
+        for inputs, parts in groups.passes():
+            encoded = self.merged(inputs, self.objective.hidden)
             loss = torch.zeros((), device=device)
             for task, places, samples in parts:
-                output = self.merged.backbone.output(encoded.rows(places), task)
-                per_sample = self.objective(output, batch[task].rows(samples))
+                own = encoded.rows(places)
+                output = self.merged.backbone.output(own, task)
+                per_sample = self.objective(output, batch[task].rows(samples).within(own))
                 scale = scales[task][samples]
                 if per_sample.shape != scale.shape:
                     raise ConfigError(
@@ -100,6 +105,12 @@ class BatchObjective:
                 loss = loss + task_loss
             send_back(loss)
         return self._of_all_processes(Evaluation(losses, spread))
+
+    def _prepared(self, task: str, part: Batch) -> Batch:
+        """Returns the batch that the objective sees; of inputs that it has changed no lengths are known but its own."""
+        prepared = self.objective.prepare(task, part, partial(self._predict, task))
+        same = prepared.inputs is part.inputs or prepared.lengths is not part.lengths
+        return prepared if same else prepared._replace(lengths=None)
 
     def _of_all_processes(self, own: Evaluation) -> Evaluation:
         """Returns losses and spread over all processes' samples, by one reduction; each process had its own part."""
@@ -127,22 +138,6 @@ class BatchObjective:
             task: self.task_weights.get(task, 1.0) * weights[task] / totals[i].clamp_min(1e-12) * processes
             for i, task in enumerate(batch)
         }
-
-    def _forward(self, batch: Mapping[str, Batch]) -> Iterator[tuple[Encoded, list[tuple[str, slice, slice]]]]:
-        """Yields one micro-batch at a time, and for each task in it its rows there and its samples in the batch."""
-        inputs = join([part.inputs for part in batch.values()])
-        total = count(inputs)
-        size = self.micro_batch or total
-        for start in range(0, total, size):
-            chunk = rows(inputs, slice(start, start + size))
-            parts, first = [], 0
-            for task, part in batch.items():
-                last = first + count(part.inputs)
-                low, high = max(first, start), min(last, start + size)
-                if low < high:
-                    parts.append((task, slice(low - start, high - start), slice(low - first, high - first)))
-                first = last
-            yield self.merged(chunk, self.objective.hidden), parts
 
     @torch.no_grad()
     def _predict(self, task: str, inputs: Inputs) -> Output:

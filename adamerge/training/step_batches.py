@@ -87,4 +87,5 @@ class StepBatches:
         assert part.indices is not None
         seeds = seeds_of(seed_of(self._seed, task, "views"), part.step, part.indices)
         with exact(self._merged.device):  # a view is the same in every precision
-            return part._replace(inputs=self._view(part.inputs, seeds))
+            inputs = self._view(part.inputs, seeds)
+        return part._replace(inputs=inputs, lengths=None if self._view.lengthens else part.lengths)

@@ -15,6 +15,7 @@ import torch
 from adamerge.artifacts.recipe import plain_data
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import moved, stack
+from adamerge.backbones.lengths import lengths_of, longest_first, positions_of
 from adamerge.data.batch_order import Steps
 from adamerge.data.samples import Samples
 from adamerge.data.teacher_outputs import Kept, Teach, compact, digest_of, expanded
@@ -33,7 +34,8 @@ class TeacherCache(Teachers):
     """Outputs of the experts, in memory; filled before a fit, read by the data loader and its workers.
 
     The teacher of a task is the network filled with the task's expert; each sample that the fit's steps use goes through
-    it once. Only positions that count are kept. Each process keeps the samples of its own part of the batches.
+    it once, beside others of like length. Only positions that count are kept. Each process keeps the samples of its own part
+    of the batches.
 
     Args:
         top: keep the largest logits alone, so many of them; all when None.
@@ -79,6 +81,7 @@ class TeacherCache(Teachers):
             self.found[task] = len(wanted) - len(missing)
             if missing:
                 merged.fill_expert(task)
+                missing = _longest_first(missing, samples)
             for first in range(0, len(missing), batch_size):
                 indices = missing[first : first + batch_size]
                 inputs = stack([samples[index] for index in indices])
@@ -213,3 +216,9 @@ class TeacherFiles(TeacherCache):
                 self._read(task)
                 for index in super()._wanted(task, steps):
                     self._digests[task, index] = digest_of(samples[index])
+
+
+def _longest_first(indices: list[int], samples: Samples) -> list[int]:
+    """Returns samples' numbers with those of like length side by side; as they are where all are of one length."""
+    lengths = lengths_of([samples[index] for index in indices])
+    return indices if lengths is None else [indices[place] for place in longest_first(positions_of(lengths)).tolist()]

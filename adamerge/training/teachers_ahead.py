@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import Batch, Teacher
-from adamerge.backbones.inputs import count, rows
+from adamerge.backbones.inputs import join_tensors
 from adamerge.data.batch_order import Steps
 from adamerge.data.loaders import on_device
 from adamerge.data.teacher_outputs import narrowed
 from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.memory import Available, size
+from adamerge.training.length_groups import grouped
 from adamerge.training.strategy import Strategy
 from adamerge.training.teachers import Show, Teachers, forward_context
 
@@ -157,15 +158,16 @@ class TeachersAhead(Teachers):
 
     def _outputs(self, fit: _Fit, task: str, step: int) -> Teacher:
         """Returns what the network as it is filled makes of a task's samples of a step."""
-        inputs = fit.show(task, on_device(fit.steps.part(task, step), fit.merged.device)).inputs
-        parts = []
+        part = fit.show(task, on_device(fit.steps.part(task, step), fit.merged.device))
+        groups, parts = grouped({task: part}, fit.batch_size, fit.merged), []
         with torch.no_grad(), forward_context(fit.strategy):
-            for first in range(0, count(inputs), fit.batch_size):
-                encoded = fit.merged(rows(inputs, slice(first, first + fit.batch_size)), fit.hidden)
+            for inputs, _ in groups.passes():
+                encoded = fit.merged(inputs, fit.hidden)
                 output = fit.merged.backbone.output(encoded, task)
                 logits, classes = narrowed(output.logits, self.top, self.dtype)
                 parts.append(Teacher(logits, classes, encoded.hidden))
-        return _joined(parts)
+        teacher, places = _joined(parts), groups.back(task)
+        return teacher if places is None else teacher.rows(places)
 
 
 class _Fit(NamedTuple):
@@ -189,15 +191,15 @@ class _Fit(NamedTuple):
 
 
 def _joined(parts: Sequence[Teacher]) -> Teacher:
-    """Returns the outputs of a batch from those of its micro-batches."""
+    """Returns the outputs of a batch from those of its passes; positions are padded at their end to the longest."""
     if len(parts) == 1:
         return parts[0]
     classes = [part.classes for part in parts if part.classes is not None]
     hidden: Iterable[tuple[Tensor, ...]] = zip(*(part.hidden for part in parts), strict=True)
     return Teacher(
-        torch.cat([part.logits for part in parts]),
-        torch.cat(classes) if classes else None,
-        tuple(torch.cat(states) for states in hidden),
+        join_tensors([part.logits for part in parts]),
+        join_tensors(classes) if classes else None,
+        tuple(join_tensors(states) for states in hidden),
     )
 
 

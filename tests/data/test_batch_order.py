@@ -34,11 +34,12 @@ def test_labels_of_language_are_the_next_tokens_and_padding_is_ignored(rows):
     assert inputs.tolist() == [97, 98, 99] and labels.tolist() == [98, 99, IGNORED]
     assert batch.labels[order.index(1)].tolist() == [IGNORED] * 3
     assert batch.inputs["input_ids"][order.index(1)].tolist() == [100, 0, 0]
+    assert batch.lengths["input_ids"].tolist() == [(3, 1, 2)[number] for number in order]
 
 
 def test_unlabelled_steps_have_none(rows):
     steps = Steps({"letters": Samples(rows, ["text"], letters, "letters")}, None, batch_size=2, seed=0, total=1)
-    assert steps[0]["letters"].labels is None
+    assert steps[0]["letters"].labels is None and len(steps[0]["letters"].lengths["input_ids"]) == 2
 
 
 def test_evaluation_batches(rows):

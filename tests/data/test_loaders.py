@@ -46,7 +46,8 @@ def test_evaluation_keeps_order_and_the_rest():
 def full_batch() -> Batch:
     teacher = Teacher(torch.zeros(2, 3), None, [torch.zeros(2, 4), torch.zeros(2, 4)])
     inputs = {"tokens": torch.zeros(2, 5), "mask": torch.ones(2, 5)}
-    return Batch(inputs, torch.tensor([0, 1]), teacher, torch.tensor([7, 8]), 3)
+    lengths = {"tokens": torch.tensor([5, 2])}
+    return Batch(inputs, torch.tensor([0, 1]), teacher, torch.tensor([7, 8]), 3, lengths=lengths)
 
 
 def devices_of(value):
@@ -56,13 +57,12 @@ def devices_of(value):
     return set().union(*map(devices_of, parts))
 
 
-def test_all_tensors_go_to_the_device_but_the_numbers_of_the_samples():
+def test_all_tensors_go_to_the_device_but_numbers_and_lengths_of_the_samples():
     batch, meta = full_batch(), torch.device("meta")
-    there = on_device({"letters": batch}, meta)["letters"]
-    assert there.indices is batch.indices and there.step == 3
-    assert devices_of(there._replace(indices=None)) == {"meta"}
-    assert type(there.teacher) is Teacher and type(there.teacher.hidden) is list and there.teacher.classes is None
-    assert devices_of(on_device(batch, meta)) == {"meta"}, "a batch for evaluation whole"
+    for there in (on_device({"letters": batch}, meta)["letters"], on_device(batch, meta)):
+        assert there.indices is batch.indices and there.lengths is batch.lengths and there.step == 3
+        assert devices_of(there._replace(indices=None, lengths=None)) == {"meta"}
+        assert type(there.teacher) is Teacher and type(there.teacher.hidden) is list and there.teacher.classes is None
     same = on_device(batch, torch.device("cpu"))
     assert torch.equal(same.inputs["mask"], batch.inputs["mask"]) and same.labels.tolist() == [0, 1]
 

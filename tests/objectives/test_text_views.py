@@ -10,7 +10,7 @@ from pico import pico_pool
 
 from adamerge.backbones.inputs import TextPlace, stack
 from adamerge.errors import ConfigError
-from adamerge.objectives import Composed, SpanCrop, TokenDropout, TokenMasking, Unchanged
+from adamerge.objectives import Composed, SpanCrop, TokenDropout, TokenMasking, Unchanged, View
 from adamerge.objectives.views import seeds_of, uniform
 
 BEGIN, END, MASK = 1, 2, 3
@@ -52,6 +52,21 @@ def test_a_view_depends_on_sample_and_seed_alone(view):
         assert torch.equal(longer[name][:, :12], value) and not longer[name][:, 12:].any()
         assert torch.equal(some[name], value[order])
     assert not torch.equal(whole["input_ids"], texts()["input_ids"])
+
+
+@pytest.mark.parametrize("view", [*VIEWS, Composed([TokenDropout(0.3), SpanCrop(0.4)])], ids=lambda v: type(v).__name__)
+def test_no_text_gets_longer(view):
+    assert not view.lengthens and not of(view).lengthens
+    longer = of(view)(texts(), SEEDS)["attention_mask"] > texts()["attention_mask"]
+    assert not longer.any()
+
+
+def test_a_view_that_says_nothing_may_lengthen():
+    class Doubled(View):
+        def __call__(self, inputs, seeds):
+            return {name: torch.cat([value, value], dim=1) for name, value in inputs.items()}
+
+    assert Doubled().lengthens and Composed([TokenDropout(), Doubled()]).lengthens and not Unchanged().lengthens
 
 
 def test_tokens_left_out_are_those_of_the_numbers():

@@ -69,6 +69,31 @@ def test_each_sample_of_the_steps_is_run_once_by_its_own_expert(steps):
     assert backbone.samples_seen == 2 * expected + 8 * steps
 
 
+class Wide(ToyLanguage):
+    """Remembers how wide each pass is."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths = []
+
+    def encode(self, inputs, hidden=()):
+        if not torch.is_grad_enabled():
+            self.widths.append(inputs["tokens"].shape[1])
+        return super().encode(inputs, hidden)
+
+
+@pytest.mark.parametrize("kind", [TeacherCache, TeacherFiles])
+def test_samples_of_like_length_are_run_together(kind, tmp_path):
+    """Ten samples in passes of 4, 4 and 2: as wide as the longest, the fifth and the ninth."""
+    module, data = module_of(kind(), backbone=Wide()), ToyTexts()
+    toy_fit(module, data, 9, default_root_dir=str(tmp_path))
+    expected = []
+    for task in ("one", "two"):
+        lengths = sorted(map(len, data.rows(task, "calibration")["tokens"]), reverse=True)
+        expected += lengths[::4]
+    assert module.merged.backbone.widths == expected and len(set(expected)) > 3
+
+
 def test_only_what_the_objective_needs_is_run():
     module = module_of(objective=Entropy())
     toy_fit(module, ToyTexts())
