@@ -217,6 +217,27 @@ def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     assert {where[name] for name in ("extra", "0.scale", "1.running_mean", "1.num_batches_tracked")} == {"cuda"}
 
 
+def test_a_solver_that_sees_inputs_on_cuda_gives_what_the_cpu_gives(tmp_path):
+    from safetensors.torch import load_file
+    from toy_points import ToyPoints
+    from toy_residual import ToyResidual, vectors
+
+    from adamerge.solvers import LeastSquares
+    from adamerge.solvers.solving import write_task_vectors
+    from adamerge.training.solver_inputs import SampledInputs
+
+    found = {}
+    for device in ("cuda", "cpu"):
+        backbone, data = ToyResidual(), ToyPoints(rows=40)
+        data.serve(backbone)
+        inputs = SampledInputs(backbone, vectors(), data, samples=30, device=torch.device(device))
+        write_task_vectors(tmp_path / device, LeastSquares(), vectors().to(device), recipe={}, inputs=inputs)
+        assert {tensor.device.type for tensor in backbone.tensors().values()} == {device}
+        found[device] = load_file(tmp_path / device)
+    for name, value in found["cpu"].items():
+        assert torch.allclose(found["cuda"][name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), name
+
+
 @pytest.mark.parametrize("name", ["WeightedSum", "Wudi", "WudiDescent", "TSVM", "IsoC", "IsoCTS"])
 def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
     import adamerge

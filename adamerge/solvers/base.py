@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ class TaskVectorWriter(ABC):
     Attributes:
         file: what the file is called, without its ending.
         single: whether it makes one task vector of all, or several.
+        sees_inputs: whether it needs unlabelled samples, as a ``SequentialSolver`` does; else weights are all it sees.
     """
 
     file: str
     single: bool
+    sees_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def entries(self, name: str, vectors: TaskVectors) -> dict[str, torch.Size]:

@@ -21,7 +21,7 @@ from adamerge.io.unwritten import is_unwritten
 from adamerge.precision import exact
 from adamerge.task_vectors.component_file import ComponentFile
 from adamerge.task_vectors.raw_deltas import raw_deltas
-from adamerge.task_vectors.start import open_start
+from adamerge.task_vectors.start import StartOf, no_start, open_start
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]
@@ -87,6 +87,7 @@ class TaskVectors(Mapping[str, Deltas]):
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
         self.start = None if start is None or is_unwritten(start) else open_start(start, self.base, self._names)
+        self._start_of: StartOf = no_start if self.start is None else self.start.delta
         self._awaits_start = start is not None and is_unwritten(start)
         self._awaits_components = components is not None and is_unwritten(components)
         self.components: ComponentFile | None = None
@@ -151,7 +152,7 @@ class TaskVectors(Mapping[str, Deltas]):
         """Returns what the start adds to tensor ``name``, as the deltas of one expert; None where it adds nothing."""
         if name in self._stored_start:
             return self._stored_start[name]
-        read = None if self.start is None else self.start.delta(name)
+        read = self._start_of(name)
         return None if read is None else StoredDeltas([read], self.shape(name), self.device)
 
     def starts(self, name: str) -> bool:
@@ -175,6 +176,12 @@ class TaskVectors(Mapping[str, Deltas]):
         moved.device = torch.device(device)
         moved._stored, moved._stored_base, moved._stored_start = {}, {}, {}
         return moved
+
+    def begun(self, start: StartOf) -> TaskVectors:
+        """Returns the same task vectors with another start: by name what reads its delta, which may come to be later."""
+        other = copy.copy(self)
+        other._start_of, other._stored_start = start, {}
+        return other
 
     def in_memory(
         self,

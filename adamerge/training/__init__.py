@@ -13,6 +13,7 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
 - Which step is the result: ``keep_best.py`` with the rules of ``selection.py`` and ``looks.py`` (by labels or, as
   ``held_out.py`` has it, without), ``result.py``, ``batchnorm.py``. How models are scored: ``evaluation.py``, ``scorer.py``,
   ``split_scores.py``, ``confusions.py``.
+- What a solver sees that needs inputs: ``solver_inputs.py``, with ``block_shortcuts.py``.
 - What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.
 - ``strategy.py`` is a type that the other files share.
 """

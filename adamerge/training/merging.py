@@ -32,6 +32,7 @@ class Method:
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
         search: how they are learned.
         solver: writes new task vectors, one of all or each expert's components, for a later stage; instead of an objective.
+            It may see inputs.
         penalty: on the coefficients.
         views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
             they are when None.
@@ -74,6 +75,12 @@ class Method:
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {self.micro_batch}")
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Returns whether calibration inputs are read, for whatever; else base and experts are all that is seen."""
+        solving = self.solver is not None and self.solver.sees_inputs
+        return self.objective is not None or self.recalibrate_buffers or solving
 
     def teaching(self) -> Teachers:
         """Returns the teachers: those given, or the plain ones for samples that change in each step or do not."""

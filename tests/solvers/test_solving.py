@@ -11,7 +11,18 @@ from safetensors.torch import load_file, save_file
 import adamerge.solvers
 from adamerge.artifacts.recipe import describe
 from adamerge.errors import DivergedError
-from adamerge.solvers import TSVM, Components, IsoC, IsoCTS, Scaled, Solver, WeightedSum, Wudi, WudiDescent
+from adamerge.solvers import (
+    TSVM,
+    Components,
+    IsoC,
+    IsoCTS,
+    LeastSquares,
+    Scaled,
+    Solver,
+    WeightedSum,
+    Wudi,
+    WudiDescent,
+)
 from adamerge.solvers.solving import solved, write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Scale
@@ -20,6 +31,7 @@ SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (4, 3, 2), "scale": ()
 SOLVERS = [
     *(WeightedSum(0.4), Wudi(0.5), WudiDescent(1e-3, 5), TSVM(), IsoC(), IsoCTS(), Scaled(Wudi(0.5), 0.3)),
     Components(),
+    LeastSquares(),
 ]
 """Each solver that there is, with settings under which it does something."""
 MERGING = [solver for solver in SOLVERS if solver.single]
@@ -42,7 +54,17 @@ def files(tmp_path):
     return {"base": str(tmp_path / "base.safetensors"), "experts": experts}
 
 
+class NoMaps:
+    """Inputs of a network without linear maps."""
+
+    tasks, groups = (), ()
+
+    def begin(self, written):
+        """There is nothing to run."""
+
+
 def write(target, solver, files, **more):
+    more |= {"inputs": NoMaps()} if solver.sees_inputs else {}
     write_task_vectors(target, solver, TaskVectors(**files), recipe=describe(solver), **more)
     return load_file(target)
 
