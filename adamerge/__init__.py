@@ -24,8 +24,10 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "ClipVisionClassifier": "backbones",
     "CoefficientNorm": "objectives.penalties",
     "Coefficients": "artifacts.coefficients",
-    "CollapseGuard": "training.callbacks",
+    "CollapseGuard": "training.collapse_guard",
     "Combine": "transforms",
+    "ComponentWise": "parametrizations",
+    "Components": "solvers",
     "Composed": "objectives",
     "Concrete": "parametrizations",
     "Constraint": "parametrizations.constraints",
@@ -50,6 +52,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "Frozen": "parametrizations",
     "HardMask": "parametrizations",
     "HiddenAlignment": "objectives",
+    "HighestAgreement": "training.selection",
     "HighestScore": "training.selection",
     "ImageCalibration": "data",
     "ImageClassifier": "backbones",
@@ -59,10 +62,11 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "ImportanceChunkWise": "parametrizations",
     "IsoC": "solvers",
     "IsoCTS": "solvers",
-    "KeepBest": "training.selection",
+    "KeepBest": "training.keep_best",
     "LanguageCalibration": "data",
     "LanguageTask": "data",
     "LayerWise": "parametrizations",
+    "LeastSquares": "solvers",
     "LogitAlignment": "objectives",
     "LowBit": "task_vectors.storage",
     "LowestTarget": "training.selection",
@@ -86,6 +90,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "PseudoLabel": "objectives",
     "RandomOperations": "objectives",
     "RandomPartition": "parametrizations",
+    "RankMask": "parametrizations",
     "Resident": "task_vectors.storage",
     "RootSumSquare": "transforms",
     "RowColumnWise": "parametrizations",
@@ -99,6 +104,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SentenceClassifier": "backbones",
     "Seq2Seq": "backbones",
     "SequenceClassifier": "backbones",
+    "SequentialSolver": "solvers",
     "ShardedCopy": "merging.sharded_copy",
     "Sigmoid": "parametrizations.constraints",
     "SoftMask": "parametrizations",
@@ -112,6 +118,7 @@ HOMES = {  # public name to the module that holds it; files name parts by these 
     "SummedHiddenAlignment": "objectives",
     "SurestOfAll": "objectives",
     "SurestOfPredicted": "objectives",
+    "TaskVectorWriter": "solvers",
     "TaskVectors": "task_vectors.task_vectors",
     "TaskWise": "parametrizations",
     "TeacherCache": "training",
@@ -224,6 +231,7 @@ if TYPE_CHECKING:
         BinaryMask,
         BlockWise,
         ChunkWise,
+        ComponentWise,
         Concrete,
         ElementWise,
         ExpectedMask,
@@ -234,13 +242,28 @@ if TYPE_CHECKING:
         Mask,
         Parametrization,
         RandomPartition,
+        RankMask,
         RowColumnWise,
         SoftMask,
         StartAlone,
         TaskWise,
     )
     from adamerge.parametrizations.constraints import Clamp, Constraint, Free, Projection, Sigmoid, Softmax
-    from adamerge.solvers import TSVM, IsoC, IsoCTS, MatrixSolver, Scaled, Solver, WeightedSum, Wudi, WudiDescent
+    from adamerge.solvers import (
+        TSVM,
+        Components,
+        IsoC,
+        IsoCTS,
+        LeastSquares,
+        MatrixSolver,
+        Scaled,
+        SequentialSolver,
+        Solver,
+        TaskVectorWriter,
+        WeightedSum,
+        Wudi,
+        WudiDescent,
+    )
     from adamerge.task_vectors.automatic_storage import Automatic
     from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident, Storage
     from adamerge.task_vectors.task_vectors import TaskVectors
@@ -260,9 +283,11 @@ if TYPE_CHECKING:
         Teachers,
         TeachersAhead,
     )
-    from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+    from adamerge.training.callbacks import RunawayGuard
+    from adamerge.training.collapse_guard import CollapseGuard
+    from adamerge.training.keep_best import KeepBest
     from adamerge.training.scorer import Scorer
-    from adamerge.training.selection import HighestScore, KeepBest, LowestTarget, Selection
+    from adamerge.training.selection import HighestAgreement, HighestScore, LowestTarget, Selection
     from adamerge.transforms import (
         Combine,
         Dare,

@@ -91,6 +91,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--base", help="where the base is now")
     parser.add_argument("--expert", action="append", default=[], metavar="NAME=PATH", help="where an expert is now")
     parser.add_argument("--start", metavar="PATH", help="where the deltas are now that the coefficients begin from")
+    parser.add_argument("--components", metavar="PATH", help="where the file of the experts' components is now")
     parser.add_argument(
         "--allow-plugins", action="append", default=[], metavar="PREFIX", help="modules the recipe may name"
     )
@@ -111,6 +112,7 @@ def export(arguments: list[str]) -> None:
         base=own.base,
         experts=dict(item.partition("=")[::2] for item in own.expert),
         start=own.start,
+        components=own.components,
         plugins=own.allow_plugins,
         verify=not own.allow_other_models,
     )

@@ -61,7 +61,9 @@ def test_every_class_exists(path):
 def test_a_method_says_nothing_of_models_and_data(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert content.keys() <= {"model", "trainer", "data", "search"}
-    assert content.get("data", {}).keys() <= {"labelled", "shots", "batch_size", "train_samples"}, "what is read of data, not which"
+    assert content.get("data", {}).keys() <= {"labelled", "shots", "batch_size", "train_samples"}, (
+        "what is read of data, not which"
+    )
     assert not content["model"].keys() & {"backbone"}
     assert not content["model"].get("task_vectors", {}).keys() & {"base", "experts", "include", "exclude"}
 

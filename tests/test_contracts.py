@@ -14,10 +14,13 @@ import json
 import math
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from component_files import OF_COMPONENTS, with_components
+from rounding import UNIT
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,14 +37,17 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.objectives import Objective
 from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import (
+    BlockWise,
     ChunkWise,
     ExpectedMask,
     LayerWise,
     Linear,
     Mask,
     Parametrization,
+    TaskWise,
 )
 from adamerge.parametrizations.constraints import Constraint
+from adamerge.parametrizations.wrapper import Wrapper
 from adamerge.task_vectors.storage import Disk, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Transform
@@ -78,7 +84,7 @@ def finals(package: object, kind: type) -> list[type]:
 
 TRANSFORMS = finals(adamerge.transforms, Transform)
 PARAMETRIZATIONS = finals(adamerge.parametrizations, Linear)
-WRAPPERS = [kind for kind in finals(adamerge.parametrizations, Parametrization) if kind not in PARAMETRIZATIONS]
+WRAPPERS = finals(adamerge.parametrizations, Wrapper)
 MASKS = finals(adamerge.parametrizations, Mask)
 CONSTRAINTS = finals(adamerge.parametrizations.constraints, Constraint)
 OBJECTIVES = finals(adamerge.objectives, Objective)
@@ -147,6 +153,9 @@ GROUP_OF: dict[str, Callable[[str, int], list]] = {
     "RandomPartition": hashed,
     "RowColumnWise": rows_and_columns,
     "ElementWise": lambda name, numel: [(name, e) for e in range(numel)],
+    "ComponentWise": lambda name, numel: [
+        (name, e) for e in range(numel)
+    ],  # of a vector; of a matrix see ``components``
 }
 
 
@@ -234,6 +243,27 @@ def made(kind: type, vectors: TaskVectors, **arguments: object) -> Parametrizati
 def frozen(kind: type) -> set[str]:
     """Tensors that a parametrization leaves at the initial coefficient."""
     return {name for name in SHAPES if formula(GROUP_OF, kind)(name, 1)[0][0] is None}
+
+
+def vectors_of(
+    files: dict, transform: type | None, kind: type, experts: dict[str, str] | None = None, **more: object
+) -> TaskVectors:
+    """The task vectors of a kind of parametrization: components of what the transform gives, where it needs such."""
+    experts = experts or files["experts"]
+    plain = TaskVectors(files["base"], experts, transforms_of(transform), **more)
+    if named(kind) not in OF_COMPONENTS:
+        return plain
+    told = "-".join([named(transform), *experts, *map(str, more.values())])
+    return with_components(Path(files["base"]).with_name(f"{told}.safetensors"), plain)
+
+
+def components(vectors: TaskVectors, name: str) -> Tensor | None:
+    """``u_kj v_kj^T``, ``(experts, n, numel)`` in float64, from the factors that experts are; None of what is no matrix."""
+    if len(SHAPES[name]) < 2:
+        return None
+    rows = SHAPES[name][0]
+    factors = torch.stack([vectors.components[f"{expert}/factors/{name}"] for expert in vectors.experts]).double()
+    return torch.einsum("kin,kjn->knij", factors[:, :rows], factors[:, rows:]).flatten(2)
 
 
 # a loss that needs no network ----------------------------------------------------------------------------------------
@@ -364,8 +394,12 @@ def theta(files: dict, transform: type | None, kind: type, constraint: type, val
         still = 1 / len(tau) if constraint.__name__ == "Softmax" else 0.3
         coefficients[None] = torch.full((len(tau), 1), still, dtype=torch.float64)
         added = [own if isinstance(own, list) else [own] for own in group_of(name, tau.shape[1])]
-        columns = [sum(coefficients[group][:, at] for group, at in own) for own in added]
-        update = (torch.stack(columns, dim=1) * tau).sum(dim=0)
+        own = components(vectors_of(files, transform, kind), name) if named(kind) in OF_COMPONENTS else None
+        if own is None:
+            columns = [sum(coefficients[group][:, at] for group, at in own) for own in added]
+            update = (torch.stack(columns, dim=1) * tau).sum(dim=0)
+        else:
+            update = torch.einsum("kn,kne->e", coefficients[name], own)
         found[name] = stored(files["base"])[name] + update.view(SHAPES[name])
     return found
 
@@ -381,13 +415,14 @@ def test_the_sweep_finds_the_parts_that_there_are():
 AROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "Frozen": torch.ones_like,
     "Concrete": lambda x: (1 / (1 + torch.exp(-x))) / (1 / (1 + torch.exp(-x))).mean(),
+    "RankMask": lambda x: (1 / (1 + torch.exp(-x / 10)) > 0.5).double(),  # of components
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS, ids=named)
+@pytest.mark.parametrize("wrapper", [kind for kind in WRAPPERS if named(kind) not in OF_COMPONENTS], ids=named)
 @pytest.mark.parametrize(("kind", "constraint"), pairs(CONSTRAINTS))
 def test_what_wraps_a_parametrization_multiplies_its_update(files, wrapper, kind, constraint):
-    vectors = TaskVectors(**files)
+    vectors = vectors_of(files, None, kind)
     around = formula(AROUND, wrapper)
     inside = functools.partial(made, kind, constraint=constraint(), init=0.3)
     wrapped = wrapper(vectors, inside, **({"mask": ExpectedMask()} if wrapper.__name__ == "Concrete" else {}))
@@ -402,10 +437,31 @@ def test_what_wraps_a_parametrization_multiplies_its_update(files, wrapper, kind
             assert (wrapped(name, vectors[name]).double() - update).abs().max() < 2e-6
 
 
+@pytest.mark.parametrize("wrapper", [kind for kind in WRAPPERS if named(kind) in OF_COMPONENTS], ids=named)
+@pytest.mark.parametrize("kind", [TaskWise, BlockWise, LayerWise], ids=named)
+def test_what_chooses_components_leaves_the_others_out(files, wrapper, kind):
+    vectors, around = vectors_of(files, None, wrapper), formula(AROUND, wrapper)
+    wrapped = wrapper(vectors, functools.partial(made, kind))
+    wrapped.load_values(random_values(wrapped))
+    generator = torch.Generator().manual_seed(2)
+    wrapped.load_masks({n: torch.randn(x.shape, generator=generator) for n, x in wrapped.masks().items()})
+    inside = theta(files, None, kind, type(FREE), {g: value.double() for g, value in wrapped.values().items()})
+    with torch.no_grad():
+        for name in vectors:
+            own = components(vectors, name)
+            if own is None:
+                update = inside[name] - stored(files["base"])[name]
+            else:
+                group, at = formula(GROUP_OF, kind)(name, 1)[0]
+                factor = wrapped.values()[group][:, at : at + 1].double() * around(wrapped.masks()[name].double())
+                update = torch.einsum("kn,kne->e", factor, own).view(SHAPES[name])
+            assert (wrapped(name, vectors[name]).double() - update).abs().max() < 2e-6
+
+
 @over_all
 @pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, constraint, storage):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     parametrization.load_values(random_values(parametrization))
     assert {p.dtype for p in parametrization.parameters()} == {torch.float32}
@@ -441,7 +497,7 @@ def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, con
 
 @over_all
 def test_gradient_agrees_with_finite_differences_in_float64(files, transform, kind, constraint):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     # 0.37: away from the bounds, where a clamp has no derivative
     parametrization = made(kind, vectors, init=0.37, constraint=constraint()).double()
     slopes = {name: torch.randn(SHAPES[name], dtype=torch.float64) for name in vectors}
@@ -469,7 +525,7 @@ def test_gradient_agrees_with_finite_differences_in_float64(files, transform, ki
 
 @over_all
 def test_every_part_starts_where_it_says(files, transform, kind, constraint):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     for init in (0.25, None):
         parametrization = made(kind, vectors, init=init, constraint=constraint())
         for group, value in parametrization.coefficients().items():
@@ -482,7 +538,7 @@ def test_every_part_starts_where_it_says(files, transform, kind, constraint):
 
 @over_all
 def test_merging_is_deterministic_and_of_the_tensors_shape_in_fp32(files, transform, kind, constraint):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     parametrization.load_values(random_values(parametrization))
     with torch.no_grad():
@@ -495,7 +551,7 @@ def test_merging_is_deterministic_and_of_the_tensors_shape_in_fp32(files, transf
 @pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
 @pytest.mark.parametrize("kind", PARAMETRIZATIONS, ids=named)
 def test_update_is_linear_in_the_coefficients(files, transform, kind):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     parametrization = made(kind, vectors)
 
     def updates(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -514,7 +570,7 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
 @pytest.mark.parametrize(("kind", "constraint"), pairs(REACHES_ANYTHING))
 @pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
 def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, storage):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform))
+    vectors = vectors_of(files, transform, kind)
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)
     values = parametrization.values()
     backbone = Probe()
@@ -539,6 +595,8 @@ def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transfo
             if transform is not None and transform.__name__ == "Combine":
                 scale = scale + taus_of(files)[name].abs().sum(dim=0).view(SHAPES[name]).float()  # they may cancel
             ulp = torch.nextafter(scale, torch.tensor(math.inf)) - scale
+            if named(kind) in OF_COMPONENTS:  # as a sum of products, after the roundings of a decomposition
+                ulp = ulp + 32 * UNIT * kept[name][index].norm().float()
             assert ((tensor.detach().double() - expert).abs() <= ulp).all(), name
 
 
@@ -546,8 +604,8 @@ def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transfo
 def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint):
     shuffled = ["third", "first", "second"]
     there = [list(files["experts"]).index(task) for task in shuffled]
-    plain = TaskVectors(**files, transforms=transforms_of(transform))
-    other = TaskVectors(files["base"], {t: files["experts"][t] for t in shuffled}, transforms_of(transform))
+    plain = vectors_of(files, transform, kind)
+    other = vectors_of(files, transform, kind, {t: files["experts"][t] for t in shuffled})
     if transform is not None and transform.__name__ == "Combine":
         assert plain.experts == other.experts == tuple(SUMS)
         there = [0, 1, 2]
@@ -566,7 +624,7 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
 
 @over_all
 def test_coefficient_file_keeps_everything(files, transform, kind, constraint, tmp_path):
-    vectors = TaskVectors(**files, transforms=transforms_of(transform), exclude=["single"])
+    vectors = vectors_of(files, transform, kind, exclude=["single"])
     parametrization = made(kind, vectors, init=0.4, constraint=constraint())
     parametrization.load_values(random_values(parametrization))
     protocol = {"calibration_split": "none", "numbers": [1, 2.5, None, True]}
@@ -605,7 +663,7 @@ OTHER_ARGUMENTS = {
     "Sum": {"parts": [adamerge.objectives.Entropy()], "factors": [0.5]}, "MarginalEntropy": {"normalise": True},
     "ChunkWise": {"init": 0.13, "chunks": 5}, "Entropy": {"normalise": True}, "Magnitude": {"keep": 0.5},
     "RandomPartition": {"init": 0.14, "parts": 7, "seed": 3}, "RowColumnWise": {"init": 0.16},
-    "ElementWise": {"init": 0.17}, "RootSumSquare": {"name": "all"}, **GIVEN,
+    "ElementWise": {"init": 0.17}, "ComponentWise": {"init": 0.18}, "RootSumSquare": {"name": "all"}, **GIVEN,
     "ImportanceChunkWise": {
         "init": 0.15, "budget": 1.5, "kappa": 0.5, "importance": {name: 1.0 + i for i, name in enumerate(SHAPES)},
     },
@@ -623,7 +681,7 @@ OTHER_ARGUMENTS = {
     "kind", [*TRANSFORMS, *CONSTRAINTS, *PARAMETRIZATIONS, *MASKS, *OBJECTIVES, *PENALTIES], ids=named
 )
 def test_constructor_arguments_are_attributes_and_describe_builds_them_again(files, kind):
-    vectors = TaskVectors(**files)
+    vectors = vectors_of(files, None, kind)
     names = [name for name in inspect.signature(kind).parameters if name != "task_vectors"]
     given = OTHER_ARGUMENTS.get(kind.__name__, {})
     assert set(given) <= set(names) and (given or set(names) <= {"constraint"}), "give it arguments in OTHER_ARGUMENTS"

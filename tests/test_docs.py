@@ -248,6 +248,7 @@ WITH = (
     "concrete_adamerging_layer_wise",
     "expert_merging_plusplus",
     "wudi",
+    "least_squares",
 )
 
 

@@ -155,9 +155,10 @@ def test_texts_of_like_length_on_cuda(monkeypatch, micro_batch):
 
 
 @pytest.mark.parametrize("storage", [Resident(), Resident("bfloat16"), Pinned(), LowBit(8), Disk()], ids=str)
-@pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise"])
+@pytest.mark.parametrize("kind", ["ChunkWise", "RowColumnWise", "ElementWise", "ComponentWise", "RankMask"])
 def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):
     """Merge, gradient and start are the CPU's, of matrices and vectors, of chunks of one length and of unequal ones."""
+    from component_files import OF_COMPONENTS, save_components
     from safetensors.torch import save_file
     from starts import save_start
 
@@ -177,11 +178,14 @@ def test_many_coefficients_and_a_start_on_cuda(tmp_path, kind, storage):
     deltas = {name: 0.1 * torch.randn_like(own) for name, own in base.items()}
     start = save_start(tmp_path / "start.safetensors", deltas, tmp_path / "base.safetensors")
     vectors = TaskVectors(tmp_path / "base.safetensors", experts, start=start)
-    arguments = {"chunks": 48} if kind == "ChunkWise" else {}
+    if kind in OF_COMPONENTS:
+        components = save_components(tmp_path / "components.safetensors", vectors)
+        vectors = TaskVectors(tmp_path / "base.safetensors", experts, start=start, components=components)
+    arguments = {"ChunkWise": {"chunks": 48}, "RankMask": {"inner": adamerge.LayerWise, "keep": 0.5}}.get(kind, {})
     slopes, found = {name: torch.randn(shape) for name, shape in shapes.items()}, {}
     for device in ("cpu", "cuda"):
         placed = storage.place(vectors, torch.device(device))
-        parametrization = getattr(adamerge, kind)(placed, init=0.3, **arguments)
+        parametrization = getattr(adamerge, kind)(placed, **arguments)
         for value in parametrization.values().values():
             value.copy_(torch.linspace(-1, 1, value.numel()).view_as(value))
         parametrization.to(device)
@@ -213,6 +217,27 @@ def test_what_is_sharded_goes_to_the_device_unit_by_unit():
     assert {where[name] for name in ("extra", "0.scale", "1.running_mean", "1.num_batches_tracked")} == {"cuda"}
 
 
+def test_a_solver_that_sees_inputs_on_cuda_gives_what_the_cpu_gives(tmp_path):
+    from safetensors.torch import load_file
+    from toy_points import ToyPoints
+    from toy_residual import ToyResidual, vectors
+
+    from adamerge.solvers import LeastSquares
+    from adamerge.solvers.solving import write_task_vectors
+    from adamerge.training.solver_inputs import SampledInputs
+
+    found = {}
+    for device in ("cuda", "cpu"):
+        backbone, data = ToyResidual(), ToyPoints(rows=40)
+        data.serve(backbone)
+        inputs = SampledInputs(backbone, vectors(), data, samples=30, device=torch.device(device))
+        write_task_vectors(tmp_path / device, LeastSquares(), vectors().to(device), recipe={}, inputs=inputs)
+        assert {tensor.device.type for tensor in backbone.tensors().values()} == {device}
+        found[device] = load_file(tmp_path / device)
+    for name, value in found["cpu"].items():
+        assert torch.allclose(found["cuda"][name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), name
+
+
 @pytest.mark.parametrize("name", ["WeightedSum", "Wudi", "WudiDescent", "TSVM", "IsoC", "IsoCTS"])
 def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
     import adamerge
@@ -221,6 +246,38 @@ def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
 
     vectors, solver = TaskVectors(**pool), getattr(adamerge, name)()
     for tensor in vectors:
-        ours, theirs = solved(solver, tensor, vectors.to("cuda")), solved(solver, tensor, vectors)
+        ((ours,), (theirs,)) = (list(solved(solver, tensor, own)) for own in (vectors.to("cuda"), vectors))
         assert ours.device.type == "cuda" and ours.dtype == torch.float32
         assert torch.allclose(ours.cpu(), theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), tensor
+
+
+def test_a_step_is_chosen_without_labels_on_cuda():
+    from functools import partial
+
+    from modules import descending
+    from toy_points import TASKS, ToyClassifier, ToyPoints, fit_toy, vectors_of
+
+    from adamerge import CollapseGuard, Entropy, HighestAgreement, KeepBest, LayerWise
+
+    module = descending(ToyClassifier(), vectors_of(), partial(LayerWise, init=0.6), Entropy(), 0.1)
+    callbacks = [KeepBest(HighestAgreement(), every=4), CollapseGuard(every=8)]
+    fit_toy(module, ToyPoints(rows=100, held_out=0.1), 24, accelerator="gpu", devices=1, callbacks=callbacks)
+    chosen, first = module.coefficients().protocol["selection"], module.held_out.first
+    assert chosen["looks"] == 7 and chosen["value"] >= sum(float(first.agreement[task].mean()) for task in TASKS) / 2
+    assert all(own.device.type == "cpu" and own.mean() == 1 for own in module.held_out.experts.agreement.values())
+
+
+def test_components_on_cuda_give_the_experts_again(pool):
+    """Their order and rotation may be others than on a CPU: what they multiply to may not."""
+    from adamerge.solvers import Components
+    from adamerge.solvers.solving import solved
+    from adamerge.task_vectors.task_vectors import TaskVectors
+
+    vectors = TaskVectors(**pool)
+    for name in vectors:
+        made, taus = list(solved(Components(), name, vectors.to("cuda"))), vectors[name].dense()
+        for own, tau in zip(made, taus, strict=True):
+            assert own.device.type == "cuda" and own.dtype == torch.float32
+            rows, factors = len(tau) if tau.dim() > 1 else 0, own.double().cpu()
+            found = (factors[:rows] @ factors[rows:].t()).view(tau.shape) if rows else factors
+            assert (found - tau.double()).norm() <= 1e-5 * tau.double().norm(), name

@@ -19,6 +19,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from component_files import OF_COMPONENTS
 from conftest import build_open_clip_folder
 from pico import CAUSAL, KINDS, TASKS, TEXTS, VISION_LANGUAGE, pico_pool, pictures, pictures_of_sizes
 from running import QUICK, command, without_pictures, write_yaml
@@ -45,8 +46,9 @@ INIT = {**dict.fromkeys(CONSTRAINTS, 0.3), "Softmax": None}
 PARAMETRIZATIONS: dict[str, dict[str, Any]] = {
     "TaskWise": {}, "BlockWise": {}, "LayerWise": {}, "ChunkWise": {"chunks": 3}, "RandomPartition": {"parts": 3},
     "ImportanceChunkWise": {"budget": 1.5}, "Concrete": {}, "RowColumnWise": {}, "ElementWise": {},
+    "ComponentWise": {}, "RankMask": {},
 }  # fmt: skip
-UNCONSTRAINED = {"RowColumnWise", "ElementWise"}
+UNCONSTRAINED = {"RowColumnWise", "ElementWise", "ComponentWise"}
 CONSTRAINED = [name for name in PARAMETRIZATIONS if name not in UNCONSTRAINED]
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "Entropy": objectives.Entropy,
@@ -71,13 +73,20 @@ RANK = 2
 def legal(*choices: str) -> bool:
     """Whether choices of several axes go together.
 
-    Factors are of matrices, and a ResNet has none but its head's; what chooses samples is of classes, not of positions; and
-    some parametrizations are free.
+    Factors are of matrices, and a ResNet has none but its head's; what chooses samples is of classes, not of positions; some
+    parametrizations are free, and some are of factors alone, as LoRA has them, or a stage before.
     """
     lora_of_nothing = {"resnet", "lora"} <= set(choices)
+    if OF_COMPONENTS & set(choices) and {"dense", "resnet"} & set(choices):
+        return False
     if UNCONSTRAINED & set(choices) and {*CONSTRAINTS[1:]} & set(choices):
         return False
     return not lora_of_nothing and not (OF_SAMPLES & set(choices) and LANGUAGE & set(choices))
+
+
+def those_of(names: Sequence[str], experts: str) -> list[str]:
+    """Those of the parametrizations that take such experts."""
+    return [name for name in names if legal(name, experts)]
 
 
 def open_clip_pool(folder: Path) -> dict[str, Any]:
@@ -154,6 +163,8 @@ def parametrization_of(name: str, constraint: str, vectors: TaskVectors) -> Para
     arguments = {"constraint": getattr(constraints, constraint)(), "init": INIT[constraint]}
     if name == "Concrete":
         return parametrizations.Concrete(vectors, partial(LayerWise, **arguments))
+    if name == "RankMask":
+        return parametrizations.RankMask(vectors, partial(LayerWise, **arguments))
     if name in UNCONSTRAINED:
         del arguments["constraint"]
     if name == "ImportanceChunkWise":
@@ -230,8 +241,9 @@ def test_the_full_product_on_the_engine(pools, kind, experts):
             vectors_of(pools(kind, experts))
         return
     engine = Engine(kind, pools(kind, experts))
-    assert on_the_engine(engine, CONSTRAINED, CONSTRAINTS, DIRECT) == 7 * 5 * len(DIRECT)
-    assert on_the_engine(engine, sorted(UNCONSTRAINED), ["Free"], DIRECT) == 2 * len(DIRECT)
+    free, bound = (those_of(names, experts) for names in (sorted(UNCONSTRAINED), CONSTRAINED))
+    assert on_the_engine(engine, bound, CONSTRAINTS, DIRECT) == (8 if experts == "lora" else 7) * 5 * len(DIRECT)
+    assert on_the_engine(engine, free, ["Free"], DIRECT) == (3 if experts == "lora" else 2) * len(DIRECT)
 
 
 SOME = [
@@ -243,15 +255,16 @@ SOME = [
 @pytest.mark.parametrize(("kind", "experts"), SOME)
 def test_parts_on_the_engine(pools, kind, experts):
     engine = Engine(kind, pools(kind, experts))
-    assert on_the_engine(engine, CONSTRAINED, ["Sigmoid"], ["Entropy", "Sum"]) == 14
-    assert on_the_engine(engine, sorted(UNCONSTRAINED), ["Free"], ["Entropy", "Sum"]) == 4
+    free, bound = (those_of(names, experts) for names in (sorted(UNCONSTRAINED), CONSTRAINED))
+    assert on_the_engine(engine, bound, ["Sigmoid"], ["Entropy", "Sum"]) == (16 if experts == "lora" else 14)
+    assert on_the_engine(engine, free, ["Free"], ["Entropy", "Sum"]) == (6 if experts == "lora" else 4)
     assert on_the_engine(engine, ["LayerWise"], CONSTRAINTS, DIRECT) == 5 * len(DIRECT) == 45
 
 
 def test_the_matrix_has_all_parts_there_are():
     """A new part must be put into the matrix."""
     public = {name for name in parametrizations.__all__ if _final(getattr(parametrizations, name), Parametrization)}
-    assert public - {"Frozen"} == set(PARAMETRIZATIONS), "Frozen has no gradient of its own"
+    assert public - {"Frozen", "StartAlone"} == set(PARAMETRIZATIONS), "these have no gradient of their own"
     kinds = {name for name, part in vars(constraints).items() if _final(part, constraints.Constraint)}
     assert kinds - {"Interval"} == set(CONSTRAINTS)
     assert {name for name in objectives.__all__ if _final(getattr(objectives, name), Objective)} == set(OBJECTIVES)
@@ -362,7 +375,7 @@ def configs(row: tuple[str, ...], pool: dict[str, Any], root: Path) -> tuple[Pat
         "init": INIT[constraint],
         "constraint": {"class_path": f"adamerge.{constraint}"},
     }
-    if name == "Concrete":
+    if name in {"Concrete", "RankMask"}:
         init = {"inner": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": init}}
     if name in UNCONSTRAINED:
         del init["constraint"]

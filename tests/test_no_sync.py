@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch.loops.fit_loop
 import pytest
 import torch
+from component_files import OF_COMPONENTS, with_components
 from lightning import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -40,7 +41,10 @@ from adamerge.parametrizations import Concrete, LayerWise, Parametrization, Task
 from adamerge.task_vectors.storage import Disk, LowBit, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import MergingModule, TeacherCache, Teachers, TeachersAhead, length_groups
+from adamerge.training.collapse_guard import CollapseGuard
+from adamerge.training.keep_best import KeepBest
 from adamerge.training.objective_gradient import BatchObjective
+from adamerge.training.selection import HighestAgreement
 
 META = torch.device("meta")
 STEPS = 4
@@ -171,7 +175,9 @@ def _fit_on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(before)
 
 
-def fit(make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] = ToyPoints) -> Watch:
+def fit(
+    make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] = ToyPoints, *callbacks: Callback
+) -> Watch:
     """Some steps on meta, watched."""
     teachers = Taught()
     module = make(teachers)
@@ -183,7 +189,9 @@ def fit(make: Callable[[TeacherCache], MergingModule], data: Callable[..., Any] 
     del settings["accelerator"]
     watch = Watch(module)
     settled = Settled(watch)
-    trainer = Trainer(**settings, strategy=SingleDeviceStrategy(META, accelerator=Nowhere()), callbacks=[settled])
+    trainer = Trainer(
+        **settings, strategy=SingleDeviceStrategy(META, accelerator=Nowhere()), callbacks=[settled, *callbacks]
+    )
     with Literals(watch), watch:
         trainer.fit(module, data())
     assert settled.steps == STEPS
@@ -202,6 +210,8 @@ PARTS: dict[str, Any] = {
     "RandomPartition": partial(parametrizations.RandomPartition, parts=3),
     "RowColumnWise": parametrizations.RowColumnWise,
     "ElementWise": parametrizations.ElementWise,
+    "ComponentWise": parametrizations.ComponentWise,
+    "RankMask": partial(parametrizations.RankMask, inner=LayerWise, keep=0.5),
     "Concrete": partial(Concrete, inner=LayerWise),
     "Frozen": partial(Concrete, inner=partial(parametrizations.Frozen, inner=TaskWise)),
 }
@@ -221,9 +231,16 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 
 
-def search(part: Any, objective: Objective, storage: Storage, teachers: Teachers, **more: Any) -> MergingModule:
+def search(
+    part: Any,
+    objective: Objective,
+    storage: Storage,
+    teachers: Teachers,
+    vectors: TaskVectors | None = None,
+    **more: Any,
+) -> MergingModule:
     return descending(
-        ToyClassifier(), vectors_of(), part, objective, storage=storage, teachers=teachers, micro_batch=3,
+        ToyClassifier(), vectors or vectors_of(), part, objective, storage=storage, teachers=teachers, micro_batch=3,
         penalty=DistanceToInitial(), **more,
     )  # fmt: skip
 
@@ -241,8 +258,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("part", "storage"), PAIRS, ids=str)
-def test_every_parametrization_from_every_storage(part, storage):
-    fit(lambda teachers: search(PARTS[part], Entropy(), storage, teachers))
+def test_every_parametrization_from_every_storage(part, storage, tmp_path):
+    vectors = with_components(tmp_path / "c.safetensors", vectors_of()) if part in OF_COMPONENTS else vectors_of()
+    fit(lambda teachers: search(PARTS[part], Entropy(), storage, teachers, vectors))
 
 
 FIRST_STORAGE = [
@@ -253,6 +271,21 @@ FIRST_STORAGE = [
 @pytest.mark.parametrize("storage", FIRST_STORAGE, ids=str)
 def test_the_search_for_masks_from_every_storage(storage):
     fit(lambda teachers: masks(Entropy(), storage, teachers))
+
+
+def test_between_two_looks_nobody_who_chooses_or_guards_waits(monkeypatch):
+    """A look itself waits: for figures, and for coefficients that are kept on the host."""
+    for whole in (
+        "collapse_guard.values_of",
+        "held_out.HeldOut.look",
+        "held_out.HeldOut.ask_experts",
+        "keep_best.KeepBest._look",
+    ):
+        monkeypatch.setattr(f"adamerge.training.{whole}", lambda *_: {})
+    callbacks = [KeepBest(HighestAgreement(), every=1000, patience=1), CollapseGuard(every=1000)]
+    data = partial(ToyPoints, rows=100, held_out=0.1)
+    fit(lambda teachers: search(LayerWise, Entropy(), Resident(), teachers), data, *callbacks)
+    assert callbacks[1].state_dict()["steps"] == STEPS and callbacks[1].state_dict()["sums"]["one"].device == META
 
 
 BOTH = [partial(search, LayerWise), pytest.param(masks, marks=pytest.mark.slow)]
@@ -428,7 +461,7 @@ def test_all_parts_are_here():
         final = {
             n for n, p in parts.items() if inspect.isclass(p) and issubclass(p, kind) and not inspect.isabstract(p)
         }
-        assert final == swept.keys()
+        assert final - {"StartAlone"} == swept.keys(), "which has nothing to learn"
 
 
 class Asking(Entropy):

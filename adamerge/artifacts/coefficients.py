@@ -112,7 +112,7 @@ def save_coefficients(
         "step": coefficients.step,
         "base": _entry(vectors.base, location),
         "experts": {task: _entry(checkpoint, location) for task, checkpoint in vectors.checkpoints.items()},
-        **({} if vectors.start is None else {"start": _entry(vectors.start, location)}),
+        **{which: _entry(file, location) for which, file in vectors.files.items()},
         "rows": list(vectors.experts),
         "include": list(vectors.include),
         "exclude": list(vectors.exclude),
@@ -153,6 +153,7 @@ def load_coefficients(
     verify: bool = True,
     *,
     start: str | Path | None = None,
+    components: str | Path | None = None,
 ) -> Coefficients:
     """Opens a coefficient file and the models it names.
 
@@ -163,6 +164,7 @@ def load_coefficients(
         plugins: prefixes of further modules that the recipe may name; by default ``adamerge.`` alone.
         verify: compare the models' fingerprints with the file's, which reads every weight once.
         start: where the start's file of deltas is now, when not where the file says.
+        components: where the file of the experts' components is now, when not where the file says.
 
     Raises:
         CoefficientsError: the file is corrupt, of an unknown version, names foreign classes, or belongs to other models.
@@ -176,9 +178,13 @@ def load_coefficients(
         raise CoefficientsError(
             f"{path} has no expert '{unknown[0]}'", expected=f"one of {sorted(metadata['experts'])}", got=unknown[0]
         )
-    if start is not None and "start" not in metadata:
-        raise CoefficientsError(f"{path} begins from the base, and has no start", todo="leave out --start")
-    began = metadata.get("start")
+    files: dict[str, str] = {}
+    for which, given in (("start", start), ("components", components)):
+        if given is not None and which not in metadata:
+            raise CoefficientsError(f"{path} has no {which}", todo=f"leave out --{which}")
+        if which in metadata:
+            source = source_of(path, f"the {which}", f"--{which} PATH", metadata[which]["source"], given)
+            files[which] = str(source)
     try:
         vectors = TaskVectors(
             source_of(path, "the base", "--base PATH", metadata["base"]["source"], base),
@@ -189,7 +195,8 @@ def load_coefficients(
             [build(spec, Transform, plugins) for spec in metadata["transforms"]],
             metadata["include"],
             metadata["exclude"],
-            start=None if began is None else str(source_of(path, "the start", "--start PATH", began["source"], start)),
+            start=files.get("start"),
+            components=files.get("components"),
             states=metadata["states"],
         )
         parametrization: Parametrization = build_factory(metadata["parametrization"], Parametrization, plugins)(vectors)

@@ -93,6 +93,7 @@ def export_from(
     base: str | None = None,
     experts: Mapping[str, str] | None = None,
     start: str | None = None,
+    components: str | None = None,
     plugins: Sequence[str] = (),
     verify: bool = True,
 ) -> Path:
@@ -109,6 +110,7 @@ def export_from(
         base: where the base is now, when not where the file says.
         experts: where experts are now, by name.
         start: where the file of deltas that the coefficients begin from is now, when not where the file says.
+        components: where the file of the experts' components is now, when not where the file says.
         plugins: prefixes of further modules that the recipe may name.
         verify: refuse models with other fingerprints than the file's.
 
@@ -122,7 +124,7 @@ def export_from(
             todo="leave them out",
         )
     wanted = None if dtype is None else torch_dtype(dtype, "--dtype")
-    coefficients = load_coefficients(path, base, experts, plugins, verify, start=start)
+    coefficients = load_coefficients(path, base, experts, plugins, verify, start=start, components=components)
     if adapter:
         return export_adapter(coefficients, target, overwrite=overwrite)
     wanted = wanted or coefficients.dtype

@@ -45,7 +45,7 @@ def staged_export(coefficients: Coefficients, target: str | Path, *, overwrite: 
         CheckpointError: a model's weights cannot be read, are not finite, or changed since they were opened.
     """
     vectors = coefficients.task_vectors
-    models = [vectors.base, *vectors.checkpoints.values(), *([] if vectors.start is None else [vectors.start])]
+    models = [vectors.base, *vectors.checkpoints.values(), *vectors.files.values()]
     inputs = [source for model in models for source in (*model.sources, Path(model.location)) if source.exists()]
     with staged_folder(Path(target), overwrite=overwrite, inputs=inputs) as folder:
         for model in models:

@@ -26,9 +26,9 @@ def card(coefficients: Coefficients) -> str:
         f"- `{task}`: `{shown(checkpoint)}` (sha256 `{checkpoint.fingerprint[:16]}`){checkpoint.note}"
         for task, checkpoint in vectors.checkpoints.items()
     )
-    start = vectors.start
-    if start is not None:
-        experts += f"\n\nThe coefficients begin from `{shown(start)}` (sha256 `{start.fingerprint[:16]}`){start.note}."
+    told = {"start": "The coefficients begin from", "components": "The task vectors are those of"}
+    for which, file in vectors.files.items():
+        experts += f"\n\n{told[which]} `{shown(file)}` (sha256 `{file.fingerprint[:16]}`){file.note}."
     table = coefficients.table()
     head = f"| group | {' | '.join(vectors.experts)} |\n|---|{'---|' * len(vectors.experts)}"
     rows = [

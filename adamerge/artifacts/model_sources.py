@@ -101,13 +101,13 @@ def check_fingerprints(path: Path, metadata: Mapping[str, Any], vectors: TaskVec
     models += [
         (f"expert '{task}'", metadata["experts"][task], vectors.checkpoints[task]) for task in vectors.checkpoints
     ]
-    if vectors.start is not None:
-        models.append(("the start", metadata["start"], vectors.start))
+    models += [(f"the {which}", metadata[which], file) for which, file in vectors.files.items()]
     for who, entry, checkpoint in models:
         if checkpoint.fingerprint != entry["fingerprint"]:
             raise CoefficientsError(
                 f"{path}: {who} at {checkpoint.location} is not the model these coefficients were learned for",
                 expected=f"fingerprint {entry['fingerprint'][:16]}…",
                 got=f"{checkpoint.fingerprint[:16]}…",
-                todo="point to it with --base, --expert NAME=PATH or --start, or accept it with --allow-other-models",
+                todo="point to it with --base, --expert NAME=PATH, --start or --components, "
+                "or accept it with --allow-other-models",
             )

@@ -5,7 +5,8 @@ what comes with them, ``lengths.py`` how much of them is padding, and ``output.p
 ``open_clip.py`` is one library; ``transformers.py`` is what all networks of the other share: ``vision.py``, ``encoder.py``,
 ``causal.py`` with ``chat_templates.py``, ``seq2seq.py`` and ``vision_language.py``. What stands behind the trunk is in
 ``zero_shot_head.py``, ``expert_heads.py`` or ``language_head.py``. Shared parts: ``name_map.py`` (on-disk names),
-``structure.py`` (blocks of a network), ``hidden_states.py`` (states by number) and ``losses.py`` (losses of tokens).
+``structure.py`` (blocks of a network), ``hidden_states.py`` (states by number), ``losses.py`` (losses of tokens),
+``linears.py`` (where a network multiplies by its matrices, in their order) and ``capture.py`` (what enters there).
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from adamerge.backbones.capture import Capture, GroupCapture, Rows
 from adamerge.backbones.inputs import Inputs, TextPlace
+from adamerge.backbones.linears import LinearMap, Recording
 from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.structure import owner
 from adamerge.checkpoints.checkpoint import Checkpoint
@@ -132,6 +134,63 @@ class Backbone(ABC):
     def text_place(self) -> TextPlace | None:
         """Returns where the text is in preprocessed inputs, for views of it; None where there is none to change."""
         return None
+
+    def attended(self, inputs: Inputs, weight: str) -> tuple[Tensor, ...]:
+        """Returns which positions of what enters a linear map are no padding, as bool masks ``(samples, positions)``.
+
+        Args:
+            inputs: preprocessed, a batch.
+            weight: on-disk name of the map's matrix.
+
+        Returns:
+            Masks that may be the map's: the first whose shape fits is; none where all positions count.
+        """
+        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        return () if mask is None else (mask.bool(),)
+
+    def capture(self, names: Collection[str], inputs: Inputs) -> Capture:
+        """Returns what keeps the inputs of linear maps while ``encode`` runs on a batch inside its ``with``.
+
+        Args:
+            names: on-disk names of matrices; those of tensors that no linear map has as its weight are not captured.
+            inputs: the batch, on the host where it can be, which says what is padding.
+        """
+        return Capture(self.tensors(), names, self._rows(inputs))
+
+    def capture_group(self, group: Sequence[LinearMap], inputs: Inputs) -> GroupCapture:
+        """Returns what keeps that of linear maps that share their inputs, and lets ``encode`` run no further than to them.
+
+        Args:
+            group: one of those that ``linear_maps`` returns.
+            inputs: the batch, as for ``capture``.
+        """
+        return GroupCapture(self.tensors(), group, self._rows(inputs))
+
+    @torch.no_grad()
+    def linear_maps(self, inputs: Inputs) -> list[tuple[LinearMap, ...]]:
+        """Returns the linear maps that run once in ``encode``, in their order; those that share their inputs together.
+
+        Maps whose weight is used elsewhere too, as that of tied embeddings, are left out; so are those whose weight is a
+        piece of a larger parameter, as in a mixture of experts, whose inputs depend on the model.
+
+        Args:
+            inputs: of a sample or two, on the device of the network.
+        """
+        tied = self.tied()
+        own = {name: tensor for name, tensor in self.tensors().items() if name not in tied and owner(tensor) is tensor}
+        with Recording(own) as recording:
+            self.encode(inputs)
+        return recording.groups()
+
+    def _rows(self, inputs: Inputs) -> Rows:
+        masks: dict[str, tuple[Tensor, ...]] = {}
+
+        def attended(weight: str) -> tuple[Tensor, ...]:
+            if weight not in masks:
+                masks[weight] = self.attended(inputs, weight)
+            return masks[weight]
+
+        return Rows(attended)
 
     def move_heads(self, device: torch.device) -> None:
         """Moves the heads to the device where the network runs."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from adamerge.backbones.structure import key_of
 from adamerge.errors import CheckpointError
 
 
@@ -81,8 +82,7 @@ def names_of(network: Any, names: Iterable[str]) -> NameMap:
                 got="a conversion that must copy",
                 todo=f"convert the checkpoints, or write a Backbone for '{network.config.model_type}'",
             )
-        storage = tensor.untyped_storage()._cdata  # its address would be 0 of weights that do not exist now
-        place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        place = key_of(tensor)
         if place in places:
             copies[name] = places[place]
         else:

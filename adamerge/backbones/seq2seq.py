@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from adamerge.backbones.language_head import LanguageHead
 from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.transformers import TransformersBackbone, chosen, text_place
 from adamerge.errors import ConfigError, DataError
+
+_OF_TEXT = re.compile(r"(^|\.)encoder\.|(EncDecAttention|encoder_attn)\.[kv]")
+"""Names of weights whose inputs are made of the text alone, T5's and BART's."""
 
 
 class Seq2Seq(TransformersBackbone):
@@ -76,6 +80,12 @@ class Seq2Seq(TransformersBackbone):
     def text_place(self) -> TextPlace:
         """Returns where the encoder's text and what goes with it are in preprocessed inputs."""
         return text_place(self.tokenizer, ("input_ids", "attention_mask"))
+
+    def attended(self, inputs: Inputs, weight: str) -> tuple[Tensor, ...]:
+        """Returns the masks of the text and of the target; the decoder's keys and values of the text are the text's."""
+        assert isinstance(inputs, dict)
+        text, target = inputs["attention_mask"].bool(), inputs["decoder_attention_mask"].bool()
+        return (text, target) if _OF_TEXT.search(weight) else (target, text)
 
     def encode(self, inputs: Inputs, hidden: Sequence[float] = ()) -> Encoded:
         """Returns the decoder's last hidden states; the positions of start token and target, without its end, count."""

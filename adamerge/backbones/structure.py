@@ -14,6 +14,12 @@ def owner(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
+def key_of(tensor: Tensor) -> tuple[object, ...]:
+    """Returns what two tensors share that are the same numbers in memory, such as a parameter and a view of all of it."""
+    # the address of the data would be 0 of weights that do not exist now
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
 def users(network: nn.Module) -> dict[int, set[int]]:
     """Returns which blocks use each parameter, by its id; of a module in no block ``~`` its index among all modules."""
     inside = _inside(outermost(network))

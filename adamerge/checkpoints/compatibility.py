@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -120,3 +120,31 @@ def _lacking(task: str, expert: Checkpoint, base: Checkpoint, names: Sequence[st
         got=f"{len(there)} of them",
         todo=leave if there else "check that it is an expert of this base: it has none of these tensors",
     )
+
+
+def refuse_twin(who: str, model: Checkpoint, others: Mapping[str, Checkpoint], names: Sequence[str]) -> None:
+    """Refuses a model whose merged tensors are all those of another; reads them as far as they are the same.
+
+    Args:
+        who: the model is.
+        model: which.
+        others: by what messages call them.
+        names: of the merged tensors.
+
+    Raises:
+        CheckpointError: it is the same as one of them.
+    """
+    for other, twin in others.items():
+        if all(_same(name, model, twin) for name in names):
+            raise CheckpointError(
+                f"{who} ({model.location}) has the same weights as {other}",
+                todo="remove it: its coefficient could not be learned",
+            )
+
+
+def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
+    """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
+    factors, theirs = one.factors(name), other.factors(name)
+    if factors is not None and theirs is not None:
+        return factors.equals(theirs)
+    return torch.equal(one[name], other[name])

@@ -39,6 +39,12 @@ class TaskVectorCheckpoint(Checkpoint):
 
     def __init__(self, file: TensorFile, base: Checkpoint, location: str) -> None:
         self.location, self.base, self.metadata = location, base, task_vector_metadata(file)
+        if not self.metadata["merged"]:
+            raise CheckpointError(
+                f"{quoted(location)} holds components of several experts, and not one task vector",
+                got=f"{listed(self.metadata['experts'])}",
+                todo="name it as model.task_vectors.components, beside the experts that it was made of",
+            )
         self._deltas = SafetensorsCheckpoint(location, [file])
         self.sources = self._deltas.sources
         self.note = f", task vectors by {self.metadata['solver'].get('class_path', 'a solver')}"

@@ -17,6 +17,7 @@ from adamerge.data.checks import check
 from adamerge.data.class_labels import LABEL, LabelPlace
 from adamerge.data.dataset import Dataset
 from adamerge.data.drawn_splits import needed
+from adamerge.data.held_out import CALIBRATION, HELD_OUT, calibration_splits
 from adamerge.data.labels import ClassLabels, Labelling, Labels
 from adamerge.data.loaders import TrainingLoop, eval_loader, running, train_loader
 from adamerge.data.metrics import Metric
@@ -48,7 +49,7 @@ class Calibration(CalibrationSettings, ABC):
         self.loop: TrainingLoop | None = None
         self._splits: dict[str, dict[str, Dataset]] = {}
         self._samples: dict[tuple[str, str], Samples] = {}
-        self._calibration: dict[str, Dataset] = {}  # of what the backbone can use
+        self._calibration: dict[str, dict[str, Dataset]] = {}  # of what the backbone can use
         self._backbone: Backbone | None = None
         self._change: Callable[[Any], Any] = unchanged
         self._teach: Teach | None = None
@@ -143,20 +144,18 @@ class Calibration(CalibrationSettings, ABC):
         return self._splits[task]
 
     def rows(self, task: str, split: str) -> Dataset:
-        """Returns the rows of a split; of ``calibration`` as the settings say which.
+        """Returns the rows of a split; of ``calibration`` as the settings say which, and as ``held_out`` those of these.
 
         Raises:
             DataError: the split is missing or empty, or of ``shots`` a class has too few samples or a label is no class.
         """
-        wanted = "test" if split == "calibration" and self.transductive else split
-        rows = needed(self.splits(task), wanted, task)
-        if split != "calibration":
-            return rows
+        if split not in calibration_splits(self):
+            return needed(self.splits(task), split, task)
         if self._backbone is None:
-            return calibration_rows(self, task, rows)
+            return calibration_rows(self, task)[split]
         if task not in self._calibration:
-            self._calibration[task] = calibration_rows(self, task, rows, self._preprocess(task, split))
-        return self._calibration[task]
+            self._calibration[task] = calibration_rows(self, task, self._preprocess(task, split))
+        return self._calibration[task][split]
 
     def samples(self, task: str, split: str) -> Samples:
         """Returns the preprocessed samples of a split, decoded once however many loaders use them."""
@@ -176,6 +175,7 @@ class Calibration(CalibrationSettings, ABC):
     def _preprocess(self, task: str, split: str) -> Callable[[Any], Inputs]:
         assert self._backbone is not None
         preprocess, change = self._backbone.preprocess, self._change
+        split = CALIBRATION if split == HELD_OUT else split  # what is held out is read as what is not
         return lambda value: preprocess(self.read(task, split, with_eight_bits(value, change)))
 
     def count(self, task: str, split: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adamerge.data.held_out import calibration_splits
 from adamerge.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def check(data: Calibration, backbone: Backbone, validated: bool) -> None:
     for task in scored:
         _check_scored_labels(data, task)
     for task in fitted:
-        data.samples(task, "calibration")
+        for split in calibration_splits(data):
+            data.samples(task, split)
     for task in scored:
         data.samples(task, "validation")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adamerge.backbones import Output
 from adamerge.backbones.losses import token_losses
+from adamerge.data.agreement import Agreement, Divergence, SameClass
 
 
 class Metric(ABC):
@@ -19,12 +20,14 @@ class Metric(ABC):
         unit: of a score times ``factor``, for tables.
         factor: by which tables multiply.
         higher_is_better: which way is up.
+        agreement: with the task's expert, where there are no labels to score by.
     """
 
     name: str
     unit: str
     factor: float = 1.0
     higher_is_better: bool
+    agreement: Agreement = Divergence()
 
     @abstractmethod
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
@@ -39,6 +42,7 @@ class Accuracy(Metric):
     """1 where the largest logit is the label's, else 0."""
 
     name, unit, factor, higher_is_better = "accuracy", "%", 100.0, True
+    agreement = SameClass()
 
     def __call__(self, output: Output, labels: Tensor) -> Tensor:
         """Scores logits ``(samples, classes)`` by classes ``(samples,)``."""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from adamerge.data.calibration_rows import sizes
+from adamerge.data.held_out import calibration_splits
 
 if TYPE_CHECKING:
     from adamerge.data.base import Calibration
@@ -27,4 +28,5 @@ def notices(data: Calibration, experts: Collection[str]) -> list[str]:
             )
     scored = [(task, split) for split in ("validation", "test") for task in data.labelled_tasks(split)]
     odd = [data.labelling.oddity(data.rows(*which), data.label_place(*which)) for which in scored]
-    return [*lines, *data.skipped_lines("calibration"), *data.skipped_lines("validation"), *filter(None, odd)]
+    skipped = [line for split in (*calibration_splits(data), "validation") for line in data.skipped_lines(split)]
+    return [*lines, *skipped, *filter(None, odd)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamerge.data.base import Calibration
 from adamerge.data.class_labels import LABEL
+from adamerge.data.held_out import calibration_splits
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +30,8 @@ def overlap(data: Calibration, split: str, scored: Calibration | None = None) ->
         if task not in scored.tasks or not data.splits(task).get("calibration") or not scored.splits(task).get(split):
             continue
         columns = data.columns(task)
-        calibrated = set(_contents(data.rows(task, "calibration"), columns)) - {None}
+        every = [data.rows(task, part) for part in calibration_splits(data)]
+        calibrated = {content for rows in every for content in _contents(rows, columns)} - {None}
         shared = sum(content in calibrated for content in _contents(scored.rows(task, split), columns))
         if shared:
             counts[task] = shared
@@ -38,7 +40,10 @@ def overlap(data: Calibration, split: str, scored: Calibration | None = None) ->
 
 def contents(data: Calibration) -> dict[str, str]:
     """Returns a hash of each task's calibration rows, in their order: other data are told by it, whatever their number."""
-    return {task: _hash(data.rows(task, "calibration"), data.columns(task)) for task in data.fitted}
+    return {
+        task: _hash([data.rows(task, part) for part in calibration_splits(data)], data.columns(task))
+        for task in data.fitted
+    }
 
 
 def labelled_contents(data: Calibration, split: str) -> dict[str, str]:
@@ -47,14 +52,14 @@ def labelled_contents(data: Calibration, split: str) -> dict[str, str]:
     for task in data.tasks:
         rows = data.rows(task, split)
         columns = dict.fromkeys([*data.columns(task), data.label_column(task), LABEL])
-        found[task] = _hash(rows, [name for name in columns if name in rows.column_names])
+        found[task] = _hash([rows], [name for name in columns if name in rows.column_names])
     return found
 
 
-def _hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
+def _hash(every: Sequence[datasets.Dataset], columns: Sequence[str]) -> str:
     from datasets.fingerprint import Hasher
 
-    hashed: str = Hasher.hash(list(_contents(rows, columns)))
+    hashed: str = Hasher.hash([content for rows in every for content in _contents(rows, columns)])
     return hashed
 
 

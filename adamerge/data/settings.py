@@ -24,10 +24,12 @@ class CalibrationSettings:
         only: calibrate and validate on these tasks alone, though the pool has experts of others; all when None.
         unusable_share: of a split's rows that may be skipped because nothing can be made of them.
         splits_seed: of splits that are drawn, where other seeds shall keep them; ``seed`` when None.
+        held_out: share of each task's calibration inputs that no step sees, drawn by ``seed``: at least 32 of a task, at most
+            half of them. A step can be chosen by them without labels. With 0 a fit sees all.
 
     Raises:
-        ConfigError: a number is out of range, shots of data whose labels may not be read, or samples of train beside the
-            papers' transductive setting.
+        ConfigError: a number is out of range, shots of data whose labels may not be read or that are held out, or samples of
+            train beside the papers' transductive setting.
     """
 
     batch_size: int = 16
@@ -42,6 +44,7 @@ class CalibrationSettings:
     only: list[str] | None = None
     unusable_share: float = 0.05
     splits_seed: int | None = None
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range, before any data set is opened."""
@@ -56,6 +59,14 @@ class CalibrationSettings:
                 "data: shots are chosen by their labels, which an unlabelled objective may not use",
                 expected="labelled: true, or calibration_samples instead of shots",
                 got="labelled: false",
+            )
+        if not 0 <= self.held_out <= 0.5:
+            raise ConfigError(f"data: held_out must be from 0 to 0.5, got {self.held_out}")
+        if self.shots is not None and self.held_out:
+            raise ConfigError(
+                "data: of few samples of each class none are held out: a class would lose all of its own",
+                expected="shots or held_out",
+                got=f"shots: {self.shots}, held_out: {self.held_out}",
             )
         if self.transductive and self.train_samples:
             raise ConfigError(

@@ -63,6 +63,10 @@ class Deltas(ABC):
         """Returns how many numbers ``count`` experts' deltas consist of: dense ones, and those of factors; reads nothing."""
         return count * self.shape.numel(), 0
 
+    def terms(self, count: int) -> list[int | None]:
+        """Returns of how many products ``u v^T`` each of ``count`` experts' deltas is a sum; None where it is dense."""
+        return [None] * count
+
     def mapped(self, matrix: Tensor) -> Deltas:
         """Returns sums of these deltas as those of new experts: ``matrix`` (new experts, experts), on the CPU."""
         return TransformedDeltas(self, lambda rows, _: matrix.to(rows, non_blocking=True) @ rows, local=True)

@@ -13,6 +13,7 @@ from adamerge.deltas.element_sums import ElementSums, RowColumnSums
 from adamerge.deltas.kernels import IndexedSums, OneSum, SharedSums
 from adamerge.deltas.run_sums import Runs, RunSums
 from adamerge.deltas.tuning import LONGEST_INDEXED
+from adamerge.errors import ConfigError
 
 
 class Groups(ABC):
@@ -161,3 +162,21 @@ class RowsAndColumns(Groups):
     def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
         """Returns sums by rows and columns."""
         return RowColumnSums(self.rows, self.columns, part, device)
+
+
+class Components(Groups):
+    """The components of each expert's delta have coefficients, and its elements none: it is a sum of products ``u v^T``.
+
+    Args:
+        count: components of the expert that has most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def within(self, part: slice, numel: int, device: torch.device) -> SharedSums:
+        """Raises ConfigError, since elements do not tell which component they are of: only factors are summed so."""
+        raise ConfigError(
+            "coefficients of components are for deltas that are factors, and these are elements",
+            todo="name a file of adamerge.Components as model.task_vectors.components",
+        )

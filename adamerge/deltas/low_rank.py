@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adamerge.checkpoints.lora_factors import Factors, matrix_shape
 from adamerge.deltas.base import Deltas
-from adamerge.deltas.groups import Groups, RowsAndColumns, Whole
+from adamerge.deltas.factor_products import product, slopes
+from adamerge.deltas.groups import Components, Groups, RowsAndColumns, Whole
 from adamerge.precision import exact
 
 
@@ -18,7 +19,8 @@ class LowRankDeltas(Deltas):
 
     One coefficient for the whole tensor needs one product of factors, ``sum_k c_k tau_k = (left * (c @ weights)) @ right``,
     and ``<G, tau_k> = sum_j weights[k, j] <left[:, j]^T G, right[j]>``; coefficients of rows and columns, a product of twice
-    the ranks. Coefficients of other parts of a tensor make it dense, one expert at a time.
+    the ranks; coefficients of components, ``sum_k left @ diag(weights[k] * c_k) @ right``, no more than that of the whole.
+    Coefficients of other parts of a tensor make it dense, one expert at a time.
 
     Args:
         read: gives left ``(rows, all ranks)`` and right ``(all ranks, columns)``.
@@ -62,45 +64,62 @@ class LowRankDeltas(Deltas):
         """Returns how many numbers the factors have; none are dense."""
         return 0, self.weights.shape[1] * sum(matrix_shape(self.shape))
 
+    def terms(self, count: int) -> list[int | None]:
+        """Returns how many columns of the factors each expert has."""
+        return [int(own) for own in (self.weights != 0).sum(dim=1)]
+
     def mapped(self, matrix: Tensor) -> Deltas:
         """Returns the same factors with the weights of the new experts."""
         with exact(self.weights.device):
             return LowRankDeltas(self.read, matrix.to(self.weights) @ self.weights, self.shape, self.device)
 
     def summed(self, coefficients: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Returns the sum by one product of factors, where coefficients are of the whole, or of rows and columns; else dense.
+        """Returns the sum by one product of factors, for coefficients of the whole, components, rows and columns; else dense.
 
         ``sum_k diag(r_k) tau_k + tau_k diag(c_k) = [left * (r^T @ weights), left] @ [right; right * (weights^T @ c)]``.
         """
         rows = self._rows(part)
-        if not isinstance(groups, Whole | RowsAndColumns) or rows is None:
+        if not isinstance(groups, Whole | Components | RowsAndColumns) or rows is None:
             return super().summed(coefficients, groups, part)
         left, right = (factor.to(coefficients.dtype) for factor in self.read())
         left, weights = left[rows], self.weights.to(coefficients, non_blocking=True)
         if isinstance(groups, Whole):
-            return torch.mm(left * (coefficients[:, 0] @ weights), right).view(-1)
+            return product(left, right, coefficients[:, 0] @ weights).view(-1)
+        if isinstance(groups, Components):
+            own = coefficients.gather(1, self._number_of.to(coefficients.device, non_blocking=True))
+            return product(left, right, (own * weights).sum(dim=0)).view(-1)
         of_rows, of_columns = coefficients.split([groups.rows, groups.columns], dim=1)
         both = torch.cat([left * (of_rows[:, rows].t() @ weights), left], dim=1)
-        return torch.mm(both, torch.cat([right, right * (weights.t() @ of_columns)])).view(-1)
+        return product(both, torch.cat([right, right * (weights.t() @ of_columns)])).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
-        """Returns products of the gradient with factors, where coefficients are of the whole, or of rows and columns; else
+        """Returns products of the gradient with factors, for coefficients of the whole, components, rows and columns; else
         those with dense rows.
 
-        ``dL/dr_k[i] = sum_j weights[k, j] left[i, j] (G right^T)[i, j]``, and alike for columns.
+        Of components ``dL/dc_k[j] = weights[k, j] left[:, j]^T G right[j]``; ``dL/dr_k[i] = sum_j weights[k, j] left[i, j]
+        (G right^T)[i, j]``, and alike for columns.
         """
         rows = self._rows(part)
-        if not isinstance(groups, Whole | RowsAndColumns) or rows is None:
+        if not isinstance(groups, Whole | Components | RowsAndColumns) or rows is None:
             return super().contract(gradient, groups, part)
         left, right = (factor.to(gradient.dtype) for factor in self.read())
-        left, matrix = left[rows], gradient.reshape(-1, right.shape[1])
-        products, weights = (left.t() @ matrix) * right, self.weights.to(gradient, non_blocking=True)
+        left, matrix = left[rows], gradient.reshape(rows.stop - rows.start, right.shape[1])
+        weights = self.weights.to(gradient, non_blocking=True)
         if isinstance(groups, Whole):
-            return torch.mv(weights, products.sum(dim=1)).unsqueeze(1)
+            return torch.mv(weights, slopes(left, matrix, right)).unsqueeze(1)
         contracted = gradient.new_zeros(len(weights), groups.count)
+        if isinstance(groups, Components):
+            own = self._number_of.to(gradient.device, non_blocking=True)
+            # what an expert has no part in adds a zero to the component before it
+            return contracted.scatter_add_(1, own, weights * slopes(left, matrix, right))
         contracted[:, rows] = weights @ (left * (matrix @ right.t())).t()
-        contracted[:, groups.rows :] = weights @ products
+        contracted[:, groups.rows :] = weights @ ((left.t() @ matrix) * right)
         return contracted
+
+    @property
+    def _number_of(self) -> Tensor:
+        """Returns which of its own components each expert calls a column of the factors, ``(experts, all ranks)``."""
+        return ((self.weights != 0).cumsum(dim=1) - 1).clamp_(min=0)
 
     def _rows(self, part: slice | None) -> slice | None:
         """Returns which rows of the matrix a part is; None where it cuts through one."""
@@ -135,6 +154,10 @@ class JoinedDeltas(Deltas):
         """Returns how many numbers all kinds have together: dense ones, and those of factors."""
         dense, factors = zip(*(kind.elements(own) for own, kind in self.kinds), strict=True)
         return sum(dense), sum(factors)
+
+    def terms(self, count: int) -> list[int | None]:
+        """Returns the kinds' terms, one kind after the other."""
+        return [terms for own, kind in self.kinds for terms in kind.terms(own)]
 
     def mapped(self, matrix: Tensor) -> Deltas:
         """Returns the kinds scaled, each in its own way, when no expert becomes part of another."""

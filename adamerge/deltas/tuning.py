@@ -44,6 +44,10 @@ TILE = 1 << 16
 """Elements of a matrix whose products with coefficients of rows and columns are made at a time: they stay in a processor's
 cache until they are added up."""
 
+TERMS = 1 << 7
+"""Components of a product of factors that a CPU's library adds up at a time: of longer sums it gives each thread a part, and
+their number would be in the bits (with two threads seen from 384 on)."""
+
 BAG = 1 << 12
 """Elements, at most, that are added up at a time where all experts' rows are: their sums stay in a processor's registers.
 A merge of eight experts takes an eighth less than row by row, of twenty a quarter."""

@@ -47,8 +47,8 @@ FIELDS: dict[str, type] = {
     "protocol": dict,
     "digest": str,
 }
-START = "start"
-"""A field of files whose coefficients begin from other than the base."""
+FILES = ("start", "components")
+"""Fields of files whose coefficients begin from other than the base, or are of components: what else was read."""
 
 
 Sections = dict[str, dict[str, Tensor]]
@@ -124,14 +124,15 @@ def digest_of(metadata: Mapping[str, Any], values: Mapping[str, Tensor]) -> str:
 
 def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """Refuses metadata of which a field is missing, unknown or not of its kind."""
-    fields = FIELDS | ({START: dict} if START in metadata else {})
+    files = [which for which in FILES if which in metadata]
+    fields = FIELDS | dict.fromkeys(files, dict)
     if metadata.keys() != fields.keys():
         raise CoefficientsError(f"{path}: unknown or missing fields {sorted(fields.keys() ^ metadata.keys())}")
     for name, kind in fields.items():
         if type(metadata[name]) is not kind:
             raise CoefficientsError(f"{path}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200])
     models = [("base", metadata["base"]), *metadata["experts"].items()]
-    models += [(START, metadata[START])] if START in metadata else []
+    models += [(which, metadata[which]) for which in files]
     for who, entry in models:
         if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("source", "fingerprint"))):
             raise CoefficientsError(f"{path}: model '{who}'", expected="source and fingerprint", got=repr(entry)[:200])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TextIO
 
+import torch
 from torch import Tensor
 
 from adamerge.errors import ExportError
 from adamerge.io.atomic import staged_file
-from adamerge.io.safetensors_writer import Header, header_bytes
+from adamerge.io.safetensors_writer import Header, header_bytes, nbytes_of
 from adamerge.io.tensor_bytes import tensor_bytes
 from adamerge.io.untrusted_files import quoted
 
@@ -57,7 +60,7 @@ class ResumableFile:
             self._log = self._hashes.open("w", encoding="ascii")
             self._log.write("\n".join([self._key, *kept]) + "\n")
             self._log.flush()
-            self._file = self._partial.open("r+b" if kept else "wb")
+            self._file = self._partial.open("r+b" if kept else "w+b")
             if not kept:
                 self._file.write(self._begin)
             self._file.truncate(end)
@@ -92,6 +95,10 @@ class ResumableFile:
             raise self._refused(error) from error
         self.done += 1
 
+    def reader(self, name: str) -> Callable[[], Tensor] | None:
+        """Returns what reads a tensor back until the file is finished; None of one that is not written yet."""
+        return partial(self._read, name) if name in islice(self.header, self.done) else None
+
     def finish(self) -> None:
         """Puts the complete file in the target's place.
 
@@ -120,6 +127,14 @@ class ResumableFile:
                     break
                 end, kept = end + nbytes, [*kept, digest]
         return end, kept
+
+    def _read(self, name: str) -> Tensor:
+        before = {one: self.header[one] for one in takewhile(lambda one: one != name, self.header)}
+        tensor = torch.empty(self.header[name][1], dtype=self.header[name][0])
+        with self._partial.open("rb") as file:  # one of its own: the other is where the next tensor is written
+            file.seek(len(self._begin) + nbytes_of(before))
+            file.readinto(tensor_bytes(tensor))
+        return tensor
 
     def _close(self) -> None:
         for file in (self._file, self._log):

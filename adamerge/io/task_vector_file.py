@@ -1,4 +1,4 @@
-"""The task vector file: deltas as such, by on-disk names, and what says whose they are; checked before they are used."""
+"""The task vector file: deltas as such, or factors of them, and what says whose they are; checked before they are used."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ FIELDS: dict[str, type] = {
     "transforms": list,
     "protocol": dict,
 }
+EXPERTS = "experts"
+"""A field of files that hold several experts' vectors: their names, in order."""
+FACTORS, DELTA = "factors", "delta"
+"""Kinds of tensors in such a file, which are called EXPERT/KIND/NAME by the base's on-disk name: of a matrix the factors,
+left ``(rows, n)`` above right ones transposed ``(columns, n)``; of what is no matrix the delta itself."""
 
 
 def text_of(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Returns the metadata of a task vector file as the format writes them: one text under ``adamerge``.
 
     Args:
-        metadata: values of all ``FIELDS`` but format and kind.
+        metadata: values of all ``FIELDS`` but format and kind; of ``EXPERTS`` where the vectors are not merged.
     """
     return {METADATA_KEY: json.dumps({"format": FORMAT, "kind": KIND, **metadata})}
 
@@ -46,7 +51,9 @@ def is_task_vector_file(file: TensorFile) -> bool:
 
 
 def task_vector_metadata(file: TensorFile) -> dict[str, Any]:
-    """Returns the metadata of a file of one merged task vector, whose tensors go by the base's on-disk names.
+    """Returns the metadata of a file of task vectors.
+
+    The tensors of one merged vector go by the base's on-disk names.
 
     Raises:
         CheckpointError: it holds no task vectors, is one of a later version, or a field is missing, unknown or not of its
@@ -63,16 +70,20 @@ def task_vector_metadata(file: TensorFile) -> dict[str, Any]:
             got=metadata.get("format"),
             todo="update adamerge",
         )
-    if metadata.keys() != FIELDS.keys():
-        odd = sorted(map(str, FIELDS.keys() ^ metadata.keys()))
+    fields = FIELDS if metadata.get("merged") is not False else FIELDS | {EXPERTS: list}
+    if metadata.keys() != fields.keys():
+        odd = sorted(map(str, fields.keys() ^ metadata.keys()))
         raise CheckpointError(f"{quoted(path)}: unknown or missing fields {odd}", todo="solve again")
-    for name, kind in FIELDS.items():
+    for name, kind in fields.items():
         if type(metadata[name]) is not kind:
             raise CheckpointError(
                 f"{quoted(path)}: field '{name}'", expected=kind.__name__, got=repr(metadata[name])[:200]
             )
-    if not metadata["merged"]:
-        raise CheckpointError(f"{quoted(path)} does not hold one merged task vector", todo="update adamerge")
+    experts = metadata.get(EXPERTS, ["merged"])
+    if not experts or not all(isinstance(expert, str) for expert in experts) or len({*experts}) < len(experts):
+        raise CheckpointError(
+            f"{quoted(path)}: field '{EXPERTS}'", expected="one name or more", got=repr(metadata[EXPERTS])[:200]
+        )
     for who, entry in [("the base", metadata["base"]), *metadata["experts_from"].items()]:
         if not (isinstance(entry, dict) and isinstance(entry.get("fingerprint"), str)):
             raise CheckpointError(f"{quoted(path)}: model '{who}'", expected="a fingerprint", got=repr(entry)[:200])

@@ -108,7 +108,7 @@ class Parametrization(nn.Module, ABC):
         _copy(self.values(), values, "groups")
 
     def masks(self) -> dict[str, nn.Parameter]:
-        """Returns the logits of a learned mask, tensor name to a parameter of its shape; none where there is no mask."""
+        """Returns the logits of a learned mask of elements or components, by tensor name; none where there is no mask."""
         return {}
 
     def load_masks(self, masks: Mapping[str, Tensor]) -> None:

@@ -44,7 +44,7 @@ class Concrete(Wrapper):
         mask_from: a coefficient file whose mask is taken, and kept constant while ``inner`` is learned.
 
     Raises:
-        ConfigError: the temperature is not positive, or the file has no mask of these tensors.
+        ConfigError: the temperature is not positive, ``inner`` has a mask, or the file has no mask of these tensors.
         CoefficientsError: the file cannot be used.
 
     Reference: Concrete Subspace Learning (Tang et al., 2023), https://arxiv.org/abs/2312.06173.
@@ -64,6 +64,11 @@ class Concrete(Wrapper):
         if not 0 < temperature < float("inf"):
             raise ConfigError(f"Concrete: temperature must be positive, got {temperature}")
         super().__init__(task_vectors, inner)
+        if self.inner.masks():
+            raise ConfigError(
+                f"Concrete: {type(self.inner).__name__} has a mask already, and a file has room for one",
+                todo="take one of the two",
+            )
         self.temperature, self.initial_logit, self.seed = temperature, initial_logit, seed
         self.mask = mask if mask is not None else SoftMask()
         self._numbers = {name: number for number, name in enumerate(task_vectors)}  # names with dots name no parameter

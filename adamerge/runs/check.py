@@ -15,7 +15,6 @@ from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.config_differences import unlike
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.obsolete_tensors import leftovers
-from adamerge.data import Calibration
 from adamerge.data.calibration_rows import sizes
 from adamerge.errors import AdamergeError, CheckpointError, ConfigError
 from adamerge.io.unwritten import is_unwritten
@@ -25,7 +24,7 @@ from adamerge.merging.memory_plan import Plan
 from adamerge.merging.memory_report import print_plan
 from adamerge.runs.class_names import class_named
 from adamerge.runs.configuration import Configuration
-from adamerge.runs.early_checks import Parts, arguments_made, arguments_of, made_subclass, parts_of, refuse_parts
+from adamerge.runs.early_checks import Parts, arguments_made, arguments_of, parts_of, refuse_parts
 from adamerge.runs.parser import read
 from adamerge.runs.pool import Pool, open_pool
 from adamerge.runs.preparation import waiting
@@ -51,9 +50,11 @@ def check(stages: Sequence[Configuration]) -> None:
     problems: dict[str, AdamergeError] = {}
     opened: dict[str, Checkpoint] = {}
     shown: Any = None
+    methods: list[Parts] = []
     for stage, settings in [(stage, read(stage)) for stage in stages]:
         given, awaited = _without_awaited(stage, arguments_of(settings.model.task_vectors))
         refused, parts = _parts(stage, settings)
+        methods += [] if parts is None else [parts]
         pool = open_pool(given, opened)
         told = (given, list(pool.experts), list(pool.problems))
         if told != shown:  # stages mostly merge the same
@@ -74,7 +75,7 @@ def check(stages: Sequence[Configuration]) -> None:
         first, count = next(iter(problems.values())), len(problems)
         listed = f"{first.todo or 'correct it'}; all {count} problems are listed above this line"
         raise first.told_of("", listed if count > 1 else None)
-    for line in _inputs(stages):
+    for line in _inputs(methods):
         console.print(escape(line), highlight=False, soft_wrap=True)
     console.print(
         "the models go together; what is not known before a fit: whether weights are finite, the data, and whether the "
@@ -83,19 +84,18 @@ def check(stages: Sequence[Configuration]) -> None:
 
 
 def _without_awaited(stage: Configuration, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns arguments of task vectors without the experts that an earlier stage is to write, and the names of these."""
+    """Returns arguments of task vectors without experts that an earlier stage is to write, and the names of what it does."""
     experts = dict(given.get("experts") or {})
     awaited = [task for task, source in experts.items() if stage.number > 1 and is_unwritten(source)]
+    if is_unwritten(given.get("components")):
+        awaited.append("components")
     left = {task: source for task, source in experts.items() if task not in awaited}
     return {**given, "experts": left}, awaited
 
 
-def _inputs(stages: Sequence[Configuration]) -> list[str]:
-    """Returns how many inputs each task has to calibrate on, of the first stage that learns from data which are at hand."""
-    for settings in map(read, stages):
-        if settings.model.objective is None and not settings.model.recalibrate_buffers:
-            continue
-        data = made_subclass(Calibration, settings.data)
+def _inputs(methods: Sequence[Parts]) -> list[str]:
+    """Returns how many inputs each task has to calibrate on, of the first stage that sees data which are at hand."""
+    for data in [parts.data for parts in methods if parts.method.sees_inputs]:
         told = [f"{task}: {sizes(data, task)}" for task in data.fitted if data.at_hand(task)]
         rest = [task for task in data.fitted if not data.at_hand(task)]
         return [
@@ -130,8 +130,10 @@ def _print_stage(console: Console, stage: Configuration, settings: Namespace, pa
     if plan is None:
         console.print("what it takes is known when the stage before it has written its files")
     elif parts.method.solver is not None:
-        kind = type(parts.method.solver).__name__
-        console.print(f"nothing is learned: {kind} writes one task vector of all experts, tensor by tensor")
+        kind, what = type(parts.method.solver).__name__, "components of each expert"
+        what = "one task vector of all experts" if parts.method.solver.single else what
+        seen = ", and sees unlabelled inputs" if parts.method.sees_inputs else ""
+        console.print(f"nothing is learned: {kind} writes {what}, tensor by tensor{seen}")
     elif parts.method.objective is None:
         console.print(
             "nothing is learned: a fit writes the coefficients as they are and loads no weights, and an export merges "
@@ -153,7 +155,13 @@ def plan_of(settings: Namespace, parts: Parts, pool: Pool) -> Plan:
     spec, method = settings.model.task_vectors, parts.method
     given = arguments_made(class_named("model.task_vectors", spec.class_path, TaskVectors), spec.init_args)
     vectors = TaskVectors(
-        pool.base, pool.good, given["transforms"], given["include"], given["exclude"], start=given.get("start")
+        pool.base,
+        pool.good,
+        given["transforms"],
+        given["include"],
+        given["exclude"],
+        start=given.get("start"),
+        components=given.get("components"),
     )
     with torch.device("meta"):  # a mask has a logit for every weight
         parametrization = method.parametrization(vectors)

@@ -76,7 +76,7 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
     check_method(method, experts, dtype, data, tasks=tasks, fit=fit_settings(settings, validated=False))
     _check_start(method)
-    if method.objective is not None or method.recalibrate_buffers:
+    if method.sees_inputs:
         _check_folders(settings)
 
 

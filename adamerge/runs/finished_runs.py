@@ -19,6 +19,7 @@ from adamerge.task_vectors.task_vectors import TaskVectors
 
 NO_DATA, UNLABELLED, LABELLED = SECTIONS = ("no data", "unlabelled", "labelled")
 """What a method's result has seen: the sections of a comparison's table."""
+OF_DATA = ("batch_size", "seed", "calibration_samples", "train_samples", "shots", "held_out")
 PLAIN = (bool, int, float, str)
 
 
@@ -67,10 +68,16 @@ def stages_of_run(run: Path) -> list[Mapping[str, Any]]:
 def section_of(run: Path) -> str:
     """Returns what the run's coefficients have seen in any stage: no data, inputs alone, or labels."""
     protocols = [stage.get("protocol") or {} for stage in stages_of_run(run)]
-    if any(protocol.get("labelled") or protocol.get("selection") for protocol in protocols):
+    if any(protocol.get("labelled") or _labels_chose(protocol) for protocol in protocols):
         return LABELLED
     seen = {"calibration_split", "recalibrated_buffers"}
     return UNLABELLED if any(seen & protocol.keys() for protocol in protocols) else NO_DATA
+
+
+def _labels_chose(protocol: Mapping[str, Any]) -> bool:
+    """Returns whether labels decided which step a stage ended with; until version 0.4 there was no other way to choose."""
+    selection = protocol.get("selection")
+    return selection is not None and bool(selection.get("labelled", True))
 
 
 def costs_of(run: Path) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     model, data = config.get("model") or {}, (config.get("data") or {}).get("init_args") or {}
     parts = {key: _told(model.get(key)) for key in ("objective", "parametrization", "search", "solver")}
     steps = (config.get("trainer") or {}).get("max_steps")
-    own = {key: data.get(key) for key in ("batch_size", "seed", "calibration_samples", "train_samples", "shots")}
+    own = {key: data.get(key) for key in OF_DATA}
     return {**{key: part for key, part in parts.items() if part}, "max_steps": steps, **own}
 
 

@@ -44,7 +44,8 @@ from adamerge.runs.run_folders import (
 )
 from adamerge.runs.solve import solve
 from adamerge.runs.summary import Summary
-from adamerge.training.callbacks import Beginning, CoefficientFile, CollapseGuard, RunawayGuard
+from adamerge.training.callbacks import Beginning, CoefficientFile, RunawayGuard
+from adamerge.training.collapse_guard import CollapseGuard
 from adamerge.training.costs import Costs
 from adamerge.training.fit_checks import planned
 from adamerge.training.loggers import tracked
@@ -105,7 +106,7 @@ def run(
     fit = prepared(settings, parts)
     module, data = fit.model, fit.datamodule
     module.merged.task_vectors.check()  # reads every weight
-    if (module.objective is not None or module.merging.recalibrate_buffers) and is_first_process():
+    if module.merging.sees_inputs and is_first_process():
         for line in data.notices(module.merged.task_vectors.checkpoints):
             print(line)
     if settings.trainer.fast_dev_run:
@@ -215,11 +216,11 @@ def _search(fit: Configured, folder: Path, begin: Callable[[], None], resumed: b
 
 
 def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> None:
-    """Writes the initial coefficients of a method without an objective; data are opened for its buffers, if at all.
+    """Writes the initial coefficients of a method without an objective; data are opened if its buffers or solver see inputs.
 
     Those of a method with a solver merge what the solver writes beside them.
     """
-    module, trainer, costs = fit.model, fit.settings.trainer, Costs()
+    module, costs = fit.model, Costs()
     costs.watch(module.merged)
     module.result.recalibrate(fit.datamodule, SingleDeviceStrategy("cuda" if torch.cuda.is_available() else "cpu"))
     if not is_first_process():
@@ -227,9 +228,8 @@ def _write_initial(fit: Configured, folder: Path, begin: Callable[[], None]) -> 
     coefficients, told = module.coefficients(), {}
     begin()
     if module.merging.solver is not None:
-        shown = trainer.enable_progress_bar is not False
         told = {"solver": describe(module.merging.solver)}
-        coefficients = solve(coefficients, module.merging, folder, accelerator=str(trainer.accelerator), progress=shown)
+        coefficients = solve(coefficients, fit, folder, costs)
     save_coefficients(coefficients, folder / "coefficients.safetensors")
     draw_heatmap(
         coefficients.table(),

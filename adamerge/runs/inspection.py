@@ -21,7 +21,7 @@ from adamerge.artifacts.recipe import build, build_factory
 from adamerge.checkpoints.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adamerge.checkpoints.opening import open_checkpoint
 from adamerge.errors import CoefficientsError
-from adamerge.io.coefficient_file import START, read_coefficients
+from adamerge.io.coefficient_file import FILES, read_coefficients
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.task_vector_file import is_task_vector_file, task_vector_metadata
 from adamerge.io.untrusted_files import read_json
@@ -66,9 +66,10 @@ def _describe_coefficients(path: Path) -> None:
     console.print(f"base: {escape(metadata['base']['source'])} (sha256 {metadata['base']['fingerprint'][:16]})")
     for task, entry in metadata["experts"].items():
         console.print(f"expert {escape(task)}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
-    if START in metadata:
-        entry = metadata[START]
-        console.print(f"start: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
+    for which in FILES:
+        if which in metadata:
+            entry = metadata[which]
+            console.print(f"{which}: {escape(entry['source'])} (sha256 {entry['fingerprint'][:16]})")
     for part in (*metadata["transforms"], metadata["parametrization"]):
         console.print(escape(f"{part['class_path']} {part['init_args']}"))
     protocol = {key: value for key, value in metadata["protocol"].items() if key != HELD}

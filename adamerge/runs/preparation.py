@@ -29,14 +29,15 @@ def prepared(settings: Namespace, parts: Parts | None = None) -> Configured:
     """
     from adamerge.backbones.transformers import outlined
     from adamerge.runs.instantiate import Configured
-    from adamerge.training.selection import KeepBest
+    from adamerge.training.keep_best import KeepBest
 
-    # where nothing is learned nothing is run: names and shapes of a network are enough
-    runs = settings.model.objective is not None or settings.model.recalibrate_buffers
-    with nullcontext() if runs else outlined():
+    parts = checked_parts(settings) if parts is None else parts
+    # where no inputs are seen nothing is run: names and shapes of a network are enough
+    with nullcontext() if parts.method.sees_inputs else outlined():
         fit = Configured(settings, parts)
     # the validation split is looked at to report, or to choose the step that is the result
-    validated = settings.trainer.limit_val_batches != 0 or any(isinstance(one, KeepBest) for one in fit.callbacks)
+    chooses = any(isinstance(one, KeepBest) and one.validates for one in fit.callbacks)
+    validated = settings.trainer.limit_val_batches != 0 or chooses
     fit.model.preflight(fit.datamodule, fit_settings(settings, validated))
     fit.model.coefficients().check()  # what cannot be written after the fit is known before it
     return fit

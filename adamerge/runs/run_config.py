@@ -26,6 +26,8 @@ SOURCES = (
 """Keys whose value may be a path, or something else: a Hub id, the name of a package or of a network."""
 PATHS = (
     "model.init_from",
+    "model.task_vectors.*start",
+    "model.task_vectors.*components",
     "model.parametrization.*mask_from",
     "model.parametrization.*importance",
     "model.teachers.init_args.folder",

@@ -18,6 +18,7 @@ from adamerge.io.coefficient_file import STAGES
 from adamerge.io.task_vector_file import FOLDER
 from adamerge.io.untrusted_files import read_json
 from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN, TASK_VECTORS
+from adamerge.runs.class_names import class_named
 from adamerge.runs.command_line import told_apart
 from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import Configuration, configurations
@@ -34,7 +35,7 @@ from adamerge.runs.run_folders import (
     run_folder,
     summary_of,
 )
-from adamerge.solvers.solving import MERGED
+from adamerge.solvers import TaskVectorWriter
 
 FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
 """Files of the last stage that are copied to the run's folder, in this order: the last one marks the run as there."""
@@ -109,7 +110,8 @@ def _record(stages: Sequence[Configuration], folder: Path) -> None:
         settings.runs, settings.name, settings.id = str(folder.parent), folder.name, file.stem
         every.append(settings)
         if settings.model.solver is not None:
-            vectors = {TASK_VECTORS: str(top / file.stem / FOLDER / f"{MERGED}.safetensors")}
+            solver = class_named("model.solver", settings.model.solver.class_path, TaskVectorWriter)
+            vectors = {TASK_VECTORS: str(top / file.stem / FOLDER / f"{solver.file}.safetensors")}
     folder.mkdir(parents=True, exist_ok=True)
     for file, settings in zip(files, every, strict=True):
         write_config(settings, folder / file.name)

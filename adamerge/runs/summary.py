@@ -75,7 +75,11 @@ class Summary(Callback):
             self._choose(pl_module)
             if pl_module.objective is not None and pl_module.objective.taught:
                 self._content["teachers"] = pl_module.teachers.report()
-            if trainer.global_step < trainer.max_steps:
+            ended = pl_module.result.ended
+            if ended:
+                self._content["ended"] = ended
+                print(f"over after {trainer.global_step} of {trainer.max_steps} steps: {ended}")
+            elif trainer.global_step < trainer.max_steps:
                 cause = _cause(trainer)
                 self.stopped = f"stopped by {cause} after {trainer.global_step} of {trainer.max_steps} steps"
                 self._content["stopped"] = cause
@@ -108,13 +112,12 @@ class Summary(Callback):
             self._content["lengths"] = lengths
 
     def _choose(self, module: MergingModule) -> None:
-        """Records the data protocol and the validation figures of the coefficients that were written."""
+        """Records the data protocol, and the figures by which the coefficients that were written were chosen."""
         self._content["protocol"] = module.coefficients().protocol
-        scores = module.result.choice.get("scores", {})
-        if scores:
-            name = module.data.metric.name
-            self._chosen = {f"validation/{name}/{task}": value for task, value in scores.items()}
-            self._chosen[f"validation/{name}"] = average(scores)
+        choice = module.result.choice
+        if choice.get("scores"):
+            name, scores = choice["scored"], choice["scores"]
+            self._chosen = {f"{name}/{task}": value for task, value in scores.items()} | {name: average(scores)}
 
     def _write(self, trainer: Trainer, status: str, took: dict[str, Any]) -> None:
         self._metrics |= {name: float(value) for name, value in trainer.logged_metrics.items()}

@@ -1,9 +1,11 @@
-"""The contract of a solver: of all experts' deltas of one tensor it makes one delta, before anything is learned."""
+"""The contracts of what writes task vectors before anything is learned; a solver makes one delta of all experts' deltas."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,13 +13,55 @@ from torch import Tensor
 from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.solvers.matrices import Matrix, matrices
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
-class Solver(ABC):
-    """Makes one merged task vector of several, tensor by tensor; its constructor's arguments are its attributes.
+class TaskVectorWriter(ABC):
+    """Makes new task vectors of the experts', tensor by tensor; its constructor's arguments are its attributes.
 
     The same deltas give the same bits on the same machine with the same threads, in whatever order tensors are solved.
+
+    Attributes:
+        file: what the file is called, without its ending.
+        single: whether it makes one task vector of all, or several.
+        sees_inputs: whether it needs unlabelled samples, as a ``SequentialSolver`` does; else weights are all it sees.
     """
+
+    file: str
+    single: bool
+    sees_inputs: ClassVar[bool] = False
+
+    @abstractmethod
+    def entries(self, name: str, vectors: TaskVectors) -> dict[str, torch.Size]:
+        """Returns what the file has of one tensor: keys to shapes, from headers alone.
+
+        Args:
+            name: of the tensor, on disk.
+            vectors: base and experts.
+        """
+
+    @abstractmethod
+    def tensors(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+        """Yields what the file has of one tensor, in the order of ``entries``, in fp32 on the deltas' device.
+
+        Args:
+            name: of the tensor, on disk.
+            deltas: of all experts.
+        """
+
+
+class Solver(TaskVectorWriter):
+    """Makes one merged task vector of several, tensor by tensor."""
+
+    file, single = "merged", True
+
+    def entries(self, name: str, vectors: TaskVectors) -> dict[str, torch.Size]:
+        """Returns the tensor's own name and shape."""
+        return {name: vectors.shape(name)}
+
+    def tensors(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+        """Yields the merged delta of one tensor."""
+        yield self.solve(name, deltas)
 
     @abstractmethod
     def solve(self, name: str, deltas: Deltas) -> Tensor:
@@ -73,7 +117,7 @@ def scaled_sum(deltas: Deltas, scale: float | None) -> Tensor:
     return total.mul_(1 / count if scale is None else scale).view(deltas.shape)
 
 
-def finite(solver: Solver, **numbers: float) -> None:
+def finite(solver: TaskVectorWriter, **numbers: float) -> None:
     """Refuses constructor arguments that are no finite numbers.
 
     Args:

@@ -41,12 +41,16 @@ class Matrix(ABC):
         """Returns ``tau - basis basis^T tau``, what of the columns is outside the span of orthonormal ones, ``(rows, n)``."""
 
     @abstractmethod
+    def all_components(self) -> Decomposition:
+        """Returns all singular values and their vectors, ``min(rows, columns)`` or as many as there can be."""
+
     def decomposed(self, of: Tensor | None = None) -> Decomposition:
         """Returns the singular values that are more than rounding, and their vectors.
 
         Args:
             of: norm of what the matrix is a rest of, whose rounding it has; its own largest singular value when None.
         """
+        return without_rounding(self.all_components(), of)
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ class Whole(Matrix):
         """Returns ``tau - basis basis^T tau``."""
         return Whole(self.values - basis @ (basis.T @ self.values))
 
-    def decomposed(self, of: Tensor | None = None) -> Decomposition:
-        """Returns the singular values that are more than rounding, and their vectors."""
-        found = torch.linalg.svd(self.values, full_matrices=False)
-        return without_rounding(found, size=max(self.values.shape), of=of)
+    def all_components(self) -> Decomposition:
+        """Returns all singular values and their vectors, ``min(rows, columns)`` of them."""
+        u, s, vt = torch.linalg.svd(self.values, full_matrices=False)
+        return u, s, vt
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,11 @@ class Product(Matrix):
         """Returns ``(L - basis basis^T L) R``."""
         return Product(self.left - basis @ (basis.T @ self.left), self.right)
 
-    def decomposed(self, of: Tensor | None = None) -> Decomposition:
-        """Returns the singular values and vectors, by that of the small matrix between the factors' orthogonal parts."""
+    def all_components(self) -> Decomposition:
+        """Returns as many singular values as the rank, by those of the small matrix between the factors' orthogonal parts."""
         (left, inner), (right, outer) = torch.linalg.qr(self.left), torch.linalg.qr(self.right.T)
         u, s, vt = torch.linalg.svd(inner @ outer.T, full_matrices=False)
-        return without_rounding((left @ u, s, vt @ right.T), size=max(len(left), len(right)), of=of)
+        return left @ u, s, vt @ right.T
 
 
 def matrices(deltas: Deltas) -> Iterator[Matrix]:
@@ -161,20 +165,25 @@ def summed(experts: Sequence[Matrix]) -> Matrix:
     return Whole(total)
 
 
-def without_rounding(decomposition: Decomposition, *, size: int, of: Tensor | None) -> Decomposition:
+def without_rounding(decomposition: Decomposition, of: Tensor | None = None) -> Decomposition:
     """Returns a decomposition without the components whose singular value is nothing but rounding.
 
     The vectors of these are arbitrary, and formulas that give all components the same weight would add them.
 
     Args:
         decomposition: of a matrix.
-        size: the larger dimension of the matrix.
         of: norm of what the matrix is a rest of; its own largest singular value when None.
     """
     u, s, vt = decomposition
-    least = (s[:1] if of is None else of) * size * torch.finfo(s.dtype).eps
-    count = int(((s > least) & (s > 0)).sum())
+    count = int(weighty(decomposition, of).sum())
     return u[:, :count], s[:count], vt[:count]
+
+
+def weighty(decomposition: Decomposition, of: Tensor | None = None) -> Tensor:
+    """Returns which singular values are more than the rounding of a matrix with such a largest one, ``(n,)``."""
+    u, s, vt = decomposition
+    size = max(u.shape[0], vt.shape[1])
+    return (s > (s[:1] if of is None else of) * size * torch.finfo(s.dtype).eps) & (s > 0)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -183,5 +192,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
     It solves the orthogonal Procrustes problem, by which Task Singular Vectors and Iso-CTS decorrelate vectors. Where these
     depend on one another, such as those of thin factors, only what they span is kept: the rest would be arbitrary.
     """
-    p, _, qt = without_rounding(torch.linalg.svd(matrix, full_matrices=False), size=max(matrix.shape), of=None)
+    p, _, qt = without_rounding(torch.linalg.svd(matrix, full_matrices=False))
     return p @ qt

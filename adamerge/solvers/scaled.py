@@ -6,6 +6,7 @@ from torch import Tensor
 
 from adamerge.deltas.base import Deltas
 from adamerge.solvers.base import Solver, finite
+from adamerge.solvers.sequential import alone
 
 
 class Scaled(Solver):
@@ -16,10 +17,11 @@ class Scaled(Solver):
         scale: of its deltas.
 
     Raises:
-        ConfigError: the scale is not finite.
+        ConfigError: the scale is not finite, or the other solver sees inputs.
     """
 
     def __init__(self, solver: Solver, scale: float) -> None:
+        alone(self, solver)
         finite(self, scale=scale)
         self.solver, self.scale = solver, scale
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from adamerge.deltas.quantized import Code
-from adamerge.deltas.tuning import PIECE
+from adamerge.deltas.tuning import PIECE, STORED_PIECE
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -83,6 +83,7 @@ class Sizes:
         tensors: merged ones: name to elements.
         dense: of each, elements of dense deltas of all experts.
         factors: elements of low-rank factors, of all tensors and experts.
+        factored: of these the ones of the tensor that has most.
         base_bytes: of the base's merged tensors, as stored.
         narrow: whether the base's tensors are widened when they are read.
         transformed: whether all experts' deltas of what is read are in memory at once.
@@ -99,6 +100,7 @@ class Sizes:
     transformed: bool
     divisible: bool
     started: tuple[int, ...] = ()
+    factored: int = 0
 
     @classmethod
     def of(cls, vectors: TaskVectors) -> Sizes:
@@ -116,6 +118,7 @@ class Sizes:
             narrow=any(dtype != torch.float32 for dtype in dtypes.values()),
             transformed=bool(vectors.transforms),
             divisible=all(own.divisible for own in deltas.values()),
+            factored=max((factors for _, factors in elements.values()), default=0),
             started=tuple(tensors[name] for name in vectors if vectors.starts(name)),
         )
 
@@ -142,9 +145,16 @@ class Sizes:
         )
         return experts + sum(map(code.nbytes, self.started))
 
-    def start_bytes(self, device: torch.device) -> int:
-        """Returns the bytes of a start's row and of its sum with an update, for a moment."""
-        return 2 * FP32 * self.read(device) if self.started else 0
+    def beside_rows(self, device: torch.device) -> int:
+        """Returns the bytes that sums take for a moment beside experts' rows.
+
+        A start's row and its sum with an update; of factors their product, or the products with a gradient.
+        """
+        elements = 2 * self.read(device) if self.started else 0
+        if self.factored:
+            elements += max(self.largest, min(self.factored, STORED_PIECE))
+            elements += 0 if device.type == "cpu" else self.factored  # times coefficients: on a CPU a few at a time
+        return FP32 * elements
 
     def transform_bytes(self, read: int) -> int:
         """Returns the bytes that a transform takes while deltas are read once, beyond a gradient that is not there by then.

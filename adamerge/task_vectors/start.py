@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import open_checkpoint, opening
 from adamerge.errors import CheckpointError
 from adamerge.io.untrusted_files import listed, quoted
+
+StartOf = Callable[[str], Callable[[], Tensor] | None]
+"""Gives for the name of a tensor what reads the start's delta of it; None where there is none."""
+
+
+def no_start(name: str) -> None:
+    """Gives no delta of any tensor: the start is the base."""
+    return
 
 
 def open_start(source: str | Path, base: Checkpoint, names: Sequence[str]) -> Checkpoint:

@@ -103,9 +103,9 @@ class Resident(Storage):
     def transient(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of a few experts' widened deltas, or that of a transform when they are read once."""
         if self.dtype == "float32":
-            return Memory.of(sizes.transform_bytes(sizes.read(device)) + sizes.start_bytes(device), device)
+            return Memory.of(sizes.transform_bytes(sizes.read(device)) + sizes.beside_rows(device), device)
         widened = FP32 * made_at_once(sizes.experts, device) * sizes.read(device)
-        return Memory.of(max(widened, sizes.transform_bytes(sizes.largest)) + sizes.start_bytes(device), device)
+        return Memory.of(max(widened, sizes.transform_bytes(sizes.largest)) + sizes.beside_rows(device), device)
 
     def _store(self, deltas: Deltas, count: int) -> Deltas:
         if self.dtype != "float32":
@@ -161,7 +161,7 @@ class LowBit(Storage):
     def transient(self, sizes: Sizes, device: torch.device) -> Memory:
         """Returns the memory of a few experts' decoded deltas and one's integers, or that of a transform at the one read."""
         decoded = (FP32 * made_at_once(sizes.experts, device) + 1) * sizes.read(device)
-        return Memory.of(max(decoded, sizes.transform_bytes(sizes.largest)) + sizes.start_bytes(device), device)
+        return Memory.of(max(decoded, sizes.transform_bytes(sizes.largest)) + sizes.beside_rows(device), device)
 
 
 class Pinned(Storage):
@@ -231,7 +231,8 @@ class Disk(Storage):
         """Returns the memory of a few experts' deltas, or of all experts' where a transform looks across them."""
         copies = 2 if device.type != "cpu" else 1 if sizes.narrow else 0
         copies += TRANSFORMED * sizes.experts if sizes.transformed else made_at_once(sizes.experts, device)
-        return Memory.of(copies * FP32 * sizes.read(device) + sizes.start_bytes(device), device)
+        read = FP32 * (copies * sizes.read(device) + sizes.factored)
+        return Memory.of(read + sizes.beside_rows(device), device)
 
 
 _ROUNDING = {"float32": "none", "bfloat16": "2^-8", "float16": "2^-11"}

@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adamerge.checkpoints.checkpoint import Checkpoint
-from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other
+from adamerge.checkpoints.compatibility import extra_names, names_to_merge, refuse_extra, refuse_other, refuse_twin
+from adamerge.checkpoints.lora_factors import matrix_shape
 from adamerge.checkpoints.opening import open_checkpoint, opening
 from adamerge.deltas.base import Deltas
-from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
-from adamerge.deltas.streamed import StoredDeltas, StreamedDeltas
-from adamerge.errors import CheckpointError, ConfigError
+from adamerge.deltas.streamed import StoredDeltas
+from adamerge.errors import ConfigError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.precision import exact
-from adamerge.task_vectors.start import open_start
+from adamerge.task_vectors.component_file import ComponentFile
+from adamerge.task_vectors.raw_deltas import raw_deltas
+from adamerge.task_vectors.start import StartOf, no_start, open_start
 from adamerge.transforms import State, Transform
 
 Source = str | Path | Mapping[str, Tensor]
@@ -42,6 +43,8 @@ class TaskVectors(Mapping[str, Deltas]):
         exclude: glob patterns of tensor names to leave at the base.
         start: a file of deltas that are added to the base with coefficient 1, as a solver writes it; transforms do not see
             it. The coefficients' sum goes on top.
+        components: a file of factors that these experts' task vectors are read from, as ``adamerge.Components`` writes it;
+            the experts are then those of that stage, after its transforms.
         states: what the transforms learned earlier, one per transform; learned now where None.
 
     Raises:
@@ -58,6 +61,7 @@ class TaskVectors(Mapping[str, Deltas]):
         exclude: Sequence[str] = (),
         *,
         start: str | Path | None = None,
+        components: str | Path | None = None,
         states: Sequence[State] | None = None,
     ) -> None:
         if not experts:
@@ -83,9 +87,15 @@ class TaskVectors(Mapping[str, Deltas]):
                 f"include={list(include)}, exclude={list(exclude)} leave no tensor of {self.base.location} to merge"
             )
         self.start = None if start is None or is_unwritten(start) else open_start(start, self.base, self._names)
+        self._start_of: StartOf = no_start if self.start is None else self.start.delta
         self._awaits_start = start is not None and is_unwritten(start)
+        self._awaits_components = components is not None and is_unwritten(components)
+        self.components: ComponentFile | None = None
+        if components is not None and not self._awaits_components:
+            self.components = ComponentFile(components, self.base)
+            self.components.refuse_others(self.checkpoints, self._names)
         # names of the experts before each transform, and after the last
-        self._experts = [tuple(self.checkpoints)]
+        self._experts = [tuple(self.checkpoints) if self.components is None else self.components.experts]
         for transform in self.transforms:
             self._experts.append(transform.experts(self._experts[-1]))
         self._states: list[State] | None = None if states is None else list(states)
@@ -142,12 +152,22 @@ class TaskVectors(Mapping[str, Deltas]):
         """Returns what the start adds to tensor ``name``, as the deltas of one expert; None where it adds nothing."""
         if name in self._stored_start:
             return self._stored_start[name]
-        read = None if self.start is None else self.start.delta(name)
+        read = self._start_of(name)
         return None if read is None else StoredDeltas([read], self.shape(name), self.device)
 
     def starts(self, name: str) -> bool:
         """Returns whether a start changes tensor ``name``; of one that is not written yet, any."""
         return self._awaits_start or self.start_deltas(name) is not None
+
+    def terms(self, name: str) -> int | None:
+        """Returns the most products ``u v^T`` that an expert's delta of a tensor is a sum of; None where one is dense.
+
+        Of components that are not written yet, as many as there can be.
+        """
+        if self._awaits_components:
+            return min(matrix_shape(self.shape(name)))
+        every = self.unlearned(name).terms(len(self.experts))
+        return max((own for own in every if own is not None), default=0) if None not in every else None
 
     def to(self, device: torch.device | str) -> TaskVectors:
         """Returns the same task vectors, summed on ``device``; still read from where they are."""
@@ -156,6 +176,12 @@ class TaskVectors(Mapping[str, Deltas]):
         moved.device = torch.device(device)
         moved._stored, moved._stored_base, moved._stored_start = {}, {}, {}
         return moved
+
+    def begun(self, start: StartOf) -> TaskVectors:
+        """Returns the same task vectors with another start: by name what reads its delta, which may come to be later."""
+        other = copy.copy(self)
+        other._start_of, other._stored_start = start, {}
+        return other
 
     def in_memory(
         self,
@@ -191,25 +217,28 @@ class TaskVectors(Mapping[str, Deltas]):
         """
         if self.start is not None:
             self.start.check()
+        if self.components is not None:
+            self.components.check_models(self.checkpoints)
         seen: dict[str, Checkpoint] = {}
         for who, model in self.models().items():
             model.check()
-            for other, twin in seen.items():
-                if all(_same(name, model, twin) for name in self._names):
-                    raise CheckpointError(
-                        f"{who} ({model.location}) has the same weights as {other}",
-                        todo="remove it: its coefficient could not be learned",
-                    )
+            refuse_twin(who, model, seen, self._names)
             seen[who] = model
 
     def models(self) -> dict[str, Checkpoint]:
         """Returns the base and the experts, by what messages call them."""
         return {"the base": self.base} | {f"expert '{task}'": model for task, model in self.checkpoints.items()}
 
+    @property
+    def files(self) -> dict[str, Checkpoint]:
+        """Returns the files of deltas beside the models: ``start`` and ``components``, those that there are."""
+        files = {"start": self.start, "components": self.components}
+        return {which: file for which, file in files.items() if file is not None}
+
     def fingerprints(self) -> dict[str, str]:
-        """Returns the fingerprints of base, experts and start, by what messages call them; reads every weight, once."""
-        start = {} if self.start is None else {"the start": self.start}
-        return {who: model.fingerprint for who, model in (self.models() | start).items()}
+        """Returns the fingerprints of models and files, by what messages call them; reads every weight, once."""
+        files = {f"the {which}": file for which, file in self.files.items()}
+        return {who: model.fingerprint for who, model in (self.models() | files).items()}
 
     def _read(self, name: str, states: Sequence[State]) -> Deltas:
         deltas = self._raw(name)
@@ -218,32 +247,8 @@ class TaskVectors(Mapping[str, Deltas]):
         return deltas
 
     def _raw(self, name: str) -> Deltas:
-        """Returns the deltas before any transform, of each expert as it has them: factors, deltas, or whole tensors."""
-        runs = [(kind, list(run)) for kind, run in groupby(self.checkpoints.values(), partial(self._kind, name))]
-        kinds = [(len(run), kind(name, run)) for kind, run in runs]
-        return kinds[0][1] if len(kinds) == 1 else JoinedDeltas(kinds)
-
-    def _kind(self, name: str, checkpoint: Checkpoint) -> Callable[[str, list[Checkpoint]], Deltas]:
-        if checkpoint.factors(name) is not None:
-            return self._low_rank
-        return self._subtracted if checkpoint.delta(name) is None else self._stored_as_such
-
-    def _low_rank(self, name: str, experts: list[Checkpoint]) -> Deltas:
-        factors = [own for expert in experts if (own := expert.factors(name)) is not None]
-        return LowRankDeltas.of(factors, self.shape(name), self.device)
-
-    def _stored_as_such(self, name: str, experts: list[Checkpoint]) -> Deltas:
-        readers = [read for expert in experts if (read := expert.delta(name)) is not None]
-        return StoredDeltas(readers, self.shape(name), self.device)
-
-    def _subtracted(self, name: str, experts: list[Checkpoint]) -> Deltas:
-        readers = [partial(expert.__getitem__, name) for expert in experts]
-        return StreamedDeltas(partial(self.base_tensor, name), readers, self.shape(name), self.device)
-
-
-def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
-    """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
-    factors, theirs = one.factors(name), other.factors(name)
-    if factors is not None and theirs is not None:
-        return factors.equals(theirs)
-    return torch.equal(one[name], other[name])
+        """Returns the deltas before any transform."""
+        if self.components is not None:
+            return self.components.deltas(name, self.device)
+        base = partial(self.base_tensor, name)
+        return raw_deltas(name, base, self.checkpoints.values(), self.shape(name), self.device)

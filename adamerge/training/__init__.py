@@ -8,9 +8,12 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
   ``task_balance.py``, ``held_coefficients.py``.
 - What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teachers_ahead.py``
   (inputs that change in every step). Which of these run together: ``length_groups.py``.
-- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``callbacks.py``, ``costs.py``.
-- Which step is the result: ``selection.py`` with ``evaluation.py``, ``scorer.py`` and ``split_scores.py``, ``result.py``,
-  ``batchnorm.py``, ``confusions.py``.
+- During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``collapse_guard.py``, ``callbacks.py``,
+  ``costs.py``.
+- Which step is the result: ``keep_best.py`` with the rules of ``selection.py`` and ``looks.py`` (by labels or, as
+  ``held_out.py`` has it, without), ``result.py``, ``batchnorm.py``. How models are scored: ``evaluation.py``, ``scorer.py``,
+  ``split_scores.py``, ``confusions.py``.
+- What a solver sees that needs inputs: ``solver_inputs.py``, with ``block_shortcuts.py``.
 - What is written: ``run_checkpoints.py``, ``loggers.py``, ``tracker.py``, ``wandb_run.py``, ``redaction.py``.
 - ``strategy.py`` is a type that the other files share.
 """

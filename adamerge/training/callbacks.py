@@ -1,4 +1,4 @@
-"""Callbacks: where a fit begins, the coefficient file and heat map, and guards against collapse and runaways."""
+"""Callbacks: where a fit begins, the coefficient file and heat map, and a guard against runaways."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from adamerge.artifacts.coefficients import save_coefficients
 from adamerge.artifacts.heatmap import draw_heatmap
-from adamerge.errors import CollapsedError, ConfigError, DivergedError
+from adamerge.errors import ConfigError, DivergedError
 from adamerge.training.module import MergingModule
 from adamerge.training.tracker import hand_over
-
-FEWEST_SAMPLES = 4  # of a task in a batch, from which a one-sided batch means something
 
 
 class Beginning(Callback):
@@ -69,61 +67,6 @@ class CoefficientFile(Callback):
         if trainer.is_global_zero and isinstance(pl_module, MergingModule) and trainer.global_step > 0:
             pl_module.result.choose(trainer)
             save_coefficients(pl_module.coefficients(), self.path)
-
-
-class CollapseGuard(Callback):
-    """Stops a fit whose predictions for a task collapsed onto one class: entropy is then low and the model useless.
-
-    Every ``every`` steps it looks at the mean over them of each task's most frequent class's share of the batch and of the
-    batch's marginal entropy. A task that was one-sided from the start, as with one-class calibration data, is left alone.
-
-    Args:
-        every: steps between two looks; the device is waited for only then.
-        share: of the batch that one class must take.
-        spread: normalised marginal entropy that must be left.
-    """
-
-    def __init__(self, every: int = 25, share: float = 0.95, spread: float = 0.1) -> None:
-        self.every, self.share, self.spread = every, share, spread
-        self._sums: dict[str, torch.Tensor] = {}
-        self._healthy: set[str] = set()
-        self._steps = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs: the sums of predictions since the last look, and the healthy tasks."""
-        return {"sums": self._sums, "healthy": sorted(self._healthy), "steps": self._steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues with the sums of predictions that a checkpoint holds."""
-        self._sums, self._healthy = state_dict["sums"], set(state_dict["healthy"])
-        self._steps = state_dict["steps"]
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Adds the step's predictions to the sums, and judges them every ``every`` steps."""
-        # a sample or two are always of one class
-        if isinstance(pl_module, MergingModule) and pl_module.data.batch_size >= FEWEST_SAMPLES:
-            for task, predictions in pl_module.evaluation.spread.items():
-                both = torch.stack([predictions.top_class_share(), predictions.marginal_entropy()])
-                # of a checkpoint, they are on the CPU
-                self._sums[task] = self._sums.get(task, torch.zeros_like(both)).to(both.device) + both
-        self._steps += 1
-        if self._steps % self.every == 0:
-            # every process must come to the same verdict
-            reduced = {task: trainer.strategy.reduce(total, reduce_op="mean") for task, total in self._sums.items()}
-            means = {task: [value / self.every for value in total.tolist()] for task, total in reduced.items()}
-            self._sums = {}
-            for task, (share, spread) in means.items():
-                if share < self.share or spread > self.spread:
-                    self._healthy.add(task)
-                elif task in self._healthy:
-                    raise CollapsedError(
-                        f"step {trainer.global_step}: predictions for task '{task}' collapsed onto one class",
-                        expected=f"a largest class below {self.share:.0%} of a batch",
-                        got=f"{share:.0%}, marginal entropy {spread:.3f} of log(classes)",
-                        todo="use fewer steps, a lower model.search.lr, model.penalty, or normalise the entropy",
-                    )
 
 
 class RunawayGuard(Callback):

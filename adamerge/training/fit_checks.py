@@ -61,7 +61,7 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
     if objective is not None:
         _check_heads(merged)
         check_learned(merging.search, merged.parametrization)
-    if objective is not None or merging.recalibrate_buffers:
+    if merging.sees_inputs:
         data.check(merged.backbone, objective is not None and fit.validated)
     if objective is not None:
         for task in data.fitted:

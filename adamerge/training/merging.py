@@ -12,7 +12,7 @@ from adamerge.merging.copies import Copy
 from adamerge.objectives import Objective, View
 from adamerge.objectives.penalties import Penalty
 from adamerge.parametrizations import ParametrizationFactory
-from adamerge.solvers import Solver
+from adamerge.solvers import TaskVectorWriter
 from adamerge.task_vectors.storage import Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.descent import Descent
@@ -31,7 +31,8 @@ class Method:
         parametrization: which elements share a coefficient.
         objective: what drives the coefficients; None keeps the initial ones and opens no data.
         search: how they are learned.
-        solver: writes one task vector of all, which the parametrization then merges; instead of an objective.
+        solver: writes new task vectors, one of all or each expert's components, for a later stage; instead of an objective.
+            It may see inputs.
         penalty: on the coefficients.
         views: how the samples are changed anew in each step, for the merged model and its teachers alike; they are seen as
             they are when None.
@@ -57,7 +58,7 @@ class Method:
     parametrization: ParametrizationFactory
     objective: Objective | None = None
     search: Search = field(default_factory=Descent)
-    solver: Solver | None = None
+    solver: TaskVectorWriter | None = None
     penalty: Penalty | None = None
     views: View | None = None
     task_weights: dict[str, float] | None = None
@@ -74,6 +75,12 @@ class Method:
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"model.micro_batch must be at least 1, got {self.micro_batch}")
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Returns whether calibration inputs are read, for whatever; else base and experts are all that is seen."""
+        solving = self.solver is not None and self.solver.sees_inputs
+        return self.objective is not None or self.recalibrate_buffers or solving
 
     def teaching(self) -> Teachers:
         """Returns the teachers: those given, or the plain ones for samples that change in each step or do not."""

@@ -16,7 +16,7 @@ from adamerge.errors import ConfigError, did_you_mean
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Parametrization
 from adamerge.precision import check_precision
-from adamerge.solvers import Solver
+from adamerge.solvers import TaskVectorWriter
 from adamerge.training.merging import Method
 from adamerge.training.search import Search
 
@@ -72,17 +72,23 @@ def check_method(
     objective = method.objective
     if method.solver is not None:
         _check_solver(method, method.solver)
-    if isinstance(data, NoData) and (objective is not None or method.recalibrate_buffers):
-        what = f"model.objective={type(objective).__name__}" if objective is not None else "model.recalibrate_buffers"
+    if isinstance(data, NoData) and method.sees_inputs:
+        seeing = {"model.objective": objective, "model.solver": method.solver}
+        named = [f"{key}={type(part).__name__}" for key, part in seeing.items() if part is not None]
+        what = named[0] if named else "model.recalibrate_buffers"
         raise ConfigError(
             f"{what} needs data, and there are none",
             expected="a data section in the pool",
             got="data: null",
             todo="add one, or leave out what needs it: a method without an objective merges base and experts alone",
         )
-    if objective is None:
+    if objective is None and (method.solver is None or not method.sees_inputs):
         return
     tasks = tuple(data.tasks) if tasks is None else tasks
+    if objective is None:
+        _check_seen(type(method.solver).__name__, experts, data, tasks)
+        _check_tasks(method, experts, data, tasks)
+        return
     _check_search(method, data.batch_size, fit)
     check_precision(fit.precision, dtype)
     _check_objective(method, objective, experts, data, tasks)
@@ -133,7 +139,7 @@ def _check_search(method: Method, batch_size: int, fit: FitSettings) -> None:
     search.check(fit.steps, batch_size)
 
 
-def _check_solver(method: Method, solver: Solver) -> None:
+def _check_solver(method: Method, solver: TaskVectorWriter) -> None:
     """Refuses what does not go with a solver, whose task vectors take the place of the experts'."""
     kind = type(solver).__name__
     other = {
@@ -147,6 +153,13 @@ def _check_solver(method: Method, solver: Solver) -> None:
                 f"{key} does not go with model.solver={kind}: a solver is a stage of its own",
                 todo="make the method a folder of stages, and name the solver's file {task_vectors} in the second",
             )
+    if solver.sees_inputs and method.copy is not None and not method.copy.whole:
+        raise ConfigError(
+            f"{kind} runs whole models one after the other in one copy",
+            expected="model.copy=adamerge.WholeCopy",
+            got=f"model.copy={method.copy}",
+            todo="leave it out",
+        )
     plain_data(solver, "written into a file of task vectors")
 
 
@@ -204,10 +217,23 @@ def _check_objective(
             got=f"model.views={type(method.views).__name__}",
             todo="leave out model.teachers, or model.views",
         )
+    if objective.taught:
+        _check_taught(type(objective).__name__, experts, data, tasks)
+
+
+def _check_seen(kind: str, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:
+    """Refuses data of which a solver may not see all that it would be handed, or that it has no expert for."""
+    if data.labelled:
+        raise ConfigError(f"{kind} must not see labels", expected="data.labelled=False", got="data.labelled=True")
+    _check_taught(kind, experts, data, tasks)
+
+
+def _check_taught(kind: str, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:
+    """Refuses tasks without an expert of their own."""
     untaught = [task for task in _fitted(data, tasks) if task not in experts]
-    if objective.taught and untaught:
+    if untaught:
         raise ConfigError(
-            f"{type(objective).__name__}: task '{untaught[0]}' has no expert of its name to learn from",
+            f"{kind}: task '{untaught[0]}' has no expert of its name to learn from",
             expected=f"tasks of {list(experts)}",
             got=untaught,
         )

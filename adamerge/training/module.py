@@ -23,6 +23,7 @@ from adamerge.parametrizations.held_names import held_names
 from adamerge.training.batchnorm import check_normalised
 from adamerge.training.fit_checks import check_processes, check_same_models, planned, preflight
 from adamerge.training.held_coefficients import Held
+from adamerge.training.held_out import HeldOut
 from adamerge.training.merging import Merging
 from adamerge.training.method_checks import FitSettings
 from adamerge.training.nonfinite_guard import Guard
@@ -33,6 +34,9 @@ from adamerge.training.split_scores import SplitScores
 from adamerge.training.step_batches import StepBatches
 from adamerge.training.task_balance import TaskBalance
 
+DECIDED = ("search", "teachers", "balance", "held_out", "result")
+"""Attributes of a module whose state is in its checkpoints, beside the parameters."""
+
 
 class MergingModule(LightningModule):
     """A merged model under Lightning; its only parameters are the coefficients.
@@ -42,6 +46,7 @@ class MergingModule(LightningModule):
 
     Attributes:
         evaluation: of the last step; empty before the first one.
+        held_out: looks at inputs that no step sees.
         result: what the fit ends with.
 
     Raises:
@@ -57,13 +62,9 @@ class MergingModule(LightningModule):
             check_normalised(backbone)
         super().__init__()
         self.merging = merging
+        parametrization, storage = merging.parametrization(task_vectors), merging.storage
         self.merged = MergedModel(
-            backbone,
-            task_vectors,
-            merging.parametrization(task_vectors),
-            merging.storage,
-            copy=merging.copy,
-            passes=merging.passes,
+            backbone, task_vectors, parametrization, storage, copy=merging.copy, passes=merging.passes
         )
         self.objective = merging.objective  # a submodule: its buffers are in the checkpoints
         self.teachers = merging.teaching()
@@ -73,6 +74,7 @@ class MergingModule(LightningModule):
             load_values(Path(merging.init_from), self.merged.parametrization, task_vectors.experts)
         self.guard = Guard(self.merged.parametrization.project_)
         self.held = Held(self.merged, self.guard, merging.hold)
+        self.held_out = HeldOut(self.merged, merging.micro_batch)
         self.result = Result(self.merged, merging.recalibrate_buffers)
         self.evaluation = Evaluation({}, {})
         self.search = copy.copy(merging.search)
@@ -113,6 +115,7 @@ class MergingModule(LightningModule):
             self.to(strategy.root_device)  # it is sharded where it will be, and the trainer moves modules later
         check_same_models(self.merged.task_vectors)
         if stage == "fit":
+            self.held_out.begin()
             self.result.begin()
             if self._passed is not data:
                 self.preflight(data, FitSettings.of(self.trainer))
@@ -135,22 +138,20 @@ class MergingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves what is decided once for a run, such as which coefficients are held, and the search's state."""
         checkpoint["held"] = self.held.state(self.named_parameters())
-        checkpoint["search"] = self.search.state_dict()
-        checkpoint["teachers"] = self.teachers.state_dict()
-        checkpoint["balance"] = self.balance.state_dict()
+        checkpoint |= {name: getattr(self, name).state_dict() for name in DECIDED}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what a run has decided and the search's state; a run that held no coefficients goes on so."""
         self.held.load(checkpoint.get("held", {}), self.named_parameters())
-        if "search" in checkpoint:  # earlier versions wrote none
-            self.search.load_state_dict(checkpoint["search"])
-        self.teachers.load_state_dict(checkpoint.get("teachers", {}))
-        self.balance.load_state_dict(checkpoint.get("balance", {}))
+        for name in DECIDED:
+            if name in checkpoint:  # earlier versions wrote fewer
+                getattr(self, name).load_state_dict(checkpoint[name])
 
     def on_fit_start(self) -> None:
         """Gets a taught objective's experts ready, before the loader's workers start, and decides what is held."""
         self.guard.forget()
         self.evaluation = Evaluation({}, {})
+        self.trainer.should_stop |= bool(self.result.ended)
         self.batches.begin(self.teachers, self.data, self.trainer)
         self.balance.begin(self._first_losses, self.device)
         run = None
@@ -200,8 +201,7 @@ class MergingModule(LightningModule):
         protocol: dict[str, Any] = {}
         if self._trainer is not None and self.objective is not None:
             protocol = self.data.protocol | ({"selection": choice} if choice else {})
-        held = held_names(merged.parametrization.held, merged.task_vectors.experts)
-        protocol |= {**self.result.recalibration, **held}
+        protocol |= self.result.recalibration | held_names(merged.parametrization.held, merged.task_vectors.experts)
         last = self.global_step if self._trainer is not None else 0
         step = last if choice.get("step") is None else choice["step"]
         return Coefficients(

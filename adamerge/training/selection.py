@@ -1,44 +1,19 @@
-"""Selection: the labelled validation split decides which step's coefficients are a fit's result; else the last's."""
+"""Selections: the rules by which a step's coefficients become a fit's result, by labels or without them."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import torch
-from lightning import Callback, LightningModule, Trainer
-
+from adamerge.data.agreement import Agreement
 from adamerge.data.metrics import Metric
 from adamerge.errors import ConfigError
-from adamerge.merging.merged_model import MergedModel
-from adamerge.training.evaluation import average, means, score
-from adamerge.training.module import MergingModule
-from adamerge.training.result import Chooser
-
-
-class Look(NamedTuple):
-    """The scores by which a selection judges a step: of the merged model, the base and the experts.
-
-    Attributes:
-        scores: of the merged model on each task's validation split.
-        base: of the base, on the same samples.
-        experts: of each expert on its own task; a task without one is not in it.
-        weights: of the tasks in the objective; negative where the fit moves away.
-        metric: whose scores these are.
-    """
-
-    scores: Mapping[str, float]
-    base: Mapping[str, float]
-    experts: Mapping[str, float]
-    weights: Mapping[str, float]
-    metric: Metric
+from adamerge.training.evaluation import average
+from adamerge.training.looks import HeldOutLooks, Look, Looks, ValidationLooks
 
 
 class Selection(ABC):
-    """A rule that says how good a step is by its scores."""
+    """A rule that says how good a step is by its scores: on the labelled validation split, if it does not say otherwise."""
 
     @abstractmethod
     def value(self, look: Look) -> float | None:
@@ -47,6 +22,10 @@ class Selection(ABC):
         Raises:
             ConfigError: the rule does not fit the tasks.
         """
+
+    def looked_at(self) -> Looks:
+        """Returns what is looked at in a fit, before the first look."""
+        return ValidationLooks()
 
     def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
         """Checks whether the rule fits the tasks that are fitted and their weights, before a fit begins.
@@ -106,127 +85,50 @@ class LowestTarget(Selection):
             )
 
 
-def _ratio(metric: Metric, value: float, reference: float) -> float:
+class HighestAgreement(Selection):
+    """The highest mean agreement with the tasks' own experts on inputs that are held out, without labels.
+
+    Of classes it is the share of samples for which model and expert hold the same class for the likeliest; of tokens, the
+    lowest divergence. ``data.held_out`` says how many inputs no step sees. The experts run on them once before a fit, so that
+    it can choose for any objective. A step at which a task has lost too much of what it began with may not be chosen.
+
+    Args:
+        fall: share of a task's agreement at the initial coefficients that a step may lose; of divergences, of the
+            probability of the expert's tokens.
+
+    Raises:
+        ConfigError: fall is not within (0, 1]; in use: a task has a negative weight, or no expert of its own.
+    """
+
+    def __init__(self, fall: float = 0.5) -> None:
+        if not 0 < fall <= 1:
+            raise ConfigError(f"HighestAgreement: fall must be positive and at most 1, got {fall}")
+        self.fall = fall
+
+    def looked_at(self) -> Looks:
+        """Returns looks at the inputs that are held out."""
+        return HeldOutLooks()
+
+    def value(self, look: Look) -> float | None:
+        """Returns the mean agreement, or minus the mean divergence; None where a task lost too much."""
+        if any(lost > self.fall for lost in look.lost.values()):
+            return None
+        mean = average(look.scores)
+        return mean if look.metric.higher_is_better else -mean
+
+    def check(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+        """Refuses tasks that the fit moves away from: their experts are no model for it."""
+        away = [task for task in tasks if weights.get(task, 1.0) < 0]
+        if away:
+            raise ConfigError(
+                f"HighestAgreement: the fit moves away from task '{away[0]}', and agreement with its expert is no aim",
+                expected="weights that are not negative",
+                got=f"{weights[away[0]]} in model.task_weights",
+                todo="choose by another rule, such as LowestTarget",
+            )
+
+
+def _ratio(metric: Metric | Agreement, value: float, reference: float) -> float:
     """Returns how good a score is beside another, 1 when it is the same: more is better whatever the metric."""
     above, below = (value, reference) if metric.higher_is_better else (reference, value)
     return above / below if below else 1.0 + above
-
-
-class KeepBest(Callback, Chooser):
-    """Looks at the validation split now and then, and lets the best step's coefficients be the fit's result.
-
-    It looks before the first step, so that a fit never ends worse than it began, after each ``every`` steps and after the
-    last. The coefficient file and ``summary.json`` say which step was chosen, on which split, and that its labels were read.
-
-    Args:
-        selection: what is best; of equals, the earliest.
-        every: steps between two looks.
-
-    Raises:
-        ConfigError: every is below 1; in use: a task has no labelled validation split.
-    """
-
-    def __init__(self, selection: Selection, every: int = 10) -> None:
-        if every < 1:
-            raise ConfigError(f"KeepBest: every must be at least 1, got {every}")
-        self.selection, self.every = selection, every
-        self._base: dict[str, float] = {}
-        self._experts: dict[str, float] = {}
-        self._best: dict[str, Any] = {}
-        self._values: dict[str, torch.Tensor] = {}
-        self._looks = 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets the looks of an earlier fit, and refuses data without a labelled validation split."""
-        if stage == "fit":
-            self._base, self._experts, self._best, self._values, self._looks = {}, {}, {}, {}, 0
-            data, weights = _merging(pl_module).data, _merging(pl_module).merging.task_weights or {}
-            lacking = sorted(set(data.fitted) - set(data.labelled_tasks("validation")))
-            if lacking:
-                raise ConfigError(
-                    f"{type(self.selection).__name__} chooses on the validation split, and task '{lacking[0]}' has none "
-                    "with labels",
-                    todo="leave KeepBest out of trainer.callbacks: the last step is then the result",
-                )
-            self.selection.check(data.fitted, weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs: the best step so far, its coefficients, and the scores to compare with."""
-        return {
-            "base": self._base,
-            "experts": self._experts,
-            "best": self._best,
-            "values": self._values,
-            "looks": self._looks,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues with the best step that a checkpoint holds."""
-        self._base, self._experts = state_dict["base"], state_dict["experts"]
-        self._best, self._values, self._looks = state_dict["best"], state_dict["values"], state_dict["looks"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores base and experts, and the coefficients that the fit starts from."""
-        if self._looks == 0:
-            module = _merging(pl_module)
-            merged, data = module.merged, module.data
-            merged.fill(merged.task_vectors.base.__getitem__)
-            self._base = self._scores(module, data.fitted)
-            for task in data.fitted:
-                if task in merged.task_vectors.checkpoints:
-                    merged.fill_expert(task)
-                    self._experts |= self._scores(module, [task])
-            self._look(_merging(pl_module))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Scores the step before its checkpoint is written, so that a resumed run chooses among the same steps."""
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self._look(_merging(pl_module))
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Makes the best step so far the result of a fit that ends early, too."""
-        if isinstance(pl_module, MergingModule):
-            pl_module.result.choose(trainer)
-
-    def choose(self, merged: MergedModel) -> dict[str, Any]:
-        """Puts the best step's coefficients in place; where no step may be chosen, the last one's stand."""
-        if not self._looks:
-            return {}
-        if not self._best:
-            warnings.warn(f"{type(self.selection).__name__}: no step may be chosen; the last one stands", stacklevel=2)
-        else:
-            merged.parametrization.load_state_dict(self._values)
-        return {
-            "rule": type(self.selection).__name__,
-            "split": "validation, labels read",
-            "looks": self._looks,
-            **(self._best or {"step": None}),
-        }
-
-    def _look(self, module: MergingModule) -> None:
-        data, weights = module.data, module.merging.task_weights or {}
-        with torch.no_grad():
-            module.merged.merge()
-        scores = self._scores(module, data.fitted)
-        value = self.selection.value(Look(scores, self._base, self._experts, weights, data.metric))
-        self._looks += 1
-        if value is not None and math.isfinite(value) and (not self._best or value > self._best["value"]):
-            self._best = {"step": module.global_step, "value": value, "scores": scores}
-            state = module.merged.parametrization.state_dict()
-            self._values = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-    def _scores(self, module: MergingModule, tasks: list[str]) -> dict[str, float]:
-        data = module.data
-        loaders = {task: data.eval_dataloader(task, "validation") for task in tasks}
-        with module.trainer.precision_plugin.val_step_context():
-            return means({task: score(module.merged, task, loader, data.metric) for task, loader in loaders.items()})
-
-
-def _merging(module: LightningModule) -> MergingModule:
-    if not isinstance(module, MergingModule):
-        raise ConfigError(
-            "KeepBest chooses among merging coefficients", expected="a MergingModule", got=type(module).__name__
-        )
-    return module

@@ -8,7 +8,7 @@ import transformers
 from pico import ENCODER, VISION, random_model
 
 from adamerge.checkpoints.checkpoint import StateDict
-from adamerge.checkpoints.compatibility import refuse_extra, refuse_other
+from adamerge.checkpoints.compatibility import refuse_extra, refuse_other, same_tensor
 from adamerge.errors import CheckpointError
 from adamerge.task_vectors.task_vectors import TaskVectors
 
@@ -55,3 +55,8 @@ def test_all_that_differs_in_an_expert_is_left_out_by_one_advice():
     assert f"pass exclude={patterns}" in found.value.todo
     left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
     refuse_other("a", expert, base, left)
+
+
+def test_tensors_are_compared_by_their_values():
+    one, other = (StateDict({"a": torch.ones(2), "b": torch.full((2,), value)}) for value in (1.0, 2.0))
+    assert same_tensor("a", one, other) and not same_tensor("b", one, other)

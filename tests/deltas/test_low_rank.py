@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from adamerge.checkpoints.lora_factors import Factors, no_change
 from adamerge.deltas.base import DenseDeltas
-from adamerge.deltas.groups import Chunks, RowsAndColumns, Whole
+from adamerge.deltas.groups import Chunks, Components, RowsAndColumns, Whole
 from adamerge.deltas.low_rank import JoinedDeltas, LowRankDeltas
 from adamerge.deltas.streamed import StreamedDeltas
+from adamerge.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -170,7 +171,60 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("groups", [Whole(), RowsAndColumns(60, 50)], ids=["whole", "rows and columns"])
+def terms_of(factors, matrix=None):
+    """Each expert's components as numbers, ``(experts, most, numel)`` in float64; of sums of experts all of theirs."""
+    every = [f.scale * torch.einsum("in,nj->nij", f.left().double(), f.right().double()).flatten(1) for f in factors]
+    if matrix is not None:
+        every = [torch.cat([w * own for w, own in zip(row.double(), every, strict=True) if w != 0]) for row in matrix]
+    most = max(len(own) for own in every)
+    return torch.stack([torch.cat([own, own.new_zeros(most - len(own), own.shape[1])]) for own in every])
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize("matrix", [None, torch.tensor([[0.5, 0.0, -2.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])])
+def test_components_are_the_formula(matrix, part):
+    """``sum_k sum_j c_k[j] u_kj v_kj^T`` and its transpose, of ranks 2, 0 and 5; also of experts that are sums of others."""
+    factors = experts((12, 7))
+    deltas = LowRankDeltas.of(factors, torch.Size((12, 7)), CPU)
+    deltas = deltas if matrix is None else deltas.mapped(matrix)
+    terms, here = terms_of(factors, matrix), part or slice(0, 84)
+    assert deltas.terms(3) == ([2, 0, 5] if matrix is None else [7, 0, 7])
+    groups = Components(max(deltas.terms(3)))
+    coefficients, slope = torch.randn(3, groups.count), torch.randn(here.stop - here.start)
+    if part is not None and part.start % 7:
+        with pytest.raises(ConfigError, match="and these are elements"):  # as of a dense expert
+            deltas.summed(coefficients, groups, part)
+        return
+    products = coefficients.double().unsqueeze(2) * terms
+    found = deltas.summed(coefficients, groups, part)
+    assert (found.double() - products.sum(dim=(0, 1))[here]).abs().max() <= gamma(20) * products.abs().sum((0, 1)).max()
+    contracted = deltas.contract(slope, groups, part)
+    sizes = (terms[:, :, here] * slope.double()).abs().sum(dim=2)
+    assert contracted.shape == (3, groups.count)
+    assert ((contracted.double() - terms[:, :, here] @ slope.double()).abs() <= gamma(84 + 4) * 4 * sizes + 1e-12).all()
+
+
+def test_one_coefficient_on_all_components_is_that_of_the_whole():
+    deltas = LowRankDeltas.of(experts((12, 7)), torch.Size((12, 7)), CPU)
+    coefficients = torch.randn(3, 1)
+    whole = deltas.summed(coefficients, Whole())
+    assert torch.allclose(deltas.summed(coefficients.expand(3, 5), Components(5)), whole, rtol=0, atol=1e-5)
+
+
+def test_gradcheck_of_components():
+    deltas = LowRankDeltas.of(experts((12, 7)), torch.Size((12, 7)), CPU)
+    coefficients = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c: deltas.combine(c, Components(5)), coefficients)
+
+
+def test_of_several_kinds_the_terms_are_told_one_after_the_other():
+    deltas, _ = joined((12, 7))
+    assert deltas.terms(4) == [None, 2, 3, None]
+
+
+@pytest.mark.parametrize(
+    "groups", [Whole(), Components(5), RowsAndColumns(60, 50)], ids=["whole", "components", "rows and columns"]
+)
 def test_whole_tensors_are_never_dense_per_expert(groups):
     shape = (60, 50)
     deltas = LowRankDeltas.of(experts(shape), torch.Size(shape), CPU)

@@ -52,6 +52,23 @@ def test_any_sessions_give_the_same_bytes(sessions, tmp_path):
         assert torch.equal(value, values()[name]) and value.dtype == HEADER[name][0]
 
 
+def test_what_is_written_can_be_read_at_any_time_and_the_rest_is_not_there(tmp_path):
+    target = tmp_path / "file"
+    begun(target, 1)
+    with ResumableFile(target, HEADER, METADATA) as file:
+        for number, name in enumerate(HEADER):
+            there = {one: read() for one in HEADER if (read := file.reader(one)) is not None}
+            assert list(there) == list(HEADER)[: max(1, number)]
+            assert all(torch.equal(value, values()[one]) for one, value in there.items())
+            assert all(value.dtype == HEADER[one][0] for one, value in there.items())
+            if number > 0:
+                file.add(values()[name])
+        assert file.reader("other") is None
+        file.finish()
+    finished(tmp_path / "at once")
+    assert target.read_bytes() == (tmp_path / "at once").read_bytes(), "reading moves nothing"
+
+
 def hidden(target, word):
     return target.with_name(f".{target.name}.adamerge-{word}")
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from component_files import with_components
 from rounding import gamma, roundings_of
 from running import numbers_of
 from safetensors.torch import save_file
@@ -32,6 +33,7 @@ from adamerge.merging.merged_tensor import updates
 from adamerge.merging.pullback import MergeGradients
 from adamerge.parametrizations import (
     ChunkWise,
+    ComponentWise,
     Concrete,
     ElementWise,
     LayerWise,
@@ -40,6 +42,7 @@ from adamerge.parametrizations import (
     TaskWise,
     Update,
 )
+from adamerge.task_vectors.memory import Sizes
 from adamerge.task_vectors.storage import Disk, Resident, Storage
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.transforms import Ties
@@ -602,6 +605,21 @@ def test_elements_cost_what_chunks_do_beside_the_learned_numbers(tmp_path, tasks
         found = cost(MergedModel(Mlp(Net(width)), vectors, ElementWise(vectors), storage), torch.randn(3, width))
         print(f"T={tasks} {storage}: {found.both:.3f} P, bound {bound} P")
         assert 2 * tasks <= found.both - tasks <= bound
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 8])
+def test_components_cost_what_reading_their_factors_costs(tmp_path, tasks):
+    """A merge reads both factors, and the left ones times coefficients; a contraction's products are read with right ones."""
+    width = 96
+    given = files(tmp_path, tasks, width)
+    vectors = with_components(tmp_path / "components.safetensors", given)
+    elements = sum(vectors.shape(name).numel() for name in vectors)
+    share = Sizes.of(vectors).factors / elements  # 2 T of square matrices
+    for storage, bound in ((Resident(), 4 * share + 2), (Disk(), 6 * share + 2)):
+        merged = MergedModel(Mlp(Net(width)), vectors, ComponentWise(vectors), storage)
+        found = cost(merged, torch.randn(3, width))
+        print(f"T={tasks} {storage}: {found.both:.3f} P, bound {bound:.3f} P, factors {share:.2f} P")
+        assert 2 * share <= found.both <= bound
 
 
 def test_the_gradient_of_many_groups_is_put_together_once():

@@ -9,7 +9,8 @@ from adamerge.errors import ConfigError
 from adamerge.runs.early_checks import checked_parts
 from adamerge.runs.instantiate import Configured
 from adamerge.runs.parser import read_first
-from adamerge.training.callbacks import CollapseGuard, RunawayGuard
+from adamerge.training.callbacks import RunawayGuard
+from adamerge.training.collapse_guard import CollapseGuard
 
 KEEP = "--trainer.callbacks=[{class_path: KeepBest, init_args: {selection: {class_path: HighestScore}}}]"
 

@@ -219,3 +219,14 @@ def test_gradients_do_not_depend_on_it(given):
         place.grad = slope.view(24, 40)
         found.append(gradients.gradients({"a.weight": Place(place)})[0])
     assert torch.equal(*found) and found[0].any()
+
+
+def test_a_start_may_come_to_be_tensor_by_tensor():
+    """As a solver writes it: what reads a delta is asked for at every merge, and other task vectors keep their own start."""
+    base, experts = {"a": torch.ones(2, 3), "b": torch.ones(4)}, {"one": {"a": torch.zeros(2, 3), "b": torch.zeros(4)}}
+    plain, written = TaskVectors(base, experts), {}
+    growing = plain.begun(lambda name: (lambda: written[name]) if name in written else None).to("cpu")
+    assert growing.start_deltas("a") is None and not growing.starts("a")
+    written["a"] = torch.full((2, 3), 0.5)
+    assert torch.equal(growing.start_deltas("a").dense()[0], written["a"]) and growing.starts("a")
+    assert growing.start_deltas("b") is None and plain.start_deltas("a") is None

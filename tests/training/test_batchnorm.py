@@ -33,8 +33,9 @@ from adamerge.parametrizations import Concrete
 from adamerge.training.batchnorm import MOST_BATCHES, Moments, normalisations, recalibrate
 from adamerge.training.callbacks import CoefficientFile
 from adamerge.training.evaluation import means
+from adamerge.training.keep_best import KeepBest
 from adamerge.training.scorer import Scorer
-from adamerge.training.selection import KeepBest, Selection
+from adamerge.training.selection import Selection
 
 FIRST = "resnet.embedder.embedder.normalization"
 STATISTICS = ("running_mean", "running_var")

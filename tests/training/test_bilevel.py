@@ -26,7 +26,7 @@ from adamerge.errors import ConfigError, DivergedError
 from adamerge.objectives import Entropy
 from adamerge.parametrizations.constraints import Free, Projection
 from adamerge.parametrizations.hashed_noise import logistic
-from adamerge.training.callbacks import CollapseGuard
+from adamerge.training.collapse_guard import CollapseGuard
 from adamerge.training.search_step import SearchStep
 
 from .test_descent import QUIET, fitted, images

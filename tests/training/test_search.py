@@ -19,8 +19,9 @@ from adamerge.parametrizations.constraints import Projection
 from adamerge.parametrizations.hashed_noise import logistic
 from adamerge.runs.fit import fit
 from adamerge.training import Descent
+from adamerge.training.keep_best import KeepBest
 from adamerge.training.run_checkpoints import StepCheckpoints
-from adamerge.training.selection import HighestScore, KeepBest
+from adamerge.training.selection import HighestScore
 
 from .test_descent import QUIET, fitted, images, w
 

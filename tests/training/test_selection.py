@@ -1,24 +1,12 @@
-"""Selection: the rules by hand, which step's coefficients are the result, and that a resumed fit chooses the same."""
-
-import math
-from functools import partial
+"""Selections: the rules by hand, of scores with labels and of agreement without."""
 
 import pytest
-import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from modules import descending
-from running import command, fit_words, pool_config, without_pictures, write_yaml
-from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
-from adamerge.artifacts.coefficients import read_coefficients
+from adamerge.data.agreement import Divergence, SameClass
 from adamerge.data.metrics import Accuracy, TokenLoss
 from adamerge.errors import ConfigError
-from adamerge.io.untrusted_files import read_json
-from adamerge.objectives import CrossEntropy
-from adamerge.parametrizations import LayerWise
-from adamerge.training import MergingModule
-from adamerge.training.selection import HighestScore, KeepBest, Look, LowestTarget, Selection
+from adamerge.training.looks import Look
+from adamerge.training.selection import HighestAgreement, HighestScore, LowestTarget
 
 
 def look(scores, base=None, experts=None, weights=None, metric=None) -> Look:
@@ -50,221 +38,31 @@ def test_lowest_target_needs_targets_and_controls(weights):
         LowestTarget().value(look({"a": 0.1, "b": 0.4}, weights=weights))
 
 
-class Plan(Selection):
-    """The k-th look has the k-th value."""
-
-    def __init__(self, *values):
-        self.values, self.looks = values, []
-
-    def value(self, look):
-        self.looks.append(look)
-        return self.values[(len(self.looks) - 1) % len(self.values)]
+def agreed(scores, lost=None, metric=None) -> Look:
+    return Look(scores, {}, dict.fromkeys(scores, 1.0), {}, metric or SameClass(), lost or dict.fromkeys(scores, 0.0))
 
 
-class Trail(Callback):
-    """The coefficients after each step, and where the fit ends before the best are put in place."""
-
-    def __init__(self):
-        self.w = {}
-
-    def on_train_start(self, trainer, module):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
-
-    def on_train_batch_end(self, trainer, module, *rest):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
+def test_highest_agreement_is_the_mean_over_tasks():
+    rule = HighestAgreement()
+    assert rule.value(agreed({"a": 0.6, "b": 0.9})) == pytest.approx(0.75)
+    assert rule.value(agreed({"a": 0.4, "b": 1.4}, metric=Divergence())) == pytest.approx(-0.9)
 
 
-def module_of(beta=None, lr=0.05, objective=None) -> MergingModule:
-    objective = objective if objective is not None else CrossEntropy()
-    return descending(
-        ToyClassifier(), vectors_of(), partial(LayerWise, init=0.0), objective, lr, task_weights=beta or {}
-    )
+def test_a_task_may_not_lose_most_of_what_it_began_with():
+    assert HighestAgreement().value(agreed({"a": 0.9, "b": 0.9}, {"a": -0.2, "b": 0.51})) is None
+    assert HighestAgreement().value(agreed({"a": 0.9, "b": 0.9}, {"a": -0.2, "b": 0.49})) == pytest.approx(0.9)
+    assert HighestAgreement(fall=0.6).value(agreed({"a": 0.9, "b": 0.9}, {"a": 0.0, "b": 0.59})) is not None
 
 
-@pytest.mark.parametrize(
-    ("values", "step"),
-    [
-        ((1, 2, 3, 4), 7),
-        ((4, 3, 2, 1), 0),
-        ((1, 5, 5, 2), 3),
-        ((None, 1, None, 2), 7),
-        ((None, 2, 1, None), 3),
-        ((math.nan, 1, math.inf, 0), 3),
-    ],
-)
-def test_the_best_step_is_the_result(values, step):
-    """Looks before the fit, after steps 3 and 6, and after the last, 7; of equals, the earliest."""
-    trail, keep, module = Trail(), KeepBest(Plan(*values), every=3), module_of()
-    fit_toy(module, ToyPoints(labelled=True), 7, callbacks=[trail, keep])
-    assert torch.equal(module.merged.parametrization.w, trail.w[step])
-    found = module.coefficients()
-    assert found.step == step and module.global_step == 7
-    chosen = found.protocol["selection"]
-    assert (chosen["step"], chosen["looks"], chosen["rule"]) == (step, 4, "Plan")
-    assert chosen["split"] == "validation, labels read"
-
-
-def test_without_it_the_last_step_is_the_result():
-    module = fit_toy(module_of(), ToyPoints(labelled=True), 3)
-    assert module.coefficients().step == 3 and "selection" not in module.coefficients().protocol
-
-
-def test_where_no_step_may_be_chosen_the_last_one_stands_and_it_is_said():
-    trail, module = Trail(), module_of()
-    with pytest.warns(UserWarning, match="no step may be chosen"):
-        fit_toy(module, ToyPoints(labelled=True), 4, callbacks=[trail, KeepBest(Plan(None), 2)])
-    assert torch.equal(module.merged.parametrization.w, trail.w[4])
-    assert module.coefficients().protocol["selection"]["step"] is None and module.coefficients().step == 4
-
-
-def test_looks_are_at_the_validation_split_with_base_and_experts_beside():
-    plan, module, data = Plan(1.0), module_of({"two": 0.5}), ToyPoints(labelled=True)
-    fit_toy(module, data, 2, callbacks=[KeepBest(plan)])
-    base, experts = weights_of()
-    for task in TASKS:
-        rows = data.rows(task, "validation")
-        points, labels = torch.tensor(rows["point"][:]), torch.tensor(rows["label"][:])
-
-        def score(weights, task=task, points=points, labels=labels):
-            return float((logits_of(weights, task, points).argmax(1) == labels).double().mean())
-
-        assert plan.looks[0].base[task] == pytest.approx(score(base)) == plan.looks[0].scores[task]
-        assert plan.looks[0].experts[task] == pytest.approx(score(experts[task]))
-    assert plan.looks[0].weights == {"two": 0.5}
-    assert plan.looks[-1].base == plan.looks[0].base
-
-
-def test_looking_does_not_change_the_fit():
-    trails = [Trail(), Trail()]
-    fit_toy(module_of(), ToyPoints(labelled=True), 6, callbacks=[trails[0]])
-    fit_toy(module_of(), ToyPoints(labelled=True), 6, callbacks=[trails[1], KeepBest(Plan(5, 4, 3), 2)])
-    assert all(torch.equal(trails[0].w[step], trails[1].w[step]) for step in range(7))
-
-
-@pytest.mark.parametrize("stop", [4, 5])
-@pytest.mark.parametrize("values", [(1, 9, 3, 4, 5), (1, 2, 3, 9, 5)])
-def test_a_resumed_fit_chooses_the_same_step(tmp_path, stop, values):
-    """Also when the best step was before the checkpoint, and when the checkpoint is of a step that is looked at."""
-    settings = {
-        **QUIET,
-        "enable_checkpointing": True,
-        "max_steps": 8,
-        "max_epochs": 1,
-        "default_root_dir": str(tmp_path),
-    }
-    saved = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=stop, save_top_k=-1)
-    whole = module_of()
-    Trainer(**settings, callbacks=[KeepBest(Plan(*values), 2), saved]).fit(whole, ToyPoints(labelled=True))
-    plan, resumed = Plan(*values), module_of()
-    plan.looks = [None] * (1 + stop // 2)
-    Trainer(**settings, callbacks=[KeepBest(plan, 2)]).fit(
-        resumed, ToyPoints(labelled=True), ckpt_path=tmp_path / "kept" / f"step={stop}.ckpt", weights_only=True
-    )
-    assert torch.equal(resumed.merged.parametrization.w, whole.merged.parametrization.w)
-    assert resumed.coefficients().protocol == whole.coefficients().protocol
-    assert resumed.coefficients().step == {1: 2, 3: 6}[values.index(9)]
-
-
-def test_negation_forgets_the_target_and_keeps_the_control():
-    """Ascent on one task; the chosen step holds the bound, and the last one, which goes on, does not."""
-    keep = KeepBest(LowestTarget(share=0.95), every=1)
-    module, data = module_of({"one": -1.0, "two": 1.0}, lr=0.1), ToyPoints(labelled=True, rows=200)
-    trail = Trail()
-    fit_toy(module, data, 25, callbacks=[trail, keep])
-    chosen = module.coefficients().protocol["selection"]
-    base = keep._base
-    assert chosen["scores"]["two"] >= 0.95 * base["two"] and chosen["scores"]["one"] < 0.8 * base["one"]
-    assert 0 < chosen["step"] < 25
-    last, _ = scores_of(trail.w[25], data)
-    assert last["two"] < 0.95 * base["two"] and last["one"] < chosen["scores"]["one"], "without the bound it would win"
-
-
-def scores_of(w, data):
-    base, experts = weights_of()
-    merged = {
-        name: base[name] + sum(w[k, p] * (experts[task][name] - base[name]) for k, task in enumerate(TASKS))
-        for p, name in enumerate(vectors_of())
-    }
-    found = {}
-    for task in TASKS:
-        rows = data.rows(task, "validation")
-        points, labels = torch.tensor(rows["point"][:]), torch.tensor(rows["label"][:])
-        found[task] = float((logits_of(merged, task, points).argmax(1) == labels).double().mean())
-    return found, merged
-
-
-def test_a_task_that_has_no_expert_and_an_expert_that_has_no_data():
-    """Few-shot: the target's own expert is left out, and the others' data are not looked at."""
-    vectors = vectors_of(("one", "two"))
-    module = descending(ToyClassifier(), vectors, partial(LayerWise, init=0.0), CrossEntropy(), 0.05)
-    data = ToyPoints(("one", "three"), labelled=True, shots=2, only=["three"])
-    fit_toy(module, data, 10, callbacks=[KeepBest(HighestScore(), 2)])
-    protocol = module.coefficients().protocol
-    assert protocol["calibration_samples"] == {"three": 6} and list(protocol["selection"]["scores"]) == ["three"]
-    assert module.merged.parametrization.w.abs().min() > 0 or protocol["selection"]["step"] == 0
-    with pytest.raises(ConfigError, match="expert 'two' has no data"):
-        fit_toy(
-            descending(ToyClassifier(), vectors, LayerWise, CrossEntropy(), 0.05),
-            ToyPoints(("one", "three"), labelled=True),
-        )
-
-
-def test_a_validation_split_without_labels_cannot_choose():
-    class Blind(ToyPoints):
-        def load(self, task):
-            splits = dict(super().load(task))
-            return {**splits, "validation": splits["validation"].remove_columns("label")}
-
-    with pytest.raises(ConfigError, match="task 'one' has none with labels"):
-        fit_toy(module_of(), Blind(labelled=True), 2, callbacks=[KeepBest(HighestScore())])
+def test_no_step_is_chosen_by_agreement_with_what_a_fit_moves_away_from():
+    with pytest.raises(ConfigError, match="moves away from task 'b'"):
+        HighestAgreement().check(["a", "b"], {"b": -0.5})
+    HighestAgreement().check(["a", "b"], {"b": 0.5})
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="every"):
-        KeepBest(HighestScore(), every=0)
     for share in (0.0, 1.1):
         with pytest.raises(ConfigError, match="share"):
             LowestTarget(share)
-
-
-@pytest.mark.slow
-def test_a_run_writes_the_chosen_step_also_when_it_is_resumed(pool, image_folders, tmp_path, monkeypatch, capfd):
-    """Through the command line: file and summary say the step; a finished run, resumed, writes the same once more."""
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    method = write_yaml(
-        tmp_path / "m.yaml",
-        {
-            "model": {
-                "parametrization": {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.0}},
-                "objective": "adamerge.objectives.CrossEntropy",
-                "task_weights": {"colours": -1.0},
-                "search": {"lr": 0.2},
-            },
-            "data": {"labelled": True},
-            "trainer": {
-                "callbacks": [
-                    {
-                        "class_path": "adamerge.KeepBest",
-                        "init_args": {"selection": {"class_path": "adamerge.LowestTarget"}, "every": 2},
-                    }
-                ]
-            },
-        },
-    )
-    pool_file = write_yaml(tmp_path / "p.yaml", pool_config(pool, image_folders))
-    outcome = command(capfd, "fit", *fit_words(pool_file, "--name=n", "--id=a", method=method, steps=6))
-    assert outcome.code == 0, outcome.err[-2000:]
-    run = tmp_path / "runs/n/a"
-    summary, written = read_json(run / "summary.json"), (run / "coefficients.safetensors").read_bytes()
-    chosen = summary["protocol"]["selection"]
-    assert chosen["rule"] == "LowestTarget" and chosen["looks"] == 4 and chosen["split"] == "validation, labels read"
-    assert summary["metrics"]["validation/accuracy/shapes"] == chosen["scores"]["shapes"], "of what was written"
-    assert summary["metrics"]["validation/accuracy"] == pytest.approx(sum(chosen["scores"].values()) / 2)
-    metadata, values = read_coefficients(run / "coefficients.safetensors")
-    assert metadata["step"] == chosen["step"] and metadata["protocol"] == summary["protocol"]
-    assert any(value.any() for value in values["w"].values()) is (chosen["step"] > 0)
-    (run / "coefficients.safetensors").unlink()
-    assert command(capfd, "fit", "--resume", run).code == 0
-    assert (run / "coefficients.safetensors").read_bytes() == written
-    assert read_json(run / "summary.json")["protocol"] == summary["protocol"]
+        with pytest.raises(ConfigError, match="fall"):
+            HighestAgreement(share)
