@@ -59,7 +59,8 @@ def main() -> None:
     if not POOL.is_file():
         raise SystemExit(f"run this from the project's folder: {POOL} is not here")
     shutil.rmtree(FOLDER, ignore_errors=True)
-    overrides, own = sys.argv[1:], settings()
+    overrides = sys.argv[1:]
+    own = settings(overrides)
     console.print(f"pool: {POOL}\nmethods: {', '.join(own)}, with the settings of {SETTINGS.name}", highlight=False)
     grid = tuple(f"{name}:{key}={value}" for name, given in own.items() for key, value in given.items())
     result = compare(POOL, [path_of(name) for name in own], FOLDER, overrides, choices=Choices(grid=grid))
@@ -70,7 +71,9 @@ def main() -> None:
     result |= {"export_max_abs_logit": largest, "overrides": list(overrides)}
     write_json(FOLDER / "comparison.json", result)
     print_table(result)
-    closed = {name: f"{100 * result['methods'][name]['gap_closed']:.0f} %" for name in ("adamerging_layer_wise", RECIPE)}
+    closed = {
+        name: f"{100 * result['methods'][name]['gap_closed']:.0f} %" for name in ("adamerging_layer_wise", RECIPE)
+    }
     console.print(
         f"of the way from tuned task arithmetic to the experts: {closed['adamerging_layer_wise']} by layer-wise AdaMerging "
         f"({100 * PAPER_GAP_CLOSED:.0f} % in the paper: ViT-B/32, 8 tasks, on the test inputs themselves), "
@@ -84,10 +87,14 @@ def main() -> None:
         raise SystemExit("the exported model does not give the trainer's logits")
 
 
-def settings() -> dict[str, dict[str, Any]]:
-    """Returns the demo's methods by name, and the keys that each has of its own there."""
+def settings(overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Returns the demo's methods by name, and the keys that each has of its own there, but those that are overridden."""
     found: dict[str, dict[str, Any]] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    return found
+    given = {word.removeprefix("--").partition("=")[0] for word in overrides}
+    return {
+        name: {key: value for key, value in own.items() if not {key, key.lstrip("0123456789.")} & given}
+        for name, own in found.items()
+    }
 
 
 def path_of(method: str) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,36 +17,25 @@ from adamerge.runs.fit import fit
 from adamerge.testbed import demo
 from adamerge.testbed.image_tasks import IMAGE_TASKS
 
-ALL = {*REFERENCES, *demo.METHODS}
+METHODS = demo.settings()
+ALL = {*REFERENCES, *METHODS}
 
 
-def summarised(folder: Path, metrics: dict[str, float]) -> str:
-    folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps({"status": "finished", "metrics": metrics}))
-    return str(folder)
-
-
-def test_the_best_is_chosen_on_the_validation_split_alone(tmp_path):
-    """Never by what the test split says, and never a method that has learned nothing."""
-    metrics = {
-        "weight_average": {},
-        "one": {"validation/accuracy": 0.7, "validation/accuracy/cars": 0.99},
-        "two": {"validation/accuracy": 0.8, "train/loss": 3.0},
-        "three": {"validation/accuracy": 0.6, "test/accuracy": 1.0},
-    }
-    runs = {name: summarised(tmp_path / name, found) for name, found in metrics.items()}
-    averages = {"weight_average": 0.95, "one": 0.9, "two": 0.1, "three": 0.99}
-    result = {"runs": runs, "methods": {name: {"average": value} for name, value in averages.items()}}
-    assert demo._best_by_validation(result) == "two"
-
-
-def test_the_methods_and_the_pool_are_there():
-    assert (ROOT / demo.POOL).is_file()
-    assert all((ROOT / "configs/methods" / f"{name}.yaml").is_file() for name in demo.METHODS)
+def test_the_methods_and_the_pool_are_there(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert demo.POOL.is_file() and demo.RECIPE in METHODS
+    assert all(demo.path_of(name).exists() for name in METHODS)
     assert {
-        "pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned", "weight_average", "ties",
-        "adamerging_task_wise", "adamerging_layer_wise", "adamerging_plusplus_layer_wise",
+        "pretrained", "individual", "task_arithmetic_0.3", "task_arithmetic_tuned", "adamerging_layer_wise",
+        "expert_merging", "concrete_adamerging_layer_wise", "atlas_addition",
     } <= ALL  # fmt: skip
+
+
+def test_what_is_given_goes_before_the_demos_settings():
+    own = demo.settings(["--trainer.max_steps=3"])
+    assert own["adamerging_layer_wise"].keys() == {"model.search.lr", "trainer.limit_val_batches"}
+    assert "1.trainer.max_steps" not in own["concrete_adamerging_layer_wise"]
+    assert demo.settings()["concrete_adamerging_layer_wise"]["1.trainer.max_steps"] == 50
 
 
 def test_elsewhere_it_says_where_to_run_it_and_deletes_nothing(tmp_path, monkeypatch):
@@ -154,7 +142,7 @@ def test_the_demo_from_end_to_end(tmp_path):
         assert row["labels"] is (name == "task_arithmetic_tuned")
         assert name in done.stdout
     assert methods["task_arithmetic_tuned"]["gap_closed"] == 0 and methods["individual"]["gap_closed"] == 1
-    assert result["runs"].keys() == set(demo.METHODS) and result["exported"].startswith("adamerging")
+    assert result["runs"].keys() == set(METHODS) and result["exported"] == demo.RECIPE
     assert {path.name for path in (folder / "merged").iterdir()} >= {"open_clip_model.safetensors", "README.md"}
     written = {f"comparison.{kind}" for kind in ("json", "csv", "md", "tex", "png")}
     assert {path.name for path in folder.iterdir()} == {"fits", "scores", "merged", *written}
