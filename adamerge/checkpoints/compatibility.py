@@ -135,14 +135,14 @@ def refuse_twin(who: str, model: Checkpoint, others: Mapping[str, Checkpoint], n
         CheckpointError: it is the same as one of them.
     """
     for other, twin in others.items():
-        if all(_same(name, model, twin) for name in names):
+        if all(same_tensor(name, model, twin) for name in names):
             raise CheckpointError(
                 f"{who} ({model.location}) has the same weights as {other}",
                 todo="remove it: its coefficient could not be learned",
             )
 
 
-def _same(name: str, one: Checkpoint, other: Checkpoint) -> bool:
+def same_tensor(name: str, one: Checkpoint, other: Checkpoint) -> bool:
     """Returns whether a tensor is the same in two models; two adapters are compared by their factors."""
     factors, theirs = one.factors(name), other.factors(name)
     if factors is not None and theirs is not None:

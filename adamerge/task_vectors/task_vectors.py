@@ -22,7 +22,7 @@ from adamerge.precision import exact
 from adamerge.task_vectors.component_file import ComponentFile
 from adamerge.task_vectors.raw_deltas import raw_deltas
 from adamerge.task_vectors.start import StartOf, no_start, open_start
-from adamerge.transforms import State, Transform
+from adamerge.transforms import State, Transform, check_states
 
 Source = str | Path | Mapping[str, Tensor]
 
@@ -100,12 +100,7 @@ class TaskVectors(Mapping[str, Deltas]):
             self._experts.append(transform.experts(self._experts[-1]))
         self._states: list[State] | None = None if states is None else list(states)
         if self._states is not None:
-            if len(self._states) != len(self.transforms):
-                raise ConfigError(
-                    "states: one per transform is needed", expected=len(self.transforms), got=len(self._states)
-                )
-            for transform, state, names in zip(self.transforms, self._states, self._experts, strict=False):
-                transform.check_state(state, len(names))
+            check_states(self.transforms, self._states, self._experts)
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ and adds whole task vectors, ``magnitude.py`` keeps the largest entries of each 
 """
 
 from adamerge.transforms.arithmetic import Combine, Scale
-from adamerge.transforms.base import Elementwise, State, Transform
+from adamerge.transforms.base import Elementwise, State, Transform, check_states
 from adamerge.transforms.dare import Dare
 from adamerge.transforms.magnitude import Magnitude
 from adamerge.transforms.root_sum_square import RootSumSquare
@@ -23,4 +23,5 @@ __all__ = [
     "State",
     "Ties",
     "Transform",
+    "check_states",
 ]

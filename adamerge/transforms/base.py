@@ -59,3 +59,20 @@ class Elementwise(Transform):
     @abstractmethod
     def apply(self, name: str, deltas: Tensor, state: State) -> Tensor:
         """Returns the new deltas of tensor ``name``: ``(experts, numel)`` in fp32 to the same shape."""
+
+
+def check_states(transforms: Sequence[Transform], states: Sequence[State], experts: Sequence[Sequence[str]]) -> None:
+    """Checks whether states are those of these transforms.
+
+    Args:
+        transforms: in their order.
+        states: one for each.
+        experts: names of the experts before each transform.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if len(states) != len(transforms):
+        raise ConfigError("states: one per transform is needed", expected=len(transforms), got=len(states))
+    for transform, state, names in zip(transforms, states, experts, strict=False):
+        transform.check_state(state, len(names))

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.s
 
 LEARNED = [path for path in sorted(METHODS.rglob("*.yaml")) if "trainer" in yaml.safe_load(path.read_text())]
 ENDS = {  # of those that are not constant: the share of the rate after the last step, and where waves begin, as shares
+    "auto": (0.0, [0]),
+    "auto_layer_wise": (0.0, [0]),
     "atlas_fewshot": (0.0, [0]),
     "atlas_ufm": (0.0, [0]),
     "expert_merging": (0.1, [0, 1 / 3]),
