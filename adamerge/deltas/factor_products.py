@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -11,30 +14,33 @@ from adamerge.deltas.tuning import STORED_PIECE, TERMS
 def product(left: Tensor, right: Tensor, scale: Tensor | None = None) -> Tensor:
     """Returns ``left diag(scale) right``, ``(rows, columns)``.
 
-    What is exported must be what was learned, also on a machine with other threads. A CPU's library shares out a product by
-    rows and columns, which is in no bit, but a long sum by its terms, and that of a vector in yet another way. So no more
-    than ``TERMS`` are added up in one call, and where the product is a vector they are added one after the other.
+    What is exported must be what was learned, also on a machine with other threads. A CPU's library chooses by the number of
+    threads in which order a sum is added up, so it gets one: a merge spends its time on reading and writing, not here.
 
     Args:
         left: ``(rows, n)``.
         right: ``(n, columns)``.
         scale: ``(n,)``; ones when None.
     """
-    (rows, count), columns = left.shape, right.shape[1]
+    own = left if scale is None else left * scale
     if left.device.type != "cpu":
-        return torch.mm(left if scale is None else left * scale, right)
-    out = left.new_zeros(rows, columns)
-    for at in range(0, count, TERMS):
-        few = slice(at, at + TERMS)
-        own = left[:, few] if scale is None else left[:, few] * scale[few]
-        if min(rows, columns) == 1:
-            for one, other in zip(own.t(), right[few], strict=True):
-                out.addcmul_(one.unsqueeze(1), other)
-        elif at == 0:
-            torch.mm(own, right[few], out=out)
-        else:
-            out.addmm_(own, right[few])
-    return out
+        return torch.mm(own, right)
+    with _one_thread():
+        return torch.mm(own, right)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Lets a CPU's libraries use one thread."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def slopes(left: Tensor, gradient: Tensor, right: Tensor) -> Tensor:

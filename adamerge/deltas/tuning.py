@@ -45,8 +45,7 @@ TILE = 1 << 16
 cache until they are added up."""
 
 TERMS = 1 << 7
-"""Components of a product of factors that a CPU's library adds up at a time: of longer sums it gives each thread a part, and
-their number would be in the bits (with two threads seen from 384 on)."""
+"""Components of a product of factors whose slopes are made at a time, at least."""
 
 BAG = 1 << 12
 """Elements, at most, that are added up at a time where all experts' rows are: their sums stay in a processor's registers.

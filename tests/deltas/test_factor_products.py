@@ -38,7 +38,7 @@ def test_it_is_the_product(shape, scaled):
     assert ((found.double() - wanted).abs() <= gamma(shape[1] + 2) * size).all()
 
 
-# of sizes at which a product in one call has other bits with two threads, (300, 192, 1) and (64, 777, 333) among them
+# of sizes at which a product with two threads has other bits on one processor or another: (300, 192, 1), (64, 777, 333)
 @pytest.mark.parametrize(
     "shape", [(300, 192, 1), (1, 512, 192), (64, 777, 333), (100, 777, 48), (48, 512, 256), (300, 777, 5), (3, 1536, 2)]
 )
