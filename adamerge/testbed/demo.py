@@ -20,7 +20,7 @@ from adamerge.artifacts.coefficients import load_coefficients
 from adamerge.artifacts.export import export
 from adamerge.io.atomic import write_json
 from adamerge.merging.merged_model import MergedModel
-from adamerge.runs.compare import compare, print_table
+from adamerge.runs.compare import LAMBDAS, compare, print_table
 from adamerge.runs.comparison_rows import Choices
 from adamerge.runs.instantiate import Configured
 from adamerge.task_vectors.storage import Disk
@@ -63,7 +63,8 @@ def main() -> None:
     own = settings(overrides)
     console.print(f"pool: {POOL}\nmethods: {', '.join(own)}, with the settings of {SETTINGS.name}", highlight=False)
     grid = tuple(f"{name}:{key}={value}" for name, given in own.items() for key, value in given.items())
-    result = compare(POOL, [path_of(name) for name in own], FOLDER, overrides, choices=Choices(grid=grid))
+    methods, lambdas = [path_of(name) for name in own], LAMBDAS[::2]  # each takes a pass over all data
+    result = compare(POOL, methods, FOLDER, overrides, lambdas, choices=Choices(grid=grid))
     run = Path(result["runs"][RECIPE])
     folder = export(load_coefficients(run / "coefficients.safetensors"), FOLDER / "merged")
     difference, largest = _reload_elsewhere(run, folder)
