@@ -84,13 +84,13 @@ class LowRankDeltas(Deltas):
         left, right = (factor.to(coefficients.dtype) for factor in self.read())
         left, weights = left[rows], self.weights.to(coefficients, non_blocking=True)
         if isinstance(groups, Whole):
-            return product(left, right, coefficients[:, 0] @ weights).view(-1)
+            return torch.mm(left * (coefficients[:, 0] @ weights), right).view(-1)
         if isinstance(groups, Components):
             own = coefficients.gather(1, self._number_of.to(coefficients.device, non_blocking=True))
             return product(left, right, (own * weights).sum(dim=0)).view(-1)
         of_rows, of_columns = coefficients.split([groups.rows, groups.columns], dim=1)
         both = torch.cat([left * (of_rows[:, rows].t() @ weights), left], dim=1)
-        return product(both, torch.cat([right, right * (weights.t() @ of_columns)])).view(-1)
+        return torch.mm(both, torch.cat([right, right * (weights.t() @ of_columns)])).view(-1)
 
     def contract(self, gradient: Tensor, groups: Groups, part: slice | None = None) -> Tensor:
         """Returns products of the gradient with factors, for coefficients of the whole, components, rows and columns; else

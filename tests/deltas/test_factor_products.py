@@ -31,7 +31,7 @@ SHAPES = [(5, 3, 4), (7, 300, 6), (1, 9, 4), (6, 9, 1), (1, 200, 1), (4, 0, 3), 
 def test_it_is_the_product(shape, scaled):
     left, right, scale = drawn(*shape)
     factor = scale if scaled else torch.ones_like(scale)
-    found = product(left, right, scale if scaled else None)
+    found = product(left, right, factor)
     wanted = (left.double() * factor.double()) @ right.double()
     size = (left.abs().double() * factor.abs().double()) @ right.abs().double()
     assert found.shape == wanted.shape and found.dtype == torch.float32
