@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from running import pool_config, without_pictures, write_yaml
 from safetensors.torch import save_file
 
 TINY = {
@@ -120,3 +121,11 @@ def lora(tmp_path_factory):
         adapters[name] = root / name.replace(" ", "-")
         merged[name] = save_adapter(kind, adapters[name], **config)
     return SimpleNamespace(bases=bases, adapters=adapters, merged=merged)
+
+
+@pytest.fixture
+def pool_file(pool, image_folders, tmp_path, monkeypatch):
+    """The pool as a configuration, in an empty folder that the test runs in; heat maps are not drawn."""
+    monkeypatch.chdir(tmp_path)
+    without_pictures(monkeypatch)
+    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))

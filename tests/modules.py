@@ -1,9 +1,11 @@
-"""Merging modules of a few words: the arguments of ``Merging`` with those of its search beside them."""
+"""Merging modules of a few words, with what tests do to their coefficients and see of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from lightning import Callback
 from torch.optim import Adam
 
 from adamerge import Bilevel, Descent, Merging, MergingModule
@@ -51,3 +53,24 @@ def bilevel(
             **arguments,
         )
     )
+
+
+class Trail(Callback):
+    """The coefficients after each step."""
+
+    def __init__(self):
+        self.w = {}
+
+    def on_train_start(self, trainer, module):
+        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
+
+
+def randomised(parametrization, seed=1):
+    """Gives a parametrization random raw values, and returns them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {group: torch.randn(own.shape, generator=generator) for group, own in parametrization.values().items()}
+    parametrization.load_values(values)
+    return values

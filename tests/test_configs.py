@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import METHODS, ROOT, command, pool_config, same_coefficients, without_pictures, write_yaml
+from running import METHODS, ROOT, command, same_coefficients
 
 CONFIGS = ROOT / "configs"
 METHOD_FILES = sorted(METHODS.rglob("*.yaml"))
@@ -24,13 +24,6 @@ QUICK = ("--trainer.enable_progress_bar=false", "--data.batch_size=4")
 
 def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ FASTEST = 0.01
 
 
 def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
-    """Draws every row of a comparison as a bar, worst first, and those whose seconds are known as points by their number.
+    """Draws every row of a comparison as a bar, the best first, and those whose seconds are known as points by their number.
 
     Args:
         result: as ``compare`` returns it.

@@ -74,10 +74,10 @@ def rows_of(pool: Path, methods: Sequence[Path], shared: Words, grid: Sequence[s
     rows: dict[tuple[Path, tuple[str, ...]], Row] = {}
     for method in methods:
         own = [(key, values) for whose, key, values in axes if whose in {None, method.stem}]
+        several = {key for key, values in own if len(values) > 1}
         for cell in itertools.product(*([(key, value) for value in values] for key, values in own)):
             given = Words(shared.files, [*shared.overrides, *(f"--{key}={value}" for key, value in cell)])
             words = words_of_fits(pool, methods, given)[method]
-            several = {key for key, values in own if len(values) > 1}
             kept = [(key, value) for key, value in cell if key in several and f"--{key}={value}" in words.overrides]
             name = " ".join([method.stem, *(f"{_short(key, [key for key, _ in kept])}={value}" for key, value in kept)])
             rows.setdefault((method, tuple(words.overrides)), Row(name, method, words))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from component_files import save_components, with_components
+from modules import randomised
 from rounding import UNIT, gamma
 
 from adamerge.artifacts.coefficients import Coefficients
@@ -56,13 +57,6 @@ def every_part(vectors):
     """``(experts, n, *shape)`` in float64 of every tensor, of what the experts' weights say."""
     raw = TaskVectors(vectors.base, vectors.checkpoints)
     return {name: torch.stack([parts_of(tau, SHAPES[name]) for tau in raw[name].dense()]) for name in vectors}
-
-
-def randomised(parametrization, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    values = {group: torch.randn(own.shape, generator=generator) for group, own in parametrization.values().items()}
-    parametrization.load_values(values)
-    return values
 
 
 def test_by_hand(tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from modules import randomised
 from rounding import gamma
 
 from adamerge.merging.copies import Place
@@ -42,13 +43,6 @@ def multiplies(values, name):
     if name in values:
         return values[name].unsqueeze(2)
     return values[f"{name}/rows"].unsqueeze(2) + values[f"{name}/columns"].unsqueeze(1)
-
-
-def randomised(parametrization, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    values = {group: torch.randn(own.shape, generator=generator) for group, own in parametrization.values().items()}
-    parametrization.load_values(values)
-    return values
 
 
 def by_group(parametrization):

@@ -34,13 +34,6 @@ from adamerge.runs.fit import fit
 FILES = {"config.yaml", "environment.json", "coefficients.safetensors", "metrics.csv", "summary.json", "heatmap.png"}
 
 
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
-
-
 def steps_of(run: Path, column: str = "train/loss") -> list[int]:
     with (run / "metrics.csv").open(newline="") as file:
         return [int(row["step"]) for row in csv.DictReader(file) if row.get(column)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import METHODS, QUICK, TASK_ARITHMETIC, command, fit_words, pool_config, without_pictures, write_yaml
+from running import METHODS, QUICK, TASK_ARITHMETIC, command, fit_words, write_yaml
 
 from adamerge.backbones import OpenClipClassifier
 from adamerge.errors import ConfigError, DataError
@@ -15,13 +15,6 @@ from adamerge.runs.configuration import configurations
 from adamerge.runs.preparation import checked, validated, waiting
 
 FEWSHOT = METHODS / "atlas_fewshot.yaml"
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 @pytest.mark.parametrize(

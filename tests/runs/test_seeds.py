@@ -4,19 +4,12 @@ import copy
 
 import pytest
 import yaml
-from running import METHODS, TASK_ARITHMETIC, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
+from running import METHODS, TASK_ARITHMETIC, fit_words, same_coefficients
 
 from adamerge.runs.configuration import configurations
 from adamerge.runs.fit import fit
 from adamerge.runs.parser import as_data, read
 from adamerge.runs.seeds import seed_all
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 def seeds(value, key="", found=None):

@@ -29,13 +29,6 @@ WUDI = {"model": {"solver": {"class_path": "adamerge.Wudi", "init_args": {"ridge
 
 
 @pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
-
-
-@pytest.fixture
 def method(tmp_path):
     return write_yaml(tmp_path / "methods" / "wudi.yaml", WUDI)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import command, pool_config, without_pictures, write_yaml
+from running import command, pool_config, write_yaml
 from safetensors.torch import load_file
 
 from adamerge.io.coefficient_file import read_coefficients
@@ -18,13 +18,6 @@ from adamerge.task_vectors.task_vectors import TaskVectors
 
 FILE = Path("task_vectors/merged.safetensors")
 SOLVER = {"class_path": "adamerge.LeastSquares", "init_args": {"ridge": 0.2, "samples": 5}}
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 @pytest.fixture

@@ -21,9 +21,7 @@ from running import (
     coefficients,
     command,
     environment,
-    pool_config,
     same_coefficients,
-    without_pictures,
     write_yaml,
 )
 from safetensors.torch import load_file
@@ -33,13 +31,6 @@ from adamerge.runs.stages import fit
 
 FIRST = {"class_path": "adamerge.parametrizations.LayerWise", "init_args": {"init": 0.3}}
 ENTROPY = {"class_path": "adamerge.objectives.Entropy"}
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 def stage(**model):

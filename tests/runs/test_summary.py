@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from running import adam_state, command, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
+from running import adam_state, command, fit_words, same_coefficients
 
 from adamerge.runs.fit import fit
 from adamerge.training.run_checkpoints import SessionTimer
@@ -21,13 +21,6 @@ class StopsAtThree(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         trainer.should_stop = trainer.global_step == 3
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 def summary(run: Path) -> dict:

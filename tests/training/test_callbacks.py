@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from modules import descending
-from running import coefficients, command, fit_words, pool_config, without_pictures, write_yaml
+from running import coefficients, command, fit_words
 
 import adamerge
 from adamerge.backbones import OpenClipClassifier
@@ -16,13 +16,6 @@ from adamerge.objectives import Entropy
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training import MergingModule
 from adamerge.training.callbacks import RunawayGuard
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 class Disturb(Entropy):

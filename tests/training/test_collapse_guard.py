@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CLASSES
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from modules import descending
-from running import command, fit_words, pool_config, without_pictures, write_yaml
+from modules import Trail, descending
+from running import command, fit_words
 from toy_points import INPUTS, QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
 from adamerge.backbones import OpenClipClassifier, Output
@@ -23,13 +23,6 @@ from adamerge.training.collapse_guard import CollapseGuard
 from adamerge.training.keep_best import KeepBest
 from adamerge.training.objective_gradient import Evaluation
 from adamerge.training.selection import HighestAgreement
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 class Given:
@@ -168,19 +161,6 @@ class OneClass(Objective):
 
     def forward(self, output, batch):
         return -output.logits.log_softmax(-1)[:, 0]
-
-
-class Trail(Callback):
-    """The coefficients after each step."""
-
-    def __init__(self):
-        self.w = {}
-
-    def on_train_start(self, trainer, module):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
-
-    def on_train_batch_end(self, trainer, module, *rest):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
 
 
 def planted(lr=0.05, **arguments):

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
-from running import METHODS, TASK_ARITHMETIC, command, fit_words, pool_config, without_pictures, write_yaml
+from running import METHODS, TASK_ARITHMETIC, command, fit_words
 from safetensors import safe_open
 
 from adamerge.runs.fit import fit
@@ -15,13 +14,6 @@ ALIGNMENT = METHODS / "expert_merging.yaml"
 TASKS, SAMPLES, LOOKS, VALIDATION = 2, 4, 3, 6
 """Of the tiny pool, of a batch of one task, looks before the first step that tell which coefficients are held, and samples
 of a validation split."""
-
-
-@pytest.fixture
-def pool_file(pool, image_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    without_pictures(monkeypatch)
-    return write_yaml(tmp_path / "pools" / "tiny.yaml", pool_config(pool, image_folders))
 
 
 def summary(run: Path) -> dict:

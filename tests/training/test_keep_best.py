@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from modules import descending
+from modules import Trail, descending
 from running import command, fit_words, pool_config, without_pictures, write_yaml
 from toy_points import QUIET, TASKS, ToyClassifier, ToyPoints, fit_toy, logits_of, vectors_of, weights_of
 
@@ -31,19 +31,6 @@ class Plan(Selection):
     def value(self, look):
         self.looks.append(look)
         return self.values[(len(self.looks) - 1) % len(self.values)]
-
-
-class Trail(Callback):
-    """The coefficients after each step, and where the fit ends before the best are put in place."""
-
-    def __init__(self):
-        self.w = {}
-
-    def on_train_start(self, trainer, module):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
-
-    def on_train_batch_end(self, trainer, module, *rest):
-        self.w[trainer.global_step] = module.merged.parametrization.w.detach().clone()
 
 
 def module_of(beta=None, lr=0.05, objective=None) -> MergingModule:
