@@ -41,12 +41,12 @@ class TaskVectorWriter(ABC):
         """
 
     @abstractmethod
-    def tensors(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
-        """Yields what the file has of one tensor, in the order of ``entries``, in fp32 on the deltas' device.
+    def tensors(self, name: str, vectors: TaskVectors) -> Iterator[Tensor]:
+        """Yields what the file has of one tensor, in the order of ``entries``, in fp32 on the vectors' device.
 
         Args:
             name: of the tensor, on disk.
-            deltas: of all experts.
+            vectors: base and experts.
         """
 
 
@@ -59,17 +59,17 @@ class Solver(TaskVectorWriter):
         """Returns the tensor's own name and shape."""
         return {name: vectors.shape(name)}
 
-    def tensors(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+    def tensors(self, name: str, vectors: TaskVectors) -> Iterator[Tensor]:
         """Yields the merged delta of one tensor."""
-        yield self.solve(name, deltas)
+        yield self.solve(name, vectors)
 
     @abstractmethod
-    def solve(self, name: str, deltas: Deltas) -> Tensor:
-        """Returns the merged delta of one tensor, ``(*shape)`` in fp32 on the deltas' device.
+    def solve(self, name: str, vectors: TaskVectors) -> Tensor:
+        """Returns the merged delta of one tensor, ``(*shape)`` in fp32 on the vectors' device.
 
         Args:
             name: of the tensor, on disk.
-            deltas: of all experts.
+            vectors: base and experts; ``vectors[name]`` has the deltas of all experts.
         """
 
 
@@ -90,8 +90,9 @@ class MatrixSolver(Solver):
             finite(self, vector_scale=vector_scale)
         self.vector_scale = vector_scale
 
-    def solve(self, name: str, deltas: Deltas) -> Tensor:
+    def solve(self, name: str, vectors: TaskVectors) -> Tensor:
         """Returns the merged delta of one tensor, ``(*shape)`` in fp32."""
+        deltas = vectors[name]
         if len(deltas.shape) < 2 or deltas.shape.numel() == 0:
             return scaled_sum(deltas, self.vector_scale)
         return self.merged(list(matrices(deltas))).reshape(deltas.shape)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from adamerge.checkpoints.lora_factors import matrix_shape
-from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.io.task_vector_file import DELTA, FACTORS
 from adamerge.solvers.base import TaskVectorWriter
@@ -59,8 +58,9 @@ class Components(TaskVectorWriter):
             if count
         }
 
-    def tensors(self, name: str, deltas: Deltas) -> Iterator[Tensor]:
+    def tensors(self, name: str, vectors: TaskVectors) -> Iterator[Tensor]:
         """Yields the factors of one expert after the other, or their deltas of what is no matrix."""
+        deltas = vectors[name]
         if is_matrix(deltas.shape):
             for matrix in matrices(deltas):
                 u, s, vt = matrix.all_components()

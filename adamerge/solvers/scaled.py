@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adamerge.deltas.base import Deltas
 from adamerge.solvers.base import Solver, finite
 from adamerge.solvers.sequential import alone
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class Scaled(Solver):
@@ -25,6 +25,6 @@ class Scaled(Solver):
         finite(self, scale=scale)
         self.solver, self.scale = solver, scale
 
-    def solve(self, name: str, deltas: Deltas) -> Tensor:
+    def solve(self, name: str, vectors: TaskVectors) -> Tensor:
         """Returns the merged delta of one tensor, ``(*shape)`` in fp32."""
-        return self.solver.solve(name, deltas).mul_(self.scale)
+        return self.solver.solve(name, vectors).mul_(self.scale)

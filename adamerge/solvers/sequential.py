@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adamerge.backbones.capture import Entered
 from adamerge.backbones.linears import LinearMap
-from adamerge.deltas.base import Deltas
 from adamerge.errors import ConfigError
 from adamerge.solvers.base import Solver
 from adamerge.task_vectors.start import StartOf
@@ -144,9 +143,9 @@ class SequentialSolver(Solver, ABC):
             raise ConfigError(f"{type(self).__name__}: samples must be at least 1, got {samples}")
         self.toward, self.samples = toward, samples
 
-    def solve(self, name: str, deltas: Deltas) -> Tensor:
+    def solve(self, name: str, vectors: TaskVectors) -> Tensor:
         """Returns what the other solver makes of one tensor."""
-        return self.toward.solve(name, deltas)
+        return self.toward.solve(name, vectors)
 
     @abstractmethod
     def solve_maps(self, maps: Linears, toward: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def solved(solver: TaskVectorWriter, name: str, vectors: TaskVectors) -> Iterato
     Raises:
         DivergedError: it is not finite, or the solver's system cannot be solved.
     """
-    made = solver.tensors(name, vectors[name])
+    made = solver.tensors(name, vectors)
     while True:
         with _whole(solver, name, vectors):
             delta = next(made, None)
@@ -122,7 +122,7 @@ def maps_solved(solver: SequentialSolver, maps: Linears) -> dict[str, Tensor]:
         DivergedError: one is not finite, or the solver's system cannot be solved.
     """
     with _whole(solver, maps.names[0], maps.vectors):
-        toward = maps.matrix(lambda name: solver.solve(name, maps.vectors[name]))
+        toward = maps.matrix(lambda name: solver.solve(name, maps.vectors))
         deltas = maps.tensors(solver.solve_maps(maps, toward))
         _check(solver, deltas)
     return {name: deltas[name] for name in maps.names}

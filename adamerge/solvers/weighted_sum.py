@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adamerge.deltas.base import Deltas
 from adamerge.solvers.base import Solver, finite, scaled_sum
+from adamerge.task_vectors.task_vectors import TaskVectors
 
 
 class WeightedSum(Solver):
@@ -25,6 +25,6 @@ class WeightedSum(Solver):
             finite(self, scale=scale)
         self.scale = scale
 
-    def solve(self, name: str, deltas: Deltas) -> Tensor:
+    def solve(self, name: str, vectors: TaskVectors) -> Tensor:
         """Returns ``scale * sum_k tau_k``, ``(*shape)`` in fp32."""
-        return scaled_sum(deltas, self.scale)
+        return scaled_sum(vectors[name], self.scale)

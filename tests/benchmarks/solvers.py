@@ -78,7 +78,7 @@ def measure(solver: Solver, alone: Callable[[Tensor], None], pool: dict[str, Ten
 
     def solve() -> None:
         for name, taus in pool.items():
-            solver.solve(name, DenseDeltas(taus))
+            solver.solve(name, {name: DenseDeltas(taus)})
 
     def floor() -> None:
         for taus in pool.values():

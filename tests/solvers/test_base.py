@@ -40,7 +40,7 @@ def test_three_numbers_by_hand():
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 2)])
 def test_a_tensor_is_its_first_dimension_by_the_others(shape):
     values, solver = taus(*shape), Recorded()
-    got = solver.solve("w", dense(values))
+    got = solver.solve("w", {"w": dense(values)})
     assert got.shape == torch.Size(shape) and torch.equal(got, values[0])
     assert [tuple(one.shape) for one in solver.seen] == [(shape[0], math.prod(shape[1:]))] * 3
 
@@ -48,13 +48,13 @@ def test_a_tensor_is_its_first_dimension_by_the_others(shape):
 @pytest.mark.parametrize("shape", [(6,), (), (0, 3)])
 def test_what_is_no_matrix_is_summed(shape):
     solver = Recorded(vector_scale=0.4)
-    assert torch.equal(solver.solve("b", dense(taus(*shape))), scaled_sum(dense(taus(*shape)), 0.4))
+    assert torch.equal(solver.solve("b", {"b": dense(taus(*shape))}), scaled_sum(dense(taus(*shape)), 0.4))
     assert not hasattr(solver, "seen")
 
 
 def test_factors_of_a_vector_are_summed_too():
     low, plain = low_rank_of(factors_of((6,), (1, 2)), (6,))
-    got, expected = Recorded(0.4).solve("b", low), 0.4 * plain.double().sum(dim=0)
+    got, expected = Recorded(0.4).solve("b", {"b": low}), 0.4 * plain.double().sum(dim=0)
     assert (got - expected).abs().max() <= gamma(8) * plain.abs().sum(dim=0).max()
 
 

@@ -51,7 +51,7 @@ def spectral(tau):
 def test_each_component_is_that_of_the_decomposition(shape):
     values = taus(*shape)
     rows = shape[0]
-    for factors, tau in zip(Components().tensors("w", dense(values)), values, strict=True):
+    for factors, tau in zip(Components().tensors("w", {"w": dense(values)}), values, strict=True):
         matrix = tau.reshape(rows, -1)
         assert factors.shape == (sum(matrix.shape), min(matrix.shape)) and factors.dtype == torch.float32
         left, right = factors[:rows].double(), factors[rows:].double()
@@ -79,7 +79,7 @@ def test_the_largest_are_kept(rank, kept, models, tmp_path):
 
 def test_three_numbers_by_hand():
     """Of diag(-9, 4) the roots 3 and 2 of the singular values are on both sides, and the sign is on one."""
-    (factors,) = Components().tensors("w", dense(torch.tensor([[[-9.0, 0.0], [0.0, 4.0]]])))
+    (factors,) = Components().tensors("w", {"w": dense(torch.tensor([[[-9.0, 0.0], [0.0, 4.0]]]))})
     assert torch.allclose(factors.abs(), torch.tensor([[3.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 2.0]]), atol=1e-6)
     products = factors[:2] * factors[2:]
     assert torch.allclose(products, torch.tensor([[-9.0, 0.0], [0.0, 4.0]]), atol=1e-5)
@@ -87,7 +87,7 @@ def test_three_numbers_by_hand():
 
 def test_what_is_nothing_but_rounding_is_zero():
     thin = torch.outer(torch.arange(1.0, 7.0), torch.arange(1.0, 6.0))
-    one, nothing = Components().tensors("w", dense(torch.stack([thin, torch.zeros(6, 5)])))
+    one, nothing = Components().tensors("w", {"w": dense(torch.stack([thin, torch.zeros(6, 5)]))})
     assert (one != 0).any(dim=0).tolist() == [True, False, False, False, False] and not nothing.any()
 
 
@@ -97,7 +97,7 @@ def test_lora_is_decomposed_through_its_factors(shape, monkeypatch):
     monkeypatch.setattr(Product, "dense", lambda self: pytest.fail("made dense"))
     solver, vectors = Components(), Known(deltas, shape)
     entries = solver.entries("w", vectors)
-    made = dict(zip(entries, solver.tensors("w", deltas), strict=True))
+    made = dict(zip(entries, solver.tensors("w", {"w": deltas}), strict=True))
     columns = torch.Size(shape[1:]).numel()
     ranks = [min(2, shape[0]), min(5, shape[0])]
     assert [tuple(size) for size in entries.values()] == [(shape[0] + columns, rank) for rank in ranks]
@@ -172,8 +172,8 @@ class Dies(Components):
 
     left = 0
 
-    def tensors(self, name, deltas):
-        for tensor in super().tensors(name, deltas):
+    def tensors(self, name, vectors):
+        for tensor in super().tensors(name, vectors):
             if self.left == 0:
                 raise Killed
             self.left -= 1
@@ -221,7 +221,7 @@ def test_a_matrix_of_each_expert_is_there_at_a_time(monkeypatch):
             alive.pop()
 
     monkeypatch.setattr("adamerge.solvers.components.matrices", watched)
-    for _ in Components().tensors("w", dense(taus(6, 5, experts=8))):
+    for _ in Components().tensors("w", {"w": dense(taus(6, 5, experts=8))}):
         pass
     assert max(most) == 1 and gamma(1) > 0
 

@@ -65,7 +65,7 @@ def test_iso_cts_is_the_papers(shape, common):
 
 def test_all_common_is_iso_c():
     experts = taus(6, 8)
-    both = [kind.solve("w", dense(experts)) for kind in (IsoC(1.2), IsoCTS(1.2, common=1.0))]
+    both = [kind.solve("w", {"w": dense(experts)}) for kind in (IsoC(1.2), IsoCTS(1.2, common=1.0))]
     assert (both[0] - both[1]).abs().max() <= gamma(8 * 8) * 8 * both[0].abs().max()
 
 
@@ -86,12 +86,12 @@ def test_a_planted_answer():
     experts[0, 1, 2], experts[1, 3, 0] = 3.0, 1.0
     expected = torch.zeros(4, 5)
     expected[1, 2] = expected[3, 0] = 1.5 * 2
-    assert (IsoC(1.5).solve("w", dense(experts)) - expected).abs().max() < 1e-6
+    assert (IsoC(1.5).solve("w", {"w": dense(experts)}) - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", [IsoC(), IsoCTS()], ids=["IsoC", "IsoCTS"])
 def test_nothing_changed_stays_nothing(kind):
-    assert torch.equal(kind.solve("w", dense(torch.zeros(3, 4, 5))), torch.zeros(4, 5))
+    assert torch.equal(kind.solve("w", {"w": dense(torch.zeros(3, 4, 5))}), torch.zeros(4, 5))
 
 
 def test_numbers_in_range():

@@ -19,6 +19,7 @@ from adamerge.solvers import (
     LeastSquares,
     Scaled,
     Solver,
+    SpectralBound,
     WeightedSum,
     Wudi,
     WudiDescent,
@@ -30,6 +31,7 @@ from adamerge.transforms import Scale
 SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (4, 3, 2), "scale": ()}
 SOLVERS = [
     *(WeightedSum(0.4), Wudi(0.5), WudiDescent(1e-3, 5), TSVM(), IsoC(), IsoCTS(), Scaled(Wudi(0.5), 0.3)),
+    SpectralBound(Wudi(0.5), dense=0.01),
     Components(),
     LeastSquares(),
 ]
@@ -83,7 +85,7 @@ def test_the_file_holds_each_tensors_delta_in_fp32(solver, files, tmp_path):
     written, vectors = write(tmp_path / "out" / "merged.safetensors", solver, files), TaskVectors(**files)
     assert written.keys() == set(SHAPES) and isinstance(solver, Solver)
     for name in reversed(list(vectors)):  # the order of tensors does not count
-        alone = solver.solve(name, vectors[name])
+        alone = solver.solve(name, vectors)
         assert written[name].dtype == torch.float32 and torch.equal(written[name], alone), name
     changed = [name for name in SHAPES if not torch.equal(written[name], torch.zeros(SHAPES[name]))]
     assert changed == list(SHAPES)
@@ -130,11 +132,11 @@ class DiesAt(Wudi):
 
     left = 0
 
-    def solve(self, name, deltas):
+    def solve(self, name, vectors):
         if self.left == 0:
             raise Killed
         self.left -= 1
-        return super().solve(name, deltas)
+        return super().solve(name, vectors)
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])
@@ -179,12 +181,12 @@ def test_a_narrower_dtype(files, tmp_path):
 
 
 class NotFinite(WeightedSum):
-    def solve(self, name, deltas):
-        return super().solve(name, deltas) / 0
+    def solve(self, name, vectors):
+        return super().solve(name, vectors) / 0
 
 
 class Singular(WeightedSum):
-    def solve(self, name, deltas):
+    def solve(self, name, vectors):
         return torch.linalg.cholesky(torch.zeros(2, 2))
 
 

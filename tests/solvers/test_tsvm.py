@@ -55,14 +55,16 @@ def test_experts_that_do_not_meet_are_added(alpha):
     """Rank one each, on other rows and columns: whitening has nothing to do."""
     experts = torch.zeros(2, 4, 6)
     experts[0, :2, :3], experts[1, 2:, 3:] = (torch.outer(*(torch.randn(n) for n in (2, 3))) for _ in range(2))
-    got = TSVM(alpha).solve("w", dense(experts))
+    got = TSVM(alpha).solve("w", {"w": dense(experts)})
     # an SVD, two whitenings and two products, each of sums of at most six
     assert (got - alpha * experts.sum(dim=0)).abs().max() <= gamma(5 * 6 * 6) * 4 * experts.abs().max()
 
 
 def test_one_expert_comes_back():
     experts = taus(5, 6, experts=1)
-    assert (TSVM().solve("w", dense(experts)) - experts[0]).abs().max() <= gamma(5 * 6 * 6) * 4 * experts.abs().max()
+    assert (TSVM().solve("w", {"w": dense(experts)}) - experts[0]).abs().max() <= gamma(
+        5 * 6 * 6
+    ) * 4 * experts.abs().max()
 
 
 def test_a_component_of_no_weight_turns_no_other():
@@ -75,13 +77,15 @@ def test_a_component_of_no_weight_turns_no_other():
 
 def test_more_experts_than_components_keep_one_each():
     experts = taus(2, 3, experts=5)
-    assert TSVM().solve("w", dense(experts)).shape == (2, 3)
-    assert torch.equal(TSVM().solve("w", dense(torch.zeros(3, 2, 3))), torch.zeros(2, 3))
+    assert TSVM().solve("w", {"w": dense(experts)}).shape == (2, 3)
+    assert torch.equal(TSVM().solve("w", {"w": dense(torch.zeros(3, 2, 3))}), torch.zeros(2, 3))
 
 
 def test_factors_of_rank_zero():
     low, plain = low_rank_of(factors_of((6, 5), (0, 2)), (6, 5))
-    assert (TSVM().solve("w", low) - TSVM().solve("w", dense(plain))).abs().max() < 1e-5 * plain.abs().max()
+    assert (
+        TSVM().solve("w", {"w": low}) - TSVM().solve("w", {"w": dense(plain)})
+    ).abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_alpha_is_finite():

@@ -52,7 +52,7 @@ def allowed(d: Tensor, sizes: Tensor, ridge: float, extra: int = 0) -> Tensor:
 @pytest.mark.parametrize("ridge", [1e-2, 1.0, 10.0])
 def test_the_gradient_of_the_loss_is_zero_at_the_solution(shape, ridge):
     experts = taus(*shape, experts=4)
-    d = Wudi(ridge).solve("w", dense(experts))
+    d = Wudi(ridge).solve("w", {"w": dense(experts)})
     assert d.dtype == torch.float32 and d.shape == shape
     assert (gradient(d, experts, ridge).abs() <= allowed(d, experts, ridge)).all()
     # and a step away it is not: the bound can be passed
@@ -62,7 +62,7 @@ def test_the_gradient_of_the_loss_is_zero_at_the_solution(shape, ridge):
 
 def test_factors_give_what_their_products_give():
     low, plain = low_rank_of(factors_of((8, 6), (2, 3, 1)), (8, 6))
-    d = Wudi(0.5).solve("w", low)
+    d = Wudi(0.5).solve("w", {"w": low})
     left, right = low.read()
     sizes = torch.stack([(left.abs() * row.abs()) @ right.abs() for row in low.weights])
     scale = (sizes**2).sum(dim=(1, 2)) / (plain**2).sum(dim=(1, 2))  # factors may cancel
@@ -73,42 +73,42 @@ def test_factors_give_what_their_products_give():
 def test_one_number_by_hand():
     """1 x 1: A = 2, B = 1 + 3, c = 2: D (2 + 2) = 4 + 2 * 4."""
     experts = torch.tensor([[[1.0]], [[3.0]]])
-    assert Wudi(1.0).solve("w", dense(experts)).item() == 3.0
+    assert Wudi(1.0).solve("w", {"w": dense(experts)}).item() == 3.0
 
 
 def test_the_ridge_leads_from_the_experts_to_their_sum():
     experts = taus(5, 7)
     total = experts.double().sum(dim=0)
-    near = Wudi(1e6).solve("w", dense(experts))
+    near = Wudi(1e6).solve("w", {"w": dense(experts)})
     assert (near - total).abs().max() < 1e-4 * total.abs().max()
-    far = [float((Wudi(ridge).solve("w", dense(experts)) - total).norm()) for ridge in (0.01, 0.1, 1.0, 10.0)]
+    far = [float((Wudi(ridge).solve("w", {"w": dense(experts)}) - total).norm()) for ridge in (0.01, 0.1, 1.0, 10.0)]
     assert far == sorted(far, reverse=True)
 
 
 def test_one_expert_is_its_own_solution():
     experts = taus(5, 7, experts=1)
-    assert (Wudi(1.0).solve("w", dense(experts)) - experts[0]).abs().max() <= gamma(40) * experts.abs().max() * 8
+    assert (Wudi(1.0).solve("w", {"w": dense(experts)}) - experts[0]).abs().max() <= gamma(40) * experts.abs().max() * 8
 
 
 def test_experts_of_disjoint_inputs_do_not_interfere():
     """Each changes other columns: whatever the ridge, the sum does what each of them does."""
     experts = torch.zeros(2, 4, 6)
     experts[0, :, :3], experts[1, :, 3:] = taus(4, 3, experts=1)[0], taus(4, 3, experts=1, seed=1)[0]
-    d = Wudi(0.1).solve("w", dense(experts))
+    d = Wudi(0.1).solve("w", {"w": dense(experts)})
     assert (d - experts.sum(dim=0)).abs().max() < 1e-5 * experts.abs().max()
 
 
 def test_an_expert_that_changed_nothing_has_no_say():
     experts = taus(4, 5)
     more = torch.cat([experts, torch.zeros(1, 4, 5)])
-    assert torch.equal(Wudi().solve("w", dense(more)), Wudi().solve("w", dense(experts)))
-    assert torch.equal(Wudi().solve("w", dense(torch.zeros(3, 4, 5))), torch.zeros(4, 5))
+    assert torch.equal(Wudi().solve("w", {"w": dense(more)}), Wudi().solve("w", {"w": dense(experts)}))
+    assert torch.equal(Wudi().solve("w", {"w": dense(torch.zeros(3, 4, 5))}), torch.zeros(4, 5))
 
 
 def test_the_units_of_the_task_vectors_do_not_matter():
     """Powers of two are exact, and so is what is made of them."""
     experts = taus(4, 5)
-    assert torch.equal(Wudi().solve("w", dense(8 * experts)), 8 * Wudi().solve("w", dense(experts)))
+    assert torch.equal(Wudi().solve("w", {"w": dense(8 * experts)}), 8 * Wudi().solve("w", {"w": dense(experts)}))
 
 
 def test_the_system_is_in_float64():

@@ -39,19 +39,19 @@ def test_steps_are_adams_on_the_papers_loss(shape):
 
 def test_the_loss_falls():
     experts = taus(6, 8)
-    values = [float(loss(WudiDescent(1e-3, steps).solve("w", dense(experts)), experts)) for steps in (0, 5, 50)]
+    values = [float(loss(WudiDescent(1e-3, steps).solve("w", {"w": dense(experts)}), experts)) for steps in (0, 5, 50)]
     assert values == sorted(values, reverse=True) and values[2] < 0.9 * values[0]
 
 
 def test_without_a_step_it_is_the_sum():
     experts = taus(6, 8)
     total = experts[0] + experts[1] + experts[2]
-    assert torch.equal(WudiDescent(steps=0).solve("w", dense(experts)), total)
+    assert torch.equal(WudiDescent(steps=0).solve("w", {"w": dense(experts)}), total)
 
 
 def test_factors_go_the_way_of_their_products():
     low, plain = low_rank_of(factors_of((6, 7), (1, 2)), (6, 7))
-    got, expected = WudiDescent(1e-3, 10).solve("w", low), WudiDescent(1e-3, 10).solve("w", dense(plain))
+    got, expected = WudiDescent(1e-3, 10).solve("w", {"w": low}), WudiDescent(1e-3, 10).solve("w", {"w": dense(plain)})
     # Adam divides by the gradient's size: each step is at most lr, and two roundings of one gradient part by less
     assert (got - expected).abs().max() < 1e-4
 
