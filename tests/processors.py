@@ -21,9 +21,9 @@ NUMERICAL = (
     "training/test_fit_checks.py", "training/test_held_coefficients.py", "training/test_learning_rate.py",
     "training/test_module.py", "training/test_nonfinite_guard.py", "training/test_objective_gradient.py",
     "training/test_schedules.py", "training/test_search.py", "training/test_step_batches.py", "training/test_task_balance.py",
-    "training/test_teacher_cache.py", "training/test_teachers_ahead.py", "test_adamerging.py",
-    "test_atlas.py", "test_contracts.py", "test_expert_merging.py", "test_from_start.py", "test_known_answer.py",
-    "test_precision.py",
+    "training/test_teacher_cache.py", "training/test_teacher_files.py", "training/test_teachers_ahead.py",
+    "test_adamerging.py", "test_atlas.py", "test_contracts.py", "test_expert_merging.py", "test_from_start.py",
+    "test_known_answer.py", "test_precision.py",
 )  # fmt: skip
 NONE = {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 
@@ -41,8 +42,23 @@ def give_back_freed_memory() -> bool:
     """
     done = _set(LEAST, LEAST)
     if done:
-        ctypes.CDLL(None).malloc_trim(0)  # and what was freed before
+        _trim()  # what was freed before
     return done
+
+
+def release_unreachable() -> None:
+    """Frees what nothing can reach any more, and hands free memory back to the system, once.
+
+    A trainer, its module and what they hold refer to each other in circles, which are not freed until objects are many,
+    however large these are.
+    """
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        _trim()
+
+
+def _trim() -> None:
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set(mapped: int, trimmed: int) -> bool:

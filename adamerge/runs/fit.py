@@ -21,6 +21,7 @@ from adamerge.artifacts.recipe import describe
 from adamerge.data.overlap import contents
 from adamerge.io.atomic import write_json
 from adamerge.io.coefficient_file import CONFIG, STAGES
+from adamerge.merging.malloc import release_unreachable
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
 from adamerge.runs.command_line import told_apart
@@ -103,6 +104,7 @@ def run(
         longer: whether its number of steps is another than it was.
         allow_resume_difference: resume although versions, threads or devices differ.
     """
+    release_unreachable()  # of an earlier fit in this process, before it is looked at what is free
     fit = prepared(settings, parts)
     module, data = fit.model, fit.datamodule
     module.merged.task_vectors.check()  # reads every weight

@@ -6,8 +6,9 @@ operations of one step, ``objective_gradient.py`` the objective over a batch.
 
 - Before the first step: ``method_checks.py`` (of what is configured), ``fit_checks.py``, ``data_modules.py``,
   ``task_balance.py``, ``held_coefficients.py``.
-- What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teachers_ahead.py``
-  (inputs that change in every step). Which of these run together: ``length_groups.py``.
+- What a step is of: ``step_batches.py``, with ``teachers.py``: ``teacher_cache.py`` (each sample once), ``teacher_files.py``
+  (also after the fit), ``teachers_ahead.py`` (inputs that change in every step). Which of these run together:
+  ``length_groups.py``.
 - During a step: ``learning_rate.py`` and ``schedules.py``, ``nonfinite_guard.py``, ``collapse_guard.py``, ``callbacks.py``,
   ``costs.py``.
 - Which step is the result: ``keep_best.py`` with the rules of ``selection.py`` and ``looks.py`` (by labels or, as
@@ -34,7 +35,7 @@ _HOMES = {
     "Schedule": "schedules",
     "Search": "search",
     "TeacherCache": "teacher_cache",
-    "TeacherFiles": "teacher_cache",
+    "TeacherFiles": "teacher_files",
     "Teachers": "teachers",
     "TeachersAhead": "teachers_ahead",
 }
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from adamerge.training.schedules import CosineDecay, CosineRestarts, Schedule
     from adamerge.training.search import Search
     from adamerge.training.task_balance import EqualAtStart
-    from adamerge.training.teacher_cache import TeacherCache, TeacherFiles
+    from adamerge.training.teacher_cache import TeacherCache
+    from adamerge.training.teacher_files import TeacherFiles
     from adamerge.training.teachers import Teachers
     from adamerge.training.teachers_ahead import TeachersAhead
 
