@@ -238,13 +238,14 @@ def test_a_solver_that_sees_inputs_on_cuda_gives_what_the_cpu_gives(tmp_path):
         assert torch.allclose(found["cuda"][name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max())), name
 
 
-@pytest.mark.parametrize("name", ["WeightedSum", "Wudi", "WudiDescent", "TSVM", "IsoC", "IsoCTS"])
+@pytest.mark.parametrize("name", ["WeightedSum", "Wudi", "WudiDescent", "TSVM", "IsoC", "IsoCTS", "SpectralBound"])
 def test_a_solver_on_cuda_gives_what_the_cpu_gives(name, pool):
     import adamerge
     from adamerge.solvers.solving import solved
     from adamerge.task_vectors.task_vectors import TaskVectors
 
-    vectors, solver = TaskVectors(**pool), getattr(adamerge, name)()
+    wrapped = {"SpectralBound": {"solver": adamerge.WeightedSum(1.0), "dense": 1e-3}}
+    vectors, solver = TaskVectors(**pool), getattr(adamerge, name)(**wrapped.get(name, {}))
     for tensor in vectors:
         ((ours,), (theirs,)) = (list(solved(solver, tensor, own)) for own in (vectors.to("cuda"), vectors))
         assert ours.device.type == "cuda" and ours.dtype == torch.float32

@@ -12,6 +12,7 @@ from pico import tokenizer
 from running import numbers_of
 from safetensors.torch import save_file
 
+from adamerge.artifacts.recipe import describe
 from adamerge.merging.block_copy import BlockCopy
 from adamerge.merging.copies import WholeCopy
 from adamerge.merging.footprint import Unit
@@ -27,9 +28,12 @@ from adamerge.parametrizations import (
     RowColumnWise,
     TaskWise,
 )
+from adamerge.solvers import Components
+from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.automatic_storage import Automatic
 from adamerge.task_vectors.memory import Available, Memory, size
 from adamerge.task_vectors.storage import Disk, LowBit, Pinned, Resident
+from adamerge.task_vectors.task_vectors import TaskVectors
 from merging.test_merged_model import files, lora_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -250,13 +254,17 @@ from pathlib import Path
 import torch
 from adamerge.backbones import CausalLM, OpenClipClassifier
 from adamerge.merging.merged_model import MergedModel
-from adamerge.parametrizations import ElementWise, LayerWise, RowColumnWise
+from adamerge.parametrizations import ComponentWise, ElementWise, LayerWise, RankMask, RowColumnWise
 from adamerge.transforms import RootSumSquare
 from adamerge.merging.memory_plan import Plan
 from adamerge.task_vectors.storage import Disk, LowBit, Resident
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.merging.footprint import units_of
 from transformers import AutoModelForCausalLM
+
+class Ranked(RankMask):
+    def __init__(self, vectors):
+        super().__init__(vectors, inner=LayerWise)
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -282,7 +290,8 @@ thread = threading.Thread(target=watch)
 if kind == "clip":
     experts = {f"e{k}": root / f"expert{k}.safetensors" for k in range(8)}
     backbone = OpenClipClassifier("ViT-B-32-quickgelu")
-    vectors = TaskVectors(root / "base.safetensors", experts, transforms, include=["visual.*"])
+    components = root / "components.safetensors" if kind_of in (ComponentWise, Ranked) else None
+    vectors = TaskVectors(root / "base.safetensors", experts, transforms, include=["visual.*"], components=components)
     inputs = torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
 else:
     backbone = CausalLM(str(root / "llama"))
@@ -358,5 +367,36 @@ def test_a_real_step_takes_what_was_predicted(large, kind, storage):
 @pytest.mark.parametrize("many", ["(RowColumnWise, [])", "(ElementWise, [RootSumSquare()])"])
 def test_a_real_step_with_many_coefficients_takes_what_was_predicted(large, many, storage):
     predicted, measured = numbers_of(CHILD, large, "clip", storage, many)
+    print(f"{many} {storage}: predicted {predicted >> 20} MiB, measured {measured >> 20} MiB")
+    assert 0.85 <= predicted / measured <= 1.15
+
+
+class Random(Components):
+    """Factors as small as real ones, which take no decomposition."""
+
+    def tensors(self, name, vectors):
+        for shape in self.entries(name, vectors).values():
+            yield 1e-3 * torch.randn(shape)
+
+
+@pytest.fixture(scope="module")
+def components(large):
+    """A quarter of each matrix's components."""
+    experts = {f"e{k}": large / f"expert{k}.safetensors" for k in range(8)}
+    vectors, path = (
+        TaskVectors(large / "base.safetensors", experts, include=["visual.*"]),
+        large / "components.safetensors",
+    )
+    write_task_vectors(path, Random(0.25), vectors, recipe=describe(Components(0.25)))
+    return large
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("storage", ["Resident()", "Disk()"])
+@pytest.mark.parametrize("many", ["(ComponentWise, [])", "(Ranked, [])"])
+def test_a_real_step_of_components_takes_what_was_predicted(components, many, storage):
+    """Factors are never rounded, so that there are two storages."""
+    predicted, measured = numbers_of(CHILD, components, "clip", storage, many)
     print(f"{many} {storage}: predicted {predicted >> 20} MiB, measured {measured >> 20} MiB")
     assert 0.85 <= predicted / measured <= 1.15
