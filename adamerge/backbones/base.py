@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,13 @@ class Backbone(ABC):
         network: the module; always in eval mode.
         heads: frozen head of each task, on the device of the network; none where the network predicts by itself.
         outlined: whether it has names and shapes alone, and cannot be filled or run.
+        zero_shot: whether heads are made of class names in templates.
     """
 
     network: nn.Module
     heads: dict[str, nn.Module]
     outlined: bool = False
+    zero_shot: ClassVar[bool] = False
 
     @classmethod
     def refuse_early(cls, arguments: Mapping[str, Any]) -> None:

@@ -79,6 +79,8 @@ class SentenceClassifier(TransformersBackbone):
     Reference: Sentence-BERT (Reimers & Gurevych, 2019), https://arxiv.org/abs/1908.10084.
     """
 
+    zero_shot = True
+
     def __init__(self, model: str, dtype: str = "float32", scale: float = 20.0, max_length: int | None = None) -> None:
         from transformers import AutoModel, AutoTokenizer
 
@@ -89,6 +91,10 @@ class SentenceClassifier(TransformersBackbone):
     def trains(self, name: str) -> bool:
         """Returns True for all but the pooler, which the mean of hidden states does not use."""
         return super().trains(name) and not name.startswith("pooler.")
+
+    def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
+        """Returns the pooler's: an encoder is as good without it."""
+        return frozenset(name for name in missing if name.startswith("pooler."))
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
         """Checks whether each task has distinct class names, and templates with a place for them."""

@@ -45,6 +45,8 @@ class OpenClipClassifier(Backbone):
     Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
 
+    zero_shot = True
+
     def __init__(self, architecture: str, dtype: str = "float32") -> None:
         self.refuse_early({"architecture": architecture})
         import open_clip  # after what needs no library: importing it takes seconds

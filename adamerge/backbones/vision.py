@@ -110,6 +110,8 @@ class ClipVisionClassifier(TransformersBackbone):
     Reference: CLIP (Radford et al., 2021), https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
 
+    zero_shot = True
+
     def __init__(self, model: str, dtype: str = "float32") -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 

@@ -74,6 +74,20 @@ def check_words(where: str, classnames: Sequence[str], templates: Sequence[str])
             )
 
 
+def check_templates(name: str, templates: Sequence[str]) -> None:
+    """Checks whether there is a prompt to put class names into.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not templates:
+        raise DataError(
+            f"task '{name}' has no templates, of which its head is made",
+            expected="prompts with '{}' where the class name goes, as in templates: ['a photo of a {}.']",
+            todo="list templates beside the task's dataset",
+        )
+
+
 def check_task(name: str, task: Task) -> None:
     """Checks whether a task has what a zero-shot head is made of.
 
@@ -81,8 +95,9 @@ def check_task(name: str, task: Task) -> None:
         DataError: there are no class names or no templates.
         ConfigError: they are of no use.
     """
-    if not task.classnames or not task.templates:
-        raise DataError(f"task '{name}' has no class names or no templates: a zero-shot head needs both")
+    check_templates(name, task.templates)
+    if not task.classnames:
+        raise DataError(f"task '{name}' has no class names, of which its head is made", todo="list classnames")
     check_words(f"task '{name}'", task.classnames, task.templates)
 
 

@@ -10,7 +10,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from adamerge.backbones import Backbone
+from adamerge.backbones.zero_shot_head import check_templates
 from adamerge.data import Calibration
+from adamerge.data.classes import ClassCalibration
 from adamerge.errors import CoefficientsError, DataError
 from adamerge.io.unwritten import is_unwritten
 from adamerge.runs.class_names import class_named
@@ -67,8 +69,10 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
     """
     method, data = parts.method, parts.data
     backbone = arguments_of(settings.model.backbone)
+    kind = None
     if settings.model.backbone is not None:
-        class_named("model.backbone", settings.model.backbone.class_path, Backbone).refuse_early(backbone)
+        kind = class_named("model.backbone", settings.model.backbone.class_path, Backbone)
+        kind.refuse_early(backbone)
     if method.objective is not None:
         check_length(vars(settings.trainer))
     experts = list(arguments_of(settings.model.task_vectors).get("experts") or {})
@@ -78,6 +82,9 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
     _check_start(method)
     if method.sees_inputs:
         _check_folders(settings)
+        if kind is not None and kind.zero_shot and isinstance(data, ClassCalibration):
+            for task, source in data.sources.items():
+                check_templates(task, source.words.templates)
 
 
 def fit_settings(settings: Namespace, validated: bool) -> FitSettings:

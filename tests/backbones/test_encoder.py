@@ -1,9 +1,13 @@
 """Text encoders: sequence classifiers and sentence encoders agree with transformers and with the formula."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from pico import TASKS, TEXTS, pico_pool
+from safetensors.torch import load_file, save_file
 
 from adamerge import LayerWise, MergedModel, TaskVectors
 from adamerge.backbones import SentenceClassifier, SequenceClassifier
@@ -60,6 +64,21 @@ def test_sentence_classifiers_are_the_formula(tmp_path):
             found = backbone.output(backbone.encode(inputs), name).logits
         assert (found.double() - expected).abs().max() <= 1e-5
     assert not backbone.trains("pooler.dense.weight") and backbone.trains("embeddings.word_embeddings.weight")
+
+
+def test_an_encoder_that_was_saved_without_a_pooler_is_the_same(tmp_path):
+    whole = Path(pico_pool("sentence", tmp_path)["base"])
+    shutil.copytree(whole, tmp_path / "bare")
+    weights = load_file(whole / "model.safetensors")
+    bare = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    assert len(bare) == len(weights) - 2
+    save_file(bare, tmp_path / "bare/model.safetensors", {"format": "pt"})
+    features = []
+    for folder in (whole, tmp_path / "bare"):
+        backbone = SentenceClassifier(str(folder))
+        with torch.no_grad():
+            features.append(backbone.encode(stack([backbone.preprocess("a b c")])).features)
+    assert torch.equal(*features)
 
 
 def test_texts_are_cut_and_empty_ones_refused(tmp_path):
