@@ -64,6 +64,7 @@ class HiddenAlignment(Objective):
         layers: numbers of the hidden states: 0 is what enters the first block, ``i`` what leaves the i-th; negative ones
             count from the last, and what lies between 0 and 1 is a share of the depth: 0.5 is the middle. One whole number
             instead of a list is how many, evenly through the depth: the number of blocks takes what leaves each of them.
+            Of a network of fewer blocks some count twice.
 
     Raises:
         ConfigError: there are no layers, or one that no network has; once the network runs, a layer that it has not.
