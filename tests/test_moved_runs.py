@@ -39,7 +39,7 @@ MODELS = {
     },
 }
 """Stages of a method; ``model`` of each."""
-OURS = {"mask": "concrete_adamerging_layer_wise", "chunks": "expert_merging_plusplus"}
+OURS = {"mask": "concrete_adamerging_layer_wise", "ranks": "adarank", "chunks": "expert_merging_plusplus"}
 """Methods of this repository."""
 INSIDE = {
     "start": ["1_solve/task_vectors/merged.safetensors"],
@@ -47,6 +47,7 @@ INSIDE = {
     "expert": ["1_solve/task_vectors/merged.safetensors"],
     "learned": ["1_solve/task_vectors/merged.safetensors", "2_learn/coefficients.safetensors"],
     "mask": ["1_mask/coefficients.safetensors"],
+    "ranks": ["1_components/task_vectors/components.safetensors"],
     "chunks": ["1_expert_merging/importance.json", "teachers"],
 }
 """What the last stage's configuration names in the run's folder."""
@@ -109,7 +110,7 @@ def inspected(run: Path, capfd) -> str:
     return "".join(outcome.out.split())  # long paths are folded
 
 
-@pytest.mark.parametrize("kind", kinds("components", "start", "learned", "mask", "chunks"))
+@pytest.mark.parametrize("kind", kinds("components", "start", "learned", "mask", "ranks", "chunks"))
 def test_a_finished_run_gives_the_same_numbers(kind, words, capfd):
     run = fit([*words, "--id=a"]).absolute()
     before, merged, shown = scored(run, capfd), exported(run, "here", capfd), inspected(run, capfd)
@@ -128,7 +129,7 @@ def test_a_finished_run_gives_the_same_numbers(kind, words, capfd):
     assert contents(run) == decoy
 
 
-@pytest.mark.parametrize("kind", kinds("start", "components", "expert", "learned", "mask", "chunks"))
+@pytest.mark.parametrize("kind", kinds("start", "components", "expert", "learned", "mask", "ranks", "chunks"))
 def test_a_run_goes_on_with_a_stage_that_had_not_begun(kind, words, monkeypatch, capfd):
     whole = fit([*words, "--id=whole"]).absolute()
     last, plain = stages_of(whole)[-1], adamerge.runs.fit.write_config
@@ -158,7 +159,7 @@ def test_a_run_goes_on_with_a_stage_that_had_not_begun(kind, words, monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["learned", "mask", "chunks"])
+@pytest.mark.parametrize("kind", ["learned", "mask", "ranks", "chunks"])
 def test_a_run_goes_on_within_a_stage_and_to_more_steps(kind, words, monkeypatch, capfd):
     whole = fit([*words, "--id=whole"]).absolute()
     last, plain = stages_of(whole)[-1], MergingModule.training_step
