@@ -13,7 +13,7 @@ from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.opening import lasting_path
 from adamerge.checkpoints.origins import LOCAL
 from adamerge.errors import CoefficientsError
-from adamerge.io.coefficient_file import CONFIG, STAGES
+from adamerge.io.run_folder import CONFIG, STAGES, run_of
 from adamerge.task_vectors.task_vectors import Source, TaskVectors
 
 RUN = "run:"
@@ -27,10 +27,10 @@ def written_source(path: Path, model: Checkpoint) -> str:
         path: of the file; the run is the folder that it lies in, or for a stage the one above.
         model: which.
     """
-    folder, place = Path(os.path.abspath(path)).parent, Path(os.path.abspath(model.location))
-    runs = [run for run, mark in ((folder.parent, STAGES), (folder, CONFIG)) if (run / mark).is_file()]
-    if runs and model.sources == (place,) and place.is_relative_to(runs[0]):
-        return RUN + place.relative_to(runs[0]).as_posix()
+    run, place = run_of(path), Path(os.path.abspath(model.location))
+    began = (run / STAGES).is_file() or (run / CONFIG).is_file()
+    if began and model.sources == (place,) and place.is_relative_to(run):
+        return RUN + place.relative_to(run).as_posix()
     return lasting_path(model.location)
 
 

@@ -17,6 +17,7 @@ from adamerge.checkpoints.renamed_checkpoint import under_names_of
 from adamerge.checkpoints.task_vectors import TaskVectorCheckpoint
 from adamerge.errors import AdamergeError, CheckpointError
 from adamerge.io import hub_ids as places
+from adamerge.io.links import without_steps_back
 from adamerge.io.pickles import described
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.task_vector_file import is_task_vector_file
@@ -87,9 +88,7 @@ def lasting_path(source: str) -> str:
     if not os.path.lexists(place):
         sum_of_two = source.count("+") == 1 and not is_hub_id(source)
         return "+".join(map(lasting_path, source.split("+"))) if sum_of_two else source
-    plain = os.path.abspath(place)
-    # behind a link a step back leads elsewhere
-    return plain if os.path.exists(plain) and os.path.samefile(plain, place) else os.path.realpath(place)
+    return without_steps_back(place)
 
 
 def _place(source: str | Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from adamerge.errors import AdamergeError, CoefficientsError
 from adamerge.io.dtypes import FLOATS
 from adamerge.io.model_folder import Layout
+from adamerge.io.run_folder import COEFFICIENTS
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.tensor_bytes import tensor_bytes
 from adamerge.io.untrusted_files import quoted
@@ -22,12 +23,6 @@ from adamerge.io.versions import refuse_later
 FORMAT = 2
 """Of what is written: since the second, parts go by public names. What is read may be any up to it."""
 METADATA_KEY = "adamerge"
-COEFFICIENTS = "coefficients.safetensors"
-"""In the folder of a run."""
-CONFIG = "config.yaml"
-"""Beside it, in the folder of a run."""
-STAGES = "stages.json"
-"""In the folder of a run of several stages, each of which is a run in a folder below it."""
 SECTIONS = ("w", "mask", "buffer")
 DTYPES = ("float64", *FLOATS)
 FIELDS: dict[str, type] = {

@@ -1,4 +1,4 @@
-"""Links: a file of a model's folder that is copied or handed to a library may not lead out of the folder."""
+"""Links: what is copied or handed to a library may not lead out of its folder; a step back behind one leads elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from adamerge.io.untrusted_files import quoted
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
 TEMPLATES = "additional_chat_templates"  # the one folder that transformers looks into
+
+
+def without_steps_back(place: str) -> str:
+    """Returns the absolute path of a place without ``..``, in which links stay unless a step back follows one."""
+    plain = os.path.abspath(place)
+    # behind a link a step back leads elsewhere
+    return plain if os.path.exists(plain) and os.path.samefile(plain, place) else os.path.realpath(place)
 
 
 def refuse_outside(path: Path) -> None:

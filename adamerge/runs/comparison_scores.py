@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adamerge.io.coefficient_file import COEFFICIENTS
+from adamerge.io.run_folder import COEFFICIENTS
 from adamerge.parametrizations import TaskWise
 from adamerge.runs.kept_scores import KeptScores
 from adamerge.runs.scoring import run_coefficients

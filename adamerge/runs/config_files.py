@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 import adamerge
 from adamerge.errors import ConfigError, nearest
 from adamerge.io.public_names import PREFIX, private_names, renewed
+from adamerge.io.run_folder import resolved, run_of
 from adamerge.io.versions import refuse_later, version_of
 
 
@@ -35,7 +38,9 @@ class OneOfEach(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a file's content with today's names of parts; its keys are not checked yet.
+    """Returns a file's content with today's names of parts, and the paths inside its run where that is now.
+
+    Its keys are not checked yet.
 
     Raises:
         ConfigError: there is no such file, it holds no mapping, one of its mappings holds a key twice, or a later version of
@@ -66,7 +71,8 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: is empty or no mapping", expected="keys such as model, data, trainer", got=type(content).__name__
         )
     try:
-        content = {key: renewed(value) for key, value in content.items()}
+        here = partial(resolved, run=run_of(path))
+        content = {key: with_texts(renewed(value), here) for key, value in content.items()}
     except RecursionError as error:
         raise ConfigError(f"{path}: a value contains itself, or nests too deeply") from error
     refuse_private(content, f"{path}: ")
@@ -94,6 +100,15 @@ def refuse_private(content: Any, where: str = "") -> None:
             if near
             else "only its public names can be given",
         )
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Returns plain data with all of its texts changed, but for the keys of its mappings."""
+    if isinstance(value, dict):
+        return {key: with_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _near_file(path: Path) -> str | None:

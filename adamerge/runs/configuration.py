@@ -11,7 +11,7 @@ from typing import Any
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, TASK_VECTORS
 from adamerge.runs.command_line import Words, stage_of, told_apart
-from adamerge.runs.config_files import read_config, stages_of
+from adamerge.runs.config_files import read_config, stages_of, with_texts
 from adamerge.runs.former_keys import renewed_key, renewed_keys
 from adamerge.runs.help import near_key
 from adamerge.runs.overrides import as_text, as_yaml, overlaid, overridden
@@ -73,7 +73,12 @@ class Configuration:
             config = overlaid(config, renewed_keys(_opened(read_config(file))))
         words = [word[2:].partition("=") for word in self.words]
         config = _opened(overridden(config, [f"--{renewed_key(key)}={value}" for key, _, value in words], read))
-        return _replaced(_with_defaults(config), dict(self.replacements))
+        return with_texts(_with_defaults(config), self._replaced)
+
+    def _replaced(self, text: str) -> str:
+        for mark, path in self.replacements:
+            text = text.replace(mark, path)
+        return text
 
 
 def configurations(arguments: Sequence[str] | Words, verb: str = "fit") -> list[Configuration]:
@@ -202,14 +207,3 @@ def _solved(given: Any) -> dict[str, Any]:
             todo="give the vector a strength with adamerge.Scaled around the solver, or weigh it in a later stage",
         )
     return {"class_path": SOLVED}
-
-
-def _replaced(value: Any, replacements: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _replaced(item, replacements) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replaced(item, replacements) for item in value]
-    if isinstance(value, str):
-        for mark, path in replacements.items():
-            value = value.replace(mark, path)
-    return value

@@ -9,12 +9,13 @@ from typing import Any
 from adamerge.data import Calibration
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
-from adamerge.io.coefficient_file import COEFFICIENTS, read_coefficients
+from adamerge.io.coefficient_file import read_coefficients
+from adamerge.io.run_folder import COEFFICIENTS, CONFIG
 from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import configurations
 from adamerge.runs.early_checks import made_subclass
 from adamerge.runs.parser import read
-from adamerge.runs.run_folders import CONFIG, summary_of
+from adamerge.runs.run_folders import summary_of
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 NO_DATA, UNLABELLED, LABELLED = SECTIONS = ("no data", "unlabelled", "labelled")

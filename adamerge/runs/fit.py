@@ -20,7 +20,7 @@ from adamerge.artifacts.importance import allocation_table
 from adamerge.artifacts.recipe import describe
 from adamerge.data.overlap import contents
 from adamerge.io.atomic import write_json
-from adamerge.io.coefficient_file import CONFIG, STAGES
+from adamerge.io.run_folder import CONFIG, STAGES
 from adamerge.merging.malloc import release_unreachable
 from adamerge.merging.memory_report import print_plan
 from adamerge.parametrizations import ImportanceChunkWise
@@ -82,15 +82,16 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
         arguments = ["--config", str(resume / CONFIG), *([f"--trainer.max_steps={steps}"] if longer else [])]
     words = told_apart(arguments)
     settings = read(configurations(words)[0])
-    return run(settings, words.files, resume=resume, longer=longer, allow_resume_difference=allow_resume_difference)
+    folder, again = resume or run_folder(settings, words.files), resume is not None
+    return run(settings, folder, resumed=again, longer=longer, allow_resume_difference=allow_resume_difference)
 
 
 def run(
     settings: Namespace,
-    files: Sequence[str] = (),
+    folder: Path,
     parts: Parts | None = None,
     *,
-    resume: Path | None = None,
+    resumed: bool = False,
     longer: bool = False,
     allow_resume_difference: bool = False,
 ) -> Path | None:
@@ -98,9 +99,9 @@ def run(
 
     Args:
         settings: as ``read`` returns them.
-        files: that they come from; they give the run its name.
+        folder: of the run.
         parts: made of the settings already; made now when None.
-        resume: a run's folder that is gone on with, whose own settings these are.
+        resumed: whether a run in the folder is gone on with, whose own settings these are.
         longer: whether its number of steps is another than it was.
         allow_resume_difference: resume although versions, threads or devices differ.
     """
@@ -118,30 +119,29 @@ def run(
             _plan_printed(module, once, settings)
             once.fit(module, data)
         return None
-    folder = resume or run_folder(settings, files)
-    if resume is None:
-        refuse_used(folder)
     with ExitStack() as held:
-        if resume is not None:
+        if resumed:
             held.enter_context(locked(folder))
+        else:
+            refuse_used(folder)
 
         def begin() -> None:
             """Writes the first files of a run; its configuration last, since a folder that has one can be resumed."""
-            if resume is None:
+            if not resumed:
                 held.enter_context(locked(folder))
                 refuse_used(folder)  # another process may have been quicker
             if not is_first_process():
                 return
-            if isinstance(module.merged.parametrization, ImportanceChunkWise) and resume is None:
+            if isinstance(module.merged.parametrization, ImportanceChunkWise) and not resumed:
                 print(allocation_table(module.merged.parametrization))
                 write_json(folder / "allocation.json", module.merged.parametrization.allocation)
-            if resume is None or longer:
+            if not resumed or longer:
                 write_config(settings, folder / CONFIG)
 
         if module.objective is None:
             _write_initial(fit, folder, begin)
         else:
-            _search(fit, folder, begin, resume is not None, allow_resume_difference)
+            _search(fit, folder, begin, resumed, allow_resume_difference)
     return folder
 
 

@@ -1,10 +1,11 @@
-"""A run's own configuration: written whole or not at all, with paths that hold from any working directory."""
+"""A run's own configuration: written whole or not at all, with paths that hold from anywhere and after a move."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from jsonargparse import Namespace
 
 from adamerge.checkpoints.opening import lasting_path
 from adamerge.io.atomic import staged_file
+from adamerge.io.run_folder import movable, run_of
 from adamerge.io.versions import WRITTEN_BY
+from adamerge.runs.config_files import with_texts
 from adamerge.runs.parser import as_data
 
 SOURCES = (
@@ -39,12 +42,13 @@ PATHS = (
 
 
 def write_config(settings: Namespace, path: Path) -> None:
-    """Writes the configuration atomically, with absolute paths for what was given relative to the working directory.
+    """Writes the configuration atomically, with absolute paths but for those inside its run, which begin ``{this_run}``.
 
     Raises:
         ExportError: the file cannot be written.
     """
-    text = yaml.safe_dump(located(as_data(settings)), sort_keys=False)
+    content = with_texts(located(as_data(settings)), partial(movable, run=run_of(path)))
+    text = yaml.safe_dump(content, sort_keys=False)
     with staged_file(path) as temporary:
         temporary.write_text(f"# {WRITTEN_BY}\n{text}", encoding="utf-8")
 

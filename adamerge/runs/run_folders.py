@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adamerge.errors import CheckpointError, ConfigError, ExportError
-from adamerge.io.coefficient_file import CONFIG, STAGES
+from adamerge.io.run_folder import CONFIG, STAGES
 from adamerge.io.untrusted_files import read_json
 from adamerge.runs.config_files import read_config
 

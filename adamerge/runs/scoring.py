@@ -18,7 +18,7 @@ from adamerge.data.metrics import Metric
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.io.atomic import write_json
-from adamerge.io.coefficient_file import COEFFICIENTS
+from adamerge.io.run_folder import COEFFICIENTS
 from adamerge.io.untrusted_files import read_json
 from adamerge.merging.copies import Copy, WholeCopy
 from adamerge.runs.command_line import Words

@@ -14,7 +14,7 @@ import torch
 
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.atomic import staged_file, write_json
-from adamerge.io.coefficient_file import STAGES
+from adamerge.io.run_folder import COEFFICIENTS, CONFIG, STAGES, run_of
 from adamerge.io.task_vector_file import FOLDER
 from adamerge.io.untrusted_files import read_json
 from adamerge.io.unwritten import IMPORTANCE, PREVIOUS, RUN, TASK_VECTORS
@@ -22,7 +22,7 @@ from adamerge.runs.class_names import class_named
 from adamerge.runs.command_line import told_apart
 from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import Configuration, configurations
-from adamerge.runs.parser import read
+from adamerge.runs.parser import read, read_first
 from adamerge.runs.preparation import checked, validated
 from adamerge.runs.run_config import write_config
 from adamerge.runs.run_folders import (
@@ -37,7 +37,7 @@ from adamerge.runs.run_folders import (
 )
 from adamerge.solvers import TaskVectorWriter
 
-FINAL = ("coefficients.safetensors", "heatmap.png", "allocation.json", "environment.json", "config.yaml")
+FINAL = (COEFFICIENTS, "heatmap.png", "allocation.json", "environment.json", CONFIG)
 """Files of the last stage that are copied to the run's folder, in this order: the last one marks the run as there."""
 IMPORTANCES = "importance.json"
 """File with the importances of tensors, in the folder of a stage whose successor asks for them."""
@@ -76,12 +76,12 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
     stages = configurations(words)
     every = checked(stages)  # of all stages, before Lightning is imported
     settings, parts = every[0]
+    folder = run_folder(settings, words.files)
     if not words.folders or settings.trainer.fast_dev_run:
         from adamerge.runs.fit import run
 
         with stages[0].named():
-            return run(settings, words.files, parts)
-    folder = run_folder(settings, words.files)
+            return run(settings, folder, parts)
     refuse_used(folder)
     if is_first_process():
         validated(stages)
@@ -98,16 +98,15 @@ def fit(arguments: Sequence[str], resume: Path | None = None, allow_resume_diffe
 
 def _record(stages: Sequence[Configuration], folder: Path) -> None:
     """Writes every stage's whole configuration, so that a resumed run goes on as it was begun."""
-    top, files = folder.absolute(), [stage.file for stage in stages if stage.file is not None]
+    top, files = run_of(folder / CONFIG), [stage.file for stage in stages if stage.file is not None]
     every: list[Any] = []
     vectors: dict[str, str] = {}  # of the last stage with a solver, once there is one
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
         paths = {RUN: str(top), **vectors}
         if number > 0:
             before = top / files[number - 1].stem
-            paths |= {PREVIOUS: str(before / FINAL[0]), IMPORTANCE: str(before / IMPORTANCES)}
+            paths |= {PREVIOUS: str(before / COEFFICIENTS), IMPORTANCE: str(before / IMPORTANCES)}
         settings = read(stage.placed(paths))
-        settings.runs, settings.name, settings.id = str(folder.parent), folder.name, file.stem
         every.append(settings)
         if settings.model.solver is not None:
             solver = class_named("model.solver", settings.model.solver.class_path, TaskVectorWriter)
@@ -120,7 +119,7 @@ def _record(stages: Sequence[Configuration], folder: Path) -> None:
 
 def _forget(folder: Path, files: Sequence[Path]) -> None:
     """Removes the record of a run whose first stage was refused before it began, so that nothing is left of it."""
-    if (folder / files[0].stem / "config.yaml").is_file():
+    if (folder / files[0].stem / CONFIG).is_file():
         return
     for name in (STAGES, "summary.json", ".lock", *(file.name for file in files)):
         (folder / name).unlink(missing_ok=True)
@@ -140,7 +139,7 @@ def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
     if not arguments:
         return {}
     stages = _stages(folder)
-    begun = [number for number, stage in enumerate(stages, 1) if (stage / "config.yaml").is_file()]
+    begun = [number for number, stage in enumerate(stages, 1) if (stage / CONFIG).is_file()]
     last = begun[-1] if begun else 1
     given = re.match(r"--(\d+)\.(trainer\.max_steps.*)", arguments[0])
     if given is None or int(given[1]) != last or not begun:
@@ -157,6 +156,7 @@ def _longer(folder: Path, arguments: Sequence[str]) -> dict[int, list[str]]:
 
 def _run(folder: Path, allow_difference: bool, longer: Mapping[int, Sequence[str]] | None = None) -> Path:
     from adamerge.runs.fit import fit as fit_one
+    from adamerge.runs.fit import run
     from adamerge.training.wandb_run import environment_variable, grouped
 
     stages, longer = _stages(folder), longer or {}
@@ -172,10 +172,10 @@ def _run(folder: Path, allow_difference: bool, longer: Mapping[int, Sequence[str
                     _weigh(configuration, stages[number - 2])
             _together()
             try:
-                if (stage / "config.yaml").is_file():
+                if (stage / CONFIG).is_file():
                     fit_one(longer.get(number, []), stage, allow_difference)
                 else:
-                    fit_one(["--config", str(configuration)])
+                    run(read_first(["--config", str(configuration)]), stage)
             finally:
                 if is_first_process():
                     _gather(folder, stages)
@@ -196,11 +196,11 @@ def _stages(folder: Path) -> list[Path]:
 
 def _weigh(configuration: Path, before: Path) -> None:
     """Writes the importances of the stage before, when the configuration of this one asks for them."""
-    target = before.absolute() / IMPORTANCES
+    target = run_of(configuration) / before.name / IMPORTANCES
     if _names(read_config(configuration), str(target)) and not target.is_file():
         from adamerge.artifacts.importance import write_importances
 
-        write_importances(before / FINAL[0], target)
+        write_importances(before / COEFFICIENTS, target)
 
 
 def _names(content: Any, value: str) -> bool:

@@ -44,7 +44,7 @@ def fit(arguments: list[str]) -> None:
         raise ExportError(f"{own.export} exists", todo="name another folder, or export the run with --overwrite")
     import_from_here()
     keep_freed_memory()
-    from adamerge.io.coefficient_file import COEFFICIENTS
+    from adamerge.io.run_folder import COEFFICIENTS
     from adamerge.runs.run_folders import is_first_process
     from adamerge.runs.stages import fit as run_fit
 

@@ -3,7 +3,7 @@
 import pytest
 
 from adamerge.errors import ConfigError
-from adamerge.runs.config_files import read_config, stages_of
+from adamerge.runs.config_files import read_config, stages_of, with_texts
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_what_yaml_itself_cannot_make_is_told_by_file(text, tmp_path):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match="bad.yaml"):
         read_config(tmp_path / "bad.yaml")
+
+
+def test_paths_inside_a_run_are_where_it_is_now_in_its_stages_too(tmp_path):
+    text = 'model: {start: "{this_run}/x", parts: ["{this_run}/y", 1, "{run}/z"]}\n"{this_run}/key": null\n'
+    run, stage = tmp_path / "run", tmp_path / "run" / "1_first"
+    stage.mkdir(parents=True)
+    (run / "stages.json").write_text("{}")
+    for moved in (run, tmp_path / "moved"):
+        for path in ("1_first.yaml", "config.yaml", "1_first/config.yaml"):
+            (run / path).write_text(text)
+            run.rename(moved)
+            assert read_config(moved / path) == {
+                "model": {"start": f"{moved}/x", "parts": [f"{moved}/y", 1, "{run}/z"]}, "{this_run}/key": None,
+            }  # fmt: skip
+            moved.rename(run)
+
+
+def test_texts_change_wherever_they_are_and_nothing_else():
+    data = {"a": ["b", {"c": "d"}], "e": 1, "f": None, "g": True}
+    assert with_texts(data, str.upper) == {"a": ["B", {"c": "D"}], "e": 1, "f": None, "g": True}

@@ -9,7 +9,8 @@ import yaml
 from running import TASK_ARITHMETIC, command, fit_words, pool_config, same_coefficients, without_pictures, write_yaml
 
 from adamerge.checkpoints.opening import lasting_path
-from adamerge.runs.run_config import located
+from adamerge.runs.parser import as_data, read_first
+from adamerge.runs.run_config import located, write_config
 
 
 @pytest.fixture
@@ -104,6 +105,25 @@ def test_what_is_made_absolute_and_what_stays(tmp_path, monkeypatch):
     assert found["data"]["init_args"]["tasks"] == {
         "t": {"dataset": f"{here}/models", "images": f"{here}/pictures"}, "h": {"dataset": "org/set"},
     }  # fmt: skip
+
+
+def test_what_lies_inside_the_run_is_found_where_the_run_is_now(relative, tmp_path, monkeypatch):
+    """Whichever key it has: one of a user's class holds a path too."""
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    inside = (f"--model.init_from={run}/1/x.safetensors", f"--trainer.default_root_dir={run}", f"--runs={run}s")
+    settings = read_first(fit_words(relative, *inside))
+    write_config(settings, run / "config.yaml")
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert written["model"]["init_from"] == "{this_run}/1/x.safetensors" and written["runs"] == f"{run}s"
+    assert written["trainer"]["default_root_dir"] == "{this_run}"
+    base = written["model"]["task_vectors"]["init_args"]["base"]
+    assert Path(base).is_absolute() and Path(base).is_dir(), "what lies elsewhere stays there"
+    run.rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    found = as_data(read_first(["config.yaml"]))
+    assert found["model"]["init_from"] == f"{tmp_path}/b/1/x.safetensors" and found["runs"] == f"{run}s"
+    assert found["trainer"]["default_root_dir"] == f"{tmp_path}/b"
 
 
 def test_a_place_behind_a_link_stays_the_same_place(tmp_path, monkeypatch):

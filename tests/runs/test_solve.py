@@ -137,7 +137,7 @@ def test_a_later_stage_takes_the_vectors_as_deltas_and_they_are_solved_once(pool
 
 
 @pytest.mark.parametrize("at", [0, 7])
-def test_an_interrupted_solve_goes_on(at, pool_file, method, monkeypatch):
+def test_an_interrupted_solve_goes_on_wherever_its_run_is_now(at, pool_file, method, monkeypatch):
     whole = fit([str(pool_file), str(method), "--id=whole"])
     solve, names = Wudi.solve, []
 
@@ -150,7 +150,7 @@ def test_an_interrupted_solve_goes_on(at, pool_file, method, monkeypatch):
     monkeypatch.setattr(Wudi, "solve", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit([str(pool_file), str(method), "--id=cut"])
-    run = Path("runs/tiny-wudi/cut")
+    run = Path("runs/tiny-wudi/cut").rename("elsewhere")
     assert not (run / FILE).exists() and not (run / "coefficients.safetensors").exists()
     left = []
     monkeypatch.setattr(Wudi, "solve", lambda self, name, deltas: left.append(name) or solve(self, name, deltas))

@@ -102,7 +102,7 @@ def test_overrides_reach_every_stage_or_the_one_they_name(pool_file, method):
     assert [config["model"]["search"]["init_args"]["lr"] for config in configs] == [0.25, 0.5]
     assert [config["trainer"]["max_steps"] for config in configs] == [2, 2]
     assert [config["model"]["init_from"] for config in configs] == [
-        None, str(run.absolute() / "1_first" / "coefficients.safetensors"),
+        None, "{this_run}/1_first/coefficients.safetensors",
     ]  # fmt: skip
 
 
@@ -178,8 +178,8 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["2_second", "1_first"])
-def test_a_killed_stage_goes_on_to_the_same_bits(stage, pool_file, method, tmp_path, capfd, request):
+@pytest.mark.parametrize(("stage", "place"), [("2_second", "killed"), ("1_first", "killed"), ("1_first", "moved")])
+def test_a_killed_stage_goes_on_to_the_same_bits(stage, place, pool_file, method, tmp_path, capfd, request):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the child has
     request.addfinalizer(lambda: torch.set_num_threads(threads))
@@ -192,6 +192,7 @@ def test_a_killed_stage_goes_on_to_the_same_bits(stage, pool_file, method, tmp_p
     run = Path("runs/soak/killed")
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
     assert summary(run)["status"] == "running" and not (run / "coefficients.safetensors").exists()
+    run = run.rename(run.with_name(place))
     kept = contents(run / "1_first")
     assert command(capfd, "fit", "--resume", run).code == 0
     assert stage == "1_first" or contents(run / "1_first") == kept, "a finished stage is not touched"
@@ -200,6 +201,7 @@ def test_a_killed_stage_goes_on_to_the_same_bits(stage, pool_file, method, tmp_p
     one, other = adam_state(whole / "2_second"), adam_state(run / "2_second")
     assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one)
     assert same_coefficients(run, whole)
+    assert sorted(path.name for path in run.parent.iterdir()) == sorted([place, "whole"])
 
 
 def test_every_stage_is_checked_before_the_first_begins(pool_file, method, capfd):
