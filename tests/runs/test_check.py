@@ -29,7 +29,7 @@ NOTHING_LEARNED = {
     METHODS / f"{name}.yaml"
     for name in (
         *("dare", "task_arithmetic", "ties", "ties_original", "weight_average"),
-        *("iso_c", "iso_cts", "least_squares", "tsvm", "wudi", "wudi_descent"),
+        *("auto_data_free", "iso_c", "iso_cts", "least_squares", "tsvm", "wudi", "wudi_descent"),
     )
 }
 WAITS = METHODS / "adarank"
