@@ -53,8 +53,7 @@ INSIDE = {
 """What the last stage's configuration names in the run's folder."""
 
 
-def kinds(fast: str, *slow: str) -> list:
-    return [fast, *(pytest.param(kind, marks=pytest.mark.slow) for kind in slow)]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("start", "learned", "mask", "ranks", "chunks")]
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def inspected(run: Path, capfd) -> str:
     return "".join(outcome.out.split())  # long paths are folded
 
 
-@pytest.mark.parametrize("kind", kinds("components", "start", "learned", "mask", "ranks", "chunks"))
+@pytest.mark.parametrize("kind", ["components", *SLOW])
 def test_a_finished_run_gives_the_same_numbers(kind, words, capfd):
     run = fit([*words, "--id=a"]).absolute()
     before, merged, shown = scored(run, capfd), exported(run, "here", capfd), inspected(run, capfd)
@@ -129,7 +128,8 @@ def test_a_finished_run_gives_the_same_numbers(kind, words, capfd):
     assert contents(run) == decoy
 
 
-@pytest.mark.parametrize("kind", kinds("start", "components", "expert", "learned", "mask", "ranks", "chunks"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["start", "components", "expert", "learned", "mask", "ranks", "chunks"])
 def test_a_run_goes_on_with_a_stage_that_had_not_begun(kind, words, monkeypatch, capfd):
     whole = fit([*words, "--id=whole"]).absolute()
     last, plain = stages_of(whole)[-1], adamerge.runs.fit.write_config
