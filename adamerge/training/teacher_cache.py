@@ -67,13 +67,12 @@ class TeacherCache(Teachers):
         """Runs the experts on samples without outputs, without a gradient; leaves the network filled with an expert."""
         start = time.monotonic()
         self.forwards, self.found, self._memory = dict.fromkeys(steps.samples, 0), {}, {}
-        coming = {task: len(self._wanted(task, steps)) for task in steps.samples}
+        coming = {task: self._wanted(task, steps) for task in steps.samples}
         for task, samples in steps.samples.items():
             self._open(task, merged, hidden, str(strategy.precision_plugin.precision), default_folder)
-            wanted = self._wanted(task, steps)
+            wanted = coming.pop(task)
             missing = [index for index in wanted if not self._holds(task, index, samples)]
             self.found[task] = len(wanted) - len(missing)
-            del coming[task]
             if missing:
                 merged.fill_expert(task)
                 missing, positions = _longest_first(missing, samples)
@@ -86,7 +85,7 @@ class TeacherCache(Teachers):
                 made = compact(output, self.top, self.dtype)
                 if first == 0:
                     a_task = _bytes(made) * sum(positions) / max(1, sum(positions[:batch_size]))
-                    self._afford(a_task * (1 + sum(coming.values()) / len(missing)))
+                    self._afford(a_task * (1 + sum(map(len, coming.values())) / len(missing)))
                 self._keep(task, dict(zip(indices, made, strict=True)), samples)
                 self.forwards[task] += len(indices)
         self._close(strategy, steps)
