@@ -1,7 +1,7 @@
 """What each part of a method gives, and how far its settings matter: one part changed at a time, all else as in its file.
 
     python tests/benchmarks/ablation.py POOL METHOD CHANGES.yaml --folder FOLDER --out FILE.json [--seeds 0,1,2] \
-      [--split validation] [--only AXIS ...]
+      [--split validation] [--only AXIS ...] [--lambdas 0.4]
 
 The changes are by axis and name the overrides of a fit: ``rate: {halved: {model.search.lr: 0.05}}``. Fits and scores are
 those of ``adamerge compare`` in the folder: what is finished is not repeated, so that the command may be given again.
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--split", default="test", choices=("test", "validation"))
     parser.add_argument("--only", nargs="*", default=None, help="axes; all of the file when not given")
+    parser.add_argument("--lambdas", type=float, nargs="+", default=None, help="that the oracle chooses from")
     own = parser.parse_args()
     axes: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(own.changes.read_text(encoding="utf-8"))
     choices = Choices(seeds=tuple(map(int, own.seeds.split(","))), split=own.split)
@@ -53,7 +54,8 @@ def main() -> None:
                 continue
             method = Path(str(change.get("method", own.method)))
             words = words_of({key: value for key, value in change.items() if key != "method"})
-            result = compare(own.pool, [method], own.folder, ["--trainer.limit_val_batches=0", *words], choices=choices)
+            words = ["--trainer.limit_val_batches=0", *words]
+            result = compare(own.pool, [method], own.folder, words, own.lambdas, choices=choices)
             row = result["methods"].get(method.stem)  # none where all seeds collapsed or diverged
             kept = {key: row[key] for key in KEPT} if row is not None else {"left_out": result["left_out"]}
             rows[name] = {"change": change, **kept}
