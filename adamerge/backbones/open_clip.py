@@ -7,15 +7,16 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adamerge.backbones.base import Backbone, Task
-from adamerge.backbones.hidden_states import state_number
+from adamerge.backbones.hidden_states import captured
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
@@ -65,9 +66,7 @@ class OpenClipClassifier(Backbone):
             with _without_warning():  # that there are no weights yet: they are filled in right after
                 # weights of a text tower alone would be fetched, and filled over
                 self.network: Any = open_clip.create_model(identifier, load_weights=False, pretrained_text=False)
-            # a tokenizer of transformers would ask at the terminal whether the folder's code may run
-            own = {"trust_remote_code": False} if self._text_config.get("hf_tokenizer_name") else {}
-            self.tokenizer = open_clip.get_tokenizer(identifier, **own)
+            self.tokenizer = _tokenizer(identifier, self._text_config)
         except Exception as error:  # the libraries raise what their parts raise
             raise CheckpointError(f"architecture '{architecture}': open_clip cannot build it: {error!r}") from error
         self.preprocess_config: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(self.network))
@@ -176,33 +175,22 @@ class OpenClipClassifier(Backbone):
         )
 
 
-@contextmanager
-def captured(blocks: Sequence[nn.Module], numbers: Sequence[float]) -> Iterator[list[Tensor]]:
-    """Yields a list that the hidden states of these numbers fill, in their order, during one forward pass.
+def _tokenizer(identifier: str, text_config: Mapping[str, Any]) -> Any:
+    """Returns the tokenizer of a text tower's configuration."""
+    import open_clip
 
-    Args:
-        blocks: that hand a tensor on, one after the other.
-        numbers: as ``state_number`` reads them.
+    if text_config.get("hf_tokenizer_name"):
+        # transformers would ask at the terminal whether the folder's code may run
+        return open_clip.get_tokenizer(identifier, trust_remote_code=False)
+    return _own_tokenizer(identifier, json.dumps(text_config, sort_keys=True))
 
-    Raises:
-        ConfigError: there is no such hidden state.
-    """
-    wanted = [state_number(number, len(blocks) + 1) for number in numbers]
-    outputs: dict[int, Tensor] = {}
-    states: list[Tensor] = []
-    handles = []
-    for i in set(wanted):
-        if i == 0:
-            hook = blocks[0].register_forward_pre_hook(lambda module, inputs: outputs.update({0: inputs[0]}))
-        else:
-            hook = blocks[i - 1].register_forward_hook(lambda module, inputs, output, i=i: outputs.update({i: output}))
-        handles.append(hook)
-    try:
-        yield states
-        states.extend(outputs[number] for number in wanted)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+@lru_cache(maxsize=4)
+def _own_tokenizer(identifier: str, text_config: str) -> Any:
+    """Returns open_clip's own tokenizer, made once for each configuration: its merges take a quarter of a second."""
+    import open_clip
+
+    return open_clip.get_tokenizer(identifier)
 
 
 @contextmanager

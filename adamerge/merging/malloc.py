@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import platform
+from pathlib import Path
 
 LARGEST = 1 << 25
 """Bytes of the largest allocation that comes from the heap: what glibc's own threshold grows to, at most."""
@@ -15,6 +16,13 @@ LEAST = 1 << 17
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of the two settings (``malloc.h``)."""
+
+
+WORTH = 1 << 28
+"""Bytes that a process must hold more than it did before all its objects are walked: that takes a third of a second."""
+
+_settled: list[int] = []
+"""What the process held when its objects had been walked the last time; empty before the first time."""
 
 
 def keep_freed_memory() -> bool:
@@ -47,14 +55,27 @@ def give_back_freed_memory() -> bool:
 
 
 def release_unreachable() -> None:
-    """Frees what nothing can reach any more, and hands free memory back to the system, once.
+    """Frees what nothing can reach any more, and hands free memory back to the system.
 
     A trainer, its module and what they hold refer to each other in circles, which are not freed until objects are many,
-    however large these are.
+    however large these are. Nothing is done where the process holds less than ``WORTH`` above what it held after the last
+    time.
     """
+    if _settled and 0 < _resident() < _settled[0] + WORTH:
+        return
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         _trim()
+    _settled[:] = [_resident()]
+
+
+def _resident() -> int:
+    """Returns the bytes of this process that lie in memory; 0 where the system does not say it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _trim() -> None:

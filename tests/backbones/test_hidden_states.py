@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamerge.backbones.hidden_states import state_number
-from adamerge.backbones.open_clip import captured
+from adamerge.backbones.hidden_states import captured, state_number
 from adamerge.backbones.transformers import chosen
 from adamerge.errors import ConfigError
 

@@ -77,12 +77,24 @@ full = resident()
 del circle
 left = resident()
 release_unreachable()
-print(full - before, left - before, resident() - before)
+after = resident()
+circle = {"outputs": [numpy.ones(1 << 17) for _ in range(20)]}
+circle["self"] = circle
+del circle
+release_unreachable()
+little = resident()
+circle = {"outputs": [numpy.ones(1 << 17) for _ in range(240)]}
+circle["self"] = circle
+del circle
+release_unreachable()
+print(full - before, left - before, after - before, little - before, resident() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_what_only_refers_to_itself_is_released():
     run = subprocess.run([sys.executable, "-c", CIRCLE], capture_output=True, text=True, check=True)
-    full, left, after = map(int, run.stdout.split())  # MiB; 100 arrays of 1 MiB
+    full, left, after, little, much = map(int, run.stdout.split())  # MiB; 100 arrays of 1 MiB, 20, and 240 more
     assert full >= 95 and left >= 95 and after < 20
+    assert 15 <= little < 60, "it was not worth it"
+    assert much < 20
