@@ -11,6 +11,7 @@ from adamerge.errors import CheckpointError
 from adamerge.io.coefficient_file import METADATA_KEY
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.untrusted_files import quoted
+from adamerge.io.unwritten import TASK_VECTORS, is_unwritten
 from adamerge.io.versions import refuse_later
 
 FORMAT = 1
@@ -48,6 +49,20 @@ def text_of(metadata: Mapping[str, Any]) -> dict[str, str]:
 def is_task_vector_file(file: TensorFile) -> bool:
     """Returns whether a file says of itself that it holds task vectors, from its header alone."""
     return isinstance(metadata := _parsed(file), dict) and metadata.get("kind") == KIND
+
+
+def holds_task_vectors(source: object) -> bool:
+    """Returns whether what a configuration names as a model is a solver's file, written or yet to be.
+
+    A file that cannot be opened is none: whoever opens it says what is wrong with it.
+    """
+    if is_unwritten(source):
+        return TASK_VECTORS in str(source)
+    path = Path(str(source)).expanduser()
+    try:
+        return path.suffix == ".safetensors" and path.is_file() and is_task_vector_file(TensorFile(path))
+    except (CheckpointError, OSError):
+        return False
 
 
 def task_vector_metadata(file: TensorFile) -> dict[str, Any]:

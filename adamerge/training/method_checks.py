@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import nn
 from adamerge.artifacts.recipe import plain_data
 from adamerge.data import Calibration, NoData
 from adamerge.errors import ConfigError, did_you_mean
+from adamerge.io.task_vector_file import holds_task_vectors
 from adamerge.objectives import Objective
 from adamerge.parametrizations import Parametrization
 from adamerge.precision import check_precision
@@ -46,6 +47,15 @@ class FitSettings(NamedTuple):
         return cls(trainer.max_steps, str(trainer.precision), clipped, validated)
 
 
+def tasks_of(experts: Mapping[str, object]) -> list[str]:
+    """Returns the names of experts that are each a task's: all but a solver's vector, which needs no data.
+
+    Args:
+        experts: files, folders or Hub ids by name.
+    """
+    return [name for name, source in experts.items() if not holds_task_vectors(source)]
+
+
 def check_method(
     method: Method,
     experts: Collection[str],
@@ -59,7 +69,7 @@ def check_method(
 
     Args:
         method: how is merged, and what drives it.
-        experts: names of those that are merged.
+        experts: names of those that are merged, each of which is a task's.
         dtype: of the merged copy.
         data: on which it is learned.
         tasks: names of those that the data have, where they are known; the data are asked when None, which may open them, and

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from adamerge.errors import CheckpointError
 from adamerge.io.safetensors_file import TensorFile
-from adamerge.io.task_vector_file import FIELDS, is_task_vector_file, read_task_vectors, text_of
+from adamerge.io.task_vector_file import FIELDS, holds_task_vectors, is_task_vector_file, read_task_vectors, text_of
 
 GOOD = {
     "version": "0.3.0",
@@ -31,6 +31,18 @@ def test_a_good_one(tmp_path):
     path = written(tmp_path / "f")
     assert read_task_vectors(path) == {"format": 1, "kind": "task_vectors", **GOOD}
     assert is_task_vector_file(TensorFile(path)) and set(FIELDS) == {"format", "kind", *GOOD}
+
+
+def test_what_a_configuration_names_is_told_apart(tmp_path):
+    solved = written(tmp_path / "merged.safetensors")
+    assert holds_task_vectors(solved) and holds_task_vectors(str(solved)) and holds_task_vectors("{task_vectors}")
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(solved.read_bytes()[:-1])
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x02}.")
+    (tmp_path / "folder.safetensors").mkdir()
+    models = ["model", "cut", "pickle", "folder", "nothing"]
+    assert not any(holds_task_vectors(tmp_path / f"{name}.safetensors") for name in models)
+    assert not any(map(holds_task_vectors, [None, "org/name@main", {"path": "x"}, "{previous}", "a" * 300, "nul\0"]))
 
 
 @pytest.mark.parametrize("text", [None, "", "no json", "[]", "3", json.dumps({"kind": "coefficients"}), "[" * 100_000])

@@ -13,8 +13,11 @@ from adamerge.merging.copies import WholeCopy
 from adamerge.objectives import Entropy, LogitAlignment, Objective
 from adamerge.objectives.penalties import DistanceToInitial
 from adamerge.parametrizations import Concrete, LayerWise
+from adamerge.solvers import WeightedSum
+from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.method_checks import FitSettings
+from adamerge.training.method_checks import FitSettings, tasks_of
+from adamerge.training.teacher_cache import TeacherCache
 
 from .test_descent import fitted, images, module_of, w
 
@@ -51,6 +54,19 @@ def test_an_expert_without_data_is_refused_and_data_without_an_expert_are_not(po
         fitted(module_of(pool), images(only))
     one = {**pool, "experts": {"colours": pool["experts"]["colours"]}}
     fitted(module_of(one), images(image_folders))
+
+
+def test_a_solvers_vector_is_an_expert_that_needs_no_data(pool, image_folders, tmp_path):
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
+    file = tmp_path / "merged.safetensors"
+    write_task_vectors(file, WeightedSum(), vectors, recipe={}, transforms=[], protocol={})
+    assert tasks_of({**pool["experts"], "solved": str(file)}) == list(pool["experts"])
+    more = {**pool, "experts": {**pool["experts"], "solved": str(file)}}
+    module = module_of(more, objective=LogitAlignment(), teachers=TeacherCache())
+    fitted(module, images(image_folders))
+    assert module.merged.task_vectors.experts[-1] == "solved"
+    moved = w(module) - 0.3
+    assert moved[-1].abs().max() > 0 and torch.isfinite(moved).all()
 
 
 @pytest.mark.parametrize("make", [descending, bilevel])

@@ -31,6 +31,7 @@ ENDS = {  # of those that are not constant: the share of the rate after the last
     "expert_merging_released": (0.1 + 0.9 * (1 + math.cos(0.14 * math.pi)) / 2, [0]),
     "1_expert_merging": (0.1, [0]),
     "2_chunks": (0.1, [0]),
+    "2_strength": (0.0, [0]),
 }
 
 
