@@ -14,10 +14,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.base import Backbone
 from adamerge.backbones.batch import IGNORED, Batch, Teacher
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.output import Encoded, Output, masked_mean
+from adamerge.backbones.zero_shot_head import Task
 
 _HOMES = {
     "CausalLM": "causal",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,9 @@ from adamerge.backbones.inputs import Inputs, TextPlace
 from adamerge.backbones.linears import LinearMap, Recording
 from adamerge.backbones.output import Encoded, Output
 from adamerge.backbones.structure import owner
+from adamerge.backbones.zero_shot_head import Task, check_task
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.io.model_folder import Layout
-
-
-class Task(Protocol):
-    """Class names and templates: what a backbone must know of a task to build its head."""
-
-    @property
-    def classnames(self) -> Sequence[str]:
-        """Returns the names of the classes, in label order."""
-
-    @property
-    def templates(self) -> Sequence[str]:
-        """Returns prompts with ``{}`` where the class name goes."""
 
 
 class Backbone(ABC):
@@ -86,10 +75,14 @@ class Backbone(ABC):
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
         """Checks whether heads can be made of the tasks' words, before anything is written; no network runs.
 
+        A zero-shot head needs distinct class names, and templates with a place for them.
+
         Raises:
             ConfigError, DataError: they cannot.
         """
-        return
+        if self.zero_shot:
+            for name, task in tasks.items():
+                check_task(name, task)
 
     @abstractmethod
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import Task
 from adamerge.backbones.causal import longest
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs, TextPlace, moved, stack
 from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TransformersBackbone, chosen, text_place
-from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
+from adamerge.backbones.zero_shot_head import Task, ZeroShotHead, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import DataError
 
@@ -95,11 +94,6 @@ class SentenceClassifier(TransformersBackbone):
     def _optional_missing(self, missing: frozenset[str]) -> frozenset[str]:
         """Returns the pooler's: an encoder is as good without it."""
         return frozenset(name for name in missing if name.startswith("pooler."))
-
-    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Checks whether each task has distinct class names, and templates with a place for them."""
-        for name, task in tasks.items():
-            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Embeds every prompt once; experts have no heads of their own."""

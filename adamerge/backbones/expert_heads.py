@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adamerge.backbones.base import Task
 from adamerge.backbones.transformers import TransformersBackbone
+from adamerge.backbones.zero_shot_head import Task
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 from adamerge.io.links import refuse_outside

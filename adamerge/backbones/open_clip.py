@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.base import Backbone
 from adamerge.backbones.hidden_states import captured
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TOKENIZER_FILES, files_of
-from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
+from adamerge.backbones.zero_shot_head import Task, ZeroShotHead, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError, ConfigError, did_you_mean
 from adamerge.io.links import refuse_links_outside
@@ -121,11 +121,6 @@ class OpenClipClassifier(Backbone):
                     got=_plain(own[key]),
                     todo=f"set model.backbone.architecture={path.parent}",
                 )
-
-    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Checks whether each task has distinct class names, and templates with a place for them."""
-        for name, task in tasks.items():
-            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encodes every prompt once; experts have no heads of their own."""

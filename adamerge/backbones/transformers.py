@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import Backbone, Task
+from adamerge.backbones.base import Backbone
 from adamerge.backbones.hidden_states import state_number
 from adamerge.backbones.inputs import TextPlace
 from adamerge.backbones.name_map import names_of
+from adamerge.backbones.zero_shot_head import Task
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.obsolete_tensors import is_leftover
 from adamerge.checkpoints.opening import open_checkpoint

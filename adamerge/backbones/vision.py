@@ -9,12 +9,11 @@ import numpy
 import torch
 from torch import Tensor
 
-from adamerge.backbones.base import Task
 from adamerge.backbones.expert_heads import ExpertHeads
 from adamerge.backbones.inputs import Inputs
 from adamerge.backbones.output import Encoded
 from adamerge.backbones.transformers import TransformersBackbone, chosen
-from adamerge.backbones.zero_shot_head import ZeroShotHead, check_task, class_embeddings
+from adamerge.backbones.zero_shot_head import Task, ZeroShotHead, class_embeddings
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.errors import CheckpointError
 
@@ -124,11 +123,6 @@ class ClipVisionClassifier(TransformersBackbone):
     def trains(self, name: str) -> bool:
         """Returns True for the image tower and its projection: heads are frozen, made by the base's text tower."""
         return super().trains(name) and name.startswith(("vision_model.", "visual_projection."))
-
-    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Checks whether each task has distinct class names, and templates with a place for them."""
-        for name, task in tasks.items():
-            check_task(name, task)
 
     def build_heads(self, tasks: Mapping[str, Task], experts: Mapping[str, Checkpoint]) -> None:
         """Encodes every prompt once; experts have no heads of their own."""

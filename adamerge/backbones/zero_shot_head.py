@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adamerge.backbones.base import Task
 from adamerge.errors import ConfigError, DataError
 
 SHOWN = 8
 """Labels that an error lists."""
+
+
+class Task(Protocol):
+    """Class names and templates: what a backbone must know of a task to build its head."""
+
+    @property
+    def classnames(self) -> Sequence[str]:
+        """Returns the names of the classes, in label order."""
+
+    @property
+    def templates(self) -> Sequence[str]:
+        """Returns prompts with ``{}`` where the class name goes."""
 
 
 class ZeroShotHead(nn.Module):
