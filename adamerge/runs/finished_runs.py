@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adamerge.artifacts.model_sources import RUN
 from adamerge.data import Calibration
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
@@ -37,7 +38,7 @@ def names_of(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def check_models(run: Path, vectors: TaskVectors) -> None:
-    """Checks whether a run's coefficients are of these models; it may have merged fewer of the experts.
+    """Checks whether a run's coefficients are of these models; it may have merged fewer of the experts, and its own vectors.
 
     Raises:
         ConfigError: they are of others, or the run has not ended well.
@@ -47,7 +48,11 @@ def check_models(run: Path, vectors: TaskVectors) -> None:
         raise ConfigError(f"{run} is no finished run: it is {status or 'without a summary'}", todo="leave it out")
     metadata, _ = read_coefficients(run / COEFFICIENTS)
     own = {"the base": metadata["base"]["fingerprint"]}
-    own |= {f"expert '{task}'": entry["fingerprint"] for task, entry in metadata["experts"].items()}
+    own |= {
+        f"expert '{task}'": entry["fingerprint"]
+        for task, entry in metadata["experts"].items()
+        if not str(entry.get("source")).startswith(RUN)  # a stage of the run solved it, for these models
+    }
     given = {"the base": vectors.base.fingerprint}
     given |= {f"expert '{task}'": expert.fingerprint for task, expert in vectors.checkpoints.items()}
     for who, fingerprint in own.items():

@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from running import TASK_ARITHMETIC, fit_words, pool_config, without_pictures, write_yaml
+from running import METHODS, TASK_ARITHMETIC, fit_words, pool_config, without_pictures, write_yaml
 from safetensors.torch import load_file, save_file
 
 from adamerge.errors import ConfigError
+from adamerge.io.coefficient_file import read_coefficients
 from adamerge.runs.finished_runs import check_models, costs_of, names_of, section_of, seen_too, settings_of
 from adamerge.runs.fit import fit
 from adamerge.runs.instantiate import Configured
+from adamerge.runs.stages import fit as fit_stages
 from adamerge.task_vectors.task_vectors import TaskVectors
 
 SEEN = {"calibration_split": "calibration, labels never read", "labelled": False}
@@ -99,6 +101,16 @@ def test_runs_of_other_models_are_refused(place, pool, tmp_path):
     (run / "summary.json").write_text(json.dumps({"status": "diverged"}))
     with pytest.raises(ConfigError, match="diverged"):
         check_models(run, vectors)
+
+
+def test_a_vector_that_a_run_has_solved_for_itself_is_no_other_model(place, pool):
+    run = fit_stages(fit_words(place, "--name=n", "--id=a", method=METHODS / "wudi_strength"))
+    vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
+    assert len(read_coefficients(run / "coefficients.safetensors")[0]["experts"]) == len(pool["experts"]) + 1
+    check_models(run, vectors)
+    fewer = dict(list(pool["experts"].items())[1:])
+    with pytest.raises(ConfigError, match=f"expert '{next(iter(pool['experts']))}' is not the pool's"):
+        check_models(run, TaskVectors(pool["base"], fewer, include=pool["include"]))
 
 
 def test_names_are_the_ends_of_paths(tmp_path):
