@@ -125,4 +125,6 @@ class Labelled(Dataset[tuple[Inputs, Tensor]]):
 
 def labelled_batch(items: list[tuple[Inputs, Tensor]]) -> Batch:
     """Makes a batch of items of ``Labelled``."""
-    return Batch(stack([inputs for inputs, _ in items]), stack_tensors([label for _, label in items], IGNORED))
+    samples = [inputs for inputs, _ in items]
+    labels = stack_tensors([label for _, label in items], IGNORED)
+    return Batch(stack(samples), labels, lengths=lengths_of(samples))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from adamerge.backbones import Batch
-from adamerge.backbones.inputs import moved
+from adamerge.data.loaders import on_device
 from adamerge.data.metrics import Metric
 from adamerge.errors import DataError
 from adamerge.merging.merged_model import MergedModel
+from adamerge.training.length_groups import grouped
 
 
 @torch.no_grad()
@@ -29,11 +30,32 @@ def score(merged: MergedModel, task: str, batches: Iterable[Batch], metric: Metr
     for batch in batches:
         if batch.labels is None:
             raise DataError(f"task '{task}': evaluation needs labels, and the batch has none")
-        output = merged.backbone.output(merged(moved(batch.inputs, merged.device)), task)
-        scores.append(metric(output, batch.labels.to(merged.device)))
+        scores.append(batch_scores(merged, task, on_device(batch, merged.device), metric))
     if not scores:
         raise DataError(f"task '{task}': there is nothing to evaluate on")
     return torch.cat(scores).cpu()
+
+
+def batch_scores(merged: MergedModel, task: str, batch: Batch, metric: Metric) -> Tensor:
+    """Returns the score of each sample of a labelled batch; samples of like length run together, as in a step of a fit.
+
+    Args:
+        merged: with the weights of its last merge or fill.
+        task: whose samples they are.
+        batch: on the device of the merged model.
+        metric: of a sample.
+
+    Returns:
+        ``(samples,)`` on the device, in the order of the batch.
+    """
+    groups, scores = grouped({task: batch}, None, merged), []
+    for inputs, ((_, _, samples),) in groups.passes():
+        encoded = merged(inputs)
+        labels = groups.batch[task].rows(samples).within(encoded).labels
+        assert labels is not None
+        scores.append(metric(merged.backbone.output(encoded, task), labels))
+    places = groups.back(task)
+    return torch.cat(scores) if places is None else torch.cat(scores)[places]
 
 
 def means(scores: Mapping[str, Tensor]) -> dict[str, float]:

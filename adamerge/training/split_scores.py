@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 from adamerge.backbones import Batch
 from adamerge.data import Calibration
 from adamerge.merging.merged_model import MergedModel
+from adamerge.training.evaluation import batch_scores
 
 
 class SplitScores:
@@ -37,12 +38,11 @@ class SplitScores:
 
     def update(self, batch: Batch, number: int) -> None:
         """Scores a batch of the task that has this number among those with labels."""
-        assert batch.labels is not None
         task = list(self._means)[number]
         # what a sharded copy makes at its first pass is for training too
         with torch.inference_mode(False), torch.no_grad():
-            output = self.merged.backbone.output(self.merged(batch.inputs), task)
-        self._means[task].update(self._metric(output, batch.labels))
+            scores = batch_scores(self.merged, task, batch, self._metric)
+        self._means[task].update(scores)
 
     def log(self, module: LightningModule) -> None:
         """Logs each task's mean score and the plain mean over tasks; they are of all processes' samples."""

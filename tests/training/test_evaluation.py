@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
-from adamerge.backbones import Batch, Encoded, Output
+from adamerge.backbones import IGNORED, Batch, Encoded, Output
+from adamerge.data.batch_order import labelled_batch
 from adamerge.data.metrics import Accuracy
 from adamerge.errors import DataError
 from adamerge.training.evaluation import Spread, average, gap_closed, means, paired_step, score
@@ -16,11 +18,12 @@ class Echo:
     """A merged model whose logits are its inputs."""
 
     device = torch.device("cpu")
-    backbone = SimpleNamespace(output=lambda logits, task: Output(logits + (task == "shifted"), Encoded(logits)))
+    copy = SimpleNamespace(whole=True)
+    backbone = SimpleNamespace(output=lambda own, task: Output(own.features + (task == "shifted"), own))
 
     def __call__(self, inputs):
         assert not torch.is_grad_enabled()
-        return inputs
+        return Encoded(inputs)
 
 
 def test_accuracy_compares_the_largest_logit_with_the_label_in_order():
@@ -37,6 +40,51 @@ def test_evaluation_needs_labels_and_samples():
         score(Echo(), "cars", [Batch(torch.zeros(2, 3))], Accuracy())
     with pytest.raises(DataError, match="task 'cars': there is nothing"):
         score(Echo(), "cars", [], Accuracy())
+
+
+class Texts(Echo):
+    """Says of each position the token that stands there, and keeps how much ran."""
+
+    def __init__(self, whole=True):
+        self.copy, self.ran = SimpleNamespace(whole=whole), []
+
+    def __call__(self, inputs):
+        self.ran.append(inputs["input_ids"].numel())
+        return Encoded(one_hot(inputs["input_ids"], 5).float(), mask=inputs["attention_mask"] > 0)
+
+
+def texts(*sizes, seed=0):
+    """A loader's batch of texts of these many tokens, whose labels are the tokens but for some."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(5, (size,), generator=generator) for size in sizes]
+    labels = [own.where(torch.rand(len(own), generator=generator) < 0.7, torch.tensor(0)) for own in ids]
+    inputs = [{"input_ids": own, "attention_mask": torch.ones_like(own)} for own in ids]
+    return labelled_batch(list(zip(inputs, labels, strict=True)))
+
+
+class Right:
+    """The share of a text's positions that are its labels."""
+
+    def __call__(self, output, labels):
+        hits = (output.cropped(labels.shape[1]).argmax(dim=-1) == labels) & (labels != IGNORED)
+        return output.mean(hits.float())
+
+
+def test_texts_of_like_length_run_together_and_their_scores_stay_in_order():
+    sizes = [3, 90, 5, 80, 4]
+    model, whole, batch = Texts(), Texts(whole=False), texts(*sizes)
+    scores = score(model, "task", [batch], Right())
+    assert sum(model.ran) == 3 * 5 + 2 * 90 and whole.ran == []
+    alone = [score(Texts(), "task", [one], Right()) for one in single(batch, sizes)]
+    assert torch.equal(scores, torch.cat(alone)) and len(set(scores.tolist())) > 2
+    assert torch.equal(score(whole, "task", [batch], Right()), scores) and whole.ran == [5 * 90], "merges in each pass"
+
+
+def single(batch, sizes):
+    """Each text as a batch of its own, without padding."""
+    for row, size in enumerate(sizes):
+        inputs = {name: value[row : row + 1, :size] for name, value in batch.inputs.items()}
+        yield Batch(inputs, batch.labels[row : row + 1, :size])
 
 
 def test_the_average_counts_tasks_not_samples():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamerge.backbones import Batch
+from adamerge.backbones import Batch, Encoded
 from adamerge.training.split_scores import SplitScores
 
 
@@ -30,13 +30,13 @@ def test_each_task_counts_the_same_however_many_samples_it_has():
     class Merged:
         """Whose output is its input."""
 
-        device, backbone = "cpu", SimpleNamespace(output=lambda encoded, task: encoded)
+        device, backbone = "cpu", SimpleNamespace(output=lambda encoded, task: encoded.features)
 
         def merge(self):
             merges.append(torch.is_grad_enabled())
 
         def __call__(self, inputs):
-            return inputs
+            return Encoded(inputs)
 
     class Equal:
         name = "accuracy"
