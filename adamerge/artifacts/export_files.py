@@ -16,6 +16,7 @@ from adamerge.artifacts.model_card import COEFFICIENTS_FILE, card
 from adamerge.checkpoints.checkpoint import Checkpoint
 from adamerge.checkpoints.lora import AdapterCheckpoint
 from adamerge.checkpoints.origins import is_path, origin
+from adamerge.checkpoints.task_vectors import TaskVectorCheckpoint
 from adamerge.errors import CoefficientsError, ConfigError, ExportError
 from adamerge.io.atomic import staged_folder
 from adamerge.io.dtypes import name_of
@@ -80,7 +81,7 @@ def check_task(coefficients: Coefficients, task: str) -> None:
     checkpoints, layout = coefficients.task_vectors.checkpoints, coefficients.layout
     if task not in checkpoints:
         raise ConfigError(f"there is no task '{task}'", expected=f"one of {list(checkpoints)}", got=task)
-    if not any(layout.is_head(name) for name in checkpoints[task]):
+    if not _own_head(checkpoints[task], layout):
         raise ConfigError(
             f"expert '{task}' has no head of its own", todo="export without a task: the one model serves all tasks"
         )
@@ -91,6 +92,11 @@ def check_task(coefficients: Coefficients, task: str) -> None:
             expected=f"a {CONFIG} with the head's classes beside the adapter's weights",
             todo=f"save the model's configuration there: model.config.save_pretrained({str(expert.sources[0].parent)!r})",
         )
+
+
+def _own_head(expert: Checkpoint, layout: Layout) -> list[str]:
+    """Returns the names of an expert's own head; a solver's vector has none, though it reads as its base with all names."""
+    return [] if isinstance(expert, TaskVectorCheckpoint) else [name for name in expert if layout.is_head(name)]
 
 
 def exported(coefficients: Coefficients, task: str | None) -> dict[str, Checkpoint]:
@@ -140,7 +146,7 @@ def write_heads(coefficients: Coefficients, folder: Path, dtype: torch.dtype) ->
     """Writes each expert's own head to ``heads/<task>/``, with the expert's configuration."""
     layout = coefficients.layout
     for task, expert in coefficients.task_vectors.checkpoints.items():
-        own = [name for name in expert if layout.is_head(name)]
+        own = _own_head(expert, layout)
         if own:
             home = folder / "heads" / task
             home.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from adamerge.errors import CheckpointError
 from adamerge.io.coefficient_file import METADATA_KEY
 from adamerge.io.safetensors_file import TensorFile
 from adamerge.io.untrusted_files import quoted
-from adamerge.io.unwritten import TASK_VECTORS, is_unwritten
+from adamerge.io.unwritten import TASK_VECTORS
 from adamerge.io.versions import refuse_later
 
 FORMAT = 1
@@ -54,15 +55,19 @@ def is_task_vector_file(file: TensorFile) -> bool:
 def holds_task_vectors(source: object) -> bool:
     """Returns whether what a configuration names as a model is a solver's file, written or yet to be.
 
-    A file that cannot be opened is none: whoever opens it says what is wrong with it.
+    What is not there, or cannot be opened, counts where its folder is that of a run's task vectors: whoever opens it says
+    what is wrong with it.
     """
-    if is_unwritten(source):
-        return TASK_VECTORS in str(source)
-    path = Path(str(source)).expanduser()
+    text = str(source)
+    if TASK_VECTORS in text:
+        return True
+    path = Path(os.path.expanduser(text))
     try:
-        return path.suffix == ".safetensors" and path.is_file() and is_task_vector_file(TensorFile(path))
-    except (CheckpointError, OSError):
-        return False
+        if path.is_file():
+            return is_task_vector_file(TensorFile(path))
+    except (CheckpointError, OSError, ValueError):
+        pass
+    return path.parent.name == FOLDER
 
 
 def task_vector_metadata(file: TensorFile) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import ctypes
 import gc
 import os
 import platform
+import sys
 from pathlib import Path
+from typing import Any
 
 LARGEST = 1 << 25
 """Bytes of the largest allocation that comes from the heap: what glibc's own threshold grows to, at most."""
@@ -58,24 +60,39 @@ def release_unreachable() -> None:
     """Frees what nothing can reach any more, and hands free memory back to the system.
 
     A trainer, its module and what they hold refer to each other in circles, which are not freed until objects are many,
-    however large these are. Nothing is done where the process holds less than ``WORTH`` above what it held after the last
-    time.
+    however large these are. Nothing is done where the process holds less than ``WORTH`` above the least that it held since
+    the last time, on the host and on GPUs.
     """
-    if _settled and 0 < _resident() < _settled[0] + WORTH:
+    held = _held()
+    if _settled and held is not None and held < _settled[0] + WORTH:
+        _settled[0] = min(_settled[0], held)
         return
     gc.collect()
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         _trim()
-    _settled[:] = [_resident()]
+    _settled[:] = [_held() or 0]
 
 
-def _resident() -> int:
-    """Returns the bytes of this process that lie in memory; 0 where the system does not say it."""
+def _held() -> int | None:
+    """Returns the bytes that this process has allocated, of files none; None where the system does not say it."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        return None
+    (kib, *_) = [*(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), None]
+    if kib is None:
+        return None
+    cuda = _cuda()
+    there = () if cuda is None else range(cuda.device_count())
+    return kib * 1024 + sum(cuda.memory_allocated(device) for device in there)
+
+
+def _cuda() -> Any:
+    """Returns ``torch.cuda`` where this process uses a GPU; None else, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _trim() -> None:

@@ -19,7 +19,7 @@ from adamerge.runs.class_names import class_named
 from adamerge.runs.parser import plain_names, readable
 from adamerge.runs.trainer_settings import check_length
 from adamerge.training.merging import Method
-from adamerge.training.method_checks import FitSettings, check_method, tasks_of
+from adamerge.training.method_checks import FitSettings, check_method
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def refuse_parts(settings: Namespace, parts: Parts) -> None:
         kind.refuse_early(backbone)
     if method.objective is not None:
         check_length(vars(settings.trainer))
-    experts = tasks_of(arguments_of(settings.model.task_vectors).get("experts") or {})
+    experts = arguments_of(settings.model.task_vectors).get("experts") or {}
     tasks = arguments_of(settings.data).get("tasks")  # data that are asked may open a task for the names of its classes
     dtype = getattr(torch, str(backbone.get("dtype") or "float32"), torch.float32)
     check_method(method, experts, dtype, data, tasks=tasks, fit=fit_settings(settings, validated=False))

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamerge.artifacts.model_sources import RUN
+from adamerge.artifacts.model_sources import RUN, source_of
 from adamerge.data import Calibration
 from adamerge.data.overlap import overlap
 from adamerge.errors import ConfigError
 from adamerge.io.coefficient_file import read_coefficients
 from adamerge.io.run_folder import COEFFICIENTS, CONFIG
+from adamerge.io.task_vector_file import read_task_vectors
 from adamerge.runs.config_files import read_config
 from adamerge.runs.configuration import configurations
 from adamerge.runs.early_checks import made_subclass
@@ -38,7 +39,7 @@ def names_of(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def check_models(run: Path, vectors: TaskVectors) -> None:
-    """Checks whether a run's coefficients are of these models; it may have merged fewer of the experts, and its own vectors.
+    """Checks whether a run's coefficients are of these models; it may have merged fewer, and vectors that it solved of them.
 
     Raises:
         ConfigError: they are of others, or the run has not ended well.
@@ -48,11 +49,13 @@ def check_models(run: Path, vectors: TaskVectors) -> None:
         raise ConfigError(f"{run} is no finished run: it is {status or 'without a summary'}", todo="leave it out")
     metadata, _ = read_coefficients(run / COEFFICIENTS)
     own = {"the base": metadata["base"]["fingerprint"]}
-    own |= {
-        f"expert '{task}'": entry["fingerprint"]
-        for task, entry in metadata["experts"].items()
-        if not str(entry.get("source")).startswith(RUN)  # a stage of the run solved it, for these models
-    }
+    models, solved = dict(metadata["experts"]), set()
+    for task, entry in metadata["experts"].items():
+        if str(entry.get("source")).startswith(RUN):
+            file = source_of(run / COEFFICIENTS, f"expert '{task}'", "--expert", entry["source"], None)
+            models |= read_task_vectors(Path(str(file)))["experts_from"]
+            solved.add(task)
+    own |= {f"expert '{task}'": entry["fingerprint"] for task, entry in models.items() if task not in solved}
     given = {"the base": vectors.base.fingerprint}
     given |= {f"expert '{task}'": expert.fingerprint for task, expert in vectors.checkpoints.items()}
     for who, fingerprint in own.items():

@@ -17,6 +17,7 @@ import adamerge
 from adamerge.data import Calibration
 from adamerge.errors import AdamergeError, ConfigError
 from adamerge.io.public_names import PREFIX, find
+from adamerge.io.task_vector_file import holds_task_vectors
 from adamerge.runs.config_files import refuse_private
 from adamerge.runs.configuration import DEFAULTS, Configuration, configurations
 from adamerge.runs.former_keys import renewed_key
@@ -189,9 +190,11 @@ def _narrow(settings: Namespace) -> None:
     if unknown or not settings.tasks:
         what = f"tasks: the pool has no '{unknown[0]}'" if unknown else "tasks: none are named"
         raise ConfigError(what, expected=f"of {list(data)}", got=settings.tasks)
-    for mapping in (experts, data):
-        for task in set(mapping) - set(settings.tasks):
-            del mapping[task]
+    for task in set(experts) - set(settings.tasks):
+        if task in data or not holds_task_vectors(experts[task]):  # what a stage has solved is no task's
+            del experts[task]
+    for task in set(data) - set(settings.tasks):
+        del data[task]
 
 
 def _load_named(content: Any) -> None:

@@ -17,7 +17,7 @@ from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.memory import Memory
 from adamerge.task_vectors.task_vectors import TaskVectors
 from adamerge.training.merging import Merging
-from adamerge.training.method_checks import FitSettings, check_learned, check_method, tasks_of
+from adamerge.training.method_checks import FitSettings, check_learned, check_method
 from adamerge.training.search import Search
 
 if TYPE_CHECKING:  # a configuration is checked without Lightning
@@ -57,8 +57,8 @@ def preflight(merged: MergedModel, merging: Merging, data: Calibration, fit: Fit
     """
     objective = merging.objective
     # by the names of the models: a transform may make one vector of all, and each task's model still teaches it
-    sources = {task: next(iter(model.sources), None) for task, model in merged.task_vectors.checkpoints.items()}
-    check_method(merging, tasks_of(sources), merged.dtype, data, fit=fit)
+    experts = {task: next(iter(model.sources), None) for task, model in merged.task_vectors.checkpoints.items()}
+    check_method(merging, experts, merged.dtype, data, fit=fit)
     if objective is not None:
         _check_heads(merged)
         check_learned(merging.search, merged.parametrization)

@@ -11,6 +11,7 @@ from torch import Tensor
 from adamerge.backbones import Batch, Inputs
 from adamerge.backbones.inputs import count, join, rows
 from adamerge.backbones.lengths import Lengths, longest_first, padded, positions_of, shortened, varied
+from adamerge.data.loaders import BLOCKING
 from adamerge.merging.merged_model import MergedModel
 
 PASS_ON_CPU = 64
@@ -145,7 +146,9 @@ def _ordered(
 def _sent(places: Tensor, inputs: Inputs) -> Tensor:
     """Returns places on the device of inputs, sent there from where a GPU reads by itself, so that no host waits."""
     device = (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
-    return (places.pin_memory() if device.type == "cuda" else places).to(device, non_blocking=True)
+    return (places.pin_memory() if device.type == "cuda" else places).to(
+        device, non_blocking=device.type not in BLOCKING
+    )
 
 
 def _inputs(batch: Batch, samples: slice) -> Inputs:

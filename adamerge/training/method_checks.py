@@ -47,18 +47,9 @@ class FitSettings(NamedTuple):
         return cls(trainer.max_steps, str(trainer.precision), clipped, validated)
 
 
-def tasks_of(experts: Mapping[str, object]) -> list[str]:
-    """Returns the names of experts that are each a task's: all but a solver's vector, which needs no data.
-
-    Args:
-        experts: files, folders or Hub ids by name.
-    """
-    return [name for name, source in experts.items() if not holds_task_vectors(source)]
-
-
 def check_method(
     method: Method,
-    experts: Collection[str],
+    experts: Mapping[str, object],
     dtype: torch.dtype,
     data: Calibration,
     *,
@@ -69,7 +60,7 @@ def check_method(
 
     Args:
         method: how is merged, and what drives it.
-        experts: names of those that are merged, each of which is a task's.
+        experts: files, folders or Hub ids of those that are merged, by name.
         dtype: of the merged copy.
         data: on which it is learned.
         tasks: names of those that the data have, where they are known; the data are asked when None, which may open them, and
@@ -173,9 +164,9 @@ def _check_solver(method: Method, solver: TaskVectorWriter) -> None:
     plain_data(solver, "written into a file of task vectors")
 
 
-def _check_tasks(method: Method, experts: Collection[str], data: Calibration, tasks: Collection[str]) -> None:
-    """Refuses an expert without data, and a weight whose task does not exist."""
-    unknown = [task for task in experts if task not in tasks]
+def _check_tasks(method: Method, experts: Mapping[str, object], data: Calibration, tasks: Collection[str]) -> None:
+    """Refuses an expert without data, unless it is a solver's vector, and a weight whose task does not exist."""
+    unknown = [task for task, source in experts.items() if task not in tasks and not holds_task_vectors(source)]
     if unknown and data.only is None:
         raise ConfigError(
             f"expert '{unknown[0]}' has no data",

@@ -40,9 +40,17 @@ def test_what_a_configuration_names_is_told_apart(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(solved.read_bytes()[:-1])
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x02}.")
     (tmp_path / "folder.safetensors").mkdir()
-    models = ["model", "cut", "pickle", "folder", "nothing"]
+    models = ["model", "cut", "pickle", "folder", "nothing", "a" * 300, "nul\0"]
     assert not any(holds_task_vectors(tmp_path / f"{name}.safetensors") for name in models)
-    assert not any(map(holds_task_vectors, [None, "org/name@main", {"path": "x"}, "{previous}", "a" * 300, "nul\0"]))
+    others = [None, "org/name@main", {"path": "x"}, "{previous}", "~nobody/x.safetensors", "org/base+org/adapter"]
+    assert not any(map(holds_task_vectors, others))
+    (tmp_path / "link").symlink_to(solved)
+    assert holds_task_vectors(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["{run}/1/task_vectors/merged.safetensors", "gone/task_vectors/x.safetensors"])
+def test_a_runs_file_that_is_not_there_counts_so_that_who_opens_it_says_so(name):
+    assert holds_task_vectors(name)
 
 
 @pytest.mark.parametrize("text", [None, "", "no json", "[]", "3", json.dumps({"kind": "coefficients"}), "[" * 100_000])

@@ -111,6 +111,13 @@ def test_a_vector_that_a_run_has_solved_for_itself_is_no_other_model(place, pool
     fewer = dict(list(pool["experts"].items())[1:])
     with pytest.raises(ConfigError, match=f"expert '{next(iter(pool['experts']))}' is not the pool's"):
         check_models(run, TaskVectors(pool["base"], fewer, include=pool["include"]))
+    first = next(iter(fewer))
+    more = {name: value + 1 for name, value in load_file(fewer[first]).items()}
+    save_file(more, "foreign.safetensors")
+    words = fit_words(place, "--name=n", "--id=b", method=METHODS / "wudi_strength")
+    foreign = fit_stages([*words, "--1.model.task_vectors.experts.foreign=foreign.safetensors"])
+    with pytest.raises(ConfigError, match="expert 'foreign' is not the pool's"):
+        check_models(foreign, vectors)
 
 
 def test_names_are_the_ends_of_paths(tmp_path):

@@ -240,6 +240,13 @@ def test_some_of_a_pools_tasks(configured, refused, tmp_path):
     assert "no tasks to choose from" in refused(*later(tmp_path, testbed), "--tasks=[shapes]").what
 
 
+def test_a_vector_that_a_stage_has_solved_is_no_task_to_leave_out(pool_file, tmp_path):
+    for source in ("{run}/1/task_vectors/merged.safetensors", str(tmp_path / "n/1/task_vectors/merged.safetensors")):
+        solved = later(tmp_path, {"model": {"task_vectors": {"experts": {"wudi": source}}}})
+        settings = settings_of("--config", pool_file, "--config", LAYER_WISE, *solved, "--tasks=[shapes]")
+        assert list(settings["model"]["task_vectors"]["init_args"]["experts"]) == ["shapes", "wudi"]
+
+
 def test_tasks_that_are_left_out_are_not_opened(pool, image_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = pool_config(pool, image_folders)

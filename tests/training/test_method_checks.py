@@ -16,7 +16,7 @@ from adamerge.parametrizations import Concrete, LayerWise
 from adamerge.solvers import WeightedSum
 from adamerge.solvers.solving import write_task_vectors
 from adamerge.task_vectors.task_vectors import TaskVectors
-from adamerge.training.method_checks import FitSettings, tasks_of
+from adamerge.training.method_checks import FitSettings
 from adamerge.training.teacher_cache import TeacherCache
 
 from .test_descent import fitted, images, module_of, w
@@ -60,7 +60,6 @@ def test_a_solvers_vector_is_an_expert_that_needs_no_data(pool, image_folders, t
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])
     file = tmp_path / "merged.safetensors"
     write_task_vectors(file, WeightedSum(), vectors, recipe={}, transforms=[], protocol={})
-    assert tasks_of({**pool["experts"], "solved": str(file)}) == list(pool["experts"])
     more = {**pool, "experts": {**pool["experts"], "solved": str(file)}}
     module = module_of(more, objective=LogitAlignment(), teachers=TeacherCache())
     fitted(module, images(image_folders))

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adamerge.backbones import Batch, Encoded
+from adamerge.backbones import Batch, Encoded, Output
+from adamerge.data.batch_order import labelled_batch
+from adamerge.data.metrics import Accuracy
 from adamerge.training.split_scores import SplitScores
 
 
@@ -62,3 +64,31 @@ def test_each_task_counts_the_same_however_many_samples_it_has():
     logs = Logs()
     scores.log(logs)
     assert logs.values == {"test/accuracy/b": 1.0, "test/accuracy": 1.0} and len(merges) == 2
+
+
+def test_texts_of_like_length_run_together_where_lightning_records_nothing():
+    ran = []
+
+    class Merged:
+        """Predicts whether a text has an odd number of tokens."""
+
+        device, copy = torch.device("cpu"), SimpleNamespace(whole=True)
+        backbone = SimpleNamespace(output=lambda encoded, task: Output(encoded.features, encoded))
+
+        def merge(self):
+            return
+
+        def __call__(self, inputs):
+            ran.append((inputs["attention_mask"].shape[1], torch.is_inference_mode_enabled()))
+            odd = inputs["attention_mask"].sum(dim=1) % 2
+            return Encoded(torch.stack([1 - odd, odd], dim=1).float())
+
+    sizes = [3, 90, 4, 81]
+    texts = [{"input_ids": torch.ones(size, dtype=torch.long), "attention_mask": torch.ones(size)} for size in sizes]
+    data = SimpleNamespace(labelled_tasks=lambda split: ["a"], metric=Accuracy())
+    scores, logs = SplitScores(Merged()), Logs()
+    scores.begin(data, "validation")
+    with torch.inference_mode():
+        scores.update(labelled_batch([(text, torch.tensor(1)) for text in texts]), 0)
+    scores.log(logs)
+    assert logs.values["validation/accuracy/a"] == 0.5 and sorted(ran) == [(4, False), (90, False)]
