@@ -17,6 +17,7 @@ from adamerge.data.teacher_outputs import narrowed
 from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.training.evaluation import Spread, average, means
+from adamerge.training.length_groups import by_length
 
 if TYPE_CHECKING:
     from adamerge.training.module import MergingModule
@@ -109,7 +110,7 @@ class HeldOut:
             for output, expert in zip(outputs, predicted, strict=True):
                 own.append(module.data.metric.agreement(output, _placed(expert, self._merged.device)))
                 spread[task].update(output.logits, output.mask)
-            agreement[task] = torch.cat(own).cpu()
+            agreement[task] = torch.cat(own).cpu()[self._order(module, task).argsort()]
         look = module.trainer.strategy.broadcast(_look(agreement, spread))
         self._last = module.global_step, look
         self.first = look if self.first is None else self.first
@@ -139,14 +140,19 @@ class HeldOut:
                 own.append(data.metric.agreement(output, expert))
                 spread[task].update(output.logits, output.mask)
                 self._predicted[task].append(_placed(expert, torch.device("cpu")))
-            agreement[task] = torch.cat(own).cpu()
+            agreement[task] = torch.cat(own).cpu()[self._order(module, task).argsort()]
         self.experts = module.trainer.strategy.broadcast(_look(agreement, spread))
 
+    def _order(self, module: MergingModule, task: str) -> Tensor:
+        """Returns the numbers of a task's held-out inputs in the order in which they run: those of like length together."""
+        samples = module.data.samples(task, HELD_OUT)
+        return torch.tensor(by_length(range(len(samples)), samples)[0])
+
     def _outputs(self, module: MergingModule, task: str) -> Iterator[Output]:
-        """Yields what the network as it is filled makes of a task's held-out inputs, batch by batch."""
+        """Yields what the network as it is filled makes of a task's held-out inputs, batch by batch, by their lengths."""
         samples, size = module.data.samples(task, HELD_OUT), self._micro_batch or module.data.batch_size
-        for first in range(0, len(samples), size):
-            inputs = stack([samples[number] for number in range(first, min(first + size, len(samples)))])
+        for numbers in self._order(module, task).split(size):
+            inputs = stack([samples[number] for number in numbers.tolist()])
             with module.trainer.precision_plugin.val_step_context():
                 yield self._merged.backbone.output(self._merged(moved(inputs, self._merged.device)), task)
 

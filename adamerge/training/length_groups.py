@@ -10,8 +10,9 @@ from torch import Tensor
 
 from adamerge.backbones import Batch, Inputs
 from adamerge.backbones.inputs import count, join, rows
-from adamerge.backbones.lengths import Lengths, longest_first, padded, positions_of, shortened, varied
+from adamerge.backbones.lengths import Lengths, lengths_of, longest_first, padded, positions_of, shortened, varied
 from adamerge.data.loaders import BLOCKING
+from adamerge.data.samples import Samples
 from adamerge.merging.merged_model import MergedModel
 
 PASS_ON_CPU = 64
@@ -86,6 +87,19 @@ def grouped(batch: Mapping[str, Batch], most: int | None, merged: MergedModel) -
     if torch.equal(order, places):
         return Groups(batch, sizes)
     return _ordered(batch, order, counts, sizes)
+
+
+def by_length(indices: Sequence[int], samples: Samples) -> tuple[list[int], list[int]]:
+    """Returns samples' numbers, and how long each is, with those of like length side by side.
+
+    Where all are of one length, they are as they were, and of length 1.
+    """
+    lengths = lengths_of([samples[index] for index in indices])
+    if lengths is None:
+        return list(indices), [1] * len(indices)
+    positions = positions_of(lengths)
+    places = longest_first(positions)
+    return [indices[place] for place in places.tolist()], positions.sum(dim=0)[places].tolist()
 
 
 def _joint(batch: Mapping[str, Batch], counts: Mapping[str, int]) -> Lengths | None:

@@ -11,13 +11,13 @@ import torch
 
 from adamerge.backbones import Batch, Teacher
 from adamerge.backbones.inputs import moved, stack
-from adamerge.backbones.lengths import lengths_of, longest_first, positions_of
 from adamerge.data.batch_order import Steps
 from adamerge.data.samples import Samples
 from adamerge.data.teacher_outputs import Kept, Teach, compact, expanded
 from adamerge.errors import ConfigError
 from adamerge.merging.merged_model import MergedModel
 from adamerge.task_vectors.memory import Available, size
+from adamerge.training.length_groups import by_length
 from adamerge.training.strategy import Strategy
 from adamerge.training.teachers import Show, Teachers, forward_context
 
@@ -75,7 +75,7 @@ class TeacherCache(Teachers):
             self.found[task] = len(wanted) - len(missing)
             if missing:
                 merged.fill_expert(task)
-                missing, positions = _longest_first(missing, samples)
+                missing, positions = by_length(missing, samples)
             for first in range(0, len(missing), batch_size):
                 indices = missing[first : first + batch_size]
                 inputs = stack([samples[index] for index in indices])
@@ -146,19 +146,6 @@ class TeacherCache(Teachers):
 
     def _close(self, strategy: Strategy, steps: Steps) -> None:
         return
-
-
-def _longest_first(indices: list[int], samples: Samples) -> tuple[list[int], list[int]]:
-    """Returns samples' numbers, and how long each is, with those of like length side by side.
-
-    Where all are of one length, they are as they were, and of length 1.
-    """
-    lengths = lengths_of([samples[index] for index in indices])
-    if lengths is None:
-        return indices, [1] * len(indices)
-    positions = positions_of(lengths)
-    places = longest_first(positions)
-    return [indices[place] for place in places.tolist()], positions.sum(dim=0)[places].tolist()
 
 
 def _bytes(outputs: Iterable[Kept]) -> int:

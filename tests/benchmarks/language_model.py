@@ -178,7 +178,7 @@ def measure_texts(own: argparse.Namespace) -> dict[str, Any]:
     texts = Texts(own)
     taught: dict[str, list[dict[str, Any]]] = {"one after the other": [], "like lengths": []}
     for turn in range(own.rounds + 1):
-        with mock.patch.object(teacher_cache, "_longest_first", lambda indices, samples: (indices, [1] * len(indices))):
+        with mock.patch.object(teacher_cache, "by_length", lambda indices, samples: (indices, [1] * len(indices))):
             before = texts.counted(texts.teach)
         after = texts.counted(texts.teach)
         if turn:  # the first reads files
