@@ -106,7 +106,7 @@ def exported(coefficients: Coefficients, task: str | None) -> dict[str, Checkpoi
         return dict.fromkeys(vectors.base, vectors.base)
     expert = vectors.checkpoints[task]
     trunk = {name: vectors.base for name in vectors.base if not layout.is_head(name)}
-    return trunk | {name: expert for name in expert if layout.is_head(name)}
+    return trunk | dict.fromkeys(_own_head(expert, layout), expert)
 
 
 def headers(

@@ -105,12 +105,13 @@ class HeldOut:
         self._merged.merge()
         agreement, spread = {}, {}
         for task, predicted in self._predicted.items():
-            outputs, spread[task] = self._outputs(module, task), Spread()
+            order, spread[task] = self._order(module, task), Spread()
+            outputs = self._outputs(module, task, order)
             own = []
             for output, expert in zip(outputs, predicted, strict=True):
                 own.append(module.data.metric.agreement(output, _placed(expert, self._merged.device)))
                 spread[task].update(output.logits, output.mask)
-            agreement[task] = torch.cat(own).cpu()[self._order(module, task).argsort()]
+            agreement[task] = torch.cat(own).cpu()[order.argsort()]
         look = module.trainer.strategy.broadcast(_look(agreement, spread))
         self._last = module.global_step, look
         self.first = look if self.first is None else self.first
@@ -134,13 +135,14 @@ class HeldOut:
         for task in self.tasks(data):
             self._merged.fill_expert(task)
             self._predicted[task], spread[task], own = [], Spread(), []
-            for output in self._outputs(module, task):
+            order = self._order(module, task)
+            for output in self._outputs(module, task, order):
                 logits, classes = narrowed(output.logits.float().log_softmax(dim=-1), TOP, None)
                 expert = Teacher(logits, classes)
                 own.append(data.metric.agreement(output, expert))
                 spread[task].update(output.logits, output.mask)
                 self._predicted[task].append(_placed(expert, torch.device("cpu")))
-            agreement[task] = torch.cat(own).cpu()[self._order(module, task).argsort()]
+            agreement[task] = torch.cat(own).cpu()[order.argsort()]
         self.experts = module.trainer.strategy.broadcast(_look(agreement, spread))
 
     def _order(self, module: MergingModule, task: str) -> Tensor:
@@ -148,10 +150,10 @@ class HeldOut:
         samples = module.data.samples(task, HELD_OUT)
         return torch.tensor(by_length(range(len(samples)), samples)[0])
 
-    def _outputs(self, module: MergingModule, task: str) -> Iterator[Output]:
-        """Yields what the network as it is filled makes of a task's held-out inputs, batch by batch, by their lengths."""
+    def _outputs(self, module: MergingModule, task: str, order: Tensor) -> Iterator[Output]:
+        """Yields what the network as it is filled makes of a task's held-out inputs, batch by batch, in this order."""
         samples, size = module.data.samples(task, HELD_OUT), self._micro_batch or module.data.batch_size
-        for numbers in self._order(module, task).split(size):
+        for numbers in order.split(size):
             inputs = stack([samples[number] for number in numbers.tolist()])
             with module.trainer.precision_plugin.val_step_context():
                 yield self._merged.backbone.output(self._merged(moved(inputs, self._merged.device)), task)
