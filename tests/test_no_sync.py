@@ -169,6 +169,8 @@ def _fit_on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dtype_of, enabled = torch.get_autocast_dtype, torch.is_autocast_enabled
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16 if kind == "meta" else dtype_of(kind))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: kind != ("meta",) and enabled(*kind))
+    for number in ("PASSES", "PROBES"):  # of what comes before the first step
+        monkeypatch.setattr(f"adamerge.training.held_coefficients.{number}", 1)
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay the same objects, as on a real device
     yield

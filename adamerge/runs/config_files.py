@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         refuse_later(version_of(text), path, ConfigError)
-        content = yaml.load(text, OneOfEach)  # a SafeLoader
+        content = _loaded(text)
     except FileNotFoundError as error:
         raise ConfigError(f"no such configuration file: {path}", todo=_near_file(path)) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -77,6 +77,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a value contains itself, or nests too deeply") from error
     refuse_private(content, f"{path}: ")
     return content
+
+
+@lru_cache(maxsize=64)
+def _loaded(text: str) -> Any:
+    """Returns what YAML holds, which nobody may change: a verb reads each of its files several times."""
+    return yaml.load(text, OneOfEach)  # a SafeLoader
 
 
 def refuse_private(content: Any, where: str = "") -> None:

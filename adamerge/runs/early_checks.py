@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -126,13 +127,18 @@ def arguments_of(spec: Namespace | None) -> dict[str, Any]:
 
 
 def _instantiated(how: str, kind: type, given: Namespace, **options: Any) -> Any:
-    parser = ArgumentParser(exit_on_error=False)
     try:
         with plain_names():
-            getattr(parser, how)(kind, "part", fail_untyped=False, **options)
-            return parser.instantiate_classes(Namespace(part=given)).part
+            return _parser_of(how, kind, **options).instantiate_classes(Namespace(part=given)).part
     except (ValueError, TypeError, ImportError) as error:
         raise readable(error) from error
+
+
+@cache
+def _parser_of(how: str, kind: type, **options: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    getattr(parser, how)(kind, "part", fail_untyped=False, **options)
+    return parser
 
 
 def _check_start(method: Method) -> None:

@@ -103,6 +103,7 @@ def test_runs_of_other_models_are_refused(place, pool, tmp_path):
         check_models(run, vectors)
 
 
+@pytest.mark.slow
 def test_a_vector_that_a_run_has_solved_for_itself_is_no_other_model(place, pool):
     run = fit_stages(fit_words(place, "--name=n", "--id=a", method=METHODS / "wudi_strength"))
     vectors = TaskVectors(pool["base"], pool["experts"], include=pool["include"])

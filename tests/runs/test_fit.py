@@ -213,7 +213,9 @@ def test_resume_with_another_expert_under_the_same_name_needs_a_flag(pool_file, 
     assert "the base" not in outcome.err and (run / "coefficients.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "zeroed", "garbage", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in ("zeroed", "garbage", "empty"))]
+)
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before(damage, pool_file, capfd):
     run = fit(fit_words(pool_file, "--id=a", steps=4))
     whole = fit(fit_words(pool_file, "--id=b", steps=4))

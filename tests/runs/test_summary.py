@@ -71,7 +71,9 @@ def test_a_callback_of_the_users_ends_a_fit(pool_file, capfd):
     assert (found["status"], found["step"], found["stopped"]) == ("stopped", 3, "a callback")
 
 
-@pytest.mark.parametrize("form", [["--trainer.max_steps=7"], ["--trainer.max_steps", "7"]])
+@pytest.mark.parametrize(
+    "form", [["--trainer.max_steps=7"], pytest.param(["--trainer.max_steps", "7"], marks=pytest.mark.slow)]
+)
 def test_a_finished_run_goes_on_and_is_the_long_run_bit_for_bit(form, pool_file, capfd):
     """At a constant rate, with Adam, whose state must be the long run's too."""
     long = fit(fit_words(pool_file, "--name=n", "--id=long", steps=7))

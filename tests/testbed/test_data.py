@@ -68,6 +68,7 @@ def test_inputs_are_bytes_of_the_size_that_the_base_takes(backbone):
     assert backbone.encode(samples[0][None]).features.shape == (1, 96)
 
 
+@pytest.mark.slow
 def test_batches_of_every_task_without_labels(two, backbone):
     batches = list(served(backbone).train_dataloader())
     assert len(batches) == 4

@@ -38,7 +38,11 @@ def test_no_image_is_in_two_splits_or_twice_in_one(name):
     assert len(set(hashes)) == len(hashes)
 
 
-@pytest.mark.parametrize("name", IMAGE_TASKS)
+QUICKLY = {"digits", "latin"}
+SOME = [name if name in QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_TASKS]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_sizes_and_classes(name):
     for split, (images, labels) in drawn(name).items():
         assert len(images) == len(labels) >= AT_LEAST[split]
