@@ -174,9 +174,6 @@ def test_export_from_end_to_end(run, tmp_path, capfd):
     assert command(capfd, "export", file, target, "--overwrite", "--shard-size=0").code == 2
     weights = load_file(target / "open_clip_model.safetensors")
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.bfloat16}
-    code = f"import open_clip\nprint(len(open_clip.create_model('local-dir:{target}', require_pretrained=True).state_dict()))"
-    done = child(["-c", code], tmp_path)
-    assert int(done.stdout) == len(weights), done.stderr[-2000:]
 
 
 def test_export_refuses_moved_and_changed_models_unless_told(run, pool, tmp_path, capfd):

@@ -352,8 +352,12 @@ def named(kind: type | None) -> str:
     return "None" if kind is None else kind.__name__
 
 
-def sweep() -> list:
-    """Every combination; of the transforms beyond TIES, which constraints cannot see, those with two constraints."""
+def sweep(quick: bool) -> list:
+    """Every combination; of the transforms beyond TIES, which constraints cannot see, those with two constraints.
+
+    Args:
+        quick: whether all are; those of transforms are slow tests otherwise.
+    """
     found = []
     for transform in (None, *TRANSFORMS):
         two = {"Free"} if named(transform) == "RootSumSquare" else {"Free", "Softmax"}  # one expert's share is always 1
@@ -361,7 +365,8 @@ def sweep() -> list:
         for kind, constraint in itertools.product(PARAMETRIZATIONS, CONSTRAINTS):
             if named(constraint) in few and (constrained(kind) or named(constraint) == "Free"):
                 parts = (transform, kind, constraint)
-                found.append(pytest.param(*parts, id="-".join(map(named, parts))))
+                marks = [] if quick or transform is None else [pytest.mark.slow]
+                found.append(pytest.param(*parts, id="-".join(map(named, parts)), marks=marks))
     return found
 
 
@@ -375,8 +380,12 @@ def pairs(constraints: list[type]) -> list:
     ]
 
 
-def over_all(test: Callable) -> Callable:
-    return pytest.mark.parametrize(("transform", "kind", "constraint"), sweep())(test)
+def over_all(test: Callable, quick: bool = True) -> Callable:
+    return pytest.mark.parametrize(("transform", "kind", "constraint"), sweep(quick))(test)
+
+
+over_all_slowly = functools.partial(over_all, quick=False)
+"""For tests that ask nothing of a transform but that its vectors are constant."""
 
 
 def formula(table: dict, kind: type | None) -> Callable:
@@ -495,7 +504,7 @@ def test_merge_and_gradient_are_those_of_the_formula(files, transform, kind, con
         assert outside.any() and not flat[outside].any() and flat[~outside].any()
 
 
-@over_all
+@over_all_slowly
 def test_gradient_agrees_with_finite_differences_in_float64(files, transform, kind, constraint):
     vectors = vectors_of(files, transform, kind)
     # 0.37: away from the bounds, where a clamp has no derivative
@@ -622,7 +631,7 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
             assert torch.allclose(one(name, plain[name]), two(name, other[name]), rtol=1e-6, atol=1e-6)
 
 
-@over_all
+@over_all_slowly
 def test_coefficient_file_keeps_everything(files, transform, kind, constraint, tmp_path):
     vectors = vectors_of(files, transform, kind, exclude=["single"])
     parametrization = made(kind, vectors, init=0.4, constraint=constraint())

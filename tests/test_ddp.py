@@ -74,7 +74,7 @@ def fitted(folder: Path, pool, images, name: str, **settings) -> list[tuple[torc
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         # uneven ranks: 4 and 3 of 7 samples, in micro-batches, with a penalty that must not count twice
         pytest.param({"batch_size": 7, "micro_batch": 3, "penalty": True}, marks=pytest.mark.slow),
     ],

@@ -315,7 +315,7 @@ def test_every_objective(name, make):
         "ExpertLabels",
     ],
 )
-@pytest.mark.parametrize("micro_batch", [None, 3])
+@pytest.mark.parametrize("micro_batch", [3, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_language_model_whose_positions_count_or_not(name, micro_batch):
     """Micro-batches are of samples of like length."""
     fit(
@@ -364,7 +364,9 @@ def test_block_by_block(storage):
     ("kind", "lora", "part", "storage"),
     [
         *((kind, False, "LayerWise", Resident()) for kind in ("open_clip", "vit", "resnet", "clip")),
-        *(("vit", True, part, storage) for part in ("LayerWise", "ChunkWise") for storage in (Resident(), Disk())),
+        ("vit", True, "ChunkWise", Resident()),
+        pytest.param("vit", True, "ChunkWise", Disk(), marks=pytest.mark.slow),
+        *(pytest.param("vit", True, "LayerWise", storage, marks=pytest.mark.slow) for storage in (Resident(), Disk())),
     ],
 )
 def test_networks_of_images(kind, lora, part, storage, tmp_path):

@@ -101,10 +101,10 @@ CASES = {
 }  # fmt: skip
 
 
-SLOW = "language, 20 experts"
+SLOW = {"language", "language, 20 experts", "one expert", "small blocks", "one tensor", "no blocks"}
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == SLOW)) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_all_labels_can_be_read_and_none_covers_another(case, drawn):
     table, more = CASES[case]
     with warnings.catch_warnings():

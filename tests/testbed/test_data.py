@@ -13,9 +13,7 @@ from adamerge.errors import DataError
 from adamerge.testbed.image_tasks import IMAGE_TASKS, task_images
 
 BASE = Path(adamerge.testbed.__file__).parent / "checkpoints" / "images" / "base"
-TWO = {
-    name: IMAGE_TASKS[name] for name in ("textures", "photos")
-}  # grey and colour; all seven would take half a minute
+TWO = {name: IMAGE_TASKS[name] for name in ("greek", "latin")}  # which are quickly drawn
 SIZES = {"train": 4000, "calibration": 600, "validation": 250, "test": 1000}
 
 
@@ -68,7 +66,6 @@ def test_inputs_are_bytes_of_the_size_that_the_base_takes(backbone):
     assert backbone.encode(samples[0][None]).features.shape == (1, 96)
 
 
-@pytest.mark.slow
 def test_batches_of_every_task_without_labels(two, backbone):
     batches = list(served(backbone).train_dataloader())
     assert len(batches) == 4
