@@ -577,7 +577,9 @@ def test_update_is_linear_in_the_coefficients(files, transform, kind):
 
 @pytest.mark.parametrize("transform", [None, *TRANSFORMS], ids=named)
 @pytest.mark.parametrize(("kind", "constraint"), pairs(REACHES_ANYTHING))
-@pytest.mark.parametrize("storage", [Resident(), Disk()], ids=["resident", "streamed"])
+@pytest.mark.parametrize(
+    "storage", [Resident(), pytest.param(Disk(), marks=pytest.mark.slow)], ids=["resident", "streamed"]
+)
 def test_zero_gives_the_base_bit_for_bit_and_one_gives_the_expert(files, transform, kind, constraint, storage):
     vectors = vectors_of(files, transform, kind)
     parametrization = made(kind, vectors, constraint=constraint(), init=0.3)

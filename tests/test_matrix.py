@@ -435,7 +435,7 @@ def test_six_of_the_covering_set_through_the_command_line(row, pools, tmp_path, 
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
-@pytest.mark.parametrize("kind", ["qwen2_vl", "internvl"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", pytest.param("internvl", marks=pytest.mark.slow)])
 def test_images_in_pieces_through_the_command_line(kind, experts, pools, tmp_path, capfd, monkeypatch):
     without_pictures(monkeypatch)
     fit_and_export(("LayerWise", "Sigmoid", "Sum", kind, experts), pools, tmp_path, capfd)

@@ -64,7 +64,8 @@ CHILD = """
 """
 
 
-@pytest.mark.parametrize("kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "llama"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_peft_reloads_it_with_the_merged_models_logits(lora, tmp_path, kind):
     coefficients = merge_of(lora, kind)
     export_adapter(coefficients, tmp_path / "out")

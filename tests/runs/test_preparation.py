@@ -149,7 +149,7 @@ def test_what_earlier_stages_have_yet_to_write_is_no_fault(name, pool_file):
     ("change", "named"),
     [
         ({"objective": {"class_path": "adamerge.CrossEntropy"}}, "CrossEntropy needs labels"),
-        ({"search": {"lr": -1.0}}, "model.search.lr"),
+        pytest.param({"search": {"lr": -1.0}}, "model.search.lr", marks=pytest.mark.slow),
         (
             {"lr_scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 5000}}},
             "step_size=5000",

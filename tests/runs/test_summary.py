@@ -114,10 +114,14 @@ def test_a_schedule_is_rebuilt_for_the_new_length(pool_file, capfd):
     ("words", "named"),
     [
         (["--trainer.max_steps=2"], "has done 3 steps"),
-        (["--trainer.max_steps=3"], "has done 3 steps"),
+        pytest.param(["--trainer.max_steps=3"], "has done 3 steps", marks=pytest.mark.slow),
         (["--trainer.max_steps=many"], "max_steps=many"),
         (["--trainer.max_steps"], "--trainer.max_steps has no value"),
-        (["--trainer.max_steps=5", "--model.search.lr=3"], "cannot change --model.search.lr=3"),
+        pytest.param(
+            ["--trainer.max_steps=5", "--model.search.lr=3"],
+            "cannot change --model.search.lr=3",
+            marks=pytest.mark.slow,
+        ),
         (["--model.search.lr=3"], "cannot change --model.search.lr=3"),
     ],
 )

@@ -35,7 +35,7 @@ def test_what_is_given_goes_before_the_demos_settings():
     own = demo.settings(["--trainer.max_steps=3"])
     assert own["adamerging_layer_wise"].keys() == {"model.search.lr", "trainer.limit_val_batches"}
     assert "1.trainer.max_steps" not in own["concrete_adamerging_layer_wise"]
-    assert demo.settings()["concrete_adamerging_layer_wise"]["1.trainer.max_steps"] == 30
+    assert demo.settings()["concrete_adamerging_layer_wise"]["1.trainer.max_steps"] == 20
 
 
 def test_elsewhere_it_says_where_to_run_it_and_deletes_nothing(tmp_path, monkeypatch):

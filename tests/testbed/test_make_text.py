@@ -129,7 +129,9 @@ def test_the_shipped_adapters_differ_as_the_engine_must_cope_with():
     assert {config["base_model_name_or_path"] for config in configs.values()} == {make_text.BASE_NAME}
 
 
-@pytest.mark.parametrize("name", TEXT_TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place > 1)) for place, name in enumerate(TEXT_TASKS)]
+)
 def test_peft_loads_a_shipped_adapter_and_merges_it_as_we_do(name):
     base = make_text.load_base()
     before = {key: tensor.clone() for key, tensor in base.state_dict().items()}

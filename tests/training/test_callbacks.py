@@ -59,7 +59,7 @@ def test_the_heat_map_is_given_the_networks_order(pool_file, monkeypatch, capfd)
     assert [name.split(".")[4] for name in block][::2] == ["ln_1", "attn", "attn", "ln_2", "mlp", "mlp"]
 
 
-@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("at", [0, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_step_that_is_not_finite_is_undone_named_and_ends_the_run(factor, at, pool_file, monkeypatch, capfd):
     """Step ``at`` (from 0) is the first bad one; 5 is the last step of all."""
