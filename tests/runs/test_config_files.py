@@ -51,3 +51,12 @@ def test_paths_inside_a_run_are_where_it_is_now_in_its_stages_too(tmp_path):
 def test_texts_change_wherever_they_are_and_nothing_else():
     data = {"a": ["b", {"c": "d"}], "e": 1, "f": None, "g": True}
     assert with_texts(data, str.upper) == {"a": ["B", {"c": "D"}], "e": 1, "f": None, "g": True}
+
+
+def test_what_is_done_to_a_files_content_is_not_there_at_the_next_read(tmp_path):
+    text = "model: {experts: {a: x}, parts: [1, [2]]}"
+    (tmp_path / "a.yaml").write_text(text)
+    first = read_config(tmp_path / "a.yaml")
+    first["model"]["experts"]["b"] = "y"
+    first["model"]["parts"][1].clear()
+    assert read_config(tmp_path / "a.yaml") == {"model": {"experts": {"a": "x"}, "parts": [1, [2]]}}

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from conftest import CLASSES
 from pico import pico_pool
 from running import LAYER_WISE, TASK_ARITHMETIC, pool_config, write_yaml
 
@@ -211,6 +212,17 @@ def test_either_order_of_the_files_gives_the_same_settings(pool_file):
     assert pool_first["trainer"]["max_steps"] == 500 and pool_first["seed_everything"] == 0
     assert pool_first["model"]["parametrization"]["class_path"].endswith("LayerWise")
     assert pool_first["data"]["class_path"] == "adamerge.ImageCalibration"
+
+
+def test_a_configuration_knows_nothing_of_one_that_was_read_before(pool_file):
+    plain = ["--config", str(pool_file), "--config", str(TASK_ARITHMETIC)]
+    other = ["--config", str(pool_file), "--config", str(LAYER_WISE), "--trainer.max_steps=7", "--model.micro_batch=2"]
+    alone = as_data(read_first(plain))
+    changed = read_first([*other, f"--tasks=[{next(iter(CLASSES))}]"])
+    changed.model.task_vectors.init_args.experts.clear()
+    changed.trainer.max_steps = 99
+    assert as_data(read_first(plain)) == alone
+    assert as_data(read_first(other))["trainer"]["max_steps"] == 7
 
 
 def test_the_last_word_wins(pool_file, tmp_path):
