@@ -68,7 +68,7 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
 
 @cache
 def _parser(trainer: type) -> ArgumentParser:
-    """Returns the parser whose trainer's section is this class's; it takes a fifth of a read to make, and keeps no state."""
+    """Returns the parser whose trainer's section is this class's; a fifth of a read to make, it keeps no settings."""
     parser = ArgumentParser(prog="adamerge fit", exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_class_arguments(trainer, "trainer", fail_untyped=False, instantiate=False)
