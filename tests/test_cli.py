@@ -176,6 +176,17 @@ def test_export_from_end_to_end(run, tmp_path, capfd):
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
+def test_open_clip_loads_what_is_exported_over_an_export(run, tmp_path, capfd):
+    file, target = run / "coefficients.safetensors", tmp_path / "merged"
+    assert command(capfd, "export", file, target).code == 0
+    assert command(capfd, "export", file, target, "--overwrite", "--dtype=bfloat16", "--shard-size=0.1").code == 0
+    weights = load_file(target / "open_clip_model.safetensors")
+    code = f"import open_clip\nprint(len(open_clip.create_model('local-dir:{target}', require_pretrained=True).state_dict()))"
+    done = child(["-c", code], tmp_path)
+    assert int(done.stdout) == len(weights), done.stderr[-2000:]
+
+
 def test_export_refuses_moved_and_changed_models_unless_told(run, pool, tmp_path, capfd):
     file = run / "coefficients.safetensors"
     expert = Path(pool["experts"]["colours"])

@@ -633,7 +633,7 @@ def test_the_order_of_experts_changes_nothing(files, transform, kind, constraint
             assert torch.allclose(one(name, plain[name]), two(name, other[name]), rtol=1e-6, atol=1e-6)
 
 
-@over_all_slowly
+@over_all
 def test_coefficient_file_keeps_everything(files, transform, kind, constraint, tmp_path):
     vectors = vectors_of(files, transform, kind, exclude=["single"])
     parametrization = made(kind, vectors, init=0.4, constraint=constraint())

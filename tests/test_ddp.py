@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -57,17 +56,8 @@ def fitted(folder: Path, pool, images, name: str, **settings) -> list[tuple[torc
     script = folder / "fit.py"
     script.write_text(SCRIPT)
     given = {"pool": pool, "images": images, "out": name, "batch_size": 6, "penalty": False, "micro_batch": None}
-    words = [str(script), json.dumps({**given, **settings})]
-    if settings["devices"] == 1:  # needs no process of its own
-        threads = torch.get_num_threads()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.setattr(sys, "argv", words)
-            runpy.run_path(words[0])
-        torch.set_num_threads(threads)
-    else:
-        done = child(words, folder, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = child([script, json.dumps({**given, **settings})], folder, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_*.pt"))]
 
 

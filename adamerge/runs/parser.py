@@ -63,12 +63,11 @@ def parser_of(content: Mapping[str, Any]) -> ArgumentParser:
     trainer: Any = Trainer
     if names_classes(content.get("trainer") or {} if isinstance(content.get("trainer"), Mapping | None) else {}):
         from lightning import Trainer as trainer
-    return _parser(trainer)
+    return _kept_parser(trainer)
 
 
-@cache
 def _parser(trainer: type) -> ArgumentParser:
-    """Returns the parser whose trainer's section is this class's; a fifth of a read to make, it keeps no settings."""
+    """Returns a parser whose trainer's section is this class's; it takes a fifth of a read to make."""
     parser = ArgumentParser(prog="adamerge fit", exit_on_error=False)
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_class_arguments(trainer, "trainer", fail_untyped=False, instantiate=False)
@@ -82,6 +81,10 @@ def _parser(trainer: type) -> ArgumentParser:
     for key in ("name", "id"):
         parser.add_argument(f"--{key}", type=str | None, default=None, help=RUN_KEYS[key])
     return parser
+
+
+_kept_parser = cache(_parser)
+"""For settings as data, which leave a parser as it is; words of a command line add actions to it."""
 
 
 def as_data(settings: Namespace, skip_default: bool = False) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def help_by_parser(flag: str, search: str = DEFAULTS["model.search"]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit), plain_names():
         _load_named([search])
         try:
-            parser_of({}).parse_args([f"--model.search={search}", f"--{key}"])
+            _parser(Trainer).parse_args([f"--model.search={search}", f"--{key}"])
         except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
             raise readable(error) from error
     return printed.getvalue()
